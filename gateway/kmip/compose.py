@@ -1,0 +1,100 @@
+"""The messages that the gateway writes itself: refusals to clients, and its own questions to key managers."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from gateway.kmip import ttlv
+from gateway.kmip.messages import FALLBACK_VERSION, Request, Version
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+
+_T = TypeVar("_T")
+
+
+class Ask(NamedTuple):
+    """One operation to ask for: its payload's items, encoded, one after the other."""
+
+    operation: int
+    payload: bytes = b""
+    unique_batch_item_id: bytes | None = None
+
+
+def encode_request(version: Version, asks: Sequence[Ask], *, header: Iterable[bytes] = ()) -> bytes:
+    """A request of these operations. ``header`` holds encoded fields that stand between version and Batch Count."""
+    items = [
+        ttlv.structure(
+            Tag.BATCH_ITEM,
+            ttlv.enumeration(Tag.OPERATION, ask.operation),
+            *_optional(Tag.UNIQUE_BATCH_ITEM_ID, ask.unique_batch_item_id, ttlv.octets),
+            ttlv.structure(Tag.REQUEST_PAYLOAD, ask.payload),
+        )
+        for ask in asks
+    ]
+    count = () if version >= (3, 0) else (ttlv.integer(Tag.BATCH_COUNT, len(items)),)
+    head = ttlv.structure(Tag.REQUEST_HEADER, _encode_version(version), *header, *count)
+    return ttlv.structure(Tag.REQUEST_MESSAGE, head, *items)
+
+
+def discover_versions(version: Version = (1, 1)) -> bytes:
+    """Ask which versions a server speaks (1.4 section 4.26); a payload without versions asks for all of them."""
+    return encode_request(version, [Ask(Operation.DISCOVER_VERSIONS)])
+
+
+class Result(NamedTuple):
+    """The outcome of one operation: ``payload`` holds its items, encoded, one after the other."""
+
+    status: int
+    operation: int | None = None
+    unique_batch_item_id: bytes | None = None
+    reason: int | None = None
+    message: str | None = None
+    payload: bytes | None = None
+    asynchronous_correlation_value: bytes | None = None
+
+
+def encode_response(version: Version, results: Sequence[Result], *, now: float | None = None) -> bytes:
+    """A response with these results, in the order of 1.4 section 7.2; ``now``, in Unix seconds, is its Time Stamp."""
+    items = [
+        ttlv.structure(
+            Tag.BATCH_ITEM,
+            *_optional(Tag.OPERATION, result.operation, ttlv.enumeration),
+            *_optional(Tag.UNIQUE_BATCH_ITEM_ID, result.unique_batch_item_id, ttlv.octets),
+            ttlv.enumeration(Tag.RESULT_STATUS, result.status),
+            *_optional(Tag.RESULT_REASON, result.reason, ttlv.enumeration),
+            *_optional(Tag.RESULT_MESSAGE, result.message, ttlv.text),
+            *_optional(Tag.ASYNCHRONOUS_CORRELATION_VALUE, result.asynchronous_correlation_value, ttlv.octets),
+            *_optional(Tag.RESPONSE_PAYLOAD, result.payload, ttlv.structure),
+        )
+        for result in results
+    ]
+    count = () if version >= (3, 0) else (ttlv.integer(Tag.BATCH_COUNT, len(items)),)
+    stamp = ttlv.date_time(Tag.TIME_STAMP, int(time.time() if now is None else now))
+    head = ttlv.structure(Tag.RESPONSE_HEADER, _encode_version(version), stamp, *count)
+    return ttlv.structure(Tag.RESPONSE_MESSAGE, head, *items)
+
+
+def failure(request: Request | None, reason: int, message: str, *, version: Version = FALLBACK_VERSION) -> bytes:
+    """The gateway's own answer: Operation Failed, for every item of the request.
+
+    Version, Operation and Unique Batch Item ID are the request's. A request that could not be decoded (None) gets one
+    item without Operation (1.4 section 11.1), labelled with ``version``.
+    """
+    if request is None:
+        return encode_response(version, [Result(ResultStatus.OPERATION_FAILED, reason=reason, message=message)])
+    results = [
+        Result(ResultStatus.OPERATION_FAILED, item.operation, item.unique_batch_item_id, reason, message)
+        for item in request.items
+    ]
+    return encode_response(request.version, results)
+
+
+def _encode_version(version: Version) -> bytes:
+    return ttlv.structure(
+        Tag.PROTOCOL_VERSION,
+        ttlv.integer(Tag.PROTOCOL_VERSION_MAJOR, version[0]),
+        ttlv.integer(Tag.PROTOCOL_VERSION_MINOR, version[1]),
+    )
+
+
+def _optional(tag: Tag, value: _T | None, encode: Callable[[int, _T], bytes]) -> tuple[bytes, ...]:
+    return () if value is None else (encode(tag, value),)

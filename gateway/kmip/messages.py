@@ -1,0 +1,327 @@
+"""Requests and responses: shallow, read-only views of whole messages (KMIP 1.4 sections 6 and 7).
+
+A view knows where the fields of header and batch items lie; ``decode`` found them. What lies deeper is read when
+somebody asks. The message itself is never changed.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from gateway.errors import ProtocolError
+from gateway.kmip import ttlv
+from gateway.kmip.spec import (
+    AsynchronousIndicator,
+    CredentialType,
+    ItemType,
+    Operation,
+    ResultReason,
+    ResultStatus,
+    Tag,
+)
+
+Version = tuple[int, int]
+
+#: What an answer says of its version when the request's could not be read.
+FALLBACK_VERSION: Final[Version] = (1, 0)
+
+_UNIQUE_IDENTIFIERS: Final = frozenset(
+    {Tag.UNIQUE_IDENTIFIER, Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER, Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER}
+)
+
+Fields = dict[int, tuple[int, int]]
+"""Of each known field: the positions where its value begins and ends."""
+
+
+class _Fields:
+    """Shared by everything that was read out of a frame: the frame, and where its known fields lie."""
+
+    __slots__ = ("fields", "frame")
+
+    def __init__(self, frame: bytes, fields: Fields) -> None:
+        self.frame = frame
+        self.fields = fields
+
+    def _raw(self, tag: int) -> bytes | None:
+        span = self.fields.get(tag)
+        return None if span is None else self.frame[span[0] : span[1]]
+
+    def _number(self, tag: int) -> int | None:
+        raw = self._raw(tag)
+        return None if raw is None else int.from_bytes(raw, "big")
+
+
+class _Item(_Fields):
+    """A batch item: what requests' and responses' have in common."""
+
+    __slots__ = ("operation",)
+
+    PAYLOAD: Tag
+
+    def __init__(self, frame: bytes, fields: Fields) -> None:
+        self.frame = frame
+        self.fields = fields
+        self.operation: int = -1
+        span = fields.get(Tag.OPERATION)
+        if span is not None:
+            self.operation = int.from_bytes(frame[span[0] : span[1]], "big")
+
+    @property
+    def unique_batch_item_id(self) -> bytes | None:
+        """Unique Batch Item ID, as the peer wrote it."""
+        return self._raw(Tag.UNIQUE_BATCH_ITEM_ID)
+
+    @property
+    def unique_identifiers(self) -> list[bytes]:
+        """Unique identifiers that stand in the payload, as they are encoded: text mostly, since 2.0 also a number."""
+        return [self.frame[item.start : item.end] for item in self._payload() if item.tag in _UNIQUE_IDENTIFIERS]
+
+    @property
+    def correlation_value(self) -> bytes | None:
+        """Correlation Value of a cryptographic stream, or of PKCS#11 (1.4 section 4.29; 2.1 section 6.1.43)."""
+        return self._payload_bytes(Tag.CORRELATION_VALUE)
+
+    def _payload(self) -> Iterable[ttlv.Item]:
+        span = self.fields.get(self.PAYLOAD)
+        return () if span is None else ttlv.walk(self.frame, *span)
+
+    def _payload_item(self, tag: Tag, item_type: ItemType) -> ttlv.Item | None:
+        item = next((item for item in self._payload() if item.tag == tag), None)
+        if item is not None and item.type != item_type:
+            raise ProtocolError(f"{tag.name} has type {item.type}, not {item_type.name}")
+        return item
+
+    def _payload_bytes(self, tag: Tag) -> bytes | None:
+        item = self._payload_item(tag, ItemType.BYTE_STRING)
+        return None if item is None else self.frame[item.start : item.end]
+
+    def _payload_number(self, tag: Tag, item_type: ItemType) -> int | None:
+        item = self._payload_item(tag, item_type)
+        return None if item is None else int.from_bytes(self.frame[item.start : item.end], "big")
+
+
+class RequestItem(_Item):
+    """One operation of a request.
+
+    Every property but ``operation`` reads the payload when asked, and raises ProtocolError where that can't be walked.
+    """
+
+    __slots__ = ()
+
+    PAYLOAD = Tag.REQUEST_PAYLOAD
+
+    @property
+    def asynchronous_correlation_value(self) -> bytes | None:
+        """Of Poll, Cancel and their kind (1.4 section 4.26)."""
+        return self._payload_bytes(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
+
+    @property
+    def init_indicator(self) -> bool | None:
+        """Init Indicator: the first part of a stream (1.3 and later)."""
+        return self._payload_flag(Tag.INIT_INDICATOR)
+
+    @property
+    def final_indicator(self) -> bool | None:
+        """Final Indicator: the last part of a stream (1.3 and later)."""
+        return self._payload_flag(Tag.FINAL_INDICATOR)
+
+    @property
+    def object_type(self) -> int | None:
+        """Object Type, where the payload carries it itself."""
+        return self._payload_number(Tag.OBJECT_TYPE, ItemType.ENUMERATION)
+
+    @property
+    def object_group_member(self) -> int | None:
+        """Object Group Member of a Locate: asking for a fresh one may make one (1.4 section 4.9)."""
+        return self._payload_number(Tag.OBJECT_GROUP_MEMBER, ItemType.ENUMERATION)
+
+    def _payload_flag(self, tag: Tag) -> bool | None:
+        number = self._payload_number(tag, ItemType.BOOLEAN)
+        return None if number is None else bool(number)
+
+
+class ResponseItem(_Item):
+    """The answer to one operation. ``operation`` is -1 where the key manager left it out."""
+
+    __slots__ = ()
+
+    PAYLOAD = Tag.RESPONSE_PAYLOAD
+
+    @property
+    def status(self) -> int:
+        """Result Status; a response is not decoded without one."""
+        status = self._number(Tag.RESULT_STATUS)
+        return ResultStatus.OPERATION_FAILED if status is None else status
+
+    @property
+    def reason(self) -> int | None:
+        """Result Reason, given with failures."""
+        return self._number(Tag.RESULT_REASON)
+
+    @property
+    def message(self) -> str | None:
+        """Result Message: the key manager's own words."""
+        raw = self._raw(Tag.RESULT_MESSAGE)
+        return None if raw is None else raw.rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def asynchronous_correlation_value(self) -> bytes | None:
+        """Given with Operation Pending."""
+        return self._raw(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
+
+
+class _Message(_Fields):
+    __slots__ = ("version",)
+
+    def __init__(self, frame: bytes, fields: Fields, version: Version) -> None:
+        self.frame = frame
+        self.fields = fields
+        self.version = version
+
+    @property
+    def batch_count(self) -> int | None:
+        """Batch Count; 3.0 has none."""
+        return self._number(Tag.BATCH_COUNT)
+
+    @property
+    def time_stamp(self) -> int | None:
+        """Time Stamp, in seconds since 1970 UTC."""
+        return self._number(Tag.TIME_STAMP)
+
+
+class Request(_Message):
+    """A request, as far as the gateway needs it. ``frame`` is the message itself, to be forwarded unchanged."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, frame: bytes, fields: Fields, version: Version, items: list[RequestItem]) -> None:
+        super().__init__(frame, fields, version)
+        self.items = items
+
+    def __repr__(self) -> str:
+        operations = ", ".join(operation_name(item.operation) for item in self.items)
+        return f"<Request {self.version[0]}.{self.version[1]} {operations}: {len(self.frame)} bytes>"
+
+    @property
+    def maximum_response_size(self) -> int | None:
+        """Maximum Response Size, in bytes."""
+        return self._number(Tag.MAXIMUM_RESPONSE_SIZE)
+
+    @property
+    def client_correlation_value(self) -> bytes | None:
+        """Client Correlation Value (1.4 and later)."""
+        return self._raw(Tag.CLIENT_CORRELATION_VALUE)
+
+    @property
+    def asynchronous_indicator(self) -> AsynchronousIndicator:
+        """Asynchronous Indicator; where missing, PROHIBITED.
+
+        The Boolean of 1.x reads as OPTIONAL where true: the server may answer later. An unknown number reads as
+        MANDATORY, the least convenient.
+        """
+        number = self._number(Tag.ASYNCHRONOUS_INDICATOR)
+        span = self.fields.get(Tag.ASYNCHRONOUS_INDICATOR)
+        if number is None or span is None:
+            return AsynchronousIndicator.PROHIBITED
+        if span[1] - span[0] == 8:  # a Boolean's length
+            return AsynchronousIndicator.OPTIONAL if number else AsynchronousIndicator.PROHIBITED
+        try:
+            return AsynchronousIndicator(number)
+        except ValueError:
+            return AsynchronousIndicator.MANDATORY
+
+    @property
+    def batch_error_continuation_option(self) -> int | None:
+        """Batch Error Continuation Option; where missing, Stop."""
+        return self._number(Tag.BATCH_ERROR_CONTINUATION_OPTION)
+
+    @property
+    def batch_order_option(self) -> bool:
+        """Batch Order Option; where missing, false in 1.x and true from 2.0 on."""
+        number = self._number(Tag.BATCH_ORDER_OPTION)
+        return self.version >= (2, 0) if number is None else bool(number)
+
+    @property
+    def has_authentication(self) -> bool:
+        """Whether the header carries Authentication."""
+        return Tag.AUTHENTICATION in self.fields
+
+    @property
+    def tickets(self) -> list[bytes]:
+        """Ticket Values of the header's Ticket credentials (2.1 section 7.4).
+
+        A credential that can't be read as items is the vendor's own affair, and has none.
+        """
+        span = self.fields.get(Tag.AUTHENTICATION)
+        if span is None:
+            return []
+        try:
+            return list(_tickets(self.frame, *span))
+        except ProtocolError:
+            return []
+
+
+class Response(_Message):
+    """A key manager's answer. ``frame`` is the message itself, to be passed on unchanged."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, frame: bytes, fields: Fields, version: Version, items: list[ResponseItem]) -> None:
+        super().__init__(frame, fields, version)
+        self.items = items
+
+    def __repr__(self) -> str:
+        statuses = ", ".join(f"{operation_name(item.operation)}={item.status}" for item in self.items)
+        return f"<Response {self.version[0]}.{self.version[1]} {statuses}: {len(self.frame)} bytes>"
+
+    def answers(self, request: Request) -> bool:
+        """Whether this can be the answer to that request.
+
+        Operations and Unique Batch Item IDs are echoed (1.4 section 7.2); where they contradict the request, the two
+        belong to different exchanges, and the answer must not reach the client. Servers that echo less are believed, as
+        is the one item without Operation with which a server says that it could not read the request.
+        """
+        if len(self.items) > len(request.items):
+            return False
+        if len(request.items) == 1:
+            return all(_may_answer(item, request.items[0]) for item in self.items)
+        return all(any(_may_answer(item, asked) for asked in request.items) for item in self.items)
+
+
+def _may_answer(item: ResponseItem, asked: RequestItem) -> bool:
+    if item.operation not in (asked.operation, -1):
+        return False
+    return item.unique_batch_item_id in (asked.unique_batch_item_id, None)
+
+
+def operation_name(number: int) -> str:
+    """An operation's name as the specification writes it, without spaces; ``Unknown`` for any other number."""
+    return _OPERATION_NAMES.get(number, "Unknown")
+
+
+def reason_name(number: int) -> str:
+    """A Result Reason's name, without spaces; ``Unknown`` for any other number."""
+    return _REASON_NAMES.get(number, "Unknown")
+
+
+def _camel(name: str) -> str:
+    words = (word if word in ("MAC", "RNG", "PKCS") else word.title() for word in name.split("_"))
+    return "".join(words)
+
+
+_OPERATION_NAMES: Final = {int(operation): _camel(operation.name) for operation in Operation}
+_REASON_NAMES: Final = {int(reason): _camel(reason.name) for reason in ResultReason}
+
+
+def _tickets(frame: bytes, start: int, end: int) -> Iterable[bytes]:
+    for credential in ttlv.walk(frame, start, end):
+        if credential.tag != Tag.CREDENTIAL or credential.type != ttlv.STRUCTURE:
+            continue
+        kind = ttlv.find(frame, credential.start, credential.end, Tag.CREDENTIAL_TYPE)
+        value = ttlv.find(frame, credential.start, credential.end, Tag.CREDENTIAL_VALUE)
+        if kind is None or value is None or ttlv.read_enumeration(frame, kind) != CredentialType.TICKET:
+            continue
+        ticket = ttlv.find(frame, value.start, value.end, Tag.TICKET)
+        if ticket is not None:
+            ticket_value = ttlv.find(frame, ticket.start, ticket.end, Tag.TICKET_VALUE)
+            if ticket_value is not None:
+                yield ttlv.read_bytes(frame, ticket_value)

@@ -1,0 +1,232 @@
+"""The encoding: Tag, Type, Length, Value (KMIP 1.4 section 9.1).
+
+An item is a tag of three bytes, a type of one, a length of four, and a value padded with zeros to a multiple of eight
+bytes. Tag and type are read as one number of 32 bits, the *word*, since a tag with another type is another thing.
+
+Reading is done in place, on the bytes of the message, with positions instead of objects. It is strict where the gateway
+relies on what it reads, and blind elsewhere: a value that overruns its parent is an error only in a structure that is
+walked, and missing padding at the end of a structure is nobody's loss.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from gateway.errors import ProtocolError
+from gateway.kmip.spec import FIXED_LENGTH, ItemType
+
+HEADER_SIZE: Final = 8
+STRUCTURE: Final = int(ItemType.STRUCTURE)
+
+#: Word and length: the first eight bytes of every item.
+HEAD: Final = struct.Struct(">II")
+_INT: Final = struct.Struct(">i")
+_UINT: Final = struct.Struct(">I")
+_LONG: Final = struct.Struct(">q")
+HEAD_INT: Final = struct.Struct(">IIi4x")
+_HEAD_UINT: Final = struct.Struct(">III4x")
+_HEAD_LONG: Final = struct.Struct(">IIq")
+
+
+class Item(NamedTuple):
+    """Where an item lies in its buffer: ``start`` and ``end`` bound the value, without head and padding."""
+
+    tag: int
+    type: int
+    start: int
+    end: int
+
+
+def word(tag: int, item_type: int) -> int:
+    """Tag and type as the one number that an item begins with."""
+    return tag << 8 | item_type
+
+
+def padded(length: int) -> int:
+    """A value's length with its padding (section 9.1.1.4)."""
+    return (length + 7) & ~7
+
+
+def walk(buffer: bytes, start: int, end: int) -> Iterator[Item]:
+    """Yield the items that lie side by side between two positions.
+
+    Raises ProtocolError for an item that overruns ``end`` and for a length that its type does not have.
+    """
+    position = start
+    while position < end:
+        if end - position < HEADER_SIZE:
+            raise ProtocolError(f"{end - position} stray bytes where an item should begin")
+        tag_and_type, length = HEAD.unpack_from(buffer, position)
+        position += HEADER_SIZE
+        item_type = tag_and_type & 0xFF
+        if length > end - position:
+            raise ProtocolError(f"item {tag_and_type >> 8:06X} overruns the structure that holds it")
+        if FIXED_LENGTH.get(item_type, length) != length:
+            raise ProtocolError(f"item {tag_and_type >> 8:06X} of type {item_type} has length {length}")
+        yield Item(tag_and_type >> 8, item_type, position, position + length)
+        position += padded(length)
+
+
+def find(buffer: bytes, start: int, end: int, tag: int) -> Item | None:
+    """The first item with this tag between two positions, or None. Raises as walk does."""
+    return next((item for item in walk(buffer, start, end) if item.tag == tag), None)
+
+
+def check_depth(buffer: bytes, start: int, end: int, limit: int) -> None:
+    """Raise ProtocolError where structures between two positions nest deeper than ``limit`` levels.
+
+    Linear in the number of items, without recursion. Depth costs eight bytes a level, so what is shorter than that need
+    not be looked at. What can't be read as items is opaque here: it is not the gateway's to judge.
+    """
+    if end - start <= limit * HEADER_SIZE:
+        return
+    open_ends = [end]
+    resume_at = [end]
+    position = start
+    while open_ends:
+        end = open_ends[-1]
+        if end - position < HEADER_SIZE:
+            open_ends.pop()
+            position = resume_at.pop()
+            continue
+        tag_and_type, length = HEAD.unpack_from(buffer, position)
+        position += HEADER_SIZE
+        if length > end - position:
+            position = end
+        elif tag_and_type & 0xFF != STRUCTURE:
+            position += padded(length)
+        elif len(open_ends) > limit:
+            raise ProtocolError("structures are nested too deeply")
+        else:
+            open_ends.append(position + length)
+            resume_at.append(position + padded(length))
+
+
+# Reading a value ----------------------------------------------------------------------------------------------------
+
+
+def read_integer(buffer: bytes, item: Item) -> int:
+    """Integer: 32 bits, signed. The item comes from walk, which has checked its length."""
+    _expect(item, ItemType.INTEGER)
+    value: int = _INT.unpack_from(buffer, item.start)[0]
+    return value
+
+
+def read_enumeration(buffer: bytes, item: Item) -> int:
+    """Enumeration: 32 bits, unsigned."""
+    _expect(item, ItemType.ENUMERATION)
+    value: int = _UINT.unpack_from(buffer, item.start)[0]
+    return value
+
+
+def read_long_integer(buffer: bytes, item: Item) -> int:
+    """Long Integer: 64 bits, signed."""
+    _expect(item, ItemType.LONG_INTEGER)
+    value: int = _LONG.unpack_from(buffer, item.start)[0]
+    return value
+
+
+def read_date_time(buffer: bytes, item: Item) -> int:
+    """Date-Time: seconds since 1970 UTC, 64 bits, signed."""
+    _expect(item, ItemType.DATE_TIME)
+    value: int = _LONG.unpack_from(buffer, item.start)[0]
+    return value
+
+
+def read_interval(buffer: bytes, item: Item) -> int:
+    """Interval: seconds, 32 bits, unsigned."""
+    _expect(item, ItemType.INTERVAL)
+    value: int = _UINT.unpack_from(buffer, item.start)[0]
+    return value
+
+
+def read_boolean(buffer: bytes, item: Item) -> bool:
+    """Boolean: 64 bits, of which anything but zero counts as true."""
+    _expect(item, ItemType.BOOLEAN)
+    return any(buffer[item.start : item.end])
+
+
+def read_big_integer(buffer: bytes, item: Item) -> int:
+    """Big Integer: two's complement, any multiple of eight bytes."""
+    _expect(item, ItemType.BIG_INTEGER)
+    return int.from_bytes(buffer[item.start : item.end], "big", signed=True)
+
+
+def read_text(buffer: bytes, item: Item) -> str:
+    """Text String: UTF-8, without the padding that some clients count in. Raises ProtocolError."""
+    _expect(item, ItemType.TEXT_STRING)
+    try:
+        return buffer[item.start : item.end].rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(f"item {item.tag:06X} is not UTF-8") from None
+
+
+def read_bytes(buffer: bytes, item: Item) -> bytes:
+    """Byte String."""
+    _expect(item, ItemType.BYTE_STRING)
+    return buffer[item.start : item.end]
+
+
+def _expect(item: Item, item_type: ItemType) -> None:
+    if item.type != item_type:
+        raise ProtocolError(f"item {item.tag:06X} has type {item.type}, not {item_type.name}")
+
+
+# Writing an item ----------------------------------------------------------------------------------------------------
+
+
+def structure(tag: int, *parts: bytes) -> bytes:
+    """A Structure of items that are encoded already."""
+    value = b"".join(parts)
+    return HEAD.pack(tag << 8 | STRUCTURE, len(value)) + value
+
+
+def integer(tag: int, value: int) -> bytes:
+    """An Integer, -2^31 to 2^31-1."""
+    return HEAD_INT.pack(tag << 8 | ItemType.INTEGER, 4, value)
+
+
+def enumeration(tag: int, value: int) -> bytes:
+    """An Enumeration, 0 to 2^32-1."""
+    return _HEAD_UINT.pack(tag << 8 | ItemType.ENUMERATION, 4, value)
+
+
+def long_integer(tag: int, value: int) -> bytes:
+    """A Long Integer, -2^63 to 2^63-1."""
+    return _HEAD_LONG.pack(tag << 8 | ItemType.LONG_INTEGER, 8, value)
+
+
+def date_time(tag: int, value: int) -> bytes:
+    """A Date-Time, in seconds since 1970 UTC."""
+    return _HEAD_LONG.pack(tag << 8 | ItemType.DATE_TIME, 8, value)
+
+
+def interval(tag: int, value: int) -> bytes:
+    """An Interval, in seconds."""
+    return _HEAD_UINT.pack(tag << 8 | ItemType.INTERVAL, 4, value)
+
+
+def boolean(tag: int, value: bool) -> bytes:
+    """A Boolean."""
+    return _HEAD_LONG.pack(tag << 8 | ItemType.BOOLEAN, 8, int(value))
+
+
+def big_integer(tag: int, value: int) -> bytes:
+    """A Big Integer, in the fewest multiples of eight bytes that hold it and its sign."""
+    bits = value.bit_length() if value >= 0 else (value + 1).bit_length()
+    encoded = value.to_bytes((bits // 64 + 1) * 8, "big", signed=True)
+    return HEAD.pack(tag << 8 | ItemType.BIG_INTEGER, len(encoded)) + encoded
+
+
+def text(tag: int, value: str) -> bytes:
+    """A Text String."""
+    return _string(tag << 8 | ItemType.TEXT_STRING, value.encode())
+
+
+def octets(tag: int, value: bytes) -> bytes:
+    """A Byte String."""
+    return _string(tag << 8 | ItemType.BYTE_STRING, value)
+
+
+def _string(tag_and_type: int, value: bytes) -> bytes:
+    return HEAD.pack(tag_and_type, len(value)) + value + bytes(-len(value) % 8)
