@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from gateway.kmip import ttlv
 from gateway.kmip.messages import FALLBACK_VERSION, Request, Version
@@ -38,6 +38,15 @@ def encode_request(version: Version, asks: Sequence[Ask], *, header: Iterable[by
 def discover_versions(version: Version = (1, 1)) -> bytes:
     """Ask which versions a server speaks (1.4 section 4.26); a payload without versions asks for all of them."""
     return encode_request(version, [Ask(Operation.DISCOVER_VERSIONS)])
+
+
+_QUERY_SERVER_INFORMATION: Final = 3  # 1.4 section 9.1.3.2.24
+
+
+def query(version: Version = (1, 0)) -> bytes:
+    """Ask who a server is (1.4 section 4.25)."""
+    payload = ttlv.enumeration(Tag.QUERY_FUNCTION, _QUERY_SERVER_INFORMATION)
+    return encode_request(version, [Ask(Operation.QUERY, payload)])
 
 
 class Result(NamedTuple):

@@ -1,0 +1,103 @@
+"""The doorbell: the command line."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, NoReturn
+
+import click
+import trio
+
+from gateway import log
+from gateway.config import load, summary
+from gateway.errors import ConfigError
+from gateway.worker import Worker
+
+_MISTAKE = 2  # exit status where the configuration is to blame
+
+
+#: Commands of the lab, and the modules they live in: the running gateway never loads them.
+_LAB: Final = {
+    "certs": "gateway.lab.certs_command",
+    "demo": "gateway.lab.demo",
+    "keymanager": "gateway.lab.keymanager.command",
+}
+
+
+class _Doorbell(click.Group):
+    """The group of commands, of which the lab's are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAB])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _LAB:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(_LAB[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_Doorbell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("kmip-gateway"), prog_name="kmip-gateway")
+def main() -> None:
+    """A load-balancing KMIP proxy that pools mutual-TLS sessions to key managers."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+def run(config: Path) -> None:
+    """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        _give_up(error.mistakes)
+    log.configure(settings.log.level, settings.log.format)
+    try:
+        trio.run(_run, Worker(settings))
+    except* ConfigError as errors:
+        _give_up([f"{config}: {mistake}" for mistake in _mistakes(errors)])
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+def check(config: Path) -> None:
+    """Check the configuration file CONFIG: a summary, or every mistake and exit status 2."""
+    try:
+        lines = summary(load(config))
+    except ConfigError as error:
+        _give_up(error.mistakes)
+    for line in lines:
+        click.echo(line)
+    click.echo(f"{config}: no mistakes")
+
+
+async def _run(worker: Worker) -> None:
+    """Run a worker until it has drained; a signal begins that, a second one cuts it short."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey_signals, worker, nursery.cancel_scope)
+        await worker.run()
+        nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(worker: Worker, everything: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await anext(signals)
+        worker.drain()
+        await anext(signals)
+        everything.cancel()
+
+
+def _mistakes(error: BaseException) -> list[str]:
+    """The mistakes of a ConfigError, out of the groups in which nurseries wrap it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [mistake for inner in error.exceptions for mistake in _mistakes(inner)]
+    return error.mistakes if isinstance(error, ConfigError) else []
+
+
+def _give_up(mistakes: Sequence[str]) -> NoReturn:
+    for mistake in mistakes:
+        click.echo(mistake, err=True)
+    sys.exit(_MISTAKE)

@@ -1,0 +1,156 @@
+"""Listener: accepts clients, admits them, shakes hands under a deadline, and has a conversation with each."""
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+from OpenSSL import SSL
+
+from gateway.dispatcher import Dispatcher
+from gateway.errors import GatewayError, TlsError
+from gateway.front.conversation import Conversation, Limits, Phase
+from gateway.identity import Identities, Principal
+from gateway.log import Log
+from gateway.metrics import Metrics
+from gateway.tls import TlsStream
+
+_ACCEPTED_AT_ONCE: Final = 64  # connections taken before others get a turn
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_BREATH: Final = 0.1  # s without accepting when the process is out of descriptors or memory
+
+
+class ListenerSettings(NamedTuple):
+    """``name`` is the label of its metrics; ``handshake_timeout`` is in seconds."""
+
+    name: str
+    max_clients: int = 10_000
+    handshake_timeout: float = 10.0
+
+
+class Listener:
+    """One listening socket, with the TLS context, the identity rules and the limits that hold behind it."""
+
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        context: SSL.Context,
+        identities: Identities,
+        *,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        metrics: Metrics,
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._context = context
+        self._identities = identities
+        self._metrics = metrics
+        self._log = log
+        self._converse: Callable[..., Conversation] = partial(
+            Conversation, dispatcher=dispatcher, limits=limits, metrics=metrics, log=log
+        )
+        self._conversations: set[Conversation] = set()
+        self._clients = 0
+        self._accepting = trio.CancelScope()
+        self._connections = metrics.client_connections.labels(settings.name)
+
+    def __repr__(self) -> str:
+        return f"<Listener {self._settings.name}: {self._clients} clients>"
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Requests that were read and are not yet answered."""
+        return sum(conversation.phase is Phase.ANSWERING for conversation in self._conversations)
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Accept on a listening socket until drained; returns when the last conversation has ended."""
+        listening.setblocking(False)
+        async with trio.open_nursery() as clients:
+            with self._accepting:
+                while True:
+                    await trio.lowlevel.wait_readable(listening)
+                    await self._accept_some(listening, clients)
+
+    def drain(self) -> None:
+        """Take no new clients; let each conversation end after the answer that is due."""
+        self._accepting.cancel()
+        for conversation in list(self._conversations):
+            conversation.drain()
+
+    async def _accept_some(self, listening: socket.socket, clients: trio.Nursery) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                sock, _address = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._log.error("can't accept clients", reason=error.strerror, listener=self._settings.name)
+                    await trio.sleep(_BREATH)
+                    return
+                continue  # the client has gone already
+            if self._clients >= self._settings.max_clients:
+                self._failed("limit")
+                sock.close()
+                continue
+            self._clients += 1
+            clients.start_soon(self._serve_client, sock)
+
+    async def _serve_client(self, sock: socket.socket) -> None:
+        self._connections.inc()
+        try:
+            stream = TlsStream(sock, self._context, server_side=True)
+            if await self._shake_hands(stream):
+                await self._have_conversation(stream)
+        finally:
+            sock.close()
+            self._clients -= 1
+            self._connections.dec()
+
+    async def _shake_hands(self, stream: TlsStream) -> bool:
+        began = time.perf_counter()
+        reason = "handshake_timeout"
+        try:
+            with trio.move_on_after(self._settings.handshake_timeout):
+                await stream.handshake()
+                reason = ""
+        except TlsError as error:
+            reason = error.reason
+            self._log.info("handshake failed", listener=self._settings.name, reason=reason, detail=str(error))
+        except GatewayError:
+            reason = "gone"
+        finally:
+            if reason:
+                self._failed(reason)
+                stream.close()
+        if not reason:
+            resumed = "true" if stream.resumed else "false"
+            self._metrics.client_handshake_duration.labels(resumed).observe(time.perf_counter() - began)
+            self._metrics.client_connections_total.labels(self._settings.name, stream.version, resumed).inc()
+        return not reason
+
+    async def _have_conversation(self, stream: TlsStream) -> None:
+        conversation = self._converse(stream, self._identify(stream))
+        self._conversations.add(conversation)
+        try:
+            ended = await conversation.run()
+        finally:
+            self._conversations.discard(conversation)
+        self._metrics.client_requests_per_connection.observe(conversation.requests)
+        if ended not in _ORDINARY_ENDS:
+            self._failed(ended)
+
+    def _identify(self, stream: TlsStream) -> Principal | None:
+        """Ask on every connection, resumed ones included: on those, no handshake has looked at the certificate."""
+        certificate = stream.peer_certificate()
+        return None if certificate is None else self._identities.identify(certificate)
+
+    def _failed(self, reason: str) -> None:
+        self._metrics.client_connection_errors.labels(self._settings.name, reason).inc()
+
+
+_ORDINARY_ENDS: Final = frozenset({"client", "drain", "idle_timeout"})

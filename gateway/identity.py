@@ -1,0 +1,133 @@
+"""Who is calling: from a verified certificate to the rule that names the client and the credential to show for it.
+
+Rules are tried in order and the first that matches counts. Where none does, nobody is let in.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from gateway.config import IdentityConfig, MatchConfig
+
+_REMEMBERED: Final = 10_000  # certificates whose principal is remembered
+
+
+class Identity(NamedTuple):
+    """The rule that names a client. Its name is also that of the credential shown to the key managers for it."""
+
+    name: str
+    shared: bool
+
+
+class Principal(NamedTuple):
+    """One client under an identity: issuer and subject of its certificate, in RFC 4514 form.
+
+    ``not_before`` and ``not_after`` are the certificate's, in Unix seconds.
+    """
+
+    identity: Identity
+    issuer: str
+    subject: str
+    not_before: float
+    not_after: float
+
+    def is_valid_at(self, now: float) -> bool:
+        """Whether the certificate is valid at this Unix time; asked again wherever the handshake did not ask."""
+        return self.not_before <= now <= self.not_after
+
+
+class _Facts(NamedTuple):
+    """What a certificate says of its subject, in the form that rules are written in."""
+
+    subject_cn: tuple[str, ...]
+    san_dns: tuple[str, ...]
+    san_email: tuple[str, ...]
+    san_uri: tuple[str, ...]
+    san_ip: tuple[str, ...]
+    issuer: tuple[str, ...]
+    fingerprint_sha256: tuple[str, ...]
+
+
+class Identities:
+    """The ordered rules. Answers are remembered by certificate, so that a kept client costs one look-up."""
+
+    def __init__(self, rules: Iterable[IdentityConfig]) -> None:
+        self._rules = [(rule.match, Identity(rule.name, rule.shared)) for rule in rules]
+        self._known: dict[bytes, Principal | None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Identities {len(self._rules)} rules, {len(self._known)} certificates remembered>"
+
+    def identify(self, certificate: x509.Certificate) -> Principal | None:
+        """The principal of a certificate that the handshake has verified, or None where no rule matches."""
+        der = certificate.public_bytes(Encoding.DER)
+        if der not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[der] = self._identify(certificate)
+        return self._known[der]
+
+    def _identify(self, certificate: x509.Certificate) -> Principal | None:
+        facts = _read(certificate)
+        identity = next((identity for match, identity in self._rules if _matches(match, facts)), None)
+        if identity is None:
+            return None
+        return Principal(
+            identity,
+            certificate.issuer.rfc4514_string(),
+            certificate.subject.rfc4514_string(),
+            certificate.not_valid_before_utc.timestamp(),
+            certificate.not_valid_after_utc.timestamp(),
+        )
+
+
+def _read(certificate: x509.Certificate) -> _Facts:
+    common_names = tuple(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):  # ValueError: extensions that can't be read say nothing
+        names = x509.SubjectAlternativeName([])
+    return _Facts(
+        # A certificate with several common names could be taken for any of them: it is taken for none.
+        subject_cn=common_names if len(common_names) == 1 else (),
+        san_dns=tuple(name.lower() for name in names.get_values_for_type(x509.DNSName)),
+        san_email=tuple(_lower_domain(name) for name in names.get_values_for_type(x509.RFC822Name)),
+        san_uri=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
+        san_ip=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+        issuer=(certificate.issuer.rfc4514_string(),),
+        fingerprint_sha256=(certificate.fingerprint(hashes.SHA256()).hex(),),
+    )
+
+
+def _matches(match: MatchConfig, facts: _Facts) -> bool:
+    """Whether every key that the rule names finds one of its patterns among the certificate's values."""
+    return all(
+        any(_fits(key, value, pattern) for pattern in patterns for value in getattr(facts, key))
+        for key in _Facts._fields
+        if (patterns := getattr(match, key))
+    )
+
+
+def _fits(key: str, value: str, pattern: str) -> bool:
+    match key:
+        case "san_ip":
+            return ipaddress.ip_address(value) in ipaddress.ip_network(pattern)
+        case "fingerprint_sha256":
+            return value == pattern
+        case "san_dns":
+            return fnmatchcase(value, pattern.lower())
+        case "san_email":
+            return fnmatchcase(value, _lower_domain(pattern))
+        case _:
+            return fnmatchcase(value, pattern)
+
+
+def _lower_domain(address: str) -> str:
+    local, at, domain = address.rpartition("@")
+    return f"{local}{at}{domain.lower()}"

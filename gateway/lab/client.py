@@ -1,0 +1,90 @@
+"""A small KMIP client for the demo, the measurements and the tests: it opens a session, asks, and reads the answer."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from OpenSSL import SSL
+
+from gateway import tls
+from gateway.config import Address
+from gateway.errors import StreamClosedError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_response
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.messages import Response, Version
+from gateway.kmip.spec import ObjectType, Operation, Tag
+
+_MAX_RESPONSE_SIZE = 16 << 20
+
+
+class Client:
+    """One session, as a client sees it."""
+
+    def __init__(self, stream: tls.TlsStream) -> None:
+        self.stream = stream
+        self._reader = FrameReader(Tag.RESPONSE_MESSAGE, _MAX_RESPONSE_SIZE)
+
+    async def ask(self, frame: bytes) -> Response:
+        """Send a request and return the answer. Raises StreamClosedError where none comes."""
+        await self.stream.send_all(frame)
+        return await self.read_response()
+
+    async def read_response(self) -> Response:
+        """The next answer. Raises StreamClosedError where none comes."""
+        while True:
+            data = await self.stream.receive_some()
+            if not data:
+                raise StreamClosedError("closed without an answer")
+            answer = self._reader.feed(data)
+            if answer is not None:
+                return decode_response(answer)
+
+
+def client_context(certificate: Path, private_key: Path, ca: Path) -> SSL.Context:
+    """A context for Client: as a client of the gateway, or of a key manager."""
+    return tls.client_context(certificate, private_key, ca)
+
+
+@asynccontextmanager
+async def connect(address: Address, context: SSL.Context, *, server_name: str | None = None) -> AsyncIterator[Client]:
+    """A handshaken session, for the length of a block. ``server_name`` is checked; by default, the address's host."""
+    connected = trio.socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    try:
+        await connected.connect((address.host, address.port))
+    except BaseException:
+        connected.close()
+        raise
+    name = server_name or address.host
+    stream = tls.TlsStream(socket.socket(fileno=connected.detach()), context, server_side=False, server_name=name)
+    try:
+        await stream.handshake()
+        tls.check_server(stream, name, frozenset())
+        yield Client(stream)
+    finally:
+        stream.close_politely()
+
+
+def create_key(version: Version = (1, 2)) -> bytes:
+    """A Create of an AES-256 key for encryption and decryption, in 1.x."""
+    attributes = (
+        _attribute("Cryptographic Algorithm", ttlv.enumeration(Tag.ATTRIBUTE_VALUE, 3)),
+        _attribute("Cryptographic Length", ttlv.integer(Tag.ATTRIBUTE_VALUE, 256)),
+        _attribute("Cryptographic Usage Mask", ttlv.integer(Tag.ATTRIBUTE_VALUE, 12)),
+    )
+    payload = ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY) + ttlv.structure(
+        Tag.TEMPLATE_ATTRIBUTE, *attributes
+    )
+    return compose.encode_request(version, [compose.Ask(Operation.CREATE, payload)])
+
+
+def get_key(unique_identifier: str, version: Version = (1, 2)) -> bytes:
+    """A Get."""
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, unique_identifier)
+    return compose.encode_request(version, [compose.Ask(Operation.GET, payload)])
+
+
+def _attribute(name: str, value: bytes) -> bytes:
+    return ttlv.structure(Tag.ATTRIBUTE, ttlv.text(Tag.ATTRIBUTE_NAME, name), value)

@@ -1,0 +1,163 @@
+"""Every instrument, in one list; the names are Prometheus' own conventions (base units, ``_total`` for counters).
+
+Children are looked up once and kept: a request costs a few increments. No label is unbounded: what a client can choose
+freely is folded into ``Unknown`` or ``other``.
+"""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from gateway.kmip.messages import Request, Response, operation_name, reason_name
+from gateway.kmip.spec import ResultStatus
+
+REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+REUSE_BUCKETS: Final = (0, 1, 2, 5, 10, 100, 1000)
+_VERSIONS: Final = {(1, minor): f"1.{minor}" for minor in range(5)} | {(2, 0): "2.0", (2, 1): "2.1", (3, 0): "3.0"}
+
+
+class Metrics:
+    """The instruments of one process, in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        Gauge("kmip_gateway_build_info", "The running version.", ["version"], registry=registry).labels(version).set(1)
+        self.client_connections = Gauge(
+            "kmip_gateway_client_connections", "Client connections open now.", ["listener"], registry=registry
+        )
+        self.client_connections_total = Counter(
+            "kmip_gateway_client_connections_total",
+            "Client handshakes that succeeded.",
+            ["listener", "tls_version", "resumed"],
+            registry=registry,
+        )
+        self.client_connection_errors = Counter(
+            "kmip_gateway_client_connection_errors_total",
+            "Client connections that ended before their first request, or were cut off, by reason.",
+            ["listener", "reason"],
+            registry=registry,
+        )
+        self.client_handshake_duration = Histogram(
+            "kmip_gateway_client_handshake_duration_seconds",
+            "Client handshakes, from accept to established.",
+            ["resumed"],
+            buckets=HANDSHAKE_BUCKETS,
+            registry=registry,
+        )
+        self.client_requests_per_connection = Histogram(
+            "kmip_gateway_client_requests_per_connection",
+            "Requests that a client connection carried until it closed.",
+            buckets=REUSE_BUCKETS,
+            registry=registry,
+        )
+        self.requests = Counter(
+            "kmip_gateway_requests_total",
+            "Requests answered; result is success, operation_failed, operation_pending or gateway_error.",
+            ["operation", "result", "protocol_version"],
+            registry=registry,
+        )
+        self.request_duration = Histogram(
+            "kmip_gateway_request_duration_seconds",
+            "From a whole request to its answer handed to TLS.",
+            ["operation"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.requests_in_flight = Gauge(
+            "kmip_gateway_requests_in_flight", "Requests that were read and not yet answered.", registry=registry
+        )
+        self.gateway_errors = Counter(
+            "kmip_gateway_gateway_errors_total",
+            "Answers of the gateway's own, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.result_reasons = Counter(
+            "kmip_gateway_kmip_result_reasons_total",
+            "Result Reasons of operations that key managers failed.",
+            ["reason"],
+            registry=registry,
+        )
+        self.backend_requests = Counter(
+            "kmip_gateway_backend_requests_total",
+            "Exchanges with a backend; result is answered, or the stage and reason of the failure.",
+            ["backend", "result"],
+            registry=registry,
+        )
+        self.backend_request_duration = Histogram(
+            "kmip_gateway_backend_request_duration_seconds",
+            "Exchanges with a backend that were answered.",
+            ["backend"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.sessions_opened = Counter(
+            "kmip_gateway_sessions_opened_total", "Sessions opened to a backend.", ["backend"], registry=registry
+        )
+        self.session_open_failures = Counter(
+            "kmip_gateway_session_open_failures_total",
+            "Sessions that could not be opened, by reason.",
+            ["backend", "reason"],
+            registry=registry,
+        )
+        self.session_open_duration = Histogram(
+            "kmip_gateway_session_open_duration_seconds",
+            "Connecting, handshake and first answer of a session.",
+            ["backend"],
+            buckets=HANDSHAKE_BUCKETS,
+            registry=registry,
+        )
+        self.sessions_closed = Counter(
+            "kmip_gateway_sessions_closed_total",
+            "Sessions closed, by reason.",
+            ["backend", "reason"],
+            registry=registry,
+        )
+        self.certificate_not_after = Gauge(
+            "kmip_gateway_certificate_not_after_timestamp_seconds",
+            "When a certificate in use ends, in Unix seconds.",
+            ["role", "name"],
+            registry=registry,
+        )
+        self.draining = Gauge("kmip_gateway_draining", "1 while the gateway takes no new clients.", registry=registry)
+
+        self._answered: dict[tuple[str, str, str], Counter] = {}
+        self._durations: dict[str, Histogram] = {}
+
+    def request_answered(self, request: Request | None, result: str, seconds: float) -> None:
+        """Count an answer to a client; ``request`` is None where it could not be decoded."""
+        operation = _operation_label(request)
+        version = "other" if request is None else _VERSIONS.get(request.version, "other")
+        key = (operation, result, version)
+        counter = self._answered.get(key)
+        if counter is None:
+            counter = self._answered[key] = self.requests.labels(*key)
+            self._durations[operation] = self.request_duration.labels(operation)
+        counter.inc()
+        self._durations[operation].observe(seconds)
+
+    def response_passed_on(self, response: Response) -> str:
+        """Count the Result Reasons of a key manager's answer; return what the answer is, as a label."""
+        result = "success"
+        for item in response.items:
+            status = item.status
+            if status == ResultStatus.SUCCESS:
+                continue
+            if status == ResultStatus.OPERATION_PENDING:
+                result = "operation_pending"
+                continue
+            result = "operation_failed"
+            self.result_reasons.labels(reason_name(item.reason or 0)).inc()
+        return result
+
+    def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def _operation_label(request: Request | None) -> str:
+    if request is None:
+        return "Invalid"
+    return operation_name(request.items[0].operation) if len(request.items) == 1 else "Batch"

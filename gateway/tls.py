@@ -1,0 +1,400 @@
+"""TLS on both sides: contexts from files, and one stream on a non-blocking socket.
+
+pyOpenSSL brings its own, current OpenSSL, and handshakes are OpenSSL's time. OpenSSL reads and writes the socket
+itself; trio only waits for it. The order is *wait, then read*: a read that finds nothing costs more than the wait.
+"""
+
+import errno
+import ipaddress
+import select
+import socket
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from OpenSSL import SSL, crypto
+from service_identity import CertificateError, VerificationError
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from trio.lowlevel import wait_readable, wait_writable
+
+from gateway.errors import StreamClosedError, TlsError
+
+_RECORD: Final = 16384  # bytes in one TLS record, and so in one read
+_SSL_MODE_RELEASE_BUFFERS: Final = 0x10
+_SESSION_ID_CONTEXT: Final = b"kmip-gateway"
+_LINGER_BYTES: Final = 1 << 20  # read and thrown away at the most while a refused client finishes sending
+
+
+class Policy(Enum):
+    """What a listener negotiates: the lowest version, and the cipher suites below TLS 1.3 in OpenSSL's notation."""
+
+    MODERN = (SSL.TLS1_2_VERSION, "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:!aNULL:!PSK")
+    #: KMIP Profiles 1.4, "Basic Authentication Suite", makes AES128-SHA256 and AES256-SHA256 mandatory.
+    COMPATIBLE = (
+        SSL.TLS1_2_VERSION,
+        "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE+AES:kRSA+AESGCM:AES256-SHA256:AES128-SHA256:!aNULL:!PSK",
+    )
+    LEGACY = (SSL.TLS1_VERSION, "ALL:!aNULL:!eNULL:!PSK:!SRP:!RC4:!EXP:!LOW@SECLEVEL=0")
+
+    @property
+    def minimum_version(self) -> int:
+        """The lowest protocol version, as OpenSSL numbers it."""
+        return self.value[0]
+
+    @property
+    def ciphers(self) -> bytes:
+        """The cipher list."""
+        return self.value[1].encode()
+
+
+#: Words in OpenSSL's reasons, and the reason that a TlsError gives for them; the first that is found counts.
+_REASONS: Final = (
+    ("peer did not return a certificate", "no_certificate"),
+    ("no shared cipher", "no_shared_cipher"),
+    ("no suitable signature", "no_shared_cipher"),
+    ("unsupported protocol", "version"),
+    ("http request", "not_tls"),
+    ("https proxy request", "not_tls"),
+    ("wrong version number", "not_tls"),
+    ("packet length too long", "not_tls"),
+    ("alert", "alert"),
+    ("certificate verify failed", "certificate"),
+)
+#: X509_V_ERR_* of OpenSSL's x509_vfy.h, where the operator should be told more than "certificate".
+_VERIFY_REASONS: Final = {
+    2: "unknown_ca",
+    18: "unknown_ca",
+    19: "unknown_ca",
+    20: "unknown_ca",
+    21: "unknown_ca",
+    9: "not_yet_valid",
+    10: "expired",
+    23: "revoked",
+    26: "purpose",
+}
+
+
+def server_context(
+    certificate: Path, private_key: Path, client_ca: Path, policy: str = "modern", *, resumption_lifetime: float = 3600
+) -> SSL.Context:
+    """A context for a side that accepts: every client must show a certificate that leads to ``client_ca``.
+
+    ``policy`` names a Policy in lower case. Sessions can be resumed for ``resumption_lifetime`` seconds, on TLS 1.2 and
+    1.3, by every process that shares this context. Raises TlsError for files that OpenSSL does not take.
+    """
+    context = _context(Policy[policy.upper()], certificate, private_key)
+    _load_ca(context, client_ca)
+    context.load_client_ca(str(client_ca).encode())
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_verification)
+    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
+    context.set_session_id(_SESSION_ID_CONTEXT)  # without it, a client that resumes gets a fatal alert
+    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
+    context.set_timeout(int(resumption_lifetime))
+    return context
+
+
+def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL.Context:
+    """A context for a side that connects and shows ``certificate``.
+
+    The server's certificate must lead to ``ca``. Without one the handshake accepts any, and check_server must be given
+    the certificate's fingerprint. Suites are those of the compatible policy: what key managers offer is theirs to
+    choose, and a handshake can't be talked down. Raises TlsError for files that OpenSSL does not take.
+    """
+    context = _context(Policy.COMPATIBLE, certificate, private_key)
+    if ca is None:
+        context.set_verify(SSL.VERIFY_PEER, _accept_for_pin)
+    else:
+        _load_ca(context, ca)
+        context.set_verify(SSL.VERIFY_PEER, _note_verification)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    return context
+
+
+def _context(policy: Policy, certificate: Path, private_key: Path) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(policy.minimum_version)
+    context.set_cipher_list(policy.ciphers)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_mode(_SSL_MODE_RELEASE_BUFFERS)
+    try:
+        context.use_certificate_chain_file(str(certificate).encode())
+        context.use_privatekey_file(str(private_key).encode())
+        context.check_privatekey()
+    except SSL.Error as error:
+        raise TlsError(f"certificate {certificate} with key {private_key}: {_words(error)}") from None
+    return context
+
+
+def _load_ca(context: SSL.Context, ca: Path) -> None:
+    try:
+        context.load_verify_locations(str(ca).encode())
+    except SSL.Error as error:
+        raise TlsError(f"CA file {ca}: {_words(error)}") from None
+
+
+class _Verification:
+    """What OpenSSL's verification said of one handshake. It runs on full handshakes only, never on resumed ones."""
+
+    __slots__ = ("error", "ran")
+
+    def __init__(self) -> None:
+        self.ran = False
+        self.error = 0
+
+
+def _note_verification(connection: SSL.Connection, _certificate: crypto.X509, error: int, _depth: int, ok: int) -> bool:
+    verification: _Verification = connection.get_app_data()
+    verification.ran = True
+    verification.error = verification.error or error
+    return bool(ok)
+
+
+def _accept_for_pin(*_arguments: object) -> bool:
+    return True
+
+
+def check_server(stream: "TlsStream", server_name: str | None, pinned_sha256: frozenset[str]) -> None:
+    """Check whom a handshake has reached: its name, its pinned fingerprint, or both.
+
+    ``server_name`` is a DNS name or an IP address; fingerprints are lower-case hex, SHA-256 over the certificate's DER.
+    Raises TlsError, and does so where there is nothing to check.
+    """
+    certificate = stream.peer_certificate()
+    if certificate is None or not (server_name or pinned_sha256):
+        raise TlsError("the key manager's certificate can't be checked", reason="certificate")
+    if pinned_sha256 and certificate.fingerprint(hashes.SHA256()).hex() not in pinned_sha256:
+        raise TlsError("the key manager's certificate is not the pinned one", reason="pin")
+    if server_name:
+        verify = verify_ip_address if _is_ip_address(server_name) else verify_hostname
+        try:
+            verify(stream.connection, server_name)
+        except (VerificationError, CertificateError):
+            raise TlsError(f"the key manager's certificate is not for {server_name}", reason="hostname") from None
+
+
+class TlsStream:
+    """A TLS connection over a connected socket, which it owns from now on.
+
+    ``server_name`` is sent as SNI where it is a DNS name. One task reads and one writes at a time. A call that was
+    cancelled or that raised leaves a stream fit for closing only.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: SSL.Context,
+        *,
+        server_side: bool,
+        server_name: str | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        with suppress(OSError):  # a peer may be gone already; the handshake will tell
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        self._server_side = server_side
+        self._verification = _Verification()
+        self.connection = SSL.Connection(context, sock)
+        self.connection.set_app_data(self._verification)
+        if server_side:
+            self.connection.set_accept_state()
+            self._acknowledge_quickly()
+        else:
+            if server_name is not None and not _is_ip_address(server_name):
+                self.connection.set_tlsext_host_name(server_name.encode("idna"))
+            self.connection.set_connect_state()
+
+    def __repr__(self) -> str:
+        side = "server" if self._server_side else "client"
+        return f"<TlsStream {side} side, descriptor {self._socket.fileno()}>"
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once closed."""
+        return self._socket.fileno()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the handshake resumed an earlier session, so that no certificate was verified in it."""
+        return not self._verification.ran
+
+    @property
+    def version(self) -> str:
+        """The protocol version, as ``TLSv1.3``."""
+        return self.connection.get_protocol_version_name()
+
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The peer's certificate; on a resumed session, the one that was shown first."""
+        return self.connection.get_peer_certificate(as_cryptography=True)
+
+    async def handshake(self) -> None:
+        """Shake hands. Raises TlsError, or StreamClosedError where the peer leaves. The caller sets the deadline."""
+        while True:
+            try:
+                self.connection.do_handshake()
+                break
+            except SSL.WantReadError:
+                await wait_readable(self._socket)
+            except SSL.WantWriteError:
+                await wait_writable(self._socket)
+            except (SSL.SysCallError, trio.ClosedResourceError) as error:
+                raise StreamClosedError(f"gone during the handshake: {_words(error)}") from None
+            except SSL.Error as error:
+                raise self._handshake_error(error) from None
+        if self._server_side:
+            self._acknowledge_quickly()
+
+    def _handshake_error(self, error: SSL.Error) -> TlsError:
+        words = _words(error)
+        reason = next((reason for part, reason in _REASONS if part in words), "tls")
+        if reason == "certificate":
+            reason = _VERIFY_REASONS.get(self._verification.error, reason)
+        return TlsError(f"handshake failed: {words}", reason=reason)
+
+    async def receive_some(self) -> bytes:
+        """Wait for bytes and return them, 16 KiB at the most; empty at the end of the stream.
+
+        An end without close_notify is an end: messages say themselves how long they are, and half of one is noticed.
+        Raises StreamClosedError on a reset, TlsError on a broken record or an alert.
+        """
+        waited = self.connection.pending() > 0
+        while True:
+            try:
+                if not waited:
+                    await wait_readable(self._socket)
+                    waited = True
+                return self.connection.recv(_RECORD)
+            except SSL.WantReadError:
+                waited = False
+            except SSL.WantWriteError:
+                await wait_writable(self._socket)
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.SysCallError as error:
+                if error.args[0] == -1:
+                    return b""
+                raise StreamClosedError(f"connection lost: {_words(error)}") from None
+            except SSL.Error as error:
+                raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None
+            except trio.ClosedResourceError:
+                raise StreamClosedError("closed on this side") from None
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything. What fits into one record goes out as one: some clients read an answer with two reads.
+
+        Raises StreamClosedError where the peer is gone.
+        """
+        sent = await self._send_some(data)
+        if sent < len(data):
+            with memoryview(data) as view:
+                while sent < len(data):
+                    sent += await self._send_some(view[sent:])
+        if self._server_side:
+            self._acknowledge_quickly()
+
+    async def _send_some(self, data: bytes | memoryview) -> int:
+        while True:
+            try:
+                return self.connection.send(data)
+            except SSL.WantWriteError:
+                await wait_writable(self._socket)
+            except SSL.WantReadError:
+                await wait_readable(self._socket)
+            except SSL.Error as error:
+                raise StreamClosedError(f"connection broken: {_words(error)}") from None
+
+    def is_quiet(self) -> bool:
+        """Whether the peer has neither sent nor closed anything, to be asked of a stream that expects nothing.
+
+        TLS may have things to say to itself (tickets, a key update), so that a readable socket is read: only bytes for
+        us, an end or an error count. Costs one system call in the usual case.
+        """
+        if self.connection.pending():
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
+        if not poll.poll(0):
+            return True
+        try:
+            self.connection.recv(1)
+        except SSL.WantReadError:
+            return True
+        except SSL.Error:
+            return False
+        return False
+
+    def _acknowledge_quickly(self) -> None:
+        """Have the kernel acknowledge at once; it forgets, so that this is said again after every answer.
+
+        Clients that write header and body apart without TCP_NODELAY would wait 40 ms for the acknowledgement.
+        """
+        with suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    async def aclose(self, *, linger: float = 0.0) -> None:
+        """Say close_notify and close.
+
+        With ``linger``, what the peer still sends is read and thrown away for up to so many seconds, until it closes
+        too: bytes left unread would have the kernel answer with a reset, which destroys what was sent last.
+        """
+        if self._socket.fileno() < 0:
+            return
+        try:
+            with suppress(SSL.Error):
+                self.connection.shutdown()
+            if linger:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_WR)
+                with trio.move_on_after(linger):
+                    await self._discard()
+        finally:
+            self.close()
+
+    async def _discard(self) -> None:
+        discarded = 0
+        while discarded < _LINGER_BYTES:
+            await wait_readable(self._socket)
+            try:
+                data = self._socket.recv(65536)
+            except OSError:
+                return
+            if not data:
+                return
+            discarded += len(data)
+
+    def close_politely(self) -> None:
+        """Say close_notify, if that can be done without waiting, and close."""
+        if self._socket.fileno() >= 0:
+            with suppress(SSL.Error):
+                self.connection.shutdown()
+            self.close()
+
+    def close(self) -> None:
+        """Close at once, without a word. May be called again."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _alert_or_tls(error: SSL.Error) -> str:
+    return "alert" if "alert" in _words(error) else "tls"
+
+
+def _words(error: Exception) -> str:
+    """OpenSSL's own words for an error."""
+    if isinstance(error, SSL.SysCallError):
+        number, text = error.args
+        return "closed by the peer" if number == -1 else errno.errorcode.get(number, str(text))
+    if error.args and isinstance(error.args[0], list):
+        return "; ".join(reason for _library, _function, reason in error.args[0]) or "unknown"
+    return "closed by the peer" if isinstance(error, SSL.ZeroReturnError) else "closed on this side"

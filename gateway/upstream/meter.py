@@ -1,0 +1,54 @@
+"""The meter: counts what happens between one backend and one credential, and says so where an operator should know."""
+
+from typing import Final
+
+import trio
+
+from gateway.errors import BackendError
+from gateway.log import Log
+from gateway.metrics import Metrics
+
+_REPEAT: Final = 60.0  # s until a failure that goes on is logged again
+
+
+class Meter:
+    """The observer that pools report to. Label children are looked up once."""
+
+    def __init__(self, backend: str, credential: str, metrics: Metrics, log: Log) -> None:
+        self._backend = backend
+        self._metrics = metrics
+        self._log = log.bind(backend=backend, credential=credential)
+        self._answered = metrics.backend_requests.labels(backend, "answered")
+        self._duration = metrics.backend_request_duration.labels(backend)
+        self._failing: str | None = None
+        self._said_at = 0.0
+
+    def session_opened(self, seconds: float) -> None:
+        """Count it; and where sessions could not be opened before, say that they can."""
+        self._metrics.sessions_opened.labels(self._backend).inc()
+        self._metrics.session_open_duration.labels(self._backend).observe(seconds)
+        if self._failing is not None:
+            self._failing = None
+            self._log.info("key manager reached again")
+
+    def session_open_failed(self, error: BackendError) -> None:
+        """Count it; say it when it begins, when its reason changes, and once a minute."""
+        self._metrics.session_open_failures.labels(self._backend, error.reason).inc()
+        now = trio.current_time()
+        if error.reason != self._failing or now - self._said_at >= _REPEAT:
+            self._failing = error.reason
+            self._said_at = now
+            self._log.warning("can't open a session", reason=error.reason, detail=error.args[0])
+
+    def session_closed(self, reason: str) -> None:
+        """Count it."""
+        self._metrics.sessions_closed.labels(self._backend, reason).inc()
+
+    def exchanged(self, result: str, seconds: float) -> None:
+        """Count it, and time what was answered."""
+        if result == "answered":
+            self._answered.inc()
+            self._duration.observe(seconds)
+        else:
+            self._metrics.backend_requests.labels(self._backend, result).inc()
+            self._log.warning("exchange failed", result=result)

@@ -1,0 +1,218 @@
+"""Session: one authenticated connection to a key manager, one request at a time.
+
+A session is IDLE only before it is lent and after the last line of an exchange. Whatever else happens, an error, a
+deadline, a shutdown, leaves it BUSY, and BUSY sessions are thrown away. That is the guard against handing one client
+another's key.
+"""
+
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
+
+import trio
+from OpenSSL import SSL
+
+from gateway import tls
+from gateway.config import Address
+from gateway.errors import BackendError, ProtocolError, Stage, StreamClosedError, TlsError
+from gateway.kmip import compose
+from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.messages import Request, Response
+from gateway.kmip.spec import ResultReason, ResultStatus, Tag
+
+_UNANSWERED_DATA_TIMEOUT: Final = 20_000  # ms; what TCP_USER_TIMEOUT allows a path to swallow before it is dead
+
+
+class State(Enum):
+    """What a session is doing."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    CLOSED = "closed"
+
+
+class Stream(Protocol):
+    """What a session needs of its connection; TlsStream is the one that runs."""
+
+    async def receive_some(self) -> bytes:
+        """Wait for bytes; empty at the end."""
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything."""
+
+    def is_quiet(self) -> bool:
+        """Whether the peer neither spoke nor closed."""
+
+    def close(self) -> None:
+        """Close at once."""
+
+    def close_politely(self) -> None:
+        """Close with a word."""
+
+
+class Session:
+    """A connection that the key manager has accepted.
+
+    ``backend`` is its name. ``expires_at`` and ``idle_since`` are in trio's time and belong to the pool, which lends
+    the session.
+    """
+
+    __slots__ = ("_reader", "_stream", "backend", "expires_at", "idle_since", "opened_at", "requests", "stage", "state")
+
+    def __init__(self, stream: Stream, backend: str, *, max_response_size: int) -> None:
+        self._stream = stream
+        self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
+        self.backend = backend
+        self.state = State.IDLE
+        self.stage = Stage.CONNECT
+        self.requests = 0
+        self.opened_at = self.idle_since = trio.current_time()
+        self.expires_at = float("inf")
+
+    def __repr__(self) -> str:
+        return f"<Session {self.backend} {self.state.value}, {self.requests} requests>"
+
+    def is_quiet(self) -> bool:
+        """Whether an idle session is as it was left: the key manager neither closed it nor spoke unasked."""
+        return not len(self._reader) and self._stream.is_quiet()
+
+    async def exchange(self, request: Request) -> Response:
+        """Send a request, unchanged, and return its answer.
+
+        ``stage`` tells at any time how far this has come. Raises BackendError with that stage. The deadline is the
+        caller's; a session whose exchange did not end is of no further use.
+        """
+        self.state = State.BUSY
+        self.stage = Stage.SEND
+        try:
+            await self._stream.send_all(request.frame)
+            self.stage = Stage.WAIT
+            frame = None
+            while frame is None:
+                data = await self._stream.receive_some()
+                if not data:
+                    raise self._error("closed without an answer" if self.stage is Stage.WAIT else "closed", "closed")
+                self.stage = Stage.READ
+                frame = self._reader.feed(data)
+            response = decode_response(frame)
+        except (StreamClosedError, TlsError) as error:
+            raise self._error(str(error), "closed") from None
+        except ProtocolError as error:
+            raise self._error(f"not an answer: {error}", "protocol") from None
+        if not response.answers(request):
+            raise self._error("the answer belongs to another request", "mismatch")
+        self.requests += 1
+        if len(self._reader):
+            return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
+        self.state = State.IDLE
+        return response
+
+    def _error(self, message: str, reason: str) -> BackendError:
+        return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)
+
+    def close(self) -> None:
+        """Close: with a word where the session is idle, at once where it is not. May be called again."""
+        if self.state is State.IDLE:
+            self._stream.close_politely()
+        else:
+            self._stream.close()
+        self.state = State.CLOSED
+
+
+class Target(NamedTuple):
+    """What it takes to open sessions to one backend with one credential."""
+
+    backend: str
+    address: Address
+    context: SSL.Context
+    server_name: str | None
+    pinned_sha256: frozenset[str]
+    max_response_size: int
+    probe: bytes
+
+
+Opener = Callable[[], Awaitable[Session]]
+
+
+async def open_session(target: Target) -> Session:
+    """Connect, shake hands, check whom that reached, and have the session prove itself with a cheap request.
+
+    In TLS 1.3 a server refuses a client's certificate only after the handshake, so that the proof is what tells.
+    Raises BackendError, always with Stage.CONNECT: nothing of a client's was sent. The deadline is the caller's.
+    """
+    try:
+        sock = await _connect(target.address)
+    except OSError as error:
+        raise _refused(target, f"can't connect to {target.address}: {error.strerror or error}", "connect") from None
+    stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
+    try:
+        await stream.handshake()
+        tls.check_server(stream, target.server_name, target.pinned_sha256)
+        session = Session(stream, target.backend, max_response_size=target.max_response_size)
+        await _prove(session, target)
+    except TlsError as error:
+        stream.close()
+        raise _refused(target, str(error), error.reason if error.reason in _TLS_REASONS else "tls") from None
+    except StreamClosedError as error:
+        stream.close()
+        raise _refused(target, str(error), "tls") from None
+    except BaseException:
+        stream.close()
+        raise
+    return session
+
+
+_TLS_REASONS: Final = frozenset({"hostname", "pin", "unknown_ca", "expired", "alert"})
+
+
+async def _prove(session: Session, target: Target) -> None:
+    try:
+        response = await session.exchange(decode_request(target.probe))
+    except BackendError as error:
+        hint = "; perhaps the key manager refuses the certificate" if error.reason == "closed" else ""
+        raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", "proof") from None
+    item = response.items[0]
+    if item.status != ResultStatus.SUCCESS and item.reason in _NOT_LET_IN:
+        raise _refused(target, f"the key manager refuses the credential: {item.message or 'no message'}", "credential")
+    if session.state is not State.IDLE:
+        raise _refused(target, "the first answer is followed by bytes that nobody asked for", "proof")
+    session.requests = 0
+
+
+_NOT_LET_IN: Final = frozenset(
+    {ResultReason.AUTHENTICATION_NOT_SUCCESSFUL, ResultReason.PERMISSION_DENIED, ResultReason.NOT_AUTHORISED}
+)
+
+
+def _refused(target: Target, message: str, reason: str) -> BackendError:
+    return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason)
+
+
+async def _connect(address: Address) -> socket.socket:
+    """A connected socket: the addresses of a name are tried in the resolver's order."""
+    found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    failure: OSError | None = None
+    for family, kind, protocol, _name, sockaddr in found:
+        sock = trio.socket.socket(family, kind, protocol)
+        try:
+            await sock.connect(sockaddr)
+        except OSError as error:
+            sock.close()
+            failure = error
+            continue
+        except BaseException:
+            sock.close()
+            raise
+        raw = socket.socket(fileno=sock.detach())
+        with suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_DATA_TIMEOUT)
+        return raw
+    raise failure or OSError("the name has no address")
+
+
+#: The cheap requests that a backend's ``probe`` setting names.
+PROBES: Final = {"discover-versions": compose.discover_versions(), "query": compose.query()}
