@@ -27,8 +27,8 @@ class Metrics:
         self.client_connections = Gauge(
             "kmip_gateway_client_connections", "Client connections open now.", ["listener"], registry=registry
         )
-        self.client_connections_total = Counter(
-            "kmip_gateway_client_connections_total",
+        self.client_handshakes = Counter(
+            "kmip_gateway_client_handshakes_total",
             "Client handshakes that succeeded.",
             ["listener", "tls_version", "resumed"],
             registry=registry,

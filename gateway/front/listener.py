@@ -130,7 +130,7 @@ class Listener:
         if not reason:
             resumed = "true" if stream.resumed else "false"
             self._metrics.client_handshake_duration.labels(resumed).observe(time.perf_counter() - began)
-            self._metrics.client_connections_total.labels(self._settings.name, stream.version, resumed).inc()
+            self._metrics.client_handshakes.labels(self._settings.name, stream.version, resumed).inc()
         return not reason
 
     async def _have_conversation(self, stream: TlsStream) -> None:

@@ -1,0 +1,272 @@
+"""Whole programs for whole-program tests: the gateway, simulated key managers and PyKMIP's server, as processes.
+
+Each is started on ports of its own, is ready when its starter returns, and is gone at the end of the block.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kmip.core.enums import KMIPVersion
+from kmip.pie.client import ProxyKmipClient
+
+from gateway.config import Address
+from gateway.lab.certs import Authority
+
+HOSTS = ["localhost", "127.0.0.1", "::1"]
+START_TIMEOUT = 30.0  # s
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT) -> None:
+    """Wait for something to become true; fail by its name where it does not."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout:g} s")
+        time.sleep(0.05)
+
+
+def is_listening(port: int) -> bool:
+    """Whether a TCP connection to this port of the loopback address is accepted."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Certificates:
+    """A directory of certificates: one CA for the gateway, one for its clients, one for each side of the backends."""
+
+    def __init__(self, directory: Path, key_type: str = "ecdsa") -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.gateway_ca = Authority("Gateway CA", key_type)
+        self.clients_ca = Authority("Clients CA", key_type)
+        self.kms_ca = Authority("Key Manager CA", key_type)
+        self.kms_clients_ca = Authority("Key Manager Clients CA", key_type)
+        for name in ("gateway_ca", "clients_ca", "kms_ca", "kms_clients_ca"):
+            authority: Authority = getattr(self, name)
+            self.path(f"{name}.pem").write_bytes(authority.certificate_pem)
+        self.gateway_ca.issue_server("gateway", HOSTS).write(*self.pair("server"))
+        self.kms_ca.issue_server("kms", HOSTS).write(*self.pair("kms"))
+
+    def path(self, name: str) -> Path:
+        """A file of this directory."""
+        return self.directory / name
+
+    def pair(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key of this name."""
+        return self.path(f"{name}.pem"), self.path(f"{name}.key")
+
+    def client(self, common_name: str, **names: Any) -> tuple[Path, Path]:
+        """A client's certificate and key, made at first use."""
+        pair = self.pair(common_name)
+        if not pair[0].exists():
+            self.clients_ca.issue_client(common_name, **names).write(*pair)
+        return pair
+
+    def credential(self, common_name: str) -> tuple[Path, Path]:
+        """What the gateway shows the key managers: certificate and key, made at first use."""
+        pair = self.pair(f"credential-{common_name}")
+        if not pair[0].exists():
+            self.kms_clients_ca.issue_client(common_name).write(*pair)
+        return pair
+
+
+@dataclass
+class Identity:
+    """An identity rule of a gateway under test: who matches, and the common name shown to the key managers."""
+
+    name: str
+    match: str = '{ subject_cn = "*" }'
+    shared: bool = True
+    credential: str = "gateway"
+
+
+@dataclass
+class Gateway:
+    """A running gateway."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    admin_port: int
+    certificates: Certificates
+    log: Path
+
+    @property
+    def address(self) -> Address:
+        """Where its clients connect."""
+        return Address("127.0.0.1", self.port)
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics, by name and labels as they are printed."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    def total(self, family: str, **labels: str) -> float:
+        """The sum of a family's samples with these labels."""
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        return sum(
+            value
+            for sample, value in self.metrics().items()
+            if sample.partition("{")[0] == family and all(label in sample for label in wanted)
+        )
+
+    def is_ready(self) -> bool:
+        """Whether /readyz says so."""
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def client(self, common_name: str = "client", version: KMIPVersion = KMIPVersion.KMIP_1_2) -> ProxyKmipClient:
+        """PyKMIP's client, to be opened."""
+        certificate, key = self.certificates.client(common_name)
+        return pykmip_client(self.port, certificate, key, self.certificates.path("gateway_ca.pem"), version)
+
+
+def pykmip_client(port: int, certificate: Path, key: Path, ca: Path, version: KMIPVersion) -> ProxyKmipClient:
+    """PyKMIP's client for a port of the loopback address, to be opened."""
+    return ProxyKmipClient(
+        hostname="127.0.0.1",
+        port=port,
+        cert=str(certificate),
+        key=str(key),
+        ca=str(ca),
+        config_file=os.devnull,
+        kmip_version=version,
+    )
+
+
+@dataclass
+class GatewaySettings:
+    """The parts of a configuration that tests vary. ``extra`` is TOML of its own."""
+
+    backends: Sequence[int]
+    identities: Sequence[Identity] = field(default_factory=lambda: [Identity("everyone")])
+    tls_policy: str = "modern"
+    listener: str = ""
+    backend: str = ""
+    extra: str = ""
+
+
+def write_config(certificates: Certificates, settings: GatewaySettings, port: int, admin_port: int) -> Path:
+    """A configuration file for these settings, beside the certificates."""
+    server, server_key = certificates.pair("server")
+    parts = [
+        f"""
+[[listeners]]
+name = "kmip"
+bind = "127.0.0.1:{port}"
+certificate = "{server.name}"
+private_key = "{server_key.name}"
+client_ca = "clients_ca.pem"
+tls_policy = "{settings.tls_policy}"
+{settings.listener}
+[admin]
+bind = "127.0.0.1:{admin_port}"
+{settings.extra}
+"""
+    ]
+    parts += [
+        f"""
+[[backends]]
+name = "kms-{index}"
+address = "127.0.0.1:{backend}"
+ca = "kms_ca.pem"
+server_name = "localhost"
+{settings.backend}
+"""
+        for index, backend in enumerate(settings.backends, 1)
+    ]
+    for identity in settings.identities:
+        certificate, key = certificates.credential(identity.credential)
+        parts.append(
+            f"""
+[[identities]]
+name = "{identity.name}"
+match = {identity.match}
+shared = {str(identity.shared).lower()}
+certificate = "{certificate.name}"
+private_key = "{key.name}"
+"""
+        )
+    path = certificates.path(f"gateway-{port}.toml")
+    path.write_text("".join(parts))
+    return path
+
+
+@contextmanager
+def running_gateway(certificates: Certificates, settings: GatewaySettings) -> Iterator[Gateway]:
+    """A gateway process, ready."""
+    port, admin_port = free_port(), free_port()
+    config = write_config(certificates, settings, port, admin_port)
+    log = certificates.path(f"gateway-{port}.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "gateway", "run", str(config)], stderr=output)
+    gateway = Gateway(process, port, admin_port, certificates, log)
+    with ended(process):
+        wait_until(lambda: process.poll() is not None or gateway.is_ready(), "the gateway's start")
+        assert process.poll() is None, log.read_text()
+        yield gateway
+
+
+@contextmanager
+def running_pykmip_server(certificates: Certificates, database: Path) -> Iterator[int]:
+    """PyKMIP's own server, a process of its own; yields its port."""
+    port = free_port()
+    certificate, key = certificates.pair("kms")
+    log = certificates.path(f"pykmip-{port}.log")
+    config = certificates.path(f"pykmip-{port}.conf")
+    config.write_text(
+        f"""
+[server]
+hostname=127.0.0.1
+port={port}
+certificate_path={certificate}
+key_path={key}
+ca_path={certificates.path("kms_clients_ca.pem")}
+auth_suite=TLS1.2
+database_path={database}
+"""
+    )
+    main = "from kmip.services.server.server import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", main, "-f", str(config), "-l", str(log)]
+    with certificates.path(f"pykmip-{port}.out").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: process.poll() is not None or is_listening(port), "PyKMIP's start")
+        assert process.poll() is None, certificates.path(f"pykmip-{port}.out").read_text()
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # it has helpers of its own, and does not end when asked to
+        process.wait()
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Have a process end with the block: asked first, then made to."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,79 @@
+"""The main job on an independent implementation: PyKMIP's client, the gateway, two PyKMIP servers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kmip.core import enums
+from kmip.pie import objects
+from kmip.pie.exceptions import KmipOperationFailure
+
+from tests.e2e.harness import Certificates, Gateway, GatewaySettings, running_gateway, running_pykmip_server
+
+VERSIONS = list(enums.KMIPVersion)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    directory: Path = tmp_path_factory.mktemp("pykmip")
+    certificates = Certificates(directory)
+    database = directory / "shared.db"
+    with (
+        running_pykmip_server(certificates, database) as first,
+        running_pykmip_server(certificates, database) as second,
+        running_gateway(certificates, GatewaySettings([first, second])) as gateway,
+    ):
+        yield gateway
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_a_key_lives_its_life(gateway: Gateway, version: enums.KMIPVersion) -> None:
+    with gateway.client(version=version) as client:
+        uid = client.create(enums.CryptographicAlgorithm.AES, 256)
+        key = client.get(uid)
+        assert len(key.value) == 32
+        assert uid in client.locate()
+        client.activate(uid)
+        with pytest.raises(KmipOperationFailure):
+            client.destroy(uid)
+        client.revoke(enums.RevocationReasonCode.CESSATION_OF_OPERATION, uid)
+        client.destroy(uid)
+        with pytest.raises(KmipOperationFailure) as failure:
+            client.get(uid)
+        assert failure.value.reason is enums.ResultReason.ITEM_NOT_FOUND
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_what_is_registered_comes_back(gateway: Gateway, version: enums.KMIPVersion) -> None:
+    value = bytes(range(16))
+    with gateway.client(version=version) as client:
+        uid = client.register(objects.SymmetricKey(enums.CryptographicAlgorithm.AES, 128, value))
+    with gateway.client(version=version) as client:
+        assert client.get(uid).value == value
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_a_key_pair_is_made(gateway: Gateway, version: enums.KMIPVersion) -> None:
+    with gateway.client(version=version) as client:
+        public, private = client.create_key_pair(
+            enums.CryptographicAlgorithm.RSA,
+            2048,
+            public_usage_mask=[enums.CryptographicUsageMask.VERIFY],
+            private_usage_mask=[enums.CryptographicUsageMask.SIGN],
+        )
+        assert isinstance(client.get(public), objects.PublicKey)
+        assert isinstance(client.get(private), objects.PrivateKey)
+
+
+def test_both_servers_take_turns_over_sessions_that_outlive_the_clients(gateway: Gateway) -> None:
+    opened = gateway.total("kmip_gateway_sessions_opened_total")
+    answered = {name: _answered(gateway, name) for name in ("kms-1", "kms-2")}
+    for _ in range(10):
+        with gateway.client() as client:
+            client.locate()
+    assert {name: _answered(gateway, name) - answered[name] for name in answered} == {"kms-1": 5, "kms-2": 5}
+    assert gateway.total("kmip_gateway_sessions_opened_total") == opened
+
+
+def _answered(gateway: Gateway, backend: str) -> float:
+    return gateway.total("kmip_gateway_backend_requests_total", backend=backend, result="answered")
