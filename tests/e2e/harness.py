@@ -130,7 +130,10 @@ class Gateway:
 
     def is_ready(self) -> bool:
         """Whether /readyz says so."""
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=5) as answer:
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=5) as answer,
+        ):
             return bool(answer.status == 200)
         return False
 
@@ -224,6 +227,40 @@ def running_gateway(certificates: Certificates, settings: GatewaySettings) -> It
         wait_until(lambda: process.poll() is not None or gateway.is_ready(), "the gateway's start")
         assert process.poll() is None, log.read_text()
         yield gateway
+
+
+@contextmanager
+def running_key_managers(
+    certificates: Certificates, names: Sequence[str] = ("kms-1", "kms-2"), *options: str
+) -> Iterator[list[int]]:
+    """Simulated key managers that share a store, in a process of their own; yields their ports.
+
+    ``options`` are further ones of ``kmip-gateway keymanager``. The journal is ``journal.jsonl`` of the certificates.
+    """
+    ports = [free_port() for _ in names]
+    certificate, key = certificates.pair("kms")
+    command = [
+        sys.executable,
+        "-m",
+        "gateway",
+        "keymanager",
+        "--certificate",
+        str(certificate),
+        "--private-key",
+        str(key),
+    ]
+    command += ["--client-ca", str(certificates.path("kms_clients_ca.pem"))]
+    command += ["--journal", str(certificates.path("journal.jsonl")), *options]
+    for name, port in zip(names, ports, strict=True):
+        command += ["--name", name, "--bind", f"127.0.0.1:{port}"]
+    log = certificates.path(f"keymanager-{ports[0]}.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    with ended(process):
+        ready = lambda: process.poll() is not None or all(is_listening(port) for port in ports)  # noqa: E731
+        wait_until(ready, "the key managers' start")
+        assert process.poll() is None, log.read_text()
+        yield ports
 
 
 @contextmanager

@@ -1,29 +1,35 @@
-"""The main job on an independent implementation: PyKMIP's client, the gateway, two PyKMIP servers."""
+"""The main job with an independent implementation: PyKMIP's client, the gateway, and two servers of either kind."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 from kmip.core import enums
 from kmip.pie import objects
 from kmip.pie.exceptions import KmipOperationFailure
 
-from tests.e2e.harness import Certificates, Gateway, GatewaySettings, running_gateway, running_pykmip_server
+from tests.e2e.harness import (
+    Certificates,
+    Gateway,
+    GatewaySettings,
+    running_gateway,
+    running_key_managers,
+    running_pykmip_server,
+)
 
 VERSIONS = list(enums.KMIPVersion)
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    directory: Path = tmp_path_factory.mktemp("pykmip")
-    certificates = Certificates(directory)
-    database = directory / "shared.db"
-    with (
-        running_pykmip_server(certificates, database) as first,
-        running_pykmip_server(certificates, database) as second,
-        running_gateway(certificates, GatewaySettings([first, second])) as gateway,
-    ):
-        yield gateway
+@pytest.fixture(scope="module", params=["pykmip-servers", "simulated-key-managers"])
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    certificates = Certificates(tmp_path_factory.mktemp(request.param))
+    with ExitStack() as running:
+        if request.param == "pykmip-servers":
+            database = certificates.path("shared.db")
+            ports = [running.enter_context(running_pykmip_server(certificates, database)) for _ in range(2)]
+        else:
+            ports = running.enter_context(running_key_managers(certificates))
+        yield running.enter_context(running_gateway(certificates, GatewaySettings(ports)))
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)

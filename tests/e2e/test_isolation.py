@@ -1,0 +1,165 @@
+"""Under load, with clients that leave at every wrong moment: nobody gets another's key, nobody another's identity."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from OpenSSL import SSL
+
+from gateway.errors import GatewayError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.messages import Response
+from gateway.kmip.spec import ItemType, ObjectType, Operation, ResultStatus, Tag
+from gateway.lab.client import Client, client_context, connect, get_key
+from gateway.lab.keymanager.journal import read_journal
+from tests.e2e.harness import (
+    Certificates,
+    Gateway,
+    GatewaySettings,
+    Identity,
+    running_gateway,
+    running_key_managers,
+)
+
+SECONDS = 8
+CLIENTS = 6  # of each identity
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    certificates = Certificates(tmp_path_factory.mktemp("isolation"))
+    identities = [
+        Identity("red", '{ subject_cn = "red-*" }', credential="red"),
+        Identity("blue", '{ subject_cn = "blue-*" }', credential="blue"),
+    ]
+    with (
+        running_key_managers(certificates, ("kms-1", "kms-2"), "--operation-cost", "0.002") as ports,
+        running_gateway(certificates, GatewaySettings(ports, identities, backend="max_sessions = 5")) as gateway,
+    ):
+        yield gateway
+
+
+def register(value: bytes) -> bytes:
+    """A Register of a symmetric key with this value."""
+    block = ttlv.structure(
+        Tag.KEY_BLOCK,
+        ttlv.enumeration(Tag.KEY_FORMAT_TYPE, 1),
+        ttlv.structure(Tag.KEY_VALUE, ttlv.octets(Tag.KEY_MATERIAL, value)),
+        ttlv.enumeration(Tag.CRYPTOGRAPHIC_ALGORITHM, 3),
+        ttlv.integer(Tag.CRYPTOGRAPHIC_LENGTH, len(value) * 8),
+    )
+    mask = ttlv.structure(
+        Tag.ATTRIBUTE,
+        ttlv.text(Tag.ATTRIBUTE_NAME, "Cryptographic Usage Mask"),
+        ttlv.integer(Tag.ATTRIBUTE_VALUE, 12),
+    )
+    payload = (
+        ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY),
+        ttlv.structure(Tag.TEMPLATE_ATTRIBUTE, mask),
+        ttlv.structure(Tag.SYMMETRIC_KEY, block),
+    )
+    return compose.encode_request((1, 2), [compose.Ask(Operation.REGISTER, b"".join(payload))])
+
+
+def key_value(response: Response) -> bytes:
+    """The key material of a Get's answer."""
+    start, end = response.items[0].fields[Tag.RESPONSE_PAYLOAD]
+    for tag in (Tag.SYMMETRIC_KEY, Tag.KEY_BLOCK, Tag.KEY_VALUE):
+        found = ttlv.find(response.frame, start, end, tag)
+        assert found is not None
+        assert found.type == ItemType.STRUCTURE
+        start, end = found.start, found.end
+    material = ttlv.find(response.frame, start, end, Tag.KEY_MATERIAL)
+    assert material is not None
+    return ttlv.read_bytes(response.frame, material)
+
+
+@dataclass
+class Book:
+    """What the clients of one identity know: their own keys, and what they saw."""
+
+    keys: dict[str, bytes] = field(default_factory=dict)
+    gets: int = 0
+    abandoned: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+async def behave(client: Client, book: Book, rng: random.Random) -> None:
+    """One session's worth of work, each Get checked against what this client registered."""
+    value = rng.randbytes(32)
+    registered = await client.ask(register(value))
+    if registered.items[0].status != ResultStatus.SUCCESS:
+        book.failures.append(repr(registered))
+        return
+    own = registered.items[0].unique_identifiers[0].decode()
+    book.keys[own] = value
+    for uid in (own, rng.choice(list(book.keys))):
+        response = await client.ask(get_key(uid))
+        assert response.items[0].status == ResultStatus.SUCCESS, response.items[0].message
+        assert key_value(response) == book.keys[uid]
+        book.gets += 1
+
+
+async def misbehave(client: Client, book: Book, rng: random.Random) -> None:
+    """Leave at a wrong moment: in the middle of a request, right behind it, or while its answer is on its way."""
+    if not book.keys:
+        return
+    book.abandoned += 1
+    frame = get_key(rng.choice(list(book.keys)))
+    match rng.randrange(3):
+        case 0:
+            await client.stream.send_all(frame[: rng.randrange(1, len(frame))])
+        case 1:
+            await client.stream.send_all(frame)
+        case _:
+            with trio.move_on_after(rng.random() * 0.01):
+                await client.ask(frame)
+    client.stream.close()
+
+
+async def live(gateway: Gateway, context: SSL.Context, book: Book, rng: random.Random) -> None:
+    while True:
+        try:
+            async with connect(gateway.address, context, server_name="localhost") as client:
+                await rng.choice((behave, behave, misbehave))(client, book, rng)
+        except GatewayError as error:
+            book.failures.append(str(error))
+
+
+async def test_no_answer_goes_astray(gateway: Gateway) -> None:
+    seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
+    print(f"SEED={seed}")
+    rng = random.Random(seed)
+    books = {"red": Book(), "blue": Book()}
+    with trio.move_on_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            for identity, book in books.items():
+                for number in range(CLIENTS):
+                    pair = gateway.certificates.client(f"{identity}-{number}")
+                    context = client_context(*pair, gateway.certificates.path("gateway_ca.pem"))
+                    nursery.start_soon(live, gateway, context, book, random.Random(rng.random()))
+
+    for book in books.values():
+        assert book.failures == []
+        assert book.gets > 50
+        assert book.abandoned > 10
+    journal = read_journal(gateway.certificates.path("journal.jsonl"))
+    owners = {uid: entry.owner for entry in journal for uid in entry.uids}
+    for identity, book in books.items():
+        assert {owners[uid] for uid in book.keys} == {identity}
+    assert gateway.total("kmip_gateway_sessions_closed_total", reason="error") == 0  # nobody's leaving cost a session
+
+
+async def test_an_identity_can_not_read_the_keys_of_another(gateway: Gateway) -> None:
+    ca = gateway.certificates.path("gateway_ca.pem")
+    red, blue = (client_context(*gateway.certificates.client(f"{name}-x"), ca) for name in ("red", "blue"))
+    async with connect(gateway.address, red, server_name="localhost") as client:
+        registered = await client.ask(register(b"r" * 32))
+    uid = registered.items[0].unique_identifiers[0].decode()
+    for _ in range(20):  # whichever pooled session serves it
+        async with connect(gateway.address, blue, server_name="localhost") as client:
+            refused = await client.ask(get_key(uid))
+        assert refused.items[0].status == ResultStatus.OPERATION_FAILED
