@@ -1,0 +1,230 @@
+"""Builds the dashboards: `python grafana/build.py` writes them beside itself, a test holds them to what this says.
+
+Plain data in, plain JSON out: a row is a title and panels, a panel a title, a unit and its queries.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+HERE: Final = Path(__file__).parent
+_SELECTOR: Final = 'job=~"$job",instance=~"$instance"'
+_BACKEND: Final = f'{_SELECTOR},backend=~"$backend"'
+_RATE: Final = "[$__rate_interval]"
+
+
+class Query(NamedTuple):
+    """A PromQL expression and the legend of its series."""
+
+    expression: str
+    legend: str
+
+
+class Panel(NamedTuple):
+    """``kind`` is a Grafana panel type; ``unit`` one of Grafana's units."""
+
+    title: str
+    unit: str
+    queries: list[Query]
+    kind: str = "timeseries"
+    description: str = ""
+
+
+def rate(metric: str, by: str, selector: str = _SELECTOR) -> Query:
+    """The rate of a counter, by one label."""
+    return Query(f"sum by ({by}) (rate({metric}{{{selector}}}{_RATE}))", f"{{{{{by}}}}}")
+
+
+def quantiles(histogram: str, selector: str = _SELECTOR) -> list[Query]:
+    """Median and 99th percentile of a histogram."""
+    return [
+        Query(f"histogram_quantile({q}, sum by (le) (rate({histogram}_bucket{{{selector}}}{_RATE})))", f"p{100 * q:g}")
+        for q in (0.5, 0.99)
+    ]
+
+
+def total(metric: str, selector: str = _SELECTOR) -> str:
+    """The sum of a gauge."""
+    return f"sum({metric}{{{selector}}})"
+
+
+ROWS: Final[list[tuple[str, list[Panel]]]] = [
+    (
+        "Headline",
+        [
+            Panel(
+                "Requests",
+                "reqps",
+                [Query(f"sum(rate(kmip_gateway_requests_total{{{_SELECTOR}}}{_RATE}))", "")],
+                "stat",
+            ),
+            Panel(
+                "Answered by key managers",
+                "percentunit",
+                [
+                    Query(
+                        f'sum(rate(kmip_gateway_requests_total{{{_SELECTOR},result!="gateway_error"}}{_RATE}))'
+                        f" / sum(rate(kmip_gateway_requests_total{{{_SELECTOR}}}{_RATE}))",
+                        "",
+                    )
+                ],
+                "stat",
+                "The rest are errors that the gateway itself answered.",
+            ),
+            Panel("p99", "s", quantiles("kmip_gateway_request_duration_seconds")[1:], "stat"),
+            Panel("Clients", "short", [Query(total("kmip_gateway_client_connections"), "")], "stat"),
+            Panel("Key managers up", "short", [Query(total("kmip_gateway_backend_up"), "")], "stat"),
+            Panel(
+                "Next certificate ends",
+                "s",
+                [Query(f"min(kmip_gateway_certificate_not_after_timestamp_seconds{{{_SELECTOR}}}) - time()", "")],
+                "stat",
+            ),
+        ],
+    ),
+    (
+        "Traffic",
+        [
+            Panel("Requests by operation", "reqps", [rate("kmip_gateway_requests_total", "operation")]),
+            Panel("Requests by result", "reqps", [rate("kmip_gateway_requests_total", "result")]),
+            Panel("The gateway's own errors", "reqps", [rate("kmip_gateway_gateway_errors_total", "reason")]),
+            Panel("Key managers' Result Reasons", "reqps", [rate("kmip_gateway_kmip_result_reasons_total", "reason")]),
+            Panel("Duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
+            Panel("In flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),
+        ],
+    ),
+    (
+        "Pools",
+        [
+            Panel(
+                "Sessions by state",
+                "short",
+                [
+                    Query(f"sum by (state) (kmip_gateway_sessions{{{_BACKEND}}})", "{{state}}"),
+                    Query(total("kmip_gateway_sessions_max", _BACKEND), "max"),
+                ],
+            ),
+            Panel(
+                "Waiting requests",
+                "short",
+                [Query(f"sum by (backend) (kmip_gateway_pool_waiters{{{_BACKEND}}})", "{{backend}}")],
+            ),
+            Panel("Sessions opened", "ops", [rate("kmip_gateway_sessions_opened_total", "backend", _BACKEND)]),
+            Panel("Sessions closed", "ops", [rate("kmip_gateway_sessions_closed_total", "reason", _BACKEND)]),
+            Panel("Failures to open", "ops", [rate("kmip_gateway_session_open_failures_total", "reason", _BACKEND)]),
+            Panel("Time to open", "s", quantiles("kmip_gateway_session_open_duration_seconds", _BACKEND)),
+        ],
+    ),
+    (
+        "Key managers",
+        [
+            Panel("Up", "short", [Query(f"kmip_gateway_backend_up{{{_BACKEND}}}", "{{backend}}")], "state-timeline"),
+            Panel("Share of traffic", "reqps", [rate("kmip_gateway_backend_requests_total", "backend", _BACKEND)]),
+            Panel("Exchanges by result", "reqps", [rate("kmip_gateway_backend_requests_total", "result", _BACKEND)]),
+            Panel("Time to answer", "s", quantiles("kmip_gateway_backend_request_duration_seconds", _BACKEND)),
+        ],
+    ),
+    (
+        "Clients",
+        [
+            Panel("Handshakes, full and resumed", "ops", [rate("kmip_gateway_client_handshakes_total", "resumed")]),
+            Panel("Handshakes by TLS version", "ops", [rate("kmip_gateway_client_handshakes_total", "tls_version")]),
+            Panel("Refused and broken", "ops", [rate("kmip_gateway_client_connection_errors_total", "reason")]),
+            Panel("Handshake time", "s", quantiles("kmip_gateway_client_handshake_duration_seconds")),
+            Panel("Requests on a connection", "short", quantiles("kmip_gateway_client_requests_per_connection")),
+        ],
+    ),
+    (
+        "Process",
+        [
+            Panel(
+                "CPU", "percentunit", [Query(f"rate(process_cpu_seconds_total{{{_SELECTOR}}}{_RATE})", "{{instance}}")]
+            ),
+            Panel("Memory", "bytes", [Query(f"process_resident_memory_bytes{{{_SELECTOR}}}", "{{instance}}")]),
+            Panel("Open descriptors", "short", [Query(f"process_open_fds{{{_SELECTOR}}}", "{{instance}}")]),
+            Panel("Draining", "short", [Query(f"kmip_gateway_draining{{{_SELECTOR}}}", "{{instance}}")]),
+            Panel("Version", "short", [Query(f"kmip_gateway_build_info{{{_SELECTOR}}}", "{{version}}")], "stat"),
+        ],
+    ),
+]
+
+_PER_LINE: Final = {"stat": 6}  # panels side by side; others stand three in a line
+_WIDTH: Final = 24
+
+
+def dashboard() -> dict[str, Any]:
+    """The whole dashboard as Grafana imports it."""
+    panels: list[dict[str, Any]] = []
+    top = 0
+    for title, row in ROWS:
+        panels.append(
+            _place({"type": "row", "title": title, "collapsed": False, "panels": []}, len(panels), 0, top, _WIDTH, 1)
+        )
+        top += 1
+        per_line = _PER_LINE.get(row[0].kind, 3)
+        height = 4 if row[0].kind == "stat" else 8
+        width = _WIDTH // per_line
+        for index, panel in enumerate(row):
+            left, line = index % per_line * width, index // per_line
+            panels.append(_place(_panel(panel), len(panels), left, top + line * height, width, height))
+        top += -(-len(row) // per_line) * height
+    return {
+        "uid": "kmip-gateway",
+        "title": "KMIP gateway",
+        "tags": ["kmip-gateway"],
+        "timezone": "browser",
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": _variables()},
+        "panels": panels,
+    }
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    return {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "targets": [
+            {"refId": chr(ord("A") + index), "expr": query.expression, "legendFormat": query.legend}
+            for index, query in enumerate(panel.queries)
+        ],
+    }
+
+
+def _place(panel: dict[str, Any], index: int, left: int, top: int, width: int, height: int) -> dict[str, Any]:
+    return panel | {"id": index + 1, "gridPos": {"x": left, "y": top, "w": width, "h": height}}
+
+
+def _variables() -> list[dict[str, Any]]:
+    source = {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"}
+    queries = {
+        "job": "label_values(kmip_gateway_build_info, job)",
+        "instance": 'label_values(kmip_gateway_build_info{job=~"$job"}, instance)',
+        "backend": f"label_values(kmip_gateway_backend_up{{{_SELECTOR}}}, backend)",
+    }
+    return [source] + [
+        {
+            "name": name,
+            "type": "query",
+            "query": query,
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
+            "includeAll": True,
+            "multi": True,
+            "current": {"text": "All", "value": "$__all"},
+            "refresh": 2,
+        }
+        for name, query in queries.items()
+    ]
+
+
+def rendered() -> str:
+    """The dashboard as its file holds it."""
+    return json.dumps(dashboard(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    (HERE / "dashboards" / "kmip-gateway.json").write_text(rendered())
