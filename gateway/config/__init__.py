@@ -1,0 +1,44 @@
+"""The whole configuration as frozen values; ``load(path)`` reports every mistake at once.
+
+``values`` are the kinds of a single setting, ``model`` the tables, ``files`` the certificates and keys they name,
+``crosschecks`` what one setting says about another, ``mistakes`` all of that in the operator's words, ``loading`` the
+way from a file to a Config, and ``summary`` the way from a Config to a few lines.
+"""
+
+from gateway.config.loading import load
+from gateway.config.model import (
+    AdminConfig,
+    BackendConfig,
+    Config,
+    DeadlinesConfig,
+    IdentityConfig,
+    LimitsConfig,
+    ListenerConfig,
+    LogConfig,
+    MatchConfig,
+    PoolConfig,
+    Probe,
+    TlsPolicy,
+    matches_many,
+)
+from gateway.config.summary import summary
+from gateway.config.values import Address
+
+__all__ = [
+    "Address",
+    "AdminConfig",
+    "BackendConfig",
+    "Config",
+    "DeadlinesConfig",
+    "IdentityConfig",
+    "LimitsConfig",
+    "ListenerConfig",
+    "LogConfig",
+    "MatchConfig",
+    "PoolConfig",
+    "Probe",
+    "TlsPolicy",
+    "load",
+    "matches_many",
+    "summary",
+]

@@ -1,0 +1,150 @@
+"""What one setting says about another: names that are used twice, limits that contradict each other.
+
+It is asked of a Draft, so that it is reported together with the mistakes of single settings.
+"""
+
+import ipaddress
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.config.files import first_of
+from gateway.config.mistakes import At, Mistake, path_of
+from gateway.config.model import LISTS, SECTIONS
+from gateway.config.values import Address
+
+#: Hosts that stand for every address of a family, and the family's version of IP.
+_EVERY: Final = {"0.0.0.0": 4, "::": 6}  # noqa: S104 - nothing is bound here
+
+
+class Draft:
+    """A file of which some settings may be wrong: gives the rest, or their defaults, as they stand in the file."""
+
+    def __init__(self, document: Mapping[str, Any], wrong: Collection[At]) -> None:
+        self._document = document
+        self._wrong = wrong
+
+    def place(self, at: At) -> str:
+        """What to call the table that a setting stands in."""
+        return path_of(at[:2] if at[0] in LISTS else at[:1], self._document)
+
+    def setting(self, section: str, key: str) -> Any:
+        """A setting of a section that there is once, or None where it is wrong."""
+        return self._value((section,), key)
+
+    def column(self, section: str, key: str) -> list[tuple[At, Any]]:
+        """A setting of every table in a list, with its place, where it is given and not wrong."""
+        tables = self._document.get(section)
+        if not isinstance(tables, list):
+            return []
+        cells = [((section, index, key), self._value((section, index), key)) for index in range(len(tables))]
+        return [(at, value) for at, value in cells if value is not None]
+
+    def _value(self, table: At, key: str) -> Any:
+        at = (*table, key)
+        if any(at[:length] in self._wrong for length in range(1, len(at) + 1)):
+            return None
+        where: Any = self._document
+        for part in table:
+            where = where.get(part, {}) if isinstance(part, str) else where[part]
+        field = SECTIONS[str(table[0])].model_fields[key]
+        return where.get(key, None if field.is_required() else field.default)
+
+
+def crosschecked(draft: Draft, folder: Path) -> list[Mistake]:
+    """Everything that settings say against each other. ``folder`` is where relative paths begin."""
+    return [
+        *_repeated_names(draft),
+        *_clashing_binds(draft),
+        *_repeated_addresses(draft),
+        *_shared_credentials(draft, folder),
+        *_too_many_idle(draft),
+        *_over_the_deadline(draft),
+    ]
+
+
+def _repeated_names(draft: Draft) -> Iterator[Mistake]:
+    for section in SECTIONS:
+        if section in LISTS:
+            for first, at, name in _repetitions(draft.column(section, "name")):
+                yield Mistake(at, f'"{name}" is the name of {draft.place(first)} too; give each its own name')
+
+
+def _repeated_addresses(draft: Draft) -> Iterator[Mistake]:
+    addresses = [(at, str(Address.parse(value)).lower()) for at, value in draft.column("backends", "address")]
+    for first, at, address in _repetitions(addresses):
+        yield Mistake(at, f"{address} is the address of {draft.place(first)} too; list every key manager once")
+
+
+def _repetitions(cells: Iterable[tuple[At, Hashable]]) -> Iterator[tuple[At, At, Hashable]]:
+    """Each value that was there before: where it was first, where it is again, and the value."""
+    seen: dict[Hashable, At] = {}
+    for at, value in cells:
+        if seen.setdefault(value, at) is not at:
+            yield seen[value], at, value
+
+
+def _clashing_binds(draft: Draft) -> Iterator[Mistake]:
+    binds = [(at, Address.parse(value)) for at, value in draft.column("listeners", "bind")]
+    if (admin := draft.setting("admin", "bind")) is not None:
+        binds.append((("admin", "bind"), admin if isinstance(admin, Address) else Address.parse(admin)))
+    for index, (at, bind) in enumerate(binds):
+        clash = next((other for other in binds[:index] if _overlap(other[1], bind)), None)
+        if clash is not None:
+            other, owner = clash[1], draft.place(clash[0])
+            said = f"is bound by {owner} too" if other == bind else f"overlaps {other} of {owner}"
+            yield Mistake(at, f"{bind} {said}; give each its own port")
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    if one.port != other.port or one.port == 0:  # each port 0 becomes a free port of its own
+        return False
+    return one.host.lower() == other.host.lower() or _covers(one.host, other.host) or _covers(other.host, one.host)
+
+
+def _covers(every: str, host: str) -> bool:
+    """Whether ``every`` stands for all addresses of a family that ``host`` is in; a name may be in any."""
+    return every in _EVERY and _family(host) in {None, _EVERY[every]}
+
+
+def _family(host: str) -> int | None:
+    try:
+        return ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+
+
+def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
+    """Two rules that show one certificate are one client to the key managers, as one rule for many would be."""
+    shared = {at[1] for at, value in draft.column("identities", "shared") if value}
+    shows = [(at, first_of(folder / value)) for at, value in draft.column("identities", "certificate")]
+    for first, at, _certificate in _repetitions(shows):
+        if not {first[1], at[1]} <= shared:
+            yield Mistake(
+                at,
+                f"is what the gateway shows for {draft.place(first)} too: the clients of both would see, use and"
+                " destroy each other's keys; give each its own, or say shared = true in both if that is meant",
+            )
+
+
+def _too_many_idle(draft: Draft) -> Iterator[Mistake]:
+    min_idle = draft.setting("pool", "min_idle")
+    smallest = min(draft.column("backends", "max_sessions"), key=lambda cell: cell[1], default=None)
+    if min_idle is not None and smallest is not None and min_idle > smallest[1]:
+        at, most = smallest
+        yield Mistake(
+            ("pool", "min_idle"),
+            f"{min_idle} is more than max_sessions = {most} of {draft.place(at)}; lower the one or raise the other",
+        )
+
+
+def _over_the_deadline(draft: Draft) -> Iterator[Mistake]:
+    request = draft.setting("deadlines", "request")
+    for part in (("deadlines", "connect"), ("pool", "queue_timeout")):
+        seconds = draft.setting(*part)
+        if request is not None and seconds is not None and seconds > request:
+            yield Mistake(
+                part,
+                f"{seconds:g} s is longer than deadlines.request = {request:g} s, which it is a part of; lower the one"
+                " or raise the other",
+            )

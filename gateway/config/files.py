@@ -1,0 +1,143 @@
+"""The certificates and private keys that a configuration names: found, read, and fit to be used.
+
+They are looked at while a file is loaded, and then only: values that are built in code are taken at their word.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+
+from gateway.config.values import a_text
+
+_PEM: Final = re.compile(rb"^-----BEGIN ", re.MULTILINE)
+_PRIVATE_KEY_PEM: Final = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----", re.MULTILINE)
+
+
+class Loading(NamedTuple):
+    """What a setting must know of the load it is part of: where relative paths begin, and the time of day."""
+
+    folder: Path
+    now: datetime
+
+
+def certificates(path: Path) -> list[x509.Certificate]:
+    """Read a file of certificates in PEM. Raises ValueError, saying what to do."""
+    data = _read(path)
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except ValueError:
+        found = "holds a private key" if _PRIVATE_KEY_PEM.search(data) else "holds no certificate that can be read"
+        raise ValueError(f"{path} {found}; give a file of certificates in PEM") from None
+
+
+def first_of(path: Path) -> x509.Certificate | Path:
+    """The file's own certificate, or, where it can't be read any more, the path itself."""
+    try:
+        return certificates(path)[0]
+    except ValueError:
+        return path
+
+
+def public_key(path: Path) -> bytes:
+    """Read a file with a private key in PEM; return the public key that belongs to it. Raises ValueError."""
+    data = _read(path)
+    try:
+        key = load_pem_private_key(data, None)
+    except TypeError:
+        raise ValueError(
+            f"{path} is protected by a password, which is not supported; store the key without one"
+            " (`openssl pkey -in OLD -out NEW`) and let the file's permissions guard it"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        found = "holds no private key that can be read" if _PRIVATE_KEY_PEM.search(data) else "holds no private key"
+        raise ValueError(f"{path} {found}; give a file with a private key in PEM") from None
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a file; give the path of a file in PEM")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; correct the path, which is relative to this file") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); let the gateway's user read it") from None
+    if not _PEM.search(data):
+        raise ValueError(f"{path} is not PEM; convert it (`openssl x509` or `openssl pkey`, with -inform DER)")
+    return data
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    path = value if isinstance(value, Path) else Path(_path_text(value))
+    return info.context.folder / path if isinstance(info.context, Loading) else path
+
+
+def _path_text(value: object) -> str:
+    if "-----BEGIN" in (text := a_text(value)):
+        raise ValueError("holds the certificate or key itself; store it in a file and give the file's path")
+    if "\0" in text:
+        raise ValueError("holds a character that no path can have; correct the path")
+    return text
+
+
+def _only_when_loading(check: Callable[[Path, ValidationInfo, datetime], None]) -> AfterValidator:
+    def checked(path: Path, info: ValidationInfo) -> Path:
+        if isinstance(info.context, Loading):
+            check(path, info, info.context.now)
+        return path
+
+    return AfterValidator(checked)
+
+
+def _check_certificate(path: Path, _info: ValidationInfo, now: datetime) -> None:
+    """A peer rejects a chain with any expired certificate in it."""
+    for certificate in certificates(path):
+        if certificate.not_valid_after_utc < now:
+            raise ValueError(f"{path} holds {_expired(certificate)}; renew it")
+
+
+def _check_ca(path: Path, _info: ValidationInfo, now: datetime) -> None:
+    """A bundle may keep an old CA beside the new one; it is of no use when all of them have expired."""
+    bundle = certificates(path)
+    if all(certificate.not_valid_after_utc < now for certificate in bundle):
+        raise ValueError(f"{path} holds {_expired(bundle[0])}, and none that is valid; renew it")
+
+
+def _expired(certificate: x509.Certificate) -> str:
+    return (
+        f"the certificate {certificate.subject.rfc4514_string() or 'without a subject'},"
+        f" which expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    )
+
+
+def _check_private_key(path: Path, info: ValidationInfo, _now: datetime) -> None:
+    """The key must belong to the first certificate of the file named by ``certificate``, the setting before it."""
+    own = public_key(path)
+    if (beside := info.data.get("certificate")) is None:
+        return  # it could not be read, which has been said
+    chain = [_public_key_of(certificate) for certificate in certificates(beside)]
+    if own in chain[1:] and own != chain[0]:
+        raise ValueError(f"{path} does not belong to the first certificate in {beside}; put the key's own one first")
+    if own != chain[0]:
+        raise ValueError(f"{path} does not belong to the certificate in {beside}; give the key it was issued for")
+
+
+def _public_key_of(certificate: x509.Certificate) -> bytes:
+    try:
+        return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return b""  # of a kind that no private key here can belong to
+
+
+CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_certificate)]
+CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
+#: Stands after a setting named ``certificate``.
+PrivateKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_private_key)]

@@ -1,0 +1,137 @@
+"""What is wrong with a file, in the operator's words: one line a mistake, with the key and what to do.
+
+Pydantic says what it found in words for programmers. Here they are looked up in a table.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, Final, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.model import LISTS, SECTIONS, Config, MatchConfig
+from gateway.config.values import shown
+
+#: Where a setting stands: the section, in a list of tables which one (from 0), and the key.
+At = tuple[str | int, ...]
+
+
+class Mistake(NamedTuple):
+    """Something wrong with one setting: "what is wrong; what to do"."""
+
+    at: At
+    text: str
+
+
+#: What to write where a setting is missing that has no default.
+EXAMPLES: Final = {
+    "name": '"a-name"',
+    "bind": '"127.0.0.1:5696"',
+    "address": '"kms.example.com:5696"',
+    "certificate": '"certs/own.pem"',
+    "private_key": '"certs/own.key"',
+    "client_ca": '"certs/clients-ca.pem"',
+    "match": '{ subject_cn = "app-1" }',
+}
+
+#: Pydantic's types of errors, in plain words. What isn't here is said in pydantic's.
+_WORDS: Final[dict[str, Callable[[At, Any, Mapping[str, Any]], str]]] = {
+    "missing": lambda at, _value, _ctx: _missing(at),
+    "extra_forbidden": lambda at, _value, _ctx: _unknown(at),
+    "value_error": lambda _at, _value, ctx: str(ctx["error"]),
+    "model_type": lambda at, _value, _ctx: f"must be a table; write {_heading(at)}",
+    "tuple_type": lambda at, _value, _ctx: f"must be a list of tables; write {_heading(at)}",
+    "bool_type": lambda _at, _value, _ctx: "must be true or false; write one of them, without quotes",
+    "int_type": lambda _at, _value, _ctx: "must be a whole number; write it without quotes or a decimal point",
+    "float_type": lambda _at, _value, _ctx: "must be a number; write it without quotes",
+    "finite_number": lambda _at, _value, _ctx: "must be a number; write one that is not inf or nan",
+    "greater_than": lambda _at, value, ctx: f"{shown(value)} is too little; give more than {ctx['gt']:g}",
+    "greater_than_equal": lambda _at, value, ctx: f"{shown(value)} is too little; give at least {_plain(ctx['ge'])}",
+    "less_than_equal": lambda _at, value, ctx: f"{shown(value)} is too much; give at most {_plain(ctx['le'])}",
+    "literal_error": lambda _at, value, ctx: (
+        f"{shown(value)} is not known; write {ctx['expected'].replace(chr(39), chr(34))}"
+    ),
+}
+
+
+def translated(error: ValidationError) -> list[Mistake]:
+    """Every mistake that pydantic found, in the order of the tables."""
+    return [_translate(details) for details in error.errors(include_url=False)]
+
+
+def _translate(details: ErrorDetails) -> Mistake:
+    say = _WORDS.get(details["type"])
+    at = details["loc"]
+    return Mistake(at, say(at, details["input"], details.get("ctx", {})) if say else f"{details['msg']}; correct it")
+
+
+def line(mistake: Mistake, document: Mapping[str, Any]) -> str:
+    """The mistake, behind the path of its key; without a character that could upset a terminal or a log."""
+    text = f"{path_of(mistake.at, document)}: {mistake.text}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def path_of(at: At, document: Mapping[str, Any]) -> str:
+    """Where a setting or a table stands; one table of several goes by its name, if that is its own."""
+    path = ""
+    where: Any = document
+    for part in at:
+        if isinstance(part, int):
+            path += f"[{_label(where, part)}]"
+        else:
+            path += f".{_key(part)}" if path else _key(part)
+        where = _inside(where, part)
+    return path
+
+
+def _label(tables: list[Any], index: int) -> str:
+    names = [table.get("name") if isinstance(table, dict) else None for table in tables]
+    name = names[index]
+    return shown(name) if isinstance(name, str) and name and names.count(name) == 1 else str(index)
+
+
+def _inside(where: Any, part: str | int) -> Any:
+    try:
+        return where[part]
+    except (LookupError, TypeError):
+        return None
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _heading(at: At) -> str:
+    section = str(at[0])
+    if at[-1] == "match":
+        return f"match = {EXAMPLES['match']}"
+    return f"[[{section}]]" if section in LISTS else f"[{section}]"
+
+
+def _missing(at: At) -> str:
+    key = str(at[-1])
+    return f"missing; add a line such as {key} = {EXAMPLES[key]}" if len(at) > 1 else f"missing; add {_heading(at)}"
+
+
+def _unknown(at: At) -> str:
+    key = str(at[-1])
+    known = _known_keys(at)
+    if near := get_close_matches(key, known, 1):
+        return f'unknown key {shown(key)}; did you mean "{near[0]}"?'
+    elsewhere = [_heading((section,)) for section, table in SECTIONS.items() if key in table.model_fields]
+    belongs = f"it belongs in {' or '.join(elsewhere)}, and " if elsewhere and len(at) <= 3 else ""
+    return f"unknown key {shown(key)}; {belongs}known here are {', '.join(known)}"
+
+
+def _known_keys(at: At) -> list[str]:
+    """The keys of the table that the last part of ``at`` is in."""
+    parents = [part for part in at[:-1] if isinstance(part, str)]
+    table = Config if not parents else MatchConfig if parents[-1] == "match" else SECTIONS[parents[-1]]
+    return list(table.model_fields)
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"

@@ -1,0 +1,232 @@
+"""The tables of the configuration, as frozen values. `config/gateway.toml` says of every setting what it is for."""
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from gateway.config.files import CaFile, CertificateFile, PrivateKeyFile
+from gateway.config.values import (
+    Address,
+    Bind,
+    Fingerprints,
+    Name,
+    Networks,
+    Patterns,
+    PeerAddress,
+    Pins,
+    Seconds,
+    ServerName,
+    Size,
+)
+
+TlsPolicy = Literal["modern", "compatible", "legacy"]
+Probe = Literal["discover-versions", "query"]
+
+_WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
+#: Servers may refuse a request whose Time Stamp is older than a minute, and what they refuse must not be the queue's
+#: fault: PyKMIP's limit, and the reason why a request may not take longer here.
+_LONGEST_REQUEST: Final = 55.0
+
+
+class Table(BaseModel):
+    """A table of the file: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListenerConfig(Table):
+    """Where clients come in."""
+
+    name: Name
+    bind: Bind
+    certificate: CertificateFile
+    private_key: PrivateKeyFile
+    client_ca: CaFile
+    tls_policy: TlsPolicy = "modern"
+    max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
+    handshake_timeout: Seconds = 10.0
+    request_timeout: Seconds = 10.0
+    idle_timeout: Seconds = 3600.0
+    send_timeout: Seconds = 10.0
+    resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = 3600
+
+
+class BackendConfig(Table):
+    """One key manager. ``server_name`` is never empty here: without one it is the address's host."""
+
+    name: Name
+    address: PeerAddress
+    pinned_sha256: Pins = ()
+    ca: CaFile | None = Field(default=None, validate_default=True)
+    server_name: ServerName = Field(default="", validate_default=True)
+    max_sessions: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 64
+    probe: Probe = "discover-versions"
+
+    @field_validator("ca")
+    @classmethod
+    def _is_verified(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
+        if ca is None and info.data.get("pinned_sha256") == ():
+            raise ValueError(
+                "missing; name a file with the CA that issued the key manager's certificate, or pin the"
+                " certificate itself with pinned_sha256"
+            )
+        return ca
+
+    @field_validator("server_name")
+    @classmethod
+    def _address_unless_named(cls, server_name: str, info: ValidationInfo) -> str:
+        address = info.data.get("address")
+        return server_name or (address.host if isinstance(address, Address) else "")
+
+
+class MatchConfig(Table):
+    """Whom an identity is for. Every key that is given must match, with any of its values.
+
+    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. ``issuer`` is
+    compared with the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
+    """
+
+    subject_cn: Patterns = ()
+    san_dns: Patterns = ()
+    san_email: Patterns = ()
+    san_uri: Patterns = ()
+    san_ip: Networks = ()
+    issuer: Patterns = ()
+    fingerprint_sha256: Fingerprints = ()
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if not any(getattr(self, key) for key in type(self).model_fields):
+            keys = ", ".join(type(self).model_fields)
+            raise ValueError(f"is empty, and would match everyone; give at least one of {keys}")
+        return self
+
+
+def matches_many(match: MatchConfig) -> bool:
+    """Whether more than one subject can match: unless one key besides ``issuer`` is one literal value."""
+    return why_many(match) is not None
+
+
+def why_many(match: MatchConfig) -> str | None:
+    """What makes this match more than one subject, or None where it matches one at the most."""
+    narrowing = {key: getattr(match, key) for key in MatchConfig.model_fields if key != "issuer"}
+    reasons = [_breadth(key, values) for key, values in narrowing.items() if values]
+    if not reasons:
+        return "issuer alone stands for everyone whom it certifies"
+    return None if None in reasons else ", ".join(reason for reason in reasons if reason)
+
+
+def _breadth(key: str, values: tuple[str, ...]) -> str | None:
+    if len(values) > 1:
+        return f"{key} has {len(values)} values"
+    if key == "san_ip":
+        return f"{key} is a network" if "/" in values[0] else None
+    return f"{key} has a wildcard" if _WILDCARDS & set(values[0]) else None
+
+
+class IdentityConfig(Table):
+    """A rule that names clients, and the credential that the gateway shows the key managers for them.
+
+    To the key managers all whom the rule matches are one client, who sees all that is theirs. So a rule for many says
+    ``shared = true``, or is refused.
+    """
+
+    name: Name
+    match: MatchConfig
+    shared: bool = Field(default=False, strict=True, validate_default=True)
+    certificate: CertificateFile
+    private_key: PrivateKeyFile
+
+    @field_validator("shared")
+    @classmethod
+    def _says_so_if_many_share(cls, shared: bool, info: ValidationInfo) -> bool:
+        match = info.data.get("match")
+        if not shared and match is not None and (why := why_many(match)) is not None:
+            raise ValueError(
+                f"is false, but match can match more than one client ({why}), and the gateway shows the key managers"
+                " one certificate for all of them: they would see, use and destroy each other's keys; narrow match to"
+                " one literal value, or say shared = true if that is meant"
+            )
+        return shared
+
+
+class AdminConfig(Table):
+    """What operators see: metrics and health, over plain HTTP."""
+
+    bind: Bind = Address("127.0.0.1", 9696)
+
+
+class PoolConfig(Table):
+    """The sessions of one backend and one credential."""
+
+    min_idle: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 1
+    idle_timeout: Seconds = 25.0
+    max_lifetime: Seconds = 3600.0
+    lifetime_spread: Annotated[float, Field(strict=True, ge=0, le=0.9, allow_inf_nan=False)] = 0.1
+    queue_length: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 1000
+    queue_timeout: Seconds = 5.0
+
+
+def _younger_than_a_minute(request: float) -> float:
+    if request > _LONGEST_REQUEST:
+        raise ValueError(
+            f"{request:g} is too much; at most {_LONGEST_REQUEST:g} is allowed, because key managers refuse requests"
+            " that are a minute old"
+        )
+    return request
+
+
+class DeadlinesConfig(Table):
+    """How long things may take, in seconds."""
+
+    request: Annotated[Seconds, AfterValidator(_younger_than_a_minute)] = 30.0
+    connect: Seconds = 3.0
+    drain: Seconds = 10.0
+
+
+class LimitsConfig(Table):
+    """What one message may be."""
+
+    max_request_size: Size = 1024 * 1024
+    max_response_size: Size = 1024 * 1024
+    max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
+    max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
+
+
+class LogConfig(Table):
+    """What is written to the log, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+def _at_least_one(tables: tuple[Table, ...]) -> tuple[Table, ...]:
+    if not tables:
+        raise ValueError("there is none; at least one is needed")
+    return tables
+
+
+class Config(Table):
+    """The whole configuration. What its tables say about each other has been checked if it comes from ``load``."""
+
+    listeners: Annotated[tuple[ListenerConfig, ...], AfterValidator(_at_least_one)]
+    backends: Annotated[tuple[BackendConfig, ...], AfterValidator(_at_least_one)]
+    identities: Annotated[tuple[IdentityConfig, ...], AfterValidator(_at_least_one)]
+    admin: AdminConfig = AdminConfig()
+    pool: PoolConfig = PoolConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
+
+
+def _table(section: str) -> type[Table]:
+    annotation: Any = Config.model_fields[section].annotation
+    table: type[Table] = next(iter(get_args(annotation)), annotation)
+    return table
+
+
+#: The table of each section; for those written [[section]], the table of one of them.
+SECTIONS: Final = {section: _table(section) for section in Config.model_fields}
+#: The sections written [[section]].
+LISTS: Final = frozenset(section for section, field in Config.model_fields.items() if get_args(field.annotation))

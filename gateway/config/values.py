@@ -1,0 +1,179 @@
+"""The kinds of a single setting: from what stands in the file to a frozen value, or a ValueError that says what to do.
+
+A message here is "what is wrong; what to do", and repeats no more of the value than ``shown`` lets through.
+"""
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+_SHOWN: Final = 60  # characters of a value that a message repeats
+#: One label of a host name (RFC 1123 section 2.1), with the underscore that container networks use.
+_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256_DIGITS: Final = 64
+
+
+def shown(value: object) -> str:
+    """A value as a message may repeat it: short, on one line, and nothing that could be a key or a password."""
+    if not isinstance(value, str):
+        return str(value)[:_SHOWN]
+    if "-----BEGIN" in value or "@" in value or "\n" in value:
+        return "this text"
+    return json.dumps(value if len(value) <= _SHOWN else value[:_SHOWN] + "...", ensure_ascii=False)
+
+
+def a_text(value: object) -> str:
+    """The value, if it is text and not empty."""
+    if not isinstance(value, str):
+        raise ValueError("must be text; put it in quotes")  # noqa: TRY004 - pydantic takes a ValueError
+    if not value.strip():
+        raise ValueError("is empty; give it a value, or leave the line out")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host, by name or IP address, and a port. An IPv6 address is written in brackets, and held without."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "host:port" or "[address]:port"."""
+        if "@" in text or "/" in text:
+            raise ValueError("is not host:port; leave out everything but the host and the port")
+        host, colon, port = text.rpartition(":")
+        if not colon or text.endswith("]"):
+            raise ValueError(f"has no port; write it as {shown(text + ':5696')}")
+        if host in {"", "*"}:
+            raise ValueError("has no host; 0.0.0.0 is every IPv4 address of this machine, [::] every IPv6 address")
+        if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError(f"has the port {shown(port)}; a port is a number from 0 to 65535")
+        return cls(_host(host), int(port))
+
+
+def _host(host: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        return _ipv6(host[1:-1])
+    if ":" in host:
+        raise ValueError('has several colons; write an IPv6 address in brackets, as "[::1]:5696"')
+    labels = host.rstrip(".").split(".")
+    if labels[-1].isdecimal():
+        return _ipv4(host)
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"has the host {shown(host)}, which is no host name; give a host name or an IP address")
+    return host
+
+
+def _ipv4(host: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        raise ValueError(f"has the host {shown(host)}, which is no IPv4 address; correct it") from None
+
+
+def _ipv6(host: str) -> str:
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise ValueError(f"has {shown(host)} in brackets, which is no IPv6 address; correct it") from None
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether only this machine can reach the address, as far as it tells by itself."""
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return address.host.lower().rstrip(".") == "localhost"
+
+
+def _address(value: object) -> Address:
+    return value if isinstance(value, Address) else Address.parse(a_text(value))
+
+
+def _reachable(address: Address) -> Address:
+    if address.port == 0:
+        raise ValueError("has the port 0; give the port that the key manager listens on, usually 5696")
+    return address
+
+
+def _server_name(value: object) -> str:
+    if value == "":
+        return ""  # the address's host
+    name = a_text(value)
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(name))
+    if ":" in name or "/" in name:
+        raise ValueError("is no host name; leave out everything but the host")
+    return _host(name)
+
+
+def _name(value: object) -> str:
+    if not _NAME.fullmatch(name := a_text(value)):
+        raise ValueError(f"is {shown(name)}; use up to 64 letters, digits, dots, dashes and underscores")
+    return name
+
+
+def _one_or_many(read: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
+    """Make a reader of one value, or of a list of values, from a reader of one."""
+
+    def read_all(value: object) -> tuple[str, ...]:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(dict.fromkeys(read(each) for each in values))
+
+    return read_all
+
+
+def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("is empty; give at least one value, or leave the line out")
+    return values
+
+
+def fingerprint(value: object) -> str:
+    """Read a SHA-256 fingerprint, with or without colons, as 64 lower-case hexadecimal digits."""
+    digits = a_text(value).replace(":", "").strip().lower()
+    if not re.fullmatch(r"[0-9a-f]+", digits):
+        raise ValueError(f"has {shown(value)}, which is not hexadecimal; {_FINGERPRINT_HELP}")
+    if len(digits) != _SHA256_DIGITS:
+        raise ValueError(f"has a fingerprint of {len(digits)} digits, and SHA-256 has 64; {_FINGERPRINT_HELP}")
+    return digits
+
+
+_FINGERPRINT_HELP: Final = "`openssl x509 -noout -fingerprint -sha256 -in FILE` prints it"
+
+
+def network(value: object) -> str:
+    """Read an IP address, or a network in CIDR notation, in its usual spelling."""
+    try:
+        interface = ipaddress.ip_interface(a_text(value))
+    except ValueError:
+        raise ValueError(f"has {shown(value)}; give IP addresses or networks such as 10.1.0.0/16") from None
+    if interface.ip != interface.network.network_address:
+        raise ValueError(f"has {shown(value)}, an address within a network; write {interface.network}")
+    return str(interface.ip if interface.network.num_addresses == 1 else interface.network)
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+Bind = Annotated[Address, BeforeValidator(_address)]
+PeerAddress = Annotated[Address, BeforeValidator(_address), AfterValidator(_reachable)]
+ServerName = Annotated[str, BeforeValidator(_server_name)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(a_text)), AfterValidator(_not_empty)]
+Networks = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network)), AfterValidator(_not_empty)]
+Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint)), AfterValidator(_not_empty)]
+Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
+
+#: Strict everywhere: "10" in quotes, or true, is a mistake and not a number. A day bounds every wait.
+Seconds = Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)]
+Size = Annotated[int, Field(strict=True, ge=1024, le=64 * 1024 * 1024)]

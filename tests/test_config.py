@@ -1,0 +1,988 @@
+"""The configuration: what is taken, what is refused and how that is said, and that config/ and the code agree."""
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Final
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from gateway.config import (
+    Address,
+    Config,
+    DeadlinesConfig,
+    IdentityConfig,
+    LimitsConfig,
+    LogConfig,
+    MatchConfig,
+    PoolConfig,
+    load,
+    matches_many,
+    summary,
+)
+from gateway.config.loading import examine
+from gateway.config.mistakes import EXAMPLES
+from gateway.config.model import LISTS, SECTIONS
+from gateway.errors import ConfigError
+
+EXAMPLE_FILES: Final = Path(__file__).parent.parent / "config"
+PIN: Final = "ab" * 32
+
+#: A small configuration, complete; the tests take it apart.
+SMALL: Final = """
+[[listeners]]
+name = "kmip"
+bind = "127.0.0.1:5696"
+certificate = "server.pem"
+private_key = "server.key"
+client_ca = "clients-ca.pem"
+tls_policy = "modern"
+
+[[backends]]
+name = "atlanta-001"
+address = "127.0.0.1:15696"
+ca = "kms-ca.pem"
+server_name = "localhost"
+
+[[identities]]
+name = "everyone"
+match = { subject_cn = "*" }
+shared = true
+certificate = "gateway-client.pem"
+private_key = "gateway-client.key"
+
+[admin]
+bind = "127.0.0.1:9696"
+"""
+
+#: Further tables, to be put behind SMALL.
+SECOND_LISTENER: Final = """
+[[listeners]]
+name = "second"
+bind = "127.0.0.1:5697"
+certificate = "server.pem"
+private_key = "server.key"
+client_ca = "clients-ca.pem"
+"""
+SECOND_BACKEND: Final = """
+[[backends]]
+name = "london-001"
+address = "127.0.0.1:15697"
+ca = "kms-ca.pem"
+"""
+SECOND_IDENTITY: Final = """
+[[identities]]
+name = "second"
+match = { subject_cn = "second" }
+certificate = "second.pem"
+private_key = "second.key"
+"""
+
+
+# Throwaway certificates -----------------------------------------------------------------------------------------------
+
+
+def make_pair(name: str, *, lasts: timedelta = timedelta(days=1)) -> tuple[bytes, bytes]:
+    """A self-signed certificate and its private key, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    end = datetime.now(UTC) + lasts
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - timedelta(days=365))
+        .not_valid_after(end)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), private_pem(key, serialization.NoEncryption())
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey, protection: serialization.KeySerializationEncryption) -> bytes:
+    """The key in PEM."""
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+
+
+@cache
+def pair(name: str) -> tuple[bytes, bytes]:
+    """The one certificate and key of this name, for the files that only have to be there."""
+    return make_pair(name)
+
+
+def put_certificates(folder: Path, text: str) -> None:
+    """Make every certificate and key that a configuration names: NAME.key belongs to NAME.pem."""
+    for name, suffix in re.findall(r'"([^"]+)\.(pem|key)"', text):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.{suffix}").write_bytes(pair(name)[0 if suffix == "pem" else 1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory with the files that SMALL and its further tables name."""
+    put_certificates(tmp_path, SMALL + SECOND_IDENTITY)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def kept_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``folder``, for examples by the hundred."""
+    folder = tmp_path_factory.mktemp("kept")
+    put_certificates(folder, SMALL)
+    return folder
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+def mistakes_in(folder: Path, text: str) -> list[str]:
+    """What load says, without the file's name, which must be in front of each."""
+    path = write(folder, text)
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert all(mistake.startswith(f"{path}: ") for mistake in refused.value.mistakes)
+    assert all("\n" not in mistake for mistake in refused.value.mistakes)
+    return [mistake.removeprefix(f"{path}: ").replace(str(folder), "DIR") for mistake in refused.value.mistakes]
+
+
+def changed(old: str, new: str, text: str = SMALL) -> str:
+    """SMALL, with one thing changed."""
+    assert text.count(old) == 1, f"{old!r} should be there once"
+    return text.replace(old, new)
+
+
+# What is taken --------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_file_is_completed_with_defaults(folder: Path) -> None:
+    config = load(write(folder, SMALL))
+
+    (listener,) = config.listeners
+    assert (listener.name, listener.bind) == ("kmip", Address("127.0.0.1", 5696))
+    assert (listener.tls_policy, listener.max_clients, listener.resumption_lifetime) == ("modern", 10_000, 3600)
+    (backend,) = config.backends
+    assert (backend.name, str(backend.address)) == ("atlanta-001", "127.0.0.1:15696")
+    assert (backend.server_name, backend.pinned_sha256) == ("localhost", ())
+    assert (backend.max_sessions, backend.probe) == (64, "discover-versions")
+    (identity,) = config.identities
+    assert (identity.match.subject_cn, identity.shared) == (("*",), True)
+    assert (config.pool, config.deadlines) == (PoolConfig(), DeadlinesConfig())
+    assert (config.limits, config.log) == (LimitsConfig(), LogConfig())
+
+
+def test_relative_paths_begin_at_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are absolute after load, from wherever the gateway was started; absolute paths stay."""
+    write(folder, changed('"kms-ca.pem"', f'"{folder}/kms-ca.pem"'))
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+
+    config = load(Path("../gateway.toml"))
+
+    listener, backend = config.listeners[0], config.backends[0]
+    assert listener.certificate.is_absolute()
+    assert listener.private_key.samefile(folder / "server.key")
+    assert listener.client_ca.samefile(folder / "clients-ca.pem")
+    assert backend.ca == folder / "kms-ca.pem"
+
+
+def test_the_sections_that_have_defaults_may_be_missing(folder: Path) -> None:
+    config = load(write(folder, changed('[admin]\nbind = "127.0.0.1:9696"\n', "")))
+    assert config.admin.bind == Address("127.0.0.1", 9696)
+
+
+def test_admin_may_be_open_to_the_network(folder: Path) -> None:
+    config = load(write(folder, changed("127.0.0.1:9696", "0.0.0.0:9696")))
+    assert "other machines can reach" in "\n".join(summary(config))
+
+
+def test_the_server_name_is_the_address_host_unless_given(folder: Path) -> None:
+    text = changed('"127.0.0.1:15696"', '"kms.example.com:5696"').replace('server_name = "localhost"', "")
+    assert load(write(folder, text)).backends[0].server_name == "kms.example.com"
+
+
+def test_a_pinned_backend_needs_no_ca(folder: Path) -> None:
+    """A fingerprint may be written as openssl prints it."""
+    printed = ":".join(["AB"] * 32)
+    config = load(write(folder, changed('ca = "kms-ca.pem"', f'pinned_sha256 = "{printed}"')))
+    assert (config.backends[0].ca, config.backends[0].pinned_sha256) == (None, (PIN,))
+
+
+def test_the_kinds_of_match_are_read_as_they_are_compared(folder: Path) -> None:
+    match = f"""{{ san_dns = ["a.example", "b.example"], san_ip = ["10.1.0.0/16", "::0:1"], issuer = "CN=CA*",
+        fingerprint_sha256 = "{PIN.upper()}" }}""".replace("\n", " ")
+    config = load(write(folder, changed('{ subject_cn = "*" }', match)))
+    assert config.identities[0].match == MatchConfig(
+        san_dns=("a.example", "b.example"), san_ip=("10.1.0.0/16", "::1"), issuer=("CN=CA*",), fingerprint_sha256=(PIN,)
+    )
+
+
+def test_a_file_saved_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    path = folder / "gateway.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
+    assert load(path).listeners[0].name == "kmip"
+
+
+def test_several_listeners_may_take_any_free_port(folder: Path) -> None:
+    text = changed("127.0.0.1:5696", "127.0.0.1:0") + SECOND_LISTENER.replace("127.0.0.1:5697", "127.0.0.1:0")
+    assert [listener.bind.port for listener in load(write(folder, text)).listeners] == [0, 0]
+
+
+def test_old_cas_may_stay_in_a_bundle(folder: Path) -> None:
+    old, _ = make_pair("old CA", lasts=-timedelta(days=1))
+    (folder / "kms-ca.pem").write_bytes(old + pair("kms-ca")[0])
+    load(write(folder, SMALL))
+
+
+def test_a_key_may_stand_in_the_file_of_its_certificate(folder: Path) -> None:
+    (folder / "server.pem").write_bytes(b"".join(pair("server")))
+    load(write(folder, changed('"server.key"', '"server.pem"')))
+
+
+def test_values_are_frozen(folder: Path) -> None:
+    config = load(write(folder, SMALL))
+    with pytest.raises(ValidationError, match="frozen"):
+        config.log = LogConfig(level="debug")
+    with pytest.raises(ValidationError, match="frozen"):
+        config.listeners[0].max_clients = 1
+    with pytest.raises(AttributeError):
+        config.admin.bind.port = 1  # type: ignore[misc]
+    assert {config: "can be a key"}[load(write(folder, SMALL))]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("localhost:5696", Address("localhost", 5696)),
+        ("kms_1.example.com.:1", Address("kms_1.example.com.", 1)),
+        ("0.0.0.0:0", Address("0.0.0.0", 0)),  # noqa: S104 - nothing is bound here
+        ("[::1]:5696", Address("::1", 5696)),
+        ("[2001:DB8:0::1]:5696", Address("2001:db8::1", 5696)),
+    ],
+)
+def test_addresses(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+    assert Address.parse(str(address)) == address
+
+
+@given(st.text())
+def test_an_address_is_read_or_refused_with_a_value_error(text: str) -> None:
+    try:
+        address = Address.parse(text)
+    except ValueError:
+        return
+    assert Address.parse(str(address)) == address
+
+
+# What is refused, and how that is said --------------------------------------------------------------------------------
+
+#: What is changed in SMALL (-), to what (+), and every mistake that must be reported (=). Without a "-", the "+" stand
+#: behind it. What is indented further belongs to the line above.
+REFUSED: Final = r"""
+near key
+  - tls_policy
+  + tls_polcy
+  = listeners["kmip"].tls_polcy: unknown key "tls_polcy"; did you mean "tls_policy"?
+near section
+  - [admin]
+  + [admim]
+  = admim: unknown key "admim"; did you mean "admin"?
+far section
+  - [admin]
+  + [balancing]
+  = balancing: unknown key "balancing"; known here are listeners, backends, identities, admin, pool, deadlines,
+    limits, log
+near key in match
+  - subject_cn
+  + subject_nc
+  = identities["everyone"].match.subject_nc: unknown key "subject_nc"; did you mean "subject_cn"?
+key of another section
+  + max_sessions = 5
+  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind
+far key
+  + 'pass word' = "do not repeat this"
+  = admin."pass word": unknown key "pass word"; known here are bind
+missing key
+  - bind = "127.0.0.1:5696"
+  +
+  = listeners["kmip"].bind: missing; add a line such as bind = "127.0.0.1:5696"
+missing name
+  - name = "atlanta-001"
+  +
+  = backends[0].name: missing; add a line such as name = "a-name"
+name for a person
+  - "atlanta-001"
+  + "Atlanta, first"
+  = backends["Atlanta, first"].name: is "Atlanta, first"; use up to 64 letters, digits, dots, dashes and underscores
+one bracket
+  - [[listeners]]
+  + [listeners]
+  = listeners: must be a list of tables; write [[listeners]]
+two brackets
+  - [admin]
+  + [[admin]]
+  = admin: must be a table; write [admin]
+match by a text
+  - { subject_cn = "*" }
+  + "*"
+  = identities["everyone"].match: must be a table; write match = { subject_cn = "app-1" }
+no text
+  - "server.pem"
+  + 5
+  = listeners["kmip"].certificate: must be text; put it in quotes
+empty text
+  - "server.pem"
+  + ""
+  = listeners["kmip"].certificate: is empty; give it a value, or leave the line out
+number in quotes
+  + [pool]
+  + min_idle = "1"
+  + idle_timeout = "25"
+  = pool.min_idle: must be a whole number; write it without quotes or a decimal point
+  = pool.idle_timeout: must be a number; write it without quotes
+true for a number
+  + [limits]
+  + max_depth = true
+  = limits.max_depth: must be a whole number; write it without quotes or a decimal point
+out of bounds
+  + [limits]
+  + max_request_size = 1_000_000_000
+  + max_depth = 4
+  + [pool]
+  + idle_timeout = 0
+  = pool.idle_timeout: 0 is too little; give more than 0
+  = limits.max_request_size: 1000000000 is too much; give at most 67108864
+  = limits.max_depth: 4 is too little; give at least 8
+endless
+  + [pool]
+  + idle_timeout = inf
+  + max_lifetime = nan
+  = pool.idle_timeout: must be a number; write one that is not inf or nan
+  = pool.max_lifetime: must be a number; write one that is not inf or nan
+longer than a minute
+  + [deadlines]
+  + request = 60
+  = deadlines.request: 60 is too much; at most 55 is allowed, because key managers refuse requests that are a minute
+    old
+word for true
+  - shared = true
+  + shared = "yes"
+  = identities["everyone"].shared: must be true or false; write one of them, without quotes
+unknown word
+  - "modern"
+  + "moderm"
+  = listeners["kmip"].tls_policy: "moderm" is not known; write "modern", "compatible" or "legacy"
+no port
+  - "127.0.0.1:5696"
+  + "127.0.0.1"
+  = listeners["kmip"].bind: has no port; write it as "127.0.0.1:5696"
+no host
+  - "127.0.0.1:5696"
+  + "*:5696"
+  = listeners["kmip"].bind: has no host; 0.0.0.0 is every IPv4 address of this machine, [::] every IPv6 address
+high port
+  - "127.0.0.1:5696"
+  + "127.0.0.1:65536"
+  = listeners["kmip"].bind: has the port "65536"; a port is a number from 0 to 65535
+no brackets
+  - "127.0.0.1:5696"
+  + "::1:5696"
+  = listeners["kmip"].bind: has several colons; write an IPv6 address in brackets, as "[::1]:5696"
+wrong IPv4 address
+  - "127.0.0.1:5696"
+  + "127.0.0.256:5696"
+  = listeners["kmip"].bind: has the host "127.0.0.256", which is no IPv4 address; correct it
+wrong IPv6 address
+  - "127.0.0.1:5696"
+  + "[::x]:5696"
+  = listeners["kmip"].bind: has "::x" in brackets, which is no IPv6 address; correct it
+wrong host name
+  - "127.0.0.1:15696"
+  + "-kms:15696"
+  = backends["atlanta-001"].address: has the host "-kms", which is no host name; give a host name or an IP address
+URL for an address
+  - "127.0.0.1:15696"
+  + "https://user:secret@kms:15696/"
+  = backends["atlanta-001"].address: is not host:port; leave out everything but the host and the port
+backend without a port
+  - "127.0.0.1:15696"
+  + "127.0.0.1:0"
+  = backends["atlanta-001"].address: has the port 0; give the port that the key manager listens on, usually 5696
+server name with a port
+  - "localhost"
+  + "localhost:5696"
+  = backends["atlanta-001"].server_name: is no host name; leave out everything but the host
+neither CA nor pin
+  - ca = "kms-ca.pem"
+  +
+  = backends["atlanta-001"].ca: missing; name a file with the CA that issued the key manager's certificate, or pin
+    the certificate itself with pinned_sha256
+wrong pins
+  - ca = "kms-ca.pem"
+  + pinned_sha256 = ["ab:cd"]
+  = backends["atlanta-001"].pinned_sha256: has a fingerprint of 4 digits, and SHA-256 has 64; `openssl x509 -noout
+    -fingerprint -sha256 -in FILE` prints it
+pins that aren't hexadecimal
+  - ca = "kms-ca.pem"
+  + pinned_sha256 = "sha256 Fingerprint=AB"
+  = backends["atlanta-001"].pinned_sha256: has "sha256 Fingerprint=AB", which is not hexadecimal; `openssl x509
+    -noout -fingerprint -sha256 -in FILE` prints it
+empty match
+  - { subject_cn = "*" }
+  + { }
+  = identities["everyone"].match: is empty, and would match everyone; give at least one of subject_cn, san_dns,
+    san_email, san_uri, san_ip, issuer, fingerprint_sha256
+empty values in match
+  - { subject_cn = "*" }
+  + { subject_cn = [], san_dns = [""] }
+  = identities["everyone"].match.subject_cn: is empty; give at least one value, or leave the line out
+  = identities["everyone"].match.san_dns: is empty; give it a value, or leave the line out
+wrong networks
+  - { subject_cn = "*" }
+  + { san_ip = "10.1.0.0/33" }
+  = identities["everyone"].match.san_ip: has "10.1.0.0/33"; give IP addresses or networks such as 10.1.0.0/16
+address within a network
+  - { subject_cn = "*" }
+  + { san_ip = "10.1.2.3/16" }
+  = identities["everyone"].match.san_ip: has "10.1.2.3/16", an address within a network; write 10.1.0.0/16
+key in the file
+  - "server.key"
+  + "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----"
+  = listeners["kmip"].private_key: holds the certificate or key itself; store it in a file and give the file's path
+no such file
+  - "server.pem"
+  + "sever.pem"
+  = listeners["kmip"].certificate: there is no file DIR/sever.pem; correct the path, which is relative to this file
+a directory
+  - "kms-ca.pem"
+  + "."
+  = backends["atlanta-001"].ca: DIR is not a file; give the path of a file in PEM
+the configuration itself
+  - "kms-ca.pem"
+  + "gateway.toml"
+  = backends["atlanta-001"].ca: DIR/gateway.toml is not PEM; convert it (`openssl x509` or `openssl pkey`, with
+    -inform DER)
+key for a certificate
+  - "server.pem"
+  + "server.key"
+  = listeners["kmip"].certificate: DIR/server.key holds a private key; give a file of certificates in PEM
+certificate for a key
+  - "server.key"
+  + "server.pem"
+  = listeners["kmip"].private_key: DIR/server.pem holds no private key; give a file with a private key in PEM
+key of another certificate
+  - "server.key"
+  + "gateway-client.key"
+  = listeners["kmip"].private_key: DIR/gateway-client.key does not belong to the certificate in DIR/server.pem; give
+    the key it was issued for
+name used twice
+  + [[backends]]
+  + name = "atlanta-001"
+  + address = "127.0.0.1:15697"
+  + ca = "kms-ca.pem"
+  = backends[1].name: "atlanta-001" is the name of backends[0] too; give each its own name
+address used twice
+  + [[backends]]
+  + name = "london-001"
+  + address = "127.0.0.1:15696"
+  + ca = "kms-ca.pem"
+  = backends["london-001"].address: 127.0.0.1:15696 is the address of backends["atlanta-001"] too; list every
+    key manager once
+port bound twice
+  + [[listeners]]
+  + name = "second"
+  + bind = "127.0.0.1:5696"
+  + certificate = "server.pem"
+  + private_key = "server.key"
+  + client_ca = "clients-ca.pem"
+  = listeners["second"].bind: 127.0.0.1:5696 is bound by listeners["kmip"] too; give each its own port
+port bound on all addresses
+  + [[listeners]]
+  + name = "second"
+  + bind = "0.0.0.0:5696"
+  + certificate = "server.pem"
+  + private_key = "server.key"
+  + client_ca = "clients-ca.pem"
+  = listeners["second"].bind: 0.0.0.0:5696 overlaps 127.0.0.1:5696 of listeners["kmip"]; give each its own port
+port bound by admin
+  - 127.0.0.1:9696
+  + 127.0.0.1:5696
+  = admin.bind: 127.0.0.1:5696 is bound by listeners["kmip"] too; give each its own port
+certificate shown twice
+  + [[identities]]
+  + name = "second"
+  + match = { subject_cn = "second" }
+  + certificate = "gateway-client.pem"
+  + private_key = "gateway-client.key"
+  = identities["second"].certificate: is what the gateway shows for identities["everyone"] too: the clients of both
+    would see, use and destroy each other's keys; give each its own, or say shared = true in both if that is meant
+more idle than allowed
+  - server_name = "localhost"
+  + max_sessions = 2
+  + [pool]
+  + min_idle = 3
+  = pool.min_idle: 3 is more than max_sessions = 2 of backends["atlanta-001"]; lower the one or raise the other
+parts longer than the whole
+  + [deadlines]
+  + request = 2.5
+  = deadlines.connect: 3 s is longer than deadlines.request = 2.5 s, which it is a part of; lower the one or raise
+    the other
+  = pool.queue_timeout: 5 s is longer than deadlines.request = 2.5 s, which it is a part of; lower the one or raise
+    the other
+"""
+
+
+def read_cases(text: str) -> list[Any]:
+    cases = []
+    for case in re.split(r"\n(?=\w)", text.strip()):
+        name, *rows = re.sub(r"\n {4}", " ", case).split("\n")
+        removed, added, said = ([row[4:] for row in rows if row[2] == mark] for mark in "-+=")
+        cases.append(pytest.param("\n".join(removed), "\n".join(added), said, id=name))
+    return cases
+
+
+def unfolded(text: str) -> list[str]:
+    """Lines, where what is indented belongs to the line above."""
+    return re.sub(r"\n +", " ", dedent(text).strip()).split("\n")
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), read_cases(REFUSED))
+def test_a_mistake_is_said_in_plain_words(folder: Path, old: str, new: str, expected: list[str]) -> None:
+    text = SMALL.replace(old, new, 1) if old else SMALL + new
+    assert text != SMALL
+    assert mistakes_in(folder, text) == expected
+
+
+def test_an_empty_file_is_told_what_it_needs(folder: Path) -> None:
+    assert mistakes_in(folder, "") == [
+        "listeners: missing; add [[listeners]]",
+        "backends: missing; add [[backends]]",
+        "identities: missing; add [[identities]]",
+    ]
+    assert mistakes_in(folder, "listeners = []\nbackends = [1]\nidentities = [{}]") == [
+        "listeners: there is none; at least one is needed",
+        "backends[0]: must be a table; write [[backends]]",
+        'identities[0].name: missing; add a line such as name = "a-name"',
+        'identities[0].match: missing; add a line such as match = { subject_cn = "app-1" }',
+        'identities[0].certificate: missing; add a line such as certificate = "certs/own.pem"',
+        'identities[0].private_key: missing; add a line such as private_key = "certs/own.key"',
+    ]
+
+
+def test_every_mistake_is_reported_at_once(folder: Path) -> None:
+    """Of single settings, of the files they name, and of settings that contradict each other, in one table or many."""
+    (folder / "clients-ca.pem").unlink()
+    text = (
+        SMALL.replace('"modern"', '"modren"')
+        .replace("shared = true\n", "")
+        .replace('"gateway-client.key"', '"server.key"')
+        .replace('"127.0.0.1:9696"', '"127.0.0.1:5696"')
+        + SECOND_BACKEND.replace("london-001", "atlanta-001").replace("ca =", "cca =")
+        + "[deadlines]\nrequest = 4\nconect = 1\n[limits]\nmax_depth = 1000\n"
+    )
+    assert mistakes_in(folder, text) == unfolded("""
+        listeners["kmip"].client_ca: there is no file DIR/clients-ca.pem; correct the path, which is relative to
+            this file
+        listeners["kmip"].tls_policy: "modren" is not known; write "modern", "compatible" or "legacy"
+        backends[1].ca: missing; name a file with the CA that issued the key manager's certificate, or pin the
+            certificate itself with pinned_sha256
+        backends[1].cca: unknown key "cca"; did you mean "ca"?
+        identities["everyone"].shared: is false, but match can match more than one client (subject_cn has a
+            wildcard), and the gateway shows the key managers one certificate for all of them: they would see, use and
+            destroy each other's keys; narrow match to one literal value, or say shared = true if that is meant
+        identities["everyone"].private_key: DIR/server.key does not belong to the certificate in
+            DIR/gateway-client.pem; give the key it was issued for
+        deadlines.conect: unknown key "conect"; did you mean "connect"?
+        limits.max_depth: 1000 is too much; give at most 128
+        backends[1].name: "atlanta-001" is the name of backends[0] too; give each its own name
+        admin.bind: 127.0.0.1:5696 is bound by listeners["kmip"] too; give each its own port
+        pool.queue_timeout: 5 s is longer than deadlines.request = 4 s, which it is a part of; lower the one or
+            raise the other
+    """)
+
+
+def test_a_wrong_setting_is_not_held_against_others(folder: Path) -> None:
+    """What is wrong by itself is corrected first; a comparison with it would be a second, false mistake."""
+    text = changed("[admin]", "[deadlines]\nrequest = 600\n[pool]\nmin_idle = -1\nqueue_timeout = 50\n[admin]")
+    assert [mistake.partition(":")[0] for mistake in mistakes_in(folder, text)] == [
+        "pool.min_idle",
+        "deadlines.request",
+    ]
+
+
+TOML_VALUES: Final = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.floats(), st.text(), st.datetimes()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
+)
+
+
+@settings(deadline=None)  # it reads files
+@given(st.data())
+def test_any_value_anywhere_is_taken_or_refused_in_lines(kept_folder: Path, data: st.DataObject) -> None:
+    """Whatever stands in a file, the answer is a Config or a ConfigError, and never another exception."""
+    document = tomllib.loads(SMALL + SECOND_BACKEND)
+    where: Any = document
+    while isinstance(where, dict | list) and where:
+        key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else range(len(where))))
+        if not isinstance(where[key], dict | list) or data.draw(st.booleans()):
+            break
+        where = where[key]
+    where[key] = data.draw(TOML_VALUES)
+    if isinstance(where, dict) and data.draw(st.booleans()):
+        where[data.draw(st.text())] = data.draw(TOML_VALUES)
+
+    mistakes = ["taken"]
+    try:
+        examine(document, kept_folder / "gateway.toml")
+    except ConfigError as refused:
+        mistakes = refused.mistakes
+
+    assert mistakes
+    assert all(mistake.isprintable() for mistake in mistakes)
+
+
+def test_a_listener_on_the_port_of_the_default_admin_is_refused(folder: Path) -> None:
+    text = changed('[admin]\nbind = "127.0.0.1:9696"\n', "").replace("127.0.0.1:5696", "localhost:9696")
+    load(write(folder, text))  # localhost may be ::1
+    assert mistakes_in(folder, text.replace("localhost:9696", "0.0.0.0:9696")) == [
+        'admin.bind: 127.0.0.1:9696 overlaps 0.0.0.0:9696 of listeners["kmip"]; give each its own port'
+    ]
+
+
+def test_both_families_may_be_bound_with_one_port(folder: Path) -> None:
+    text = changed("127.0.0.1:5696", "0.0.0.0:5696") + SECOND_LISTENER.replace("127.0.0.1:5697", "[::]:5696")
+    load(write(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"[admin]\nbind\n", "line 2, column 5: is not TOML: expected '=' after a key in a key/value pair; correct it"),
+        (b"[admin]\n[admin]", "line 2, column 7: is not TOML: cannot declare ('admin',) twice; correct it"),
+        (b"[admin", "end of document: is not TOML: expected ']' at the end of a table declaration; correct it"),
+        (b"a = " + b"9" * 5000, "is not TOML: "),
+        (b"a = " + b"[" * 50_000, "is nested too deeply; write it without nesting"),
+        (b"# caf\xc3\xa9\n# caf\xe9\n", "line 2: is not UTF-8; save the file in UTF-8"),
+    ],
+)
+def test_what_is_not_toml_is_refused_with_its_place(tmp_path: Path, data: bytes, expected: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    (mistake,) = refused.value.mistakes
+    assert mistake.startswith(f"{path}: {expected}")
+
+
+def test_a_configuration_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert refused.value.mistakes == [f"{path}: there is no such file; give the path of a configuration"]
+    with pytest.raises(ConfigError, match=r"can't be read \(Is a directory\)"):
+        load(tmp_path)
+
+
+# The files that a configuration names ---------------------------------------------------------------------------------
+
+
+def test_an_expired_certificate_is_refused(folder: Path) -> None:
+    expired, key = make_pair("gateway", lasts=-timedelta(days=2))
+    (folder / "server.pem").write_bytes(expired)
+    (folder / "server.key").write_bytes(key)
+    (folder / "kms-ca.pem").write_bytes(expired)
+    day = f"{x509.load_pem_x509_certificate(expired).not_valid_after_utc:%Y-%m-%d}"
+    assert mistakes_in(folder, SMALL) == unfolded(f"""
+        listeners["kmip"].certificate: DIR/server.pem holds the certificate CN=gateway, which expired on {day};
+            renew it
+        backends["atlanta-001"].ca: DIR/kms-ca.pem holds the certificate CN=gateway, which expired on {day}, and
+            none that is valid; renew it
+    """)
+
+
+def test_an_expired_certificate_further_up_the_chain_is_refused(folder: Path) -> None:
+    expired, _ = make_pair("intermediate CA", lasts=-timedelta(days=2))
+    (folder / "server.pem").write_bytes(pair("server")[0] + expired)
+    assert "holds the certificate CN=intermediate CA, which expired" in mistakes_in(folder, SMALL)[0]
+
+
+def test_a_chain_in_the_wrong_order_is_told_so(folder: Path) -> None:
+    (folder / "server.pem").write_bytes(pair("clients-ca")[0] + pair("server")[0])
+    assert mistakes_in(folder, SMALL) == unfolded("""
+        listeners["kmip"].private_key: DIR/server.key does not belong to the first certificate in DIR/server.pem;
+            put the key's own one first
+    """)
+
+
+def test_a_key_with_a_password_is_refused(folder: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (folder / "server.key").write_bytes(private_pem(key, serialization.BestAvailableEncryption(b"password")))
+    assert mistakes_in(folder, SMALL) == unfolded("""
+        listeners["kmip"].private_key: DIR/server.key is protected by a password, which is not supported; store the
+            key without one (`openssl pkey -in OLD -out NEW`) and let the file's permissions guard it
+    """)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "DIR/kms-ca.pem is not PEM"),
+        (b"\x30\x82\x01\x01", "DIR/kms-ca.pem is not PEM"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no certificate that can be read"),
+        (b"-----BEGIN CERTIFICATE-----\nAA", "holds no certificate that can be read"),
+    ],
+)
+def test_a_certificate_that_is_none_is_refused(folder: Path, data: bytes, expected: str) -> None:
+    (folder / "kms-ca.pem").write_bytes(data)
+    (mistake,) = mistakes_in(folder, SMALL)
+    assert expected in mistake
+
+
+def test_a_broken_key_is_refused_without_showing_it(folder: Path) -> None:
+    (folder / "server.key").write_bytes(b"-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n")
+    assert mistakes_in(folder, SMALL) == unfolded("""
+        listeners["kmip"].private_key: DIR/server.key holds no private key that can be read; give a file with a
+            private key in PEM
+    """)
+
+
+def test_a_file_that_can_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without permission; simulated, since tests may run as root, who may read everything."""
+    read = Path.read_bytes
+
+    def guarded(path: Path) -> bytes:
+        if path.name == "server.key":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    assert mistakes_in(folder, SMALL) == unfolded("""
+        listeners["kmip"].private_key: DIR/server.key can't be read (Permission denied); let the gateway's user read
+            it
+    """)
+
+
+@pytest.mark.parametrize("setting", ["certificate", "name", "tls_policy", "bind"])
+def test_a_secret_in_the_wrong_place_is_not_repeated(folder: Path, setting: str) -> None:
+    secret = "-----BEGIN PRIVATE KEY-----\\nMIGHAgEAMBMG\\n-----END PRIVATE KEY-----"
+    text = re.sub(rf'^{setting} = ".*"$', lambda _: f'{setting} = "{secret}"', SMALL, count=1, flags=re.MULTILINE)
+    assert "MIGH" not in "\n".join(mistakes_in(folder, text))
+
+
+# Who shares a credential ----------------------------------------------------------------------------------------------
+
+SINGLE: Final = [
+    MatchConfig(subject_cn=("app-1",)),
+    MatchConfig(san_dns=("app-1.example.com",)),
+    MatchConfig(san_email=("app@example.com",)),
+    MatchConfig(san_uri=("spiffe://example.com/app",)),
+    MatchConfig(san_ip=("10.1.2.3",)),
+    MatchConfig(san_ip=("10.1.2.3/32",)),
+    MatchConfig(san_ip=("2001:db8::1/128",)),
+    MatchConfig(fingerprint_sha256=(PIN,)),
+    MatchConfig(subject_cn=("app-1",), issuer=("CN=*",)),
+    MatchConfig(subject_cn=("*",), fingerprint_sha256=(PIN,)),
+    MatchConfig(subject_cn=("a", "b"), san_dns=("app-1.example.com",)),
+    MatchConfig(subject_cn=("app-1", "app-1")),
+]
+MANY: Final = [
+    (MatchConfig(subject_cn=("*",)), "subject_cn has a wildcard"),
+    (MatchConfig(subject_cn=("app-?",)), "subject_cn has a wildcard"),
+    (MatchConfig(subject_cn=("app-[12]",)), "subject_cn has a wildcard"),
+    (MatchConfig(san_dns=("*.example.com",)), "san_dns has a wildcard"),
+    (MatchConfig(san_email=("*@example.com",)), "san_email has a wildcard"),
+    (MatchConfig(san_uri=("spiffe://*",)), "san_uri has a wildcard"),
+    (MatchConfig(subject_cn=("a", "b")), "subject_cn has 2 values"),
+    (MatchConfig(fingerprint_sha256=(PIN, "cd" * 32)), "fingerprint_sha256 has 2 values"),
+    (MatchConfig(san_ip=("10.1.2.0/31",)), "san_ip is a network"),
+    (MatchConfig(san_ip=("2001:db8::/64",)), "san_ip is a network"),
+    (MatchConfig(issuer=("CN=CA",)), "issuer alone stands for everyone whom it certifies"),
+    (MatchConfig(subject_cn=("a*",), san_ip=("10.0.0.0/8",)), "subject_cn has a wildcard, san_ip is a network"),
+    (MatchConfig(subject_cn=("a*",), issuer=("CN=CA",)), "subject_cn has a wildcard"),
+]
+
+
+def make_identity(match: MatchConfig, *, shared: bool) -> IdentityConfig:
+    return IdentityConfig(name="x", match=match, shared=shared, certificate=Path("c"), private_key=Path("k"))
+
+
+@pytest.mark.parametrize("match", SINGLE, ids=repr)
+def test_a_match_with_one_literal_value_is_one_client(match: MatchConfig) -> None:
+    assert not matches_many(match)
+    assert not make_identity(match, shared=False).shared
+    assert make_identity(match, shared=True).shared
+
+
+@pytest.mark.parametrize(("match", "why"), MANY, ids=repr)
+def test_a_match_for_many_must_say_that_they_share(match: MatchConfig, why: str) -> None:
+    assert matches_many(match)
+    assert make_identity(match, shared=True).shared
+    with pytest.raises(ValidationError, match=re.escape(f"({why})")):
+        make_identity(match, shared=False)
+
+
+KEYS: Final = tuple(MatchConfig.model_fields)
+LITERAL: Final = st.text("abc.-", min_size=1)
+WIDE: Final = st.one_of(
+    st.builds("{}{}".format, LITERAL, st.sampled_from("*?[")),
+    st.lists(LITERAL, min_size=2, max_size=4, unique=True),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["subject_cn", "san_dns", "san_email", "san_uri", "issuer"]), WIDE, min_size=1))
+def test_no_combination_of_wide_keys_is_one_client(match: dict[str, Any]) -> None:
+    assert matches_many(MatchConfig.model_validate(match))
+
+
+@given(
+    st.dictionaries(st.sampled_from(["subject_cn", "san_dns", "issuer"]), st.one_of(WIDE, LITERAL)),
+    st.sampled_from(["san_email", "san_uri"]),
+    LITERAL,
+)
+def test_one_literal_key_makes_any_combination_one_client(match: dict[str, Any], key: str, value: str) -> None:
+    assert not matches_many(MatchConfig.model_validate(match | {key: value}))
+
+
+def test_two_identities_may_show_one_certificate_if_both_are_shared(folder: Path) -> None:
+    second = SECOND_IDENTITY.replace("second.", "gateway-client.") + "shared = true\n"
+    assert len(load(write(folder, SMALL + second)).identities) == 2
+
+
+# What is told to humans -----------------------------------------------------------------------------------------------
+
+
+def test_the_summary_says_who_meets_whom(folder: Path) -> None:
+    text = changed('ca = "kms-ca.pem"', f'ca = "kms-ca.pem"\npinned_sha256 = "{PIN}"') + SECOND_IDENTITY
+    legacy = SECOND_LISTENER + 'tls_policy = "legacy"\n'
+    assert summary(load(write(folder, text + legacy))) == unfolded("""
+        listener kmip on 127.0.0.1:5696: 10000 clients at the most, TLS policy modern
+        listener second on 127.0.0.1:5697: 10000 clients at the most, TLS policy legacy, which lets in broken versions
+            of TLS
+        backend atlanta-001 at 127.0.0.1:15696: 64 sessions at the most, known as localhost by the CA in kms-ca.pem
+            and 1 pinned certificate(s)
+        identity everyone for subject_cn *: all of them one client to the key managers, shown as gateway-client.pem
+        identity second for subject_cn second: one client, shown as second.pem
+        admin on 127.0.0.1:9696
+        limits: requests of 1 MiB, responses of 1 MiB, 1000 batch items, 32 levels
+        deadlines: 30 s for a request, 3 s of it to connect, 5 s of it in the queue; 10 s to drain
+        log: info and above, as text
+    """)
+
+
+# The files in config/ -------------------------------------------------------------------------------------------------
+
+SETTING: Final = re.compile(r"(?P<behind># )?(?P<key>[a-z][a-z0-9_]*) = (?P<value>.*)")
+
+
+def settings_of(path: Path) -> Iterator[tuple[str, str, Any, bool]]:
+    """Every setting in a file, live or behind "# ": its section, key, value, and whether it is live."""
+    section = ""
+    for row in path.read_text().splitlines():
+        if row.startswith("["):
+            section = row.strip("[]")
+        elif found := SETTING.fullmatch(row):
+            value = tomllib.loads(f"value = {found['value']}")["value"]
+            yield section, found["key"], value, found["behind"] is None
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[[str], Path]:
+    """Copies a file of config/ to a directory where everything it names is beside it."""
+
+    def copy(name: str) -> Path:
+        text = (EXAMPLE_FILES / name).read_text()
+        put_certificates(tmp_path, text)
+        return write(tmp_path, text)
+
+    return copy
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLE_FILES.glob("*.toml")))
+def test_every_file_in_config_loads(place: Callable[[str], Path], name: str) -> None:
+    config = load(place(name))
+    assert all(backend.server_name for backend in config.backends)
+
+
+def test_the_files_that_are_asked_for_are_there() -> None:
+    assert {path.name for path in EXAMPLE_FILES.glob("*.toml")} >= {
+        "gateway.toml",
+        "demo.toml",
+        "two-plus-two.toml",
+        "legacy.toml",
+    }
+
+
+def test_gateway_toml_has_every_setting_and_no_other() -> None:
+    written = {(section, key) for section, key, _, _ in settings_of(EXAMPLE_FILES / "gateway.toml")}
+    assert written == {(section, key) for section, table in SECTIONS.items() for key in table.model_fields}
+
+
+def test_gateway_toml_has_the_true_defaults() -> None:
+    """Behind "# " stands exactly what has a default. ``ca`` has none to speak of: it is None where there is a pin."""
+    for section, key, value, live in settings_of(EXAMPLE_FILES / "gateway.toml"):
+        field = SECTIONS[section].model_fields[key]
+        if key == "match":
+            continue
+        assert live == (field.is_required() or key == "ca"), f"[{section}] {key}"
+        if not live:
+            default = str(field.default) if isinstance(field.default, Address) else field.default
+            assert (tuple(value) if isinstance(value, list) else value) == default, f"[{section}] {key}"
+
+
+def test_gateway_toml_has_every_key_of_match() -> None:
+    matches = [value for _, key, value, _ in settings_of(EXAMPLE_FILES / "gateway.toml") if key == "match"]
+    assert {key for match in matches for key in match} == set(KEYS)
+    for match in matches:
+        MatchConfig.model_validate(match)
+
+
+def test_gateway_toml_means_the_same_with_every_default_made_live(place: Callable[[str], Path]) -> None:
+    path = place("gateway.toml")
+    config = load(path)
+    live = re.sub(r"(?m)^# (?!match)(?=[a-z][a-z0-9_]* = )", "", path.read_text())
+    assert live != path.read_text()
+    assert load(write(path.parent, live)) == config
+
+
+def test_every_setting_in_gateway_toml_says_why() -> None:
+    rows = (EXAMPLE_FILES / "gateway.toml").read_text().splitlines()
+    for before, row in pairwise(rows):
+        found = SETTING.fullmatch(row)
+        if found and found["key"] != "match":
+            assert before.startswith("# "), row
+            assert not SETTING.fullmatch(before), row
+
+
+def test_every_setting_that_may_be_missing_has_an_example() -> None:
+    required = {
+        key for section in LISTS for key, field in SECTIONS[section].model_fields.items() if field.is_required()
+    }
+    assert required == set(EXAMPLES)
+
+
+def test_the_demo_has_the_ports_it_is_known_by(place: Callable[[str], Path]) -> None:
+    config: Config = load(place("demo.toml"))
+    assert [str(listener.bind) for listener in config.listeners] == ["127.0.0.1:5696"]
+    assert {backend.name: str(backend.address) for backend in config.backends} == {
+        "atlanta-001": "127.0.0.1:15696",
+        "atlanta-002": "127.0.0.1:15697",
+        "london-001": "127.0.0.1:15698",
+        "london-002": "127.0.0.1:15699",
+    }
+    assert (config.identities[0].name, config.identities[0].shared) == ("everyone", True)
+    assert str(config.admin.bind) == "127.0.0.1:9696"
