@@ -22,6 +22,7 @@ _MISTAKE = 2  # exit status where the configuration is to blame
 #: Commands of the lab, and the modules they live in: the running gateway never loads them.
 _LAB: Final = {
     "certs": "gateway.lab.certs_command",
+    "cpu": "gateway.lab.cpu",
     "demo": "gateway.lab.demo",
     "keymanager": "gateway.lab.keymanager.command",
 }

@@ -6,16 +6,14 @@ all of them. What is shown is the difference that a pool of sessions makes where
 
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Final
 
 import click
@@ -28,50 +26,17 @@ from rich.table import Table
 from gateway.config import Address
 from gateway.errors import GatewayError
 from gateway.kmip.spec import ResultStatus
-from gateway.lab.certs import write_development_set
 from gateway.lab.client import client_context, connect, create_key, get_key
+from gateway.lab.programs import Place, prepare, programs
 
 _HANDSHAKE_COST: Final = 0.06  # s, one at a time in each key manager
-_KEY_MANAGERS: Final = {"atlanta-001": 15696, "atlanta-002": 15697, "london-001": 15698, "london-002": 15699}
-_GATEWAY_PORT: Final = 5696
-_ADMIN_PORT: Final = 9696
 _CLIENTS: Final = 10
 _DEFAULT_SECONDS: Final = 20.0  # of measuring, half of it straight and half through the gateway
-_START_TIMEOUT: Final = 20.0
-
-_CONFIG: Final = """
-[[listeners]]
-name = "kmip"
-bind = "{gateway}"
-certificate = "server.pem"
-private_key = "server.key"
-client_ca = "clients-ca.pem"
-
-[[identities]]
-name = "everyone"
-match = {{ subject_cn = "*" }}
-shared = true
-certificate = "gateway-client.pem"
-private_key = "gateway-client.key"
-
-[admin]
-bind = "{admin}"
-
-[log]
-level = "error"
-"""
-_CONFIG_BACKEND: Final = """
-[[backends]]
-name = "{name}"
-address = "{address}"
-ca = "kms-ca.pem"
-server_name = "localhost"
-"""
 
 
 @dataclass
 class Measurement:
-    """What one row of the table has counted so far; ``durations`` holds seconds, one for each Get on its own session."""
+    """What one row of the table has counted so far; ``durations`` holds the seconds of each Get with its session."""
 
     title: str
     durations: list[float] = field(default_factory=list)
@@ -92,20 +57,6 @@ class Measurement:
         return self.title, str(len(ordered)), f"{self.rate:.0f}", middle, slow, str(self.errors)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the demo runs: a directory of certificates, and an address for each of its programs."""
-
-    directory: Path
-    key_managers: dict[str, Address]
-    gateway: Address
-    admin: Address
-
-    def file(self, name: str) -> Path:
-        """A file of the directory."""
-        return self.directory / name
-
-
 @click.command()
 @click.option("--seconds", type=click.FloatRange(1), help="End by itself after measuring for so long.")
 @click.option("--clients", default=_CLIENTS, show_default=True, type=click.IntRange(1), help="Clients at once.")
@@ -124,8 +75,8 @@ async def _demo(directory: Path, seconds: float | None, clients: int) -> int:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
-            place = _prepare(directory)
-            async with _programs(place):
+            place = prepare(directory)
+            async with programs(place, handshake_cost=_HANDSHAKE_COST):
                 measurements = await _measure(place, console, seconds or _DEFAULT_SECONDS, clients)
                 _report(place, console, measurements)
                 if seconds is None:
@@ -141,76 +92,7 @@ async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> No
     scope.cancel()
 
 
-# Starting --------------------------------------------------------------------------------------------------------------
-
-
-def _prepare(directory: Path) -> Place:
-    """Certificates, addresses, and the gateway's configuration."""
-    write_development_set(directory, force=True)
-    place = Place(
-        directory,
-        {name: _free_address(port) for name, port in _KEY_MANAGERS.items()},
-        _free_address(_GATEWAY_PORT),
-        _free_address(_ADMIN_PORT),
-    )
-    backends = (_CONFIG_BACKEND.format(name=name, address=address) for name, address in place.key_managers.items())
-    text = _CONFIG.format(gateway=place.gateway, admin=place.admin) + "".join(backends)
-    place.file("gateway.toml").write_text(text)
-    return place
-
-
-def _free_address(preferred: int) -> Address:
-    """This machine's own address with the preferred port, or any other where that is taken."""
-    for port in (preferred, 0):
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return Address("127.0.0.1", sock.getsockname()[1])
-    raise click.ClickException("no port is free on 127.0.0.1")
-
-
-@asynccontextmanager
-async def _programs(place: Place) -> AsyncIterator[None]:
-    """Key managers and gateway, ready, for the length of a block."""
-    key_managers = [
-        "keymanager",
-        *(word for name, address in place.key_managers.items() for word in ("--name", name, "--bind", str(address))),
-        *("--certificate", str(place.file("kms.pem")), "--private-key", str(place.file("kms.key"))),
-        *("--client-ca", str(place.file("kms-clients-ca.pem")), "--handshake-cost", str(_HANDSHAKE_COST)),
-    ]
-    async with _program(key_managers, list(place.key_managers.values())):
-        async with _program(["run", str(place.file("gateway.toml"))], [place.gateway, place.admin]):
-            yield
-
-
-@asynccontextmanager
-async def _program(arguments: Sequence[str], addresses: Sequence[Address]) -> AsyncIterator[None]:
-    command = [sys.executable, "-m", "gateway", *arguments]
-    process = await trio.lowlevel.open_process(command, stdin=DEVNULL, stdout=DEVNULL, start_new_session=True)
-    try:
-        with trio.fail_after(_START_TIMEOUT):
-            for address in addresses:
-                await _until_listening(address, lambda: process.poll() is not None)
-        yield
-    finally:
-        process.terminate()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-            await process.wait()
-        with suppress(ProcessLookupError):
-            process.kill()
-
-
-async def _until_listening(address: Address, has_ended: Callable[[], bool]) -> None:
-    while True:
-        with suppress(OSError):
-            stream = await trio.open_tcp_stream(address.host, address.port)
-            await stream.aclose()
-            return
-        if has_ended():
-            raise click.ClickException(f"a program that should listen on {address} did not start")
-        await trio.sleep(0.05)
-
-
-# Measuring -------------------------------------------------------------------------------------------------------------
+# Measuring -----------------------------------------------------------------------------------------------------------
 
 
 async def _measure(place: Place, console: Console, seconds: float, clients: int) -> list[Measurement]:
@@ -285,7 +167,7 @@ async def _keep_time(measurement: Measurement) -> None:
         measurement.seconds = time.perf_counter() - measurement.began
 
 
-# Showing ---------------------------------------------------------------------------------------------------------------
+# Showing -------------------------------------------------------------------------------------------------------------
 
 
 def _ratio(measurements: Sequence[Measurement]) -> str:
