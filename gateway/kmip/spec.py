@@ -284,7 +284,7 @@ class ResultStatus(IntEnum):
 
 
 class ResultReason(IntEnum):
-    """Result Reason, 1.4 section 9.1.3.2.29; 2.1 section 11.48."""
+    """Result Reason, 1.4 section 9.1.3.2.29; 2.1 section 11.48; CIRCULAR_LINK_ERROR since 3.0."""
 
     ITEM_NOT_FOUND = 0x1
     RESPONSE_TOO_LARGE = 0x2
@@ -349,14 +349,21 @@ class ResultReason(IntEnum):
     WRAPPING_OBJECT_DESTROYED = 0x41
     WRAPPING_OBJECT_NOT_FOUND = 0x42
     WRONG_KEY_LIFECYCLE_STATE = 0x43
+    PROTECTION_STORAGE_UNAVAILABLE = 0x44
+    PKCS_11_CODEC_ERROR = 0x45
+    PKCS_11_INVALID_FUNCTION = 0x46
+    PKCS_11_INVALID_INTERFACE = 0x47
+    PRIVATE_PROTECTION_STORAGE_UNAVAILABLE = 0x48
+    PUBLIC_PROTECTION_STORAGE_UNAVAILABLE = 0x49
     UNKNOWN_OBJECT_GROUP = 0x4A
     CONSTRAINT_VIOLATION = 0x4B
     DUPLICATE_PROCESS_REQUEST = 0x4C
+    CIRCULAR_LINK_ERROR = 0x4D
     GENERAL_FAILURE = 0x100
 
 
 class CredentialType(IntEnum):
-    """Credential Type, 1.4 section 9.1.3.2.1; TICKET since 2.0."""
+    """Credential Type, 1.4 section 9.1.3.2.1; TICKET since 2.0, the last two since 3.0."""
 
     USERNAME_AND_PASSWORD = 0x1
     DEVICE = 0x2
@@ -364,6 +371,8 @@ class CredentialType(IntEnum):
     ONE_TIME_PASSWORD = 0x4
     HASHED_PASSWORD = 0x5
     TICKET = 0x6
+    PASSWORD = 0x7
+    CERTIFICATE = 0x8
 
 
 class ObjectType(IntEnum):

@@ -1,0 +1,200 @@
+"""One request, executed item by item, and its answer (1.4 sections 4, 6 and 7). No TLS, no waiting."""
+
+import sqlite3
+import time
+from contextlib import nullcontext
+from typing import Final
+
+from gateway.errors import ProtocolError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.compose import Result
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, operation_name, reason_name
+from gateway.kmip.spec import (
+    AsynchronousIndicator,
+    BatchErrorContinuationOption,
+    ItemType,
+    ResultReason,
+    ResultStatus,
+    Tag,
+)
+from gateway.lab.keymanager.call import Call, Done, Placeholders
+from gateway.lab.keymanager.greeting import VERSIONS
+from gateway.lab.keymanager.journal import SUCCESS, Journal
+from gateway.lab.keymanager.operations import DUTIES
+from gateway.lab.keymanager.refusals import Refusal
+from gateway.lab.keymanager.store import Store
+from gateway.lab.keymanager.tree import Node
+
+_EMPTY: Final = ttlv.Item(Tag.REQUEST_PAYLOAD, ItemType.STRUCTURE, 0, 0)
+
+
+class Engine:
+    """Executes requests on a store, in the name of one key manager, and notes them in a journal."""
+
+    def __init__(self, name: str, store: Store, journal: Journal | None = None) -> None:
+        self.name = name
+        self.store = store
+        self.journal = journal
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.name} on {self.store!r}>"
+
+    def begin(self, frame: bytes, owner: str) -> "Batch":
+        """Read a request that the client ``owner`` sent; nothing is executed yet. Never raises for what a client sends.
+
+        Everything is read before anything is executed: a request that can't be read is not executed in part.
+        """
+        try:
+            request = decode_request(frame)
+            payloads = [_grow(item) for item in request.items]
+        except ProtocolError as error:
+            return Batch(self, owner, answer=_unreadable(error), undecodable=True)
+        refusal = _refuse_whole(request)
+        if refusal is not None:
+            return Batch(self, owner, answer=refusal)
+        return Batch(self, owner, request, payloads)
+
+    def handle(self, frame: bytes, owner: str) -> bytes:
+        """Execute a whole request at once and return the answer."""
+        batch = self.begin(frame, owner)
+        while batch.pending is not None:
+            batch.execute()
+        return batch.answer()
+
+
+def _grow(item: RequestItem) -> Node:
+    span = item.fields.get(Tag.REQUEST_PAYLOAD)
+    return Node.grow(item.frame, _EMPTY if span is None else _EMPTY._replace(start=span[0], end=span[1]))
+
+
+def _unreadable(error: ProtocolError) -> bytes:
+    version = error.version if error.version in VERSIONS else None
+    return compose.failure(None, ResultReason.INVALID_MESSAGE, str(error), version=version or FALLBACK_VERSION)
+
+
+def _refuse_whole(request: Request) -> bytes | None:
+    """The answer to a request that can be read, and of which nothing is executed; None for all others."""
+    if request.version not in VERSIONS:
+        message = "protocol version {}.{} is not spoken here".format(*request.version)
+        return compose.failure(None, ResultReason.INVALID_MESSAGE, message)
+    if request.batch_error_continuation_option == BatchErrorContinuationOption.UNDO:
+        return compose.failure(request, ResultReason.FEATURE_NOT_SUPPORTED, "batches can't be undone here")
+    if request.asynchronous_indicator == AsynchronousIndicator.MANDATORY:
+        return compose.failure(request, ResultReason.FEATURE_NOT_SUPPORTED, "everything is answered at once here")
+    return None
+
+
+class Batch:
+    """A request under way.
+
+    ``execute`` the items one by one while there is a ``pending`` one, then send the ``answer``. Where ``undecodable``
+    is set, what follows on this connection can't be trusted, and it is closed after the answer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        owner: str,
+        request: Request | None = None,
+        payloads: list[Node] | None = None,
+        *,
+        answer: bytes | None = None,
+        undecodable: bool = False,
+    ) -> None:
+        self.undecodable = undecodable
+        self._engine = engine
+        self._owner = owner
+        self._request = request
+        self._left = [] if request is None else list(zip(request.items, payloads or (), strict=True))
+        self._placeholders = Placeholders()
+        self._results: list[Result] = []
+        self._answer = answer
+        self._room = request.maximum_response_size if request is not None else None
+
+    def __repr__(self) -> str:
+        return f"<Batch of {self._owner}: {len(self._results)} executed, {len(self._left)} pending>"
+
+    @property
+    def pending(self) -> int | None:
+        """The operation that ``execute`` would execute now; None when there is none left."""
+        return self._left[0][0].operation if self._left else None
+
+    def execute(self) -> None:
+        """Execute the pending item, and note it in the journal."""
+        item, payload = self._left.pop(0)
+        try:
+            done = self._perform(item.operation, payload)
+        except Refusal as refusal:
+            self._placeholders.note(item.operation, ())
+            self._note(item, _asked_uids(item), reason_name(refusal.reason_in(self._version)))
+            self._results.append(self._failed(item, refusal))
+            if self._stops:
+                self._left.clear()
+        else:
+            self._placeholders.note(item.operation, done.uids)
+            self._note(item, list(done.uids), SUCCESS)
+            self._results.append(
+                Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=done.payload)
+            )
+        self._results[-1] = self._fit(item, self._results[-1])
+
+    def answer(self) -> bytes:
+        """The response: a result for every item that was executed. Items behind a failure may have none."""
+        return compose.encode_response(self._version, self._results) if self._answer is None else self._answer
+
+    @property
+    def _version(self) -> tuple[int, int]:
+        return FALLBACK_VERSION if self._request is None else self._request.version
+
+    @property
+    def _stops(self) -> bool:
+        option = None if self._request is None else self._request.batch_error_continuation_option
+        return option != BatchErrorContinuationOption.CONTINUE
+
+    def _perform(self, operation: int, payload: Node) -> Done:
+        duty = DUTIES.get(operation)
+        if duty is None or self._version < duty.since:
+            name = operation_name(operation)
+            raise Refusal(ResultReason.OPERATION_NOT_SUPPORTED, f"operation {operation} ({name}) is not supported here")
+        store = self._engine.store
+        call = Call(store, self._engine.name, self._owner, self._version, payload, self._placeholders, int(time.time()))
+        try:
+            with store.transaction() if duty.writes else nullcontext():
+                return duty.handler(call)
+        except ProtocolError as error:
+            raise Refusal(ResultReason.INVALID_MESSAGE, str(error)) from None
+        except sqlite3.Error as error:
+            raise Refusal(ResultReason.INTERNAL_SERVER_ERROR, f"the store failed: {error}") from error
+
+    def _failed(self, item: RequestItem, refusal: Refusal) -> Result:
+        return Result(
+            ResultStatus.OPERATION_FAILED,
+            item.operation,
+            item.unique_batch_item_id,
+            reason=refusal.reason_in(self._version),
+            message=str(refusal),
+            payload=refusal.payload,
+        )
+
+    def _fit(self, item: RequestItem, result: Result) -> Result:
+        """The result, or a failure in its place where the response would be over Maximum Response Size (1.4, 6.3).
+
+        What was executed stays executed.
+        """
+        if self._room is None:
+            return result
+        if len(compose.encode_response(self._version, self._results)) <= self._room:
+            return result
+        message = f"the response would be over {self._room} bytes"
+        return self._failed(item, Refusal(ResultReason.RESPONSE_TOO_LARGE, message))
+
+    def _note(self, item: RequestItem, uids: list[str], result: str) -> None:
+        engine = self._engine
+        if engine.journal is not None:
+            operation = operation_name(item.operation)
+            engine.journal.write(server=engine.name, owner=self._owner, operation=operation, uids=uids, result=result)
+
+
+def _asked_uids(item: RequestItem) -> list[str]:
+    return [uid.rstrip(b"\0").decode(errors="replace") for uid in item.unique_identifiers]

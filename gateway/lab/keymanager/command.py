@@ -1,0 +1,105 @@
+"""The command ``keymanager``: simulated key managers in a process of their own."""
+
+import signal
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+from gateway import tls
+from gateway.config import Address
+from gateway.errors import TlsError
+from gateway.lab.keymanager.journal import Journal
+from gateway.lab.keymanager.server import KeyManager
+from gateway.lab.keymanager.store import Store
+
+_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_POLICY: Final = click.Choice([policy.name.lower() for policy in tls.Policy])
+_NEW_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+
+
+async def serve_many(key_managers: Sequence[KeyManager], addresses: Sequence[Address]) -> None:
+    """Serve each key manager on its address until SIGTERM or SIGINT; say on stdout when each is ready.
+
+    Raises OSError, in an exception group, where an address can't be had.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            for key_manager, address in zip(key_managers, addresses, strict=True):
+                port = await nursery.start(key_manager.serve, (address.host, address.port))
+                bound = Address(address.host, port)
+                click.echo(f"key manager {key_manager.name} listening on {bound} (simulated: not for production)")
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+
+
+def _addresses(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[Address]:
+    try:
+        return [Address.parse(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(f"it {error}") from None
+
+
+@click.command()
+@click.option(
+    "--bind",
+    "addresses",
+    metavar="HOST:PORT",
+    multiple=True,
+    default=["127.0.0.1:15696"],
+    show_default=True,
+    callback=_addresses,
+    help="Where to listen; each is a key manager of its own.",
+)
+@click.option("--name", "names", multiple=True, help="The key managers' names, as many as there are --bind.")
+@click.option("--certificate", type=_FILE, required=True, help="The server certificate, PEM.")
+@click.option("--private-key", type=_FILE, required=True, help="Its private key, PEM.")
+@click.option("--client-ca", type=_FILE, required=True, help="The CA that clients' certificates come from, PEM.")
+@click.option("--tls-policy", type=_POLICY, default="compatible", show_default=True, help="TLS versions and suites.")
+@click.option("--handshake-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per full handshake.")
+@click.option("--operation-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per operation.")
+@click.option("--store", type=_NEW_FILE, help="SQLite file for the objects, shared by all [default: in memory].")
+@click.option("--journal", type=_NEW_FILE, help="File to note executed operations in, as JSON lines.")
+def keymanager(
+    addresses: list[Address],
+    names: tuple[str, ...],
+    certificate: Path,
+    private_key: Path,
+    client_ca: Path,
+    tls_policy: str,
+    handshake_cost: float,
+    operation_cost: float,
+    store: Path | None,
+    journal: Path | None,
+) -> None:
+    """Run simulated key managers: real KMIP over mutual TLS, for demos, tests and measurements.
+
+    NOT FOR PRODUCTION: keys are kept unprotected. All key managers of one command share one store; each has an HSM of
+    its own, which does one thing at a time and takes its time for it.
+    """
+    if names and len(names) != len(addresses):
+        raise click.UsageError(f"there are {len(addresses)} --bind and {len(names)} --name")
+    try:
+        context = tls.server_context(certificate, private_key, client_ca, tls_policy)
+        objects = Store(store or ":memory:")
+        notes = None if journal is None else Journal(journal)
+    except (TlsError, OSError, sqlite3.Error) as error:
+        raise click.ClickException(str(error)) from None
+    key_managers = [
+        KeyManager(
+            name,
+            objects,
+            context=context,
+            handshake_cost=handshake_cost,
+            operation_cost=operation_cost,
+            journal=notes,
+        )
+        for name in names or [f"key-manager-{number + 1}" for number in range(len(addresses))]
+    ]
+    try:
+        trio.run(serve_many, key_managers, addresses)
+    except* OSError as errors:
+        raise click.ClickException("; ".join(str(error) for error in errors.exceptions)) from None

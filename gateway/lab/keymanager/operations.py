@@ -1,0 +1,52 @@
+"""Which operations there are, and what each needs to be executed."""
+
+from typing import Final, NamedTuple
+
+from gateway.kmip.messages import Version
+from gateway.kmip.spec import Operation
+from gateway.lab.keymanager import changing, greeting, lifecycle, making, reading
+from gateway.lab.keymanager.call import Call, Done, Handler
+
+
+class Duty(NamedTuple):
+    """One operation.
+
+    ``writes``: it is executed within a transaction. ``charged``: it keeps the HSM busy. ``since``: the first version
+    that has it.
+    """
+
+    handler: Handler
+    writes: bool = False
+    charged: bool = True
+    since: Version = (1, 0)
+
+
+def _query(call: Call) -> Done:
+    return greeting.query(call, (operation for operation, duty in DUTIES.items() if duty.since <= call.version))
+
+
+DUTIES: Final[dict[int, Duty]] = {
+    Operation.CREATE: Duty(making.create, writes=True),
+    Operation.CREATE_KEY_PAIR: Duty(making.create_key_pair, writes=True),
+    Operation.REGISTER: Duty(making.register, writes=True),
+    Operation.LOCATE: Duty(reading.locate),
+    Operation.CHECK: Duty(reading.check),
+    Operation.GET: Duty(reading.get),
+    Operation.GET_ATTRIBUTES: Duty(reading.get_attributes),
+    Operation.GET_ATTRIBUTE_LIST: Duty(reading.get_attribute_list),
+    Operation.ADD_ATTRIBUTE: Duty(changing.add_attribute, writes=True),
+    Operation.MODIFY_ATTRIBUTE: Duty(changing.modify_attribute, writes=True),
+    Operation.DELETE_ATTRIBUTE: Duty(changing.delete_attribute, writes=True),
+    Operation.ACTIVATE: Duty(lifecycle.activate, writes=True),
+    Operation.REVOKE: Duty(lifecycle.revoke, writes=True),
+    Operation.DESTROY: Duty(lifecycle.destroy, writes=True),
+    Operation.QUERY: Duty(_query, charged=False),
+    Operation.DISCOVER_VERSIONS: Duty(greeting.discover_versions, charged=False, since=(1, 1)),
+    Operation.SET_ATTRIBUTE: Duty(changing.set_attribute, writes=True, since=(2, 0)),
+}
+
+
+def is_charged(operation: int) -> bool:
+    """Whether executing this operation keeps the HSM busy. One that is not known here costs nothing."""
+    duty = DUTIES.get(operation)
+    return duty is not None and duty.charged

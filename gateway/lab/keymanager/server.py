@@ -1,0 +1,175 @@
+"""A simulated key manager on the network: KMIP over mutual TLS. Unfit for production.
+
+Keys lie unprotected in memory or in a file, and nothing is audited. What is real is what a gateway meets: the handshake
+and its cost, the messages, the objects and their owners.
+"""
+
+import errno
+import socket
+from typing import Final
+
+import trio
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
+
+from gateway.errors import ProtocolError, StreamClosedError, TlsError
+from gateway.kmip import compose
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.spec import ResultReason, Tag
+from gateway.lab.keymanager.batch import Engine
+from gateway.lab.keymanager.costs import Hsm
+from gateway.lab.keymanager.journal import Journal
+from gateway.lab.keymanager.operations import is_charged
+from gateway.lab.keymanager.store import Store
+from gateway.tls import TlsStream
+
+HANDSHAKE_TIMEOUT: Final = 10.0  # seconds
+MAX_REQUEST_SIZE: Final = 1 << 20  # bytes
+_BACKLOG: Final = 512
+_LINGER: Final = 1.0  # seconds in which a client may finish sending what is not read any more
+_PAUSE: Final = 0.1  # seconds before accepting again when there are no descriptors left
+
+
+class KeyManager:
+    """One key manager: a name, an HSM of its own, and a store that it may share with others.
+
+    ``context`` is a server's (tls.server_context). Costs are in seconds: ``handshake_cost`` is spent after every full
+    handshake, ``operation_cost`` before every operation but Query and Discover Versions; the HSM does one thing at a
+    time. Clients are told apart by the common name of their certificate, and see their own objects only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        *,
+        context: SSL.Context,
+        handshake_cost: float = 0.0,
+        operation_cost: float = 0.0,
+        journal: Journal | None = None,
+    ) -> None:
+        self.name = name
+        self.engine = Engine(name, store, journal)
+        self.hsm = Hsm(handshake_cost, operation_cost)
+        #: The port that is listened on; 0 before ``serve`` has begun.
+        self.port = 0
+        #: Sessions whose handshake succeeded; those of them that shook hands in full; those that are open now.
+        self.sessions_opened = 0
+        self.full_handshakes = 0
+        self.sessions = 0
+        #: Requests that were received whole, readable or not.
+        self.requests = 0
+        self._context = context
+
+    def __repr__(self) -> str:
+        return f"<KeyManager {self.name} on port {self.port}: {self.sessions} sessions, {self.requests} requests>"
+
+    def handle(self, frame: bytes, owner: str) -> bytes:
+        """Execute one request of the client ``owner`` and return the answer; no TLS, and no cost."""
+        return self.engine.handle(frame, owner)
+
+    async def serve(
+        self, listener: socket.socket | tuple[str, int], *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled, on a listening socket or on a host and port (0: any free one).
+
+        Reports the port once connections are taken. Raises OSError where the address can't be had. To be started in a
+        nursery: ``await nursery.start(key_manager.serve, ("127.0.0.1", 0))``.
+        """
+        sock = listen(listener) if isinstance(listener, tuple) else listener
+        sock.setblocking(False)
+        try:
+            self.port = sock.getsockname()[1]
+            async with trio.open_nursery() as connections:
+                task_status.started(self.port)
+                while True:
+                    connection = await _accept(sock)
+                    connections.start_soon(self._connection, connection)
+        finally:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+
+    async def _connection(self, sock: socket.socket) -> None:
+        """Serve one client until it leaves. Whatever happens to its connection stays here."""
+        stream = TlsStream(sock, self._context, server_side=True)
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT):
+                await stream.handshake()
+            await self._session(stream)
+        except (TlsError, StreamClosedError, trio.TooSlowError):
+            pass
+        finally:
+            stream.close_politely()
+
+    async def _session(self, stream: TlsStream) -> None:
+        self.sessions_opened += 1
+        self.sessions += 1
+        try:
+            if not stream.resumed:
+                self.full_handshakes += 1
+                await self.hsm.handshake()
+            owner = common_name(stream.peer_certificate())
+            if owner is not None:
+                await self._requests(stream, owner)
+        finally:
+            self.sessions -= 1
+
+    async def _requests(self, stream: TlsStream, owner: str) -> None:
+        """Answer requests in turn, up to the end of the stream or to bytes that are no request.
+
+        After the answer to those nothing more is read, so that closing must wait for the client to finish sending.
+        """
+        reader = FrameReader(Tag.REQUEST_MESSAGE, MAX_REQUEST_SIZE)
+        while data := await stream.receive_some():
+            try:
+                frame = reader.feed(data)
+                while frame is not None:
+                    if not await self._request(stream, frame, owner):
+                        return
+                    frame = reader.next_frame()
+            except ProtocolError as error:
+                self.requests += 1
+                await stream.send_all(compose.failure(None, ResultReason.INVALID_MESSAGE, str(error)))
+                await stream.aclose(linger=_LINGER)
+                return
+
+    async def _request(self, stream: TlsStream, frame: bytes, owner: str) -> bool:
+        """Answer one request; tell whether the connection is fit for another."""
+        self.requests += 1
+        batch = self.engine.begin(frame, owner)
+        while batch.pending is not None:
+            if is_charged(batch.pending):
+                await self.hsm.operation()
+            batch.execute()
+        await stream.send_all(batch.answer())
+        if batch.undecodable:
+            await stream.aclose(linger=_LINGER)
+        return not batch.undecodable
+
+
+def common_name(certificate: x509.Certificate | None) -> str | None:
+    """The one common name of a certificate's subject; None where there is none, or more than one."""
+    if certificate is None:
+        return None
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else None
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    """A listening socket on a host, by name or IP address, and a port. Raises OSError."""
+    family, *_ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address, family=family, backlog=_BACKLOG)
+
+
+async def _accept(sock: socket.socket) -> socket.socket:
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return sock.accept()[0]
+        except (BlockingIOError, ConnectionError):
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            await trio.sleep(_PAUSE)

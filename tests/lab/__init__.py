@@ -1,0 +1,1 @@
+"""The workbench: certificates and the simulated key manager."""
