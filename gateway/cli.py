@@ -16,7 +16,8 @@ from gateway.config import load, summary
 from gateway.errors import ConfigError
 from gateway.worker import Worker
 
-_MISTAKE = 2  # exit status where the configuration is to blame
+_MISTAKE: Final = 2  # exit status where the configuration is to blame
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 #: Commands of the lab, and the modules they live in: the running gateway never loads them.
@@ -56,10 +57,13 @@ def run(config: Path) -> None:
     except ConfigError as error:
         _give_up(error.mistakes)
     log.configure(settings.log.level, settings.log.format)
+    mistakes: list[str] = []
     try:
         trio.run(_run, Worker(settings))
     except* ConfigError as errors:
-        _give_up([f"{config}: {mistake}" for mistake in _mistakes(errors)])
+        mistakes = _mistakes(errors)  # to exit here would raise a group
+    if mistakes:
+        _give_up([f"{config}: {mistake}" for mistake in mistakes])
 
 
 @main.command()
@@ -76,19 +80,19 @@ def check(config: Path) -> None:
 
 
 async def _run(worker: Worker) -> None:
-    """Run a worker until it has drained; a signal begins that, a second one cuts it short."""
+    """Run a worker until it has drained; a signal begins that, a second one ends the process at once."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey_signals, worker, nursery.cancel_scope)
+        nursery.start_soon(_obey_signals, worker)
         await worker.run()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(worker: Worker, everything: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _obey_signals(worker: Worker) -> None:
+    with trio.open_signal_receiver(*_ENDING) as signals:
         await anext(signals)
-        worker.drain()
-        await anext(signals)
-        everything.cancel()
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_DFL)
+    worker.drain()
 
 
 def _mistakes(error: BaseException) -> list[str]:

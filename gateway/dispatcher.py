@@ -1,28 +1,42 @@
 """The dispatcher: one request in, one answer out.
 
-It asks the balancer for an order, leases a session, has the request exchanged, and decides by how far an attempt came
-whether another backend may be tried. One deadline covers all of it.
+It asks the balancer for an order, leases a session, has the request exchanged, and decides by two tables, what the
+request would do if it ran twice and how far the attempt came, whether it may be tried again. One deadline covers all.
 """
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import trio
 
+from gateway.budget import RetryBudget
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.identity import Principal
 from gateway.kmip.messages import Request, Response
-from gateway.policy import Refusal, refuse, refused_operation
+from gateway.metrics import Metrics
+from gateway.policy import Effect, Refusal, effect_of, may_repeat, refuse, refused_operation
+from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 
 
-class Deadlines(NamedTuple):
-    """In seconds: for a request over all, and for waiting for a session in it."""
+class DispatcherSettings(NamedTuple):
+    """Times in seconds.
+
+    ``request`` is for a request over all, ``queue`` for waiting for sessions in it, ``try_timeout`` for one try of a
+    request that may be repeated. Before one that may not, a session that was idle for longer than ``validate_after``
+    has ``proof`` to prove itself alive. The rest are a RetryBudget's.
+    """
 
     request: float = 30.0
     queue: float = 5.0
+    try_timeout: float = 5.0
+    validate_after: float = 1.0
+    proof: float = 3.0
+    retry_fraction: float = 0.2
+    retry_floor: float = 1.0
 
 
 class Answer(NamedTuple):
@@ -34,78 +48,224 @@ class Answer(NamedTuple):
     detail: str = ""
 
 
+class _Job(NamedTuple):
+    """A request on its way, and what binds it."""
+
+    request: Request
+    principal: Principal
+    effect: Effect
+    deadline: float
+    queue_deadline: float
+    is_gone: Callable[[], bool]
+
+    @property
+    def credential(self) -> str:
+        return self.principal.identity.name
+
+
 class Dispatcher:
     """Finds an answer to each request. Never raises for what a backend or a queue does: every outcome is an Answer."""
 
-    def __init__(self, balancer: Balancer, deadlines: Deadlines) -> None:
+    def __init__(self, balancer: Balancer, settings: DispatcherSettings, *, metrics: Metrics) -> None:
         self._balancer = balancer
-        self._deadlines = deadlines
+        self._settings = settings
+        self._metrics = metrics
+        self._budgets: dict[str, RetryBudget] = {}
 
-    async def dispatch(self, request: Request, principal: Principal) -> Answer:
-        """Answer a request of a principal. Takes no longer than the request's deadline."""
+    async def dispatch(
+        self, request: Request, principal: Principal, is_gone: Callable[[], bool] = lambda: False
+    ) -> Answer:
+        """Answer a request of a principal, within the request's deadline.
+
+        ``is_gone`` tells whether the client has left; it is asked before a request is sent that had to wait. The answer
+        to one that has is empty.
+        """
         operation = refused_operation(request)
         if operation is not None:
             return _refusal(Refusal.NOT_SUPPORTED, "this operation is not passed on to key managers", request)
-        attempt = _Attempt()
-        with trio.move_on_after(self._deadlines.request):
-            return await self._try_in_order(request, principal, attempt)
-        if attempt.stage > Stage.CONNECT:
-            return _unknown(request, f"no answer within {self._deadlines.request:g} s")
-        return _refusal(Refusal.DEADLINE, f"no session within {self._deadlines.request:g} s", request)
+        now = trio.current_time()
+        settings = self._settings
+        job = _Job(request, principal, effect_of(request), now + settings.request, now + settings.queue, is_gone)
+        try:
+            return await self._try_in_order(job)
+        except _ClientGoneError:
+            return Answer(b"", detail="the client has left")
 
-    async def _try_in_order(self, request: Request, principal: Principal, attempt: "_Attempt") -> Answer:
-        """Try one backend after the other, as long as nothing was sent."""
+    async def _try_in_order(self, job: _Job) -> Answer:
+        """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
+        budget = self._budget(job.credential)
+        budget.request()
         failure: BackendError | PoolBusyError | None = None
-        queue_deadline = trio.current_time() + self._deadlines.queue
-        for pool in self._balancer.order(principal.identity.name):
+        for backend in self._balancer.order(job.credential, job.effect, job.request.version):
             try:
-                session = pool.take() or await self._wait(pool, queue_deadline)
-            except (BackendError, PoolBusyError) as error:
-                failure = error
-                continue
-            try:
-                response = await self._exchange(pool, session, request, attempt)
+                response = await self._try_backend(backend, job, budget)
+            except PoolBusyError as error:
+                failure = failure or error
             except BackendError as error:
-                return _unknown(request, error.args[0])
-            return Answer(response.frame, response)
-        if isinstance(failure, PoolBusyError):
-            return _refusal(Refusal.OVERLOADED, str(failure), request)
-        return _refusal(Refusal.NO_BACKEND, "no key manager can be reached", request, detail=str(failure))
+                failure = error
+                if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
+                    return self._give_up(job, error)
+            else:
+                return Answer(response.frame, response)
+            if trio.current_time() >= job.deadline:
+                break
+        return self._nothing_left(job, failure)
 
-    async def _wait(self, pool: Pool, deadline: float) -> Session:
-        with trio.move_on_at(deadline):
-            return await pool.wait()
-        raise PoolBusyError(f"no session free within {self._deadlines.queue:g} s", reason="queue_timeout")
+    async def _try_backend(self, backend: Backend, job: _Job, budget: RetryBudget) -> Response:
+        """One try at a backend; and another, on a fresh session, where the first found the peer's end of it closed.
 
-    async def _exchange(self, pool: Pool, session: Session, request: Request, attempt: "_Attempt") -> Response:
+        Raises BackendError and PoolBusyError.
+        """
+        pool = backend.pools[job.credential]
+        session = await self._lease(pool, job)
+        is_reused = session.requests > 0
+        try:
+            return await self._exchange(backend, pool, session, job)
+        except BackendError as error:
+            if not (is_reused and _is_stale(error)):
+                raise
+            pool.drop_idle("stale")  # a restart has closed them all
+            if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
+                raise
+        return await self._exchange(backend, pool, await self._lease(pool, job), job)
+
+    # Leasing ---------------------------------------------------------------------------------------------------------
+
+    async def _lease(self, pool: Pool, job: _Job) -> Session:
+        session = pool.take()
+        if session is not None and job.effect > Effect.TOUCH:
+            session = await self._proved(pool, session)
+        if session is None:
+            session = await self._wait(pool, job)
+            if job.is_gone():
+                pool.give_back(session)
+                raise _ClientGoneError
+        return session
+
+    async def _wait(self, pool: Pool, job: _Job) -> Session:
+        with trio.move_on_at(min(job.queue_deadline, job.deadline)):
+            return await pool.wait(job.principal)
+        raise PoolBusyError(f"no session free within {self._settings.queue:g} s", reason="queue_timeout")
+
+    async def _proved(self, pool: Pool, session: Session | None) -> Session | None:
+        """A session that was used just now, or has proved itself alive just now; None where no idle one is."""
+        while session is not None and trio.current_time() - session.idle_since > self._settings.validate_after:
+            if await self._proves_alive(pool, session):
+                return session
+            pool.drop_idle("stale")
+            session = pool.take()
+        return session
+
+    async def _proves_alive(self, pool: Pool, session: Session) -> bool:
+        is_alive = False
+        try:
+            with trio.move_on_after(self._settings.proof):
+                await session.exchange(pool.probe)
+                is_alive = session.is_idle
+        except BackendError:
+            pass
+        finally:
+            if not is_alive:
+                pool.give_back(session)
+        return is_alive
+
+    # Exchanging ------------------------------------------------------------------------------------------------------
+
+    async def _exchange(self, backend: Backend, pool: Pool, session: Session, job: _Job) -> Response:
         began = time.perf_counter()
         result = "cancelled"
+        is_reused = session.requests > 0
+        backend.outstanding += 1
         try:
-            response = await session.exchange(request)
+            response = await self._exchange_in_time(backend, session, job)
             result = "answered"
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
+            if error.reason not in _NOBODYS_FAULT and not (is_reused and _is_stale(error)):
+                pool.exchange_failed()
             raise
         finally:
-            attempt.stage = session.stage
+            backend.outstanding -= 1
             pool.give_back(session)
             pool.observer.exchanged(result, time.perf_counter() - began)
+        pool.answered()
         return response
 
+    async def _exchange_in_time(self, backend: Backend, session: Session, job: _Job) -> Response:
+        deadline = job.deadline
+        session.is_repeatable = job.effect <= Effect.TOUCH
+        if session.is_repeatable and self._balancer.has_other(backend, job.credential, job.effect, job.request.version):
+            deadline = min(deadline, trio.current_time() + self._settings.try_timeout)
+        with trio.CancelScope(deadline=deadline):
+            return await session.exchange(job.request)
+        raise BackendError("no answer in time", backend=backend.name, stage=session.stage, reason="timeout")
 
-class _Attempt:
-    """How far a request came, for the moment when its deadline cuts it off."""
+    # Deciding --------------------------------------------------------------------------------------------------------
 
-    __slots__ = ("stage",)
+    def _budget(self, credential: str) -> RetryBudget:
+        """One for each identity: none uses up the retries of another."""
+        budget = self._budgets.get(credential)
+        if budget is None:
+            settings = self._settings
+            budget = RetryBudget(fraction=settings.retry_fraction, floor=settings.retry_floor)
+            self._budgets[credential] = budget
+        return budget
 
-    def __init__(self) -> None:
-        self.stage = Stage.CONNECT
+    def _may_repeat(self, job: _Job, error: BackendError, budget: RetryBudget) -> bool:
+        """Whether a request that was sent may be sent again: by the tables, and within the budget."""
+        if not may_repeat(job.effect, error.stage) or error.reason == "too_large":
+            denied = "unsafe"
+        elif error.reason == "interrupted" or budget.withdraw(trio.current_time()):
+            self._metrics.retries.labels(error.reason).inc()
+            return True
+        else:
+            denied = "budget"
+        self._metrics.retries_denied.labels(denied).inc()
+        return False
+
+    def _nothing_left(self, job: _Job, failure: BackendError | PoolBusyError | None) -> Answer:
+        request = job.request
+        if isinstance(failure, PoolBusyError):
+            return _refusal(Refusal.OVERLOADED, str(failure), request)
+        if failure is not None and failure.stage > Stage.CONNECT:
+            return self._give_up(job, failure)
+        if trio.current_time() >= job.deadline:
+            return _refusal(Refusal.DEADLINE, f"no session within {self._settings.request:g} s", request)
+        detail = "no key manager takes requests that change something" if failure is None else str(failure)
+        return _refusal(Refusal.NO_BACKEND, "no key manager can be reached", request, detail=detail)
+
+    def _give_up(self, job: _Job, error: BackendError) -> Answer:
+        """Say truly what became of a request that was sent: for what may not be repeated, that nobody knows."""
+        is_repeatable = job.effect <= Effect.TOUCH
+        refusal, message = _LAST_WORDS[error.reason == "too_large", is_repeatable]
+        return _refusal(refusal, message, job.request, detail=str(error))
+
+
+#: What a client is told of a request that was sent: by whether its answer was too large, and whether it repeats.
+_LAST_WORDS = {
+    (False, True): (Refusal.BACKEND_FAILED, "no key manager answered; the request may be repeated"),
+    (False, False): (
+        Refusal.OUTCOME_UNKNOWN,
+        "the key manager did not answer properly: the outcome is unknown, do not repeat the request blindly",
+    ),
+    (True, True): (Refusal.RESPONSE_TOO_LARGE, "the answer is larger than this gateway passes on"),
+    (True, False): (
+        Refusal.RESPONSE_TOO_LARGE,
+        "the answer is larger than this gateway passes on, so that the outcome is unknown",
+    ),
+}
+#: Reasons of failures that say nothing of the backend's health.
+_NOBODYS_FAULT = frozenset({"interrupted", "too_large"})
+
+
+class _ClientGoneError(Exception):
+    """The client has left while its request was waiting."""
+
+
+def _is_stale(error: BackendError) -> bool:
+    """Whether a session turned out to be closed, without a byte of an answer: the race that pools can't win."""
+    return error.reason == "closed" and error.stage < Stage.READ
 
 
 def _refusal(refusal: Refusal, message: str, request: Request, *, detail: str = "") -> Answer:
     return Answer(refuse(refusal, message, request), refusal=refusal, detail=detail or message)
-
-
-def _unknown(request: Request, detail: str) -> Answer:
-    message = "the key manager did not answer; the outcome is unknown, do not blindly repeat the request"
-    return _refusal(Refusal.OUTCOME_UNKNOWN, message, request, detail=detail)

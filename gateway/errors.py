@@ -36,7 +36,14 @@ class TlsError(GatewayError):
 
 
 class StreamClosedError(GatewayError):
-    """The peer is gone: it closed, reset, or never took what was sent."""
+    """The peer is gone: it closed, reset, or never took what was sent.
+
+    ``nothing_sent`` is set where not a byte of what was to be sent was accepted.
+    """
+
+    def __init__(self, message: str, *, nothing_sent: bool = False) -> None:
+        super().__init__(message)
+        self.nothing_sent = nothing_sent
 
 
 class Stage(IntEnum):

@@ -74,7 +74,10 @@ class Identities:
         return self._known[der]
 
     def _identify(self, certificate: x509.Certificate) -> Principal | None:
-        facts = _read(certificate)
+        try:
+            facts = _read(certificate)
+        except ValueError:  # names that can't be read are nobody's
+            return None
         identity = next((identity for match, identity in self._rules if _matches(match, facts)), None)
         if identity is None:
             return None
@@ -89,20 +92,30 @@ class Identities:
 
 def _read(certificate: x509.Certificate) -> _Facts:
     common_names = tuple(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):  # ValueError: extensions that can't be read say nothing
-        names = x509.SubjectAlternativeName([])
+    names = _alternative_names(certificate)
     return _Facts(
         # A certificate with several common names could be taken for any of them: it is taken for none.
         subject_cn=common_names if len(common_names) == 1 else (),
         san_dns=tuple(name.lower() for name in names.get_values_for_type(x509.DNSName)),
         san_email=tuple(_lower_domain(name) for name in names.get_values_for_type(x509.RFC822Name)),
         san_uri=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
-        san_ip=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+        san_ip=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress) if _is_address(address)),
         issuer=(certificate.issuer.rfc4514_string(),),
         fingerprint_sha256=(certificate.fingerprint(hashes.SHA256()).hex(),),
     )
+
+
+def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    """The certificate's, or none where it has none, or where its extensions can't be read."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return x509.SubjectAlternativeName([])
+
+
+def _is_address(value: object) -> bool:
+    """Whether it is one address: a certificate can be made to carry a network there, which names nobody."""
+    return isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address)
 
 
 def _matches(match: MatchConfig, facts: _Facts) -> bool:

@@ -126,6 +126,59 @@ class Metrics:
             ["backend", "reason"],
             registry=registry,
         )
+        self.backend_state_changes = Counter(
+            "kmip_gateway_backend_state_changes_total",
+            "How often a backend turned to a state.",
+            ["backend", "state"],
+            registry=registry,
+        )
+        self.backend_ejections = Counter(
+            "kmip_gateway_backend_ejections_total",
+            "How often a backend was left alone because exchanges failed in a row, by credential.",
+            ["backend", "credential"],
+            registry=registry,
+        )
+        self.backend_probes = Counter(
+            "kmip_gateway_backend_probes_total",
+            "Probes, by verdict: serves, standby or fails.",
+            ["backend", "result"],
+            registry=registry,
+        )
+        self.backend_probe_duration = Histogram(
+            "kmip_gateway_backend_probe_duration_seconds",
+            "Probes, answered or not.",
+            ["backend"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.retries = Counter(
+            "kmip_gateway_retries_total",
+            "Requests that were sent again, by what had happened to them.",
+            ["reason"],
+            registry=registry,
+        )
+        self.retries_denied = Counter(
+            "kmip_gateway_retries_denied_total",
+            "Requests that were sent and not sent again: unsafe, or over the budget.",
+            ["reason"],
+            registry=registry,
+        )
+        self.client_aborts = Counter(
+            "kmip_gateway_client_aborts_total",
+            "Requests whose client had left before they were sent.",
+            registry=registry,
+        )
+        self.client_rejected = Counter(
+            "kmip_gateway_client_rejected_total",
+            "Requests and clients over a limit, by limit.",
+            ["reason"],
+            registry=registry,
+        )
+        self.memory_buffered = Gauge(
+            "kmip_gateway_memory_buffered_bytes",
+            "Messages that are not complete or not yet answered; bounded by max_buffered.",
+            registry=registry,
+        )
         self.certificate_not_after = Gauge(
             "kmip_gateway_certificate_not_after_timestamp_seconds",
             "When a certificate in use ends, in Unix seconds.",
@@ -149,6 +202,11 @@ class Metrics:
         counter.inc()
         self._durations[operation].observe(seconds)
 
+    def probed(self, backend: str, verdict: str, seconds: float) -> None:
+        """Count a probe."""
+        self.backend_probes.labels(backend, verdict).inc()
+        self.backend_probe_duration.labels(backend).observe(seconds)
+
     def response_passed_on(self, response: Response) -> str:
         """Count the Result Reasons of a key manager's answer; return what the answer is, as a label."""
         result = "success"
@@ -157,7 +215,7 @@ class Metrics:
             if status == ResultStatus.SUCCESS:
                 continue
             if status == ResultStatus.OPERATION_PENDING:
-                result = "operation_pending"
+                result = "operation_pending" if result == "success" else result
                 continue
             result = "operation_failed"
             self.result_reasons.labels(reason_name(item.reason or 0)).inc()

@@ -1,14 +1,116 @@
-"""Tables: what is refused, and with which words and numbers.
+"""Tables: what running an operation twice would do, what may be repeated when, what is refused and with which words.
 
 Plain facts and functions; no I/O. The numbers are of KMIP 1.4 section 9.1.3.2.29 and 2.1 section 11.48.
 """
 
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Final
 
+from gateway.errors import ProtocolError, Stage
 from gateway.kmip import compose
-from gateway.kmip.messages import FALLBACK_VERSION, Request, Version
-from gateway.kmip.spec import Operation, ResultReason
+from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, Version
+from gateway.kmip.spec import ObjectGroupMember, Operation, ResultReason
+
+
+class Effect(IntEnum):
+    """What running an operation a second time would do, from nothing to the worst."""
+
+    READ = 0  # nothing
+    TOUCH = 1  # something that nobody minds: a flag that is set already, a lease that is longer
+    CONSUME = 2  # use up a quota or randomness, or write a second log line
+    BOUND = 3  # go to a server that holds state for it, and may have given its answer already
+    MUTATE = 4  # make a second key, or fail because the first time succeeded
+
+
+#: The effect of each operation (1.4 section 4, 2.1 section 6; what is not here mutates).
+EFFECTS: Final[dict[int, Effect]] = {
+    Operation.LOCATE: Effect.READ,
+    Operation.CHECK: Effect.READ,
+    Operation.GET: Effect.TOUCH,
+    Operation.GET_ATTRIBUTES: Effect.READ,
+    Operation.GET_ATTRIBUTE_LIST: Effect.READ,
+    Operation.OBTAIN_LEASE: Effect.TOUCH,
+    Operation.VALIDATE: Effect.READ,
+    Operation.QUERY: Effect.READ,
+    Operation.CANCEL: Effect.BOUND,
+    Operation.POLL: Effect.BOUND,
+    Operation.DISCOVER_VERSIONS: Effect.READ,
+    Operation.ENCRYPT: Effect.CONSUME,
+    Operation.DECRYPT: Effect.READ,
+    Operation.SIGN: Effect.CONSUME,
+    Operation.SIGNATURE_VERIFY: Effect.READ,
+    Operation.MAC: Effect.CONSUME,
+    Operation.MAC_VERIFY: Effect.READ,
+    Operation.RNG_RETRIEVE: Effect.TOUCH,
+    Operation.RNG_SEED: Effect.CONSUME,
+    Operation.HASH: Effect.READ,
+    Operation.EXPORT: Effect.TOUCH,
+    Operation.LOG: Effect.CONSUME,
+    Operation.LOGIN: Effect.BOUND,
+    Operation.LOGOUT: Effect.BOUND,
+    Operation.DELEGATED_LOGIN: Effect.BOUND,
+    Operation.PKCS_11: Effect.BOUND,
+    Operation.GET_CONSTRAINTS: Effect.READ,
+    Operation.QUERY_ASYNCHRONOUS_REQUESTS: Effect.BOUND,
+    Operation.PROCESS: Effect.BOUND,
+    Operation.PING: Effect.READ,
+}
+
+#: Cryptographic operations that may be one part of a stream, which a server holds (1.4 section 4.29 and following).
+STREAMING: Final = frozenset(
+    {
+        Operation.ENCRYPT,
+        Operation.DECRYPT,
+        Operation.SIGN,
+        Operation.SIGNATURE_VERIFY,
+        Operation.MAC,
+        Operation.MAC_VERIFY,
+        Operation.HASH,
+    }
+)
+
+#: The strictest effect that may be repeated after an attempt that failed at this stage. In CONNECT nothing was sent.
+REPEATABLE: Final[dict[Stage, Effect]] = {
+    Stage.CONNECT: Effect.MUTATE,
+    Stage.SEND: Effect.TOUCH,
+    Stage.WAIT: Effect.TOUCH,
+    Stage.READ: Effect.TOUCH,
+}
+
+
+def effect_of(request: Request) -> Effect:
+    """The effect of a request: that of its strictest item, since a batch is never split."""
+    items = request.items
+    if len(items) == 1:
+        return _effect_of_item(items[0])
+    return max(_effect_of_item(item) for item in items)
+
+
+def may_repeat(effect: Effect, stage: Stage) -> bool:
+    """Whether a request of this effect may be tried again after an attempt that failed at this stage."""
+    return effect <= REPEATABLE[stage]
+
+
+def _effect_of_item(item: RequestItem) -> Effect:
+    operation = item.operation
+    effect = EFFECTS.get(operation, Effect.MUTATE)
+    if operation == Operation.LOCATE or operation in STREAMING:
+        try:
+            return max(effect, _effect_of_payload(item))
+        except ProtocolError:  # what can't be read can't be judged
+            return Effect.MUTATE
+    return effect
+
+
+_NOT_FRESH: Final = (None, ObjectGroupMember.GROUP_MEMBER_DEFAULT)
+
+
+def _effect_of_payload(item: RequestItem) -> Effect:
+    if item.operation == Operation.LOCATE:
+        # "If a Fresh object is asked for and there is none, the server may make one" (1.4 section 4.9)
+        return Effect.READ if item.object_group_member in _NOT_FRESH else Effect.MUTATE
+    is_part = item.correlation_value is not None or item.init_indicator or item.final_indicator
+    return Effect.BOUND if is_part else Effect.READ
 
 
 class Refusal(Enum):
@@ -23,6 +125,7 @@ class Refusal(Enum):
     OVERLOADED = "overloaded"
     BACKEND_FAILED = "backend_failed"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    RESPONSE_TOO_LARGE = "response_too_large"
 
 
 #: Of each refusal: the Result Reason in 1.x, and the one from 2.0 on.
@@ -39,6 +142,7 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.OVERLOADED: (ResultReason.GENERAL_FAILURE, ResultReason.SERVER_LIMIT_EXCEEDED),
     Refusal.BACKEND_FAILED: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.OUTCOME_UNKNOWN: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
+    Refusal.RESPONSE_TOO_LARGE: (ResultReason.RESPONSE_TOO_LARGE, ResultReason.RESPONSE_TOO_LARGE),
 }
 
 #: Operations that make no sense, or do harm, on a session that many clients share: they turn the session around, speak

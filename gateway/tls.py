@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import select
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -76,6 +77,13 @@ _VERIFY_REASONS: Final = {
     23: "revoked",
     26: "purpose",
 }
+#: What a certificate that OpenSSL has taken may still raise where `cryptography`, which is stricter, reads it.
+UNREADABLE_CERTIFICATE: Final = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 def server_context(
@@ -153,7 +161,9 @@ def _note_verification(connection: SSL.Connection, _certificate: crypto.X509, er
     return bool(ok)
 
 
-def _accept_for_pin(*_arguments: object) -> bool:
+def _accept_for_pin(connection: SSL.Connection, *_arguments: object) -> bool:
+    verification: _Verification = connection.get_app_data()
+    verification.ran = True
     return True
 
 
@@ -172,7 +182,7 @@ def check_server(stream: "TlsStream", server_name: str | None, pinned_sha256: fr
         verify = verify_ip_address if _is_ip_address(server_name) else verify_hostname
         try:
             verify(stream.connection, server_name)
-        except (VerificationError, CertificateError):
+        except (VerificationError, CertificateError, *UNREADABLE_CERTIFICATE):
             raise TlsError(f"the key manager's certificate is not for {server_name}", reason="hostname") from None
 
 
@@ -226,20 +236,24 @@ class TlsStream:
         return self.connection.get_protocol_version_name()
 
     def peer_certificate(self) -> x509.Certificate | None:
-        """The peer's certificate; on a resumed session, the one that was shown first."""
-        return self.connection.get_peer_certificate(as_cryptography=True)
+        """The peer's certificate; on a resumed session, the one that was shown first. Raises TlsError."""
+        try:
+            return self.connection.get_peer_certificate(as_cryptography=True)
+        except UNREADABLE_CERTIFICATE as error:
+            raise TlsError(f"the peer's certificate can't be read: {error!r}", reason="certificate") from None
 
     async def handshake(self) -> None:
         """Shake hands. Raises TlsError, or StreamClosedError where the peer leaves. The caller sets the deadline."""
         while True:
+            self._check_open()
             try:
                 self.connection.do_handshake()
                 break
             except SSL.WantReadError:
-                await wait_readable(self._socket)
+                await self._wait(wait_readable)
             except SSL.WantWriteError:
-                await wait_writable(self._socket)
-            except (SSL.SysCallError, trio.ClosedResourceError) as error:
+                await self._wait(wait_writable)
+            except SSL.SysCallError as error:
                 raise StreamClosedError(f"gone during the handshake: {_words(error)}") from None
             except SSL.Error as error:
                 raise self._handshake_error(error) from None
@@ -261,15 +275,15 @@ class TlsStream:
         """
         waited = self.connection.pending() > 0
         while True:
+            if not waited:
+                await self._wait(wait_readable)
+                waited = True
             try:
-                if not waited:
-                    await wait_readable(self._socket)
-                    waited = True
                 return self.connection.recv(_RECORD)
             except SSL.WantReadError:
                 waited = False
             except SSL.WantWriteError:
-                await wait_writable(self._socket)
+                await self._wait(wait_writable)
             except SSL.ZeroReturnError:
                 return b""
             except SSL.SysCallError as error:
@@ -278,15 +292,13 @@ class TlsStream:
                 raise StreamClosedError(f"connection lost: {_words(error)}") from None
             except SSL.Error as error:
                 raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None
-            except trio.ClosedResourceError:
-                raise StreamClosedError("closed on this side") from None
 
     async def send_all(self, data: bytes) -> None:
         """Send everything. What fits into one record goes out as one: some clients read an answer with two reads.
 
         Raises StreamClosedError where the peer is gone.
         """
-        sent = await self._send_some(data)
+        sent = await self._send_some(data, is_first=True) if data else 0
         if sent < len(data):
             with memoryview(data) as view:
                 while sent < len(data):
@@ -294,16 +306,33 @@ class TlsStream:
         if self._server_side:
             self._acknowledge_quickly()
 
-    async def _send_some(self, data: bytes | memoryview) -> int:
+    async def _send_some(self, data: bytes | memoryview, *, is_first: bool = False) -> int:
+        nothing_sent = is_first
         while True:
+            self._check_open()
             try:
                 return self.connection.send(data)
             except SSL.WantWriteError:
-                await wait_writable(self._socket)
+                nothing_sent = False  # a part of the record may be on its way
+                await self._wait(wait_writable)
             except SSL.WantReadError:
-                await wait_readable(self._socket)
+                await self._wait(wait_readable)
             except SSL.Error as error:
-                raise StreamClosedError(f"connection broken: {_words(error)}") from None
+                raise StreamClosedError(f"connection broken: {_words(error)}", nothing_sent=nothing_sent) from None
+
+    async def _wait(self, ready: Callable[[socket.socket], Awaitable[None]]) -> None:
+        """Wait for the socket to be ready. Raises StreamClosedError where this side closes it first."""
+        self._check_open()
+        try:
+            await ready(self._socket)
+        except trio.ClosedResourceError:
+            raise StreamClosedError("closed on this side") from None
+        self._check_open()
+
+    def _check_open(self) -> None:
+        """Raise StreamClosedError once closed: OpenSSL would go on with a descriptor that is another's by now."""
+        if self._socket.fileno() < 0:
+            raise StreamClosedError("closed on this side")
 
     def is_quiet(self) -> bool:
         """Whether the peer has neither sent nor closed anything, to be asked of a stream that expects nothing.
@@ -311,7 +340,7 @@ class TlsStream:
         TLS may have things to say to itself (tickets, a key update), so that a readable socket is read: only bytes for
         us, an end or an error count. Costs one system call in the usual case.
         """
-        if self.connection.pending():
+        if self.connection.pending() or self._socket.fileno() < 0:
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
@@ -324,6 +353,14 @@ class TlsStream:
         except SSL.Error:
             return False
         return False
+
+    def is_reset(self) -> bool:
+        """Whether the peer has left altogether, by a reset; one that only stopped sending has not."""
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, 0)  # errors and hang-ups are always told
+        return bool(poll.poll(0))
 
     def _acknowledge_quickly(self) -> None:
         """Have the kernel acknowledge at once; it forgets, so that this is said again after every answer.

@@ -112,6 +112,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Sessions opened", "ops", [rate("kmip_gateway_sessions_opened_total", "backend", _BACKEND)]),
             Panel("Sessions closed", "ops", [rate("kmip_gateway_sessions_closed_total", "reason", _BACKEND)]),
             Panel("Failures to open", "ops", [rate("kmip_gateway_session_open_failures_total", "reason", _BACKEND)]),
+            Panel(
+                "Idle limit",
+                "s",
+                [Query(f"kmip_gateway_session_effective_idle_limit_seconds{{{_BACKEND}}}", "{{backend}} {{source}}")],
+            ),
             Panel("Time to open", "s", quantiles("kmip_gateway_session_open_duration_seconds", _BACKEND)),
         ],
     ),
@@ -119,6 +124,18 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
         "Key managers",
         [
             Panel("Up", "short", [Query(f"kmip_gateway_backend_up{{{_BACKEND}}}", "{{backend}}")], "state-timeline"),
+            Panel(
+                "State",
+                "short",
+                [Query(f"kmip_gateway_backend_state{{{_BACKEND}}} == 1", "{{backend}} {{state}}")],
+                "state-timeline",
+            ),
+            Panel("Turns", "ops", [rate("kmip_gateway_backend_state_changes_total", "state", _BACKEND)]),
+            Panel("Ejections", "ops", [rate("kmip_gateway_backend_ejections_total", "backend", _BACKEND)]),
+            Panel("Probes", "ops", [rate("kmip_gateway_backend_probes_total", "result", _BACKEND)]),
+            Panel("Probe time", "s", quantiles("kmip_gateway_backend_probe_duration_seconds", _BACKEND)),
+            Panel("Sent again", "reqps", [rate("kmip_gateway_retries_total", "reason")]),
+            Panel("Not sent again", "reqps", [rate("kmip_gateway_retries_denied_total", "reason")]),
             Panel("Share of traffic", "reqps", [rate("kmip_gateway_backend_requests_total", "backend", _BACKEND)]),
             Panel("Exchanges by result", "reqps", [rate("kmip_gateway_backend_requests_total", "result", _BACKEND)]),
             Panel("Time to answer", "s", quantiles("kmip_gateway_backend_request_duration_seconds", _BACKEND)),
@@ -130,6 +147,12 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Handshakes, full and resumed", "ops", [rate("kmip_gateway_client_handshakes_total", "resumed")]),
             Panel("Handshakes by TLS version", "ops", [rate("kmip_gateway_client_handshakes_total", "tls_version")]),
             Panel("Refused and broken", "ops", [rate("kmip_gateway_client_connection_errors_total", "reason")]),
+            Panel("Over a limit", "ops", [rate("kmip_gateway_client_rejected_total", "reason")]),
+            Panel(
+                "Left while waiting",
+                "ops",
+                [Query(f"sum(rate(kmip_gateway_client_aborts_total{{{_SELECTOR}}}{_RATE}))", "")],
+            ),
             Panel("Handshake time", "s", quantiles("kmip_gateway_client_handshake_duration_seconds")),
             Panel("Requests on a connection", "short", quantiles("kmip_gateway_client_requests_per_connection")),
         ],
@@ -142,6 +165,9 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             ),
             Panel("Memory", "bytes", [Query(f"process_resident_memory_bytes{{{_SELECTOR}}}", "{{instance}}")]),
             Panel("Open descriptors", "short", [Query(f"process_open_fds{{{_SELECTOR}}}", "{{instance}}")]),
+            Panel(
+                "Held messages", "bytes", [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")]
+            ),
             Panel("Draining", "short", [Query(f"kmip_gateway_draining{{{_SELECTOR}}}", "{{instance}}")]),
             Panel("Version", "short", [Query(f"kmip_gateway_build_info{{{_SELECTOR}}}", "{{version}}")], "stat"),
         ],

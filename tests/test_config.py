@@ -304,13 +304,17 @@ near section
   = admim: unknown key "admim"; did you mean "admin"?
 far section
   - [admin]
-  + [balancing]
-  = balancing: unknown key "balancing"; known here are listeners, backends, identities, admin, pool, deadlines,
-    limits, log
+  + [zoo]
+  = zoo: unknown key "zoo"; known here are listeners, backends, identities, admin, pool, balancing, failover, health,
+    deadlines, limits, log
 near key in match
   - subject_cn
   + subject_nc
   = identities["everyone"].match.subject_nc: unknown key "subject_nc"; did you mean "subject_cn"?
+credential of nobody
+  + [health]
+  + credential = "nobody"
+  = health.credential: "nobody" is the name of no identity; name one of "everyone"
 key of another section
   + max_sessions = 5
   = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind

@@ -7,18 +7,23 @@ that clients should be sent here: it does not drain, and at least one key manage
 import logging
 import socket
 from collections.abc import Callable
-from typing import cast
+from functools import partial
+from typing import Final, cast
 
 import trio
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 from hypercorn.typing import Framework
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-_EXPOSITION_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+from gateway import log
+
+_EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
+_BREATH: Final = 0.1  # s before a server that failed is begun anew
 
 
 def application(exposition: Callable[[], bytes], unreadiness: Callable[[], str | None]) -> Starlette:
@@ -39,10 +44,38 @@ def application(exposition: Callable[[], bytes], unreadiness: Callable[[], str |
 
 
 async def serve_admin(listening: socket.socket, app: Starlette, until: trio.Event) -> None:
-    """Serve the routes on a listening socket until the event."""
-    config = Config()
-    config.bind = [f"fd://{listening.fileno()}"]
-    config.errorlog = logging.getLogger("hypercorn")
-    config.graceful_timeout = 0.5
-    await serve(cast("Framework", app), config, shutdown_trigger=until.wait, mode="asgi")
-    listening.detach()  # hypercorn has closed it
+    """Serve the routes on a listening socket until the event.
+
+    Hypercorn lets what it can't stand in one request (half a body, for one) end the whole server. Then it is begun
+    anew: whoever can reach this port must not be able to end the gateway.
+    """
+    framework = cast("Framework", partial(_serve_scope, app))
+    while not until.is_set():
+        try:
+            await serve(framework, _Listening(listening), shutdown_trigger=until.wait, mode="asgi")
+        except Exception as error:  # noqa: BLE001 - see above
+            log.get("admin").warning("admin server failed, and is begun anew", reason=repr(error))
+            await trio.sleep(_BREATH)
+
+
+class _Listening(Config):
+    """Hypercorn's configuration, for a socket that listens already; hypercorn closes what it is given."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__()
+        self.errorlog = logging.getLogger("hypercorn")
+        self.graceful_timeout = 0.5
+        self._sockets = Sockets([], [listening.dup()], [])
+
+    def create_sockets(self) -> Sockets:
+        return self._sockets
+
+
+async def _serve_scope(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+    """Starlette's application, but for its lifespan: there, it would turn being cancelled into a failure."""
+    if scope["type"] != "lifespan":
+        await app(scope, receive, send)
+        return
+    for step in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{step}.complete"})

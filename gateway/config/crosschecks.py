@@ -60,6 +60,7 @@ def crosschecked(draft: Draft, folder: Path) -> list[Mistake]:
         *_shared_credentials(draft, folder),
         *_too_many_idle(draft),
         *_over_the_deadline(draft),
+        *_unknown_credential(draft),
     ]
 
 
@@ -148,3 +149,11 @@ def _over_the_deadline(draft: Draft) -> Iterator[Mistake]:
                 f"{seconds:g} s is longer than deadlines.request = {request:g} s, which it is a part of; lower the one"
                 " or raise the other",
             )
+
+
+def _unknown_credential(draft: Draft) -> Iterator[Mistake]:
+    credential = draft.setting("health", "credential")
+    names = [name for _, name in draft.column("identities", "name")]
+    if credential and names and credential not in names:
+        known = ", ".join(f'"{name}"' for name in names)
+        yield Mistake(("health", "credential"), f'"{credential}" is the name of no identity; name one of {known}')

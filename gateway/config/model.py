@@ -22,6 +22,8 @@ from gateway.config.values import (
 
 TlsPolicy = Literal["modern", "compatible", "legacy"]
 Probe = Literal["discover-versions", "query"]
+Role = Literal["rw", "ro"]
+Balancing = Literal["round-robin", "least-outstanding"]
 
 _WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
 #: Servers may refuse a request whose Time Stamp is older than a minute, and what they refuse must not be the queue's
@@ -62,6 +64,9 @@ class BackendConfig(Table):
     server_name: ServerName = Field(default="", validate_default=True)
     max_sessions: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 64
     probe: Probe = "discover-versions"
+    weight: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
+    role: Role = "rw"
 
     @field_validator("ca")
     @classmethod
@@ -125,6 +130,9 @@ def _breadth(key: str, values: tuple[str, ...]) -> str | None:
     return f"{key} has a wildcard" if _WILDCARDS & set(values[0]) else None
 
 
+PerSecond = Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
 class IdentityConfig(Table):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
@@ -137,6 +145,10 @@ class IdentityConfig(Table):
     shared: bool = Field(default=False, strict=True, validate_default=True)
     certificate: CertificateFile
     private_key: PrivateKeyFile
+    max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
+    max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000
+    requests_per_second: PerSecond = 0.0
+    request_burst: PerSecond = 0.0
 
     @field_validator("shared")
     @classmethod
@@ -166,6 +178,37 @@ class PoolConfig(Table):
     lifetime_spread: Annotated[float, Field(strict=True, ge=0, le=0.9, allow_inf_nan=False)] = 0.1
     queue_length: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 1000
     queue_timeout: Seconds = 5.0
+    validate_after: Seconds = 1.0
+
+
+class BalancingConfig(Table):
+    """How requests are spread over the backends."""
+
+    policy: Balancing = "round-robin"
+    resolve_interval: Seconds = 30.0
+
+
+class FailoverConfig(Table):
+    """What happens when a try at a backend fails."""
+
+    try_timeout: Seconds = 5.0
+    retry_fraction: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.2
+    retry_floor: Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)] = 1.0
+    eject_after: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
+    longest_ejection: Seconds = 30.0
+
+
+class HealthConfig(Table):
+    """How backends are probed. ``credential`` is the name of an identity; empty, that of the first."""
+
+    credential: str = Field(default="", strict=True)
+    interval: Seconds = 2.0
+    timeout: Seconds = 2.0
+    jitter: Annotated[float, Field(strict=True, ge=0, le=0.9, allow_inf_nan=False)] = 0.2
+    rise: Annotated[int, Field(strict=True, ge=1, le=100)] = 2
+    fall: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    expect: Literal["answer", "success"] = "answer"
+    serving_text: str = Field(default="", strict=True)
 
 
 def _younger_than_a_minute(request: float) -> float:
@@ -186,12 +229,15 @@ class DeadlinesConfig(Table):
 
 
 class LimitsConfig(Table):
-    """What one message may be."""
+    """What one message may be, and what the whole gateway takes at once."""
 
     max_request_size: Size = 1024 * 1024
     max_response_size: Size = 1024 * 1024
     max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
     max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
+    max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
+    max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
+    max_buffered: Annotated[int, Field(strict=True, ge=1024 * 1024, le=1 << 40)] = 256 * 1024 * 1024
 
 
 class LogConfig(Table):
@@ -215,6 +261,9 @@ class Config(Table):
     identities: Annotated[tuple[IdentityConfig, ...], AfterValidator(_at_least_one)]
     admin: AdminConfig = AdminConfig()
     pool: PoolConfig = PoolConfig()
+    balancing: BalancingConfig = BalancingConfig()
+    failover: FailoverConfig = FailoverConfig()
+    health: HealthConfig = HealthConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()

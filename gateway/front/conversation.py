@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 import trio
 
 from gateway.dispatcher import Answer, Dispatcher
-from gateway.errors import GatewayError, MessageTooLargeError, ProtocolError
+from gateway.errors import GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
+from gateway.front.admission import Account, Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request
 from gateway.kmip.framing import FrameReader
@@ -22,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.policy import Refusal, refuse
 from gateway.tls import TlsStream
 
+_SMALL: Final = 16384  # bytes of a request that are not worth counting
 _LINGER: Final = 1.0  # s for a client to take its last answer before the connection is closed
 
 
@@ -48,7 +50,8 @@ class Limits(NamedTuple):
 class Conversation:
     """Reads requests from a handshaken client, has them dispatched, sends the answers.
 
-    ``principal`` is None for a client that no identity rule matches: it is told so when it asks, and let go.
+    ``principal`` is None for a client that no identity rule matches: it is told so when it asks, and let go. So is one
+    that is ``over`` a limit.
     """
 
     def __init__(
@@ -56,15 +59,21 @@ class Conversation:
         stream: TlsStream,
         principal: Principal | None,
         *,
+        admission: Admission,
         dispatcher: Dispatcher,
         limits: Limits,
         metrics: Metrics,
         log: Log,
+        over: Limit | None = None,
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
         self._stream = stream
         self._principal = principal
+        self._admission = admission
+        self._account = None if principal is None else admission.account(principal)
+        self._over = over
+        self._held = 0
         self._dispatcher = dispatcher
         self._limits = limits
         self._metrics = metrics
@@ -85,6 +94,10 @@ class Conversation:
 
     async def run(self) -> str:
         """Converse until either side ends it, and close the stream. Returns why it ended, as a label."""
+        account = self._account if self._over is None else None
+        if account is not None:
+            self._over = account.connect()
+            account = account if self._over is None else None
         try:
             with self._scope:
                 ended = await self._converse()
@@ -93,6 +106,9 @@ class Conversation:
             await self._stream.aclose(linger=_LINGER if ended in _LAST_WORDS else 0.0)
         finally:
             self._stream.close()
+            self._hold(0)
+            if account is not None:
+                account.disconnect()
         return ended
 
     async def _converse(self) -> str:
@@ -102,43 +118,84 @@ class Conversation:
                 if request is None:
                     return "client"
                 self.requests += 1
-                if self._principal is None or not self._principal.is_valid_at(time.time()):
-                    return await self._turn_away(request, self._principal)
-                await self._answer(request, self._principal)
-                if self._draining:
-                    return "drain"
+                ended = await self._serve(request)
+                if ended:
+                    return ended
         except ProtocolError as error:
             return await self._refuse_message(error)
+        except StreamClosedError:  # a reset between requests costs nobody anything: unread tickets are enough for one
+            return "client" if self.phase is Phase.IDLE else "gone"
         except GatewayError:
             return "gone"
+
+    async def _serve(self, request: Request) -> str:
+        """See to one request. Returns why the conversation must end with it, or nothing."""
+        principal, account = self._principal, self._account
+        if principal is None or account is None or not principal.is_valid_at(time.time()):
+            return await self._turn_away(request, principal)
+        if self._over is not None:
+            await self._refuse_over(self._over, request)
+            return "limit"
+        await self._answer(request, principal, account)
+        return "drain" if self._draining else ""
 
     async def _next_request(self) -> Request | None:
         """The next request; None where the client has left. Raises ProtocolError for what is none."""
         limits = self._limits
-        self.phase = Phase.IDLE
         frame = self._reader.next_frame() if len(self._reader) else None
-        self._scope.deadline = trio.current_time() + (
-            limits.request_timeout if len(self._reader) else limits.idle_timeout
-        )
+        if len(self._reader):
+            self._begin(Phase.READING, limits.request_timeout)
+        else:  # whom no rule matches may ask once, and not keep a place until then
+            self._begin(Phase.IDLE, limits.idle_timeout if self._principal else limits.request_timeout)
         while frame is None:
             data = await self._stream.receive_some()
             await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher may give up
             if not data:
+                self._check_whole()
                 return None
-            if self.phase is Phase.IDLE:
-                self.phase = Phase.READING
-                frame = self._reader.feed(data)
-                if frame is None:
-                    self._scope.deadline = trio.current_time() + limits.request_timeout
-            else:
-                frame = self._reader.feed(data)
+            frame = self._reader.feed(data)
+            if frame is None:
+                if self.phase is Phase.IDLE:
+                    self._begin(Phase.READING, limits.request_timeout)
+                self._hold(len(self._reader))
+        if self._held or len(frame) > _SMALL:
+            self._hold(len(frame) + len(self._reader))
         return decode_request(frame, max_depth=limits.max_depth, max_items=limits.max_batch_items)
 
-    async def _answer(self, request: Request, principal: Principal) -> None:
+    def _hold(self, size: int) -> None:
+        """Hold so many bytes of messages from now on. Raises MessageTooLargeError where the gateway holds too many."""
+        if size == self._held:
+            return
+        if not self._admission.buffer(size - self._held):
+            self._metrics.client_rejected.labels(Limit.BUFFERED.value).inc()
+            raise MessageTooLargeError("the gateway holds too many bytes of requests just now; try again later")
+        self._held = size
+
+    def _begin(self, phase: Phase, seconds: float) -> None:
+        """Enter a phase, and give it its deadline."""
+        self.phase = phase
+        self._scope.deadline = trio.current_time() + seconds
+
+    def _check_whole(self) -> None:
+        """Raise ProtocolError where the client has left in the middle of a request."""
+        if len(self._reader):
+            raise ProtocolError("the connection ends within a message")
+
+    async def _answer(self, request: Request, principal: Principal, account: Account) -> None:
         began = time.perf_counter()
-        self.phase = Phase.ANSWERING
-        self._scope.deadline = float("inf")  # the dispatcher keeps its own
-        answer = await self._dispatcher.dispatch(request, principal)
+        self._begin(Phase.ANSWERING, float("inf"))  # the dispatcher keeps a deadline of its own
+        limit = account.begin(trio.current_time())
+        if limit is not None:
+            await self._refuse_over(limit, request)
+            return
+        try:
+            answer = await self._dispatcher.dispatch(request, principal, self._stream.is_reset)
+        finally:
+            account.end()
+        self._hold(0)
+        if not answer.frame:
+            self._metrics.client_aborts.inc()
+            raise StreamClosedError(answer.detail)
         if answer.response is not None:
             result = self._metrics.response_passed_on(answer.response)
         else:
@@ -148,8 +205,7 @@ class Conversation:
         self._metrics.request_answered(request, result, time.perf_counter() - began)
 
     async def _send(self, frame: bytes) -> None:
-        self.phase = Phase.SENDING
-        self._scope.deadline = trio.current_time() + self._limits.send_timeout
+        self._begin(Phase.SENDING, self._limits.send_timeout)
         await self._stream.send_all(frame)
 
     async def _turn_away(self, request: Request, principal: Principal | None) -> str:
@@ -159,6 +215,10 @@ class Conversation:
             message = "the client certificate is not valid at this time"
         await self._refuse(Refusal.NOT_AUTHENTICATED, message, request)
         return "not_authenticated"
+
+    async def _refuse_over(self, limit: Limit, request: Request) -> None:
+        self._metrics.client_rejected.labels(limit.value).inc()
+        await self._refuse(Refusal.OVERLOADED, f"over the limit {limit.value}; try again later", request)
 
     async def _refuse_message(self, error: ProtocolError) -> str:
         refusal = Refusal.TOO_LARGE if isinstance(error, MessageTooLargeError) else Refusal.INVALID_MESSAGE
@@ -182,4 +242,4 @@ class Conversation:
 
 
 #: Ends in which the client is still to read something, and may still be sending.
-_LAST_WORDS: Final = frozenset({"protocol", "not_authenticated", "drain"})
+_LAST_WORDS: Final = frozenset({"protocol", "not_authenticated", "drain", "limit"})

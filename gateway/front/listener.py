@@ -12,14 +12,17 @@ from OpenSSL import SSL
 
 from gateway.dispatcher import Dispatcher
 from gateway.errors import GatewayError, TlsError
+from gateway.front.admission import Admission, Limit
 from gateway.front.conversation import Conversation, Limits, Phase
 from gateway.identity import Identities, Principal
 from gateway.log import Log
 from gateway.metrics import Metrics
-from gateway.tls import TlsStream
+from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
 _ACCEPTED_AT_ONCE: Final = 64  # connections taken before others get a turn
+_TOLD_AT_ONCE: Final = 64  # clients over a limit that may shake hands to hear so; others are closed
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LINGER: Final = 1.0  # s for a client to take the alert that ends its handshake
 _BREATH: Final = 0.1  # s without accepting when the process is out of descriptors or memory
 
 
@@ -40,6 +43,7 @@ class Listener:
         context: SSL.Context,
         identities: Identities,
         *,
+        admission: Admission,
         dispatcher: Dispatcher,
         limits: Limits,
         metrics: Metrics,
@@ -51,10 +55,14 @@ class Listener:
         self._metrics = metrics
         self._log = log
         self._converse: Callable[..., Conversation] = partial(
-            Conversation, dispatcher=dispatcher, limits=limits, metrics=metrics, log=log
+            Conversation, admission=admission, dispatcher=dispatcher, limits=limits, metrics=metrics, log=log
         )
+        self._admission = admission
         self._conversations: set[Conversation] = set()
+        self._handshakes: set[trio.CancelScope] = set()
+        self._draining = False
         self._clients = 0
+        self._told = 0  # clients over a limit that are being told so
         self._accepting = trio.CancelScope()
         self._connections = metrics.client_connections.labels(settings.name)
 
@@ -68,6 +76,8 @@ class Listener:
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept on a listening socket until drained; returns when the last conversation has ended."""
+        if self._draining:
+            return
         listening.setblocking(False)
         async with trio.open_nursery() as clients:
             with self._accepting:
@@ -76,8 +86,11 @@ class Listener:
                     await self._accept_some(listening, clients)
 
     def drain(self) -> None:
-        """Take no new clients; let each conversation end after the answer that is due."""
+        """Take no new clients, give up on handshakes; let each conversation end after the answer that is due."""
+        self._draining = True
         self._accepting.cancel()
+        for handshake in list(self._handshakes):
+            handshake.cancel()
         for conversation in list(self._conversations):
             conversation.drain()
 
@@ -93,48 +106,72 @@ class Listener:
                     await trio.sleep(_BREATH)
                     return
                 continue  # the client has gone already
-            if self._clients >= self._settings.max_clients:
+            over = self._limit_reached()
+            if over is not None and self._told >= _TOLD_AT_ONCE:
+                self._metrics.client_rejected.labels(over.value).inc()
                 self._failed("limit")
                 sock.close()
                 continue
             self._clients += 1
-            clients.start_soon(self._serve_client, sock)
+            self._admission.clients += 1
+            self._told += over is not None
+            clients.start_soon(self._serve_client, sock, over)
 
-    async def _serve_client(self, sock: socket.socket) -> None:
+    def _limit_reached(self) -> Limit | None:
+        if self._clients >= self._settings.max_clients:
+            return Limit.LISTENER_CLIENTS
+        return Limit.CLIENTS if self._admission.clients >= self._admission.max_clients else None
+
+    async def _serve_client(self, sock: socket.socket, over: Limit | None) -> None:
         self._connections.inc()
         try:
             stream = TlsStream(sock, self._context, server_side=True)
             if await self._shake_hands(stream):
-                await self._have_conversation(stream)
+                await self._have_conversation(stream, over)
+        except Exception as error:  # noqa: BLE001 - a fault of ours that one client meets must not end the others
+            self._failed("internal")
+            self._log.error("client lost to a fault of the gateway", listener=self._settings.name, exc_info=error)
         finally:
             sock.close()
             self._clients -= 1
+            self._admission.clients -= 1
+            self._told -= over is not None
             self._connections.dec()
 
     async def _shake_hands(self, stream: TlsStream) -> bool:
         began = time.perf_counter()
-        reason = "handshake_timeout"
         try:
-            with trio.move_on_after(self._settings.handshake_timeout):
-                await stream.handshake()
-                reason = ""
+            reason = await self._try_to_shake_hands(stream)
         except TlsError as error:
-            reason = error.reason
-            self._log.info("handshake failed", listener=self._settings.name, reason=reason, detail=str(error))
+            self._failed(error.reason)
+            self._log.info("handshake failed", listener=self._settings.name, reason=error.reason, detail=str(error))
+            await stream.aclose(linger=_LINGER)  # in TLS 1.3 a request may be there already, unread
+            return False
         except GatewayError:
             reason = "gone"
-        finally:
-            if reason:
-                self._failed(reason)
-                stream.close()
-        if not reason:
-            resumed = "true" if stream.resumed else "false"
-            self._metrics.client_handshake_duration.labels(resumed).observe(time.perf_counter() - began)
-            self._metrics.client_handshakes.labels(self._settings.name, stream.version, resumed).inc()
-        return not reason
+        if reason:
+            self._failed(reason)
+            return False
+        resumed = "true" if stream.resumed else "false"
+        self._metrics.client_handshake_duration.labels(resumed).observe(time.perf_counter() - began)
+        self._metrics.client_handshakes.labels(self._settings.name, stream.version, resumed).inc()
+        return True
 
-    async def _have_conversation(self, stream: TlsStream) -> None:
-        conversation = self._converse(stream, self._identify(stream))
+    async def _try_to_shake_hands(self, stream: TlsStream) -> str:
+        """Shake hands under the deadline, which a drain brings forward. Returns why it was given up, or nothing."""
+        with trio.move_on_after(self._settings.handshake_timeout) as scope:
+            self._handshakes.add(scope)
+            try:
+                await stream.handshake()
+                return ""
+            finally:
+                self._handshakes.discard(scope)
+        return "drain" if self._draining else "handshake_timeout"
+
+    async def _have_conversation(self, stream: TlsStream, over: Limit | None) -> None:
+        conversation = self._converse(stream, self._identify(stream), over=over)
+        if self._draining:
+            conversation.drain()
         self._conversations.add(conversation)
         try:
             ended = await conversation.run()
@@ -146,8 +183,12 @@ class Listener:
 
     def _identify(self, stream: TlsStream) -> Principal | None:
         """Ask on every connection, resumed ones included: on those, no handshake has looked at the certificate."""
-        certificate = stream.peer_certificate()
-        return None if certificate is None else self._identities.identify(certificate)
+        try:
+            certificate = stream.peer_certificate()
+            return None if certificate is None else self._identities.identify(certificate)
+        except (TlsError, *UNREADABLE_CERTIFICATE) as error:
+            self._log.warning("client certificate can't be read", listener=self._settings.name, detail=repr(error))
+            return None
 
     def _failed(self, reason: str) -> None:
         self._metrics.client_connection_errors.labels(self._settings.name, reason).inc()

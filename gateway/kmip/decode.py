@@ -1,11 +1,14 @@
 """Reading a message, once, down to its batch items (KMIP 1.4 section 7).
 
-Reading is strict here, since the gateway decides by what it reads and the key manager executes what *it* reads: a
-known tag with a wrong type, a field that may stand once and stands twice, or a Batch Count that does not count the
-items is an error. Unknown tags pass.
+Reading is strict here, since the gateway decides by what it reads and the key manager executes what *it* reads: both
+must find the same operations in a message, however carelessly the key manager looks. So these are errors: a known tag
+with a wrong type, a field that may stand once and stands twice, a length that its type does not have, a Batch Count
+that does not count the items, and anything else where a batch item or its Operation should stand. Unknown tags and
+types pass.
 """
 
-from typing import Final
+import struct
+from typing import Final, NamedTuple
 
 from gateway.errors import ProtocolError
 from gateway.kmip import ttlv
@@ -15,46 +18,99 @@ from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 MAX_DEPTH: Final = 32
 MAX_BATCH_ITEMS: Final = 1000
 
-_HEAD = ttlv.HEAD
-_SIZE = ttlv.HEADER_SIZE
-_MESSAGE_DEPTH = 3  # message, batch item, payload: the levels walked here
+_SIZE: Final = ttlv.HEADER_SIZE
+_STRUCTURE: Final = ttlv.STRUCTURE
+_BIG_INTEGER: Final = int(ItemType.BIG_INTEGER)
+_OUTER_DEPTH: Final = 3  # message, header or batch item, and what that holds: the levels that are walked here
 
-#: The fields that the gateway reads, with the one type each has (1.4 sections 6 and 9.1.3). Asynchronous Indicator is a
-#: Boolean in 1.x and an Enumeration in 2.x, so that either passes.
-_REQUEST_HEADER_TYPES: Final[dict[int, tuple[int, ...]]] = {
-    Tag.PROTOCOL_VERSION: (ItemType.STRUCTURE,),
-    Tag.MAXIMUM_RESPONSE_SIZE: (ItemType.INTEGER,),
-    Tag.CLIENT_CORRELATION_VALUE: (ItemType.TEXT_STRING,),
-    Tag.ASYNCHRONOUS_INDICATOR: (ItemType.BOOLEAN, ItemType.ENUMERATION),
-    Tag.AUTHENTICATION: (ItemType.STRUCTURE,),
-    Tag.BATCH_ERROR_CONTINUATION_OPTION: (ItemType.ENUMERATION,),
-    Tag.BATCH_ORDER_OPTION: (ItemType.BOOLEAN,),
-    Tag.TIME_STAMP: (ItemType.DATE_TIME,),
-    Tag.BATCH_COUNT: (ItemType.INTEGER,),
-}
-_RESPONSE_HEADER_TYPES: Final[dict[int, tuple[int, ...]]] = {
-    Tag.PROTOCOL_VERSION: (ItemType.STRUCTURE,),
-    Tag.TIME_STAMP: (ItemType.DATE_TIME,),
-    Tag.BATCH_COUNT: (ItemType.INTEGER,),
-}
-_REQUEST_ITEM_TYPES: Final[dict[int, tuple[int, ...]]] = {
-    Tag.OPERATION: (ItemType.ENUMERATION,),
-    Tag.UNIQUE_BATCH_ITEM_ID: (ItemType.BYTE_STRING,),
-    Tag.REQUEST_PAYLOAD: (ItemType.STRUCTURE,),
-}
-_RESPONSE_ITEM_TYPES: Final[dict[int, tuple[int, ...]]] = {
-    Tag.OPERATION: (ItemType.ENUMERATION,),
-    Tag.UNIQUE_BATCH_ITEM_ID: (ItemType.BYTE_STRING,),
-    Tag.RESULT_STATUS: (ItemType.ENUMERATION,),
-    Tag.RESULT_REASON: (ItemType.ENUMERATION,),
-    Tag.RESULT_MESSAGE: (ItemType.TEXT_STRING,),
-    Tag.ASYNCHRONOUS_CORRELATION_VALUE: (ItemType.BYTE_STRING,),
-    Tag.RESPONSE_PAYLOAD: (ItemType.STRUCTURE,),
-}
-_BATCH_ITEM_WORD = ttlv.word(Tag.BATCH_ITEM, ItemType.STRUCTURE)
-_VERSION_WORD = ttlv.word(Tag.PROTOCOL_VERSION, ItemType.STRUCTURE)
-_MAJOR_WORD = ttlv.word(Tag.PROTOCOL_VERSION_MAJOR, ItemType.INTEGER)
-_MINOR_WORD = ttlv.word(Tag.PROTOCOL_VERSION_MINOR, ItemType.INTEGER)
+#: What every message opens with: the heads of message and header, that of Protocol Version, Major, and Minor.
+_OPENING: Final = struct.Struct(">IIII16si4x8si4x")
+_VERSION_SPAN: Final = (3 * _SIZE, _OPENING.size)
+_VERSION_HEADS: Final = ttlv.HEAD.pack(ttlv.word(Tag.PROTOCOL_VERSION, ItemType.STRUCTURE), 4 * _SIZE) + ttlv.HEAD.pack(
+    ttlv.word(Tag.PROTOCOL_VERSION_MAJOR, ItemType.INTEGER), 4
+)
+_MINOR_HEAD: Final = ttlv.HEAD.pack(ttlv.word(Tag.PROTOCOL_VERSION_MINOR, ItemType.INTEGER), 4)
+_BATCH_ITEM_WORD: Final = ttlv.word(Tag.BATCH_ITEM, ItemType.STRUCTURE)
+
+# A member of an enumeration is slow to come by; these are needed in every message.
+_LENGTHS: Final = {int(item_type): length for item_type, length in FIXED_LENGTH.items()}
+_unpack_opening = _OPENING.unpack_from
+_unpack_head = ttlv.HEAD.unpack_from
+_PROTOCOL_VERSION: Final = int(Tag.PROTOCOL_VERSION)
+_BATCH_COUNT: Final = int(Tag.BATCH_COUNT)
+
+
+class _Form(NamedTuple):
+    """The fields that the gateway reads in one kind of structure: each with its type, as a word, and their tags."""
+
+    words: frozenset[int]
+    tags: frozenset[int]
+
+
+class _Side(NamedTuple):
+    """How messages of one direction are made up."""
+
+    message: int  # their first word, and their second
+    opening: int
+    header: _Form
+    item: _Form
+    required: int  # the field without which a batch item is none, and whether it leads
+    leading: bool
+    rest: _Form  # what may not stand behind the batch items
+
+
+def _form(*fields: tuple[Tag, ItemType]) -> _Form:
+    return _Form(frozenset(ttlv.word(*field) for field in fields), frozenset(int(tag) for tag, _ in fields))
+
+
+#: Requests, 1.4 sections 6, 7.1 and 9.1.3.
+_REQUEST: Final = _Side(
+    ttlv.word(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE),
+    ttlv.word(Tag.REQUEST_HEADER, ItemType.STRUCTURE),
+    _form(
+        (Tag.PROTOCOL_VERSION, ItemType.STRUCTURE),
+        (Tag.MAXIMUM_RESPONSE_SIZE, ItemType.INTEGER),
+        (Tag.CLIENT_CORRELATION_VALUE, ItemType.TEXT_STRING),
+        (Tag.ASYNCHRONOUS_INDICATOR, ItemType.BOOLEAN),  # in 1.x
+        (Tag.ASYNCHRONOUS_INDICATOR, ItemType.ENUMERATION),  # since 2.0
+        (Tag.AUTHENTICATION, ItemType.STRUCTURE),
+        (Tag.BATCH_ERROR_CONTINUATION_OPTION, ItemType.ENUMERATION),
+        (Tag.BATCH_ORDER_OPTION, ItemType.BOOLEAN),
+        (Tag.TIME_STAMP, ItemType.DATE_TIME),
+        (Tag.BATCH_COUNT, ItemType.INTEGER),
+    ),
+    _form(
+        (Tag.OPERATION, ItemType.ENUMERATION),
+        (Tag.UNIQUE_BATCH_ITEM_ID, ItemType.BYTE_STRING),
+        (Tag.REQUEST_PAYLOAD, ItemType.STRUCTURE),
+    ),
+    int(Tag.OPERATION),
+    True,
+    _Form(frozenset(), frozenset({int(Tag.REQUEST_HEADER), int(Tag.BATCH_ITEM)})),
+)
+
+#: Responses, 1.4 sections 6, 7.2 and 9.1.3.
+_RESPONSE: Final = _Side(
+    ttlv.word(Tag.RESPONSE_MESSAGE, ItemType.STRUCTURE),
+    ttlv.word(Tag.RESPONSE_HEADER, ItemType.STRUCTURE),
+    _form(
+        (Tag.PROTOCOL_VERSION, ItemType.STRUCTURE),
+        (Tag.TIME_STAMP, ItemType.DATE_TIME),
+        (Tag.BATCH_COUNT, ItemType.INTEGER),
+    ),
+    _form(
+        (Tag.OPERATION, ItemType.ENUMERATION),
+        (Tag.UNIQUE_BATCH_ITEM_ID, ItemType.BYTE_STRING),
+        (Tag.RESULT_STATUS, ItemType.ENUMERATION),
+        (Tag.RESULT_REASON, ItemType.ENUMERATION),
+        (Tag.RESULT_MESSAGE, ItemType.TEXT_STRING),
+        (Tag.ASYNCHRONOUS_CORRELATION_VALUE, ItemType.BYTE_STRING),
+        (Tag.RESPONSE_PAYLOAD, ItemType.STRUCTURE),
+    ),
+    int(Tag.RESULT_STATUS),
+    False,
+    _Form(frozenset(), frozenset({int(Tag.RESPONSE_HEADER), int(Tag.BATCH_ITEM)})),
+)
 
 
 def decode_request(frame: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS) -> Request:
@@ -63,123 +119,104 @@ def decode_request(frame: bytes, *, max_depth: int = MAX_DEPTH, max_items: int =
     ``frame`` is one whole message, as FrameReader gives it. Raises ProtocolError, with the version where that could be
     read.
     """
-    fields, version, spans = _split(frame, Tag.REQUEST_HEADER, _REQUEST_HEADER_TYPES, max_depth, max_items)
-    items = []
-    for start, end in spans:
-        item_fields = _read_fields(frame, start, end, _REQUEST_ITEM_TYPES, max_depth - _MESSAGE_DEPTH, version)
-        if Tag.OPERATION not in item_fields:
-            raise ProtocolError("a batch item without Operation", version=version)
-        items.append(RequestItem(frame, item_fields))
-    return Request(frame, fields, version, items)
+    version, header, items = _decode(frame, _REQUEST, max_depth, max_items)
+    return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
 
 
 def decode_response(frame: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS) -> Response:
     """Read a response down to its batch items; as decode_request."""
-    fields, version, spans = _split(frame, Tag.RESPONSE_HEADER, _RESPONSE_HEADER_TYPES, max_depth, max_items)
-    items = []
-    for start, end in spans:
-        item_fields = _read_fields(frame, start, end, _RESPONSE_ITEM_TYPES, max_depth - _MESSAGE_DEPTH, version)
-        if Tag.RESULT_STATUS not in item_fields:
-            raise ProtocolError("a batch item without Result Status", version=version)
-        items.append(ResponseItem(frame, item_fields))
-    return Response(frame, fields, version, items)
+    version, header, items = _decode(frame, _RESPONSE, max_depth, max_items)
+    return Response(frame, header, version, [ResponseItem(frame, fields) for fields in items])
 
 
-def _split(
-    frame: bytes, header: Tag, types: dict[int, tuple[int, ...]], max_depth: int, max_items: int
-) -> tuple[Fields, Version, list[tuple[int, int]]]:
-    """Read the header; find where the batch items begin and end."""
-    end = len(frame)
-    if end < 2 * _SIZE:
-        raise ProtocolError("a message without a header")
-    tag_and_type, length = _HEAD.unpack_from(frame, _SIZE)
-    position = 2 * _SIZE
-    if tag_and_type != header << 8 | ttlv.STRUCTURE:
+def _decode(frame: bytes, side: _Side, max_depth: int, max_items: int) -> tuple[Version, Fields, list[Fields]]:
+    """The version, and the fields of the header and of every batch item."""
+    version, position = _read_opening(frame, side)
+    header = {_PROTOCOL_VERSION: _VERSION_SPAN}
+    try:
+        _read_fields(frame, _OPENING.size, position, header, side.header, max_depth)
+        items = _read_items(frame, position, side, max_depth, max_items)
+        _check_count(frame, header.get(_BATCH_COUNT), len(items), version)
+    except ProtocolError as error:
+        error.version = version
+        raise
+    return version, header, items
+
+
+def _read_opening(frame: bytes, side: _Side) -> tuple[Version, int]:
+    """The version, which stands first in every header with Major and Minor in that order; and where the header ends."""
+    if len(frame) < _OPENING.size:
+        raise ProtocolError("a message too short for a header")
+    message, size, opening, length, version_heads, major, minor_head, minor = _unpack_opening(frame)
+    if message != side.message or size != len(frame) - _SIZE or size & 7:
+        raise ProtocolError("not one whole message of its kind")
+    end: int = 2 * _SIZE + length
+    if opening != side.opening or end > len(frame) or length & 7:
         raise ProtocolError("a message that does not begin with its header")
-    if length > end - position:
-        raise ProtocolError("the header overruns the message")
-    version = _read_version(frame, position, position + length)
-    fields = _read_fields(frame, position, position + length, types, max_depth - 2, version)
-    spans = _find_items(frame, position + ttlv.padded(length), header, max_depth - 1, version)
-    _check_count(fields.get(Tag.BATCH_COUNT), frame, len(spans), max_items, version)
-    return fields, version, spans
+    if version_heads != _VERSION_HEADS or minor_head != _MINOR_HEAD or end < _OPENING.size:
+        raise ProtocolError("a header that does not begin with Protocol Version")
+    return (major, minor), end
 
 
-def _find_items(frame: bytes, position: int, header: Tag, max_depth: int, version: Version) -> list[tuple[int, int]]:
+def _read_items(frame: bytes, position: int, side: _Side, max_depth: int, max_items: int) -> list[Fields]:
+    """The fields of every batch item. What is none may stand behind the last of them, and nowhere else."""
     end = len(frame)
-    spans: list[tuple[int, int]] = []
+    items: list[Fields] = []
     while position < end:
-        if end - position < _SIZE:
-            raise ProtocolError("stray bytes behind the last item", version=version)
-        tag_and_type, length = _HEAD.unpack_from(frame, position)
-        position += _SIZE
-        if length > end - position:
-            raise ProtocolError(f"item {tag_and_type >> 8:06X} overruns the message", version=version)
-        if tag_and_type == _BATCH_ITEM_WORD:
-            spans.append((position, position + length))
-        elif tag_and_type >> 8 in (Tag.BATCH_ITEM, header):
-            raise ProtocolError(f"item {tag_and_type >> 8:06X} where or as it may not stand", version=version)
-        else:
-            _check_unread(frame, tag_and_type, position, length, max_depth, version)
-        position += ttlv.padded(length)
-    return spans
+        word, length = _unpack_head(frame, position)
+        if word != _BATCH_ITEM_WORD:
+            _read_fields(frame, position, end, {}, side.rest, max_depth + 1)
+            break
+        start = position + _SIZE
+        position = start + length
+        if position > end or length & 7:
+            raise ProtocolError(f"a batch item of length {length}, where {end - start} bytes are left")
+        if len(items) == max_items:
+            raise ProtocolError(f"more than {max_items} batch items")
+        fields: Fields = {}
+        _read_fields(frame, start, position, fields, side.item, max_depth)
+        if side.required not in fields:
+            raise ProtocolError(f"a batch item without {Tag(side.required).name}")
+        if side.leading and fields[side.required][0] != start + _SIZE:
+            raise ProtocolError(f"a batch item that does not begin with {Tag(side.required).name}")
+        items.append(fields)
+    return items
 
 
-def _check_count(span: tuple[int, int] | None, frame: bytes, items: int, max_items: int, version: Version) -> None:
+def _check_count(frame: bytes, count: tuple[int, int] | None, items: int, version: Version) -> None:
     if not items:
-        raise ProtocolError("a message without a batch item", version=version)
-    if items > max_items:
-        raise ProtocolError(f"{items} batch items, over the limit of {max_items}", version=version)
-    if span is None:
+        raise ProtocolError("a message without a batch item")
+    if count is None:
         if version < (3, 0):
-            raise ProtocolError("a header without Batch Count", version=version)
-    elif int.from_bytes(frame[span[0] : span[1]], "big") != items:
-        raise ProtocolError("Batch Count does not count the batch items", version=version)
+            raise ProtocolError("a header without Batch Count")
+    elif int.from_bytes(frame[count[0] : count[1]], "big") != items:
+        raise ProtocolError("Batch Count does not count the batch items")
 
 
-def _read_version(frame: bytes, start: int, end: int) -> Version:
-    """Protocol Version stands first in every header (1.4 section 6.1), with Major and Minor in that order."""
-    if end - start >= 5 * _SIZE:
-        tag_and_type, length = _HEAD.unpack_from(frame, start)
-        major_word, major_length, major = ttlv.HEAD_INT.unpack_from(frame, start + _SIZE)
-        minor_word, minor_length, minor = ttlv.HEAD_INT.unpack_from(frame, start + 3 * _SIZE)
-        if (tag_and_type, length, major_length, minor_length) == (_VERSION_WORD, 4 * _SIZE, 4, 4) and (
-            (major_word, minor_word) == (_MAJOR_WORD, _MINOR_WORD)
-        ):
-            return major, minor
-    raise ProtocolError("a header that does not begin with Protocol Version")
+def _read_fields(frame: bytes, position: int, end: int, fields: Fields, form: _Form, max_depth: int) -> None:
+    """Add to ``fields`` where the known fields of one structure lie; each of its type, and none twice.
 
-
-def _read_fields(
-    frame: bytes, start: int, end: int, types: dict[int, tuple[int, ...]], max_depth: int, version: Version
-) -> Fields:
-    """Where the known fields of one structure lie; each of its type, and none twice."""
-    fields: Fields = {}
-    position = start
+    Both positions are multiples of eight, so that a whole head is left wherever an item begins.
+    """
+    words, tags = form
     while position < end:
-        if end - position < _SIZE:
-            raise ProtocolError("stray bytes where a field should begin", version=version)
-        tag_and_type, length = _HEAD.unpack_from(frame, position)
+        word, length = _unpack_head(frame, position)
         position += _SIZE
-        tag = tag_and_type >> 8
-        if length > end - position:
-            raise ProtocolError(f"field {tag:06X} overruns its structure", version=version)
-        expected = types.get(tag)
-        if expected is not None:
-            item_type = tag_and_type & 0xFF
-            if item_type not in expected or FIXED_LENGTH.get(item_type, length) != length:
-                raise ProtocolError(f"field {tag:06X} has type {item_type} and length {length}", version=version)
-            if tag in fields:
-                raise ProtocolError(f"field {tag:06X} stands twice", version=version)
-            fields[tag] = (position, position + length)
-        _check_unread(frame, tag_and_type, position, length, max_depth, version)
-        position += ttlv.padded(length)
-    return fields
-
-
-def _check_unread(frame: bytes, tag_and_type: int, start: int, length: int, max_depth: int, version: Version) -> None:
-    if tag_and_type & 0xFF == ttlv.STRUCTURE and length > max_depth * _SIZE:
-        try:
-            ttlv.check_depth(frame, start, start + length, max_depth)
-        except ProtocolError as error:
-            raise ProtocolError(str(error), version=version) from None
+        value_end = position + length
+        if value_end > end:
+            raise ProtocolError(f"field {word >> 8:06X} overruns its structure")
+        if word in words:
+            if word >> 8 in fields:
+                raise ProtocolError(f"field {word >> 8:06X} stands twice")
+            fields[word >> 8] = (position, value_end)
+        elif word >> 8 in tags:
+            raise ProtocolError(f"field {word >> 8:06X} where it may not stand, or of type {word & 0xFF}")
+        item_type = word & 0xFF
+        if item_type == _STRUCTURE:
+            if length & 7:
+                raise ProtocolError(f"structure {word >> 8:06X} has length {length}")
+            if length > (max_depth - _OUTER_DEPTH) * _SIZE:
+                ttlv.check_depth(frame, position, value_end, max_depth - _OUTER_DEPTH)
+        elif _LENGTHS.get(item_type, length) != length or (item_type == _BIG_INTEGER and length & 7):
+            raise ProtocolError(f"field {word >> 8:06X} of type {item_type} has length {length}")
+        position = (value_end + 7) & ~7

@@ -17,7 +17,10 @@ class FrameReader:
     """Collects the bytes of one direction of a connection.
 
     ``tag`` is what every message of this direction begins with: Request Message or Response Message. ``max_size``
-    bounds one message, in bytes, head included. At most one message more than what was fed last is held.
+    bounds one message, in bytes, head included.
+
+    Ask next_frame until it has nothing more before feeding again: then no more is held than the beginning of one
+    message, and what was fed last.
     """
 
     def __init__(self, tag: Tag, max_size: int) -> None:

@@ -5,6 +5,7 @@ somebody asks. The message itself is never changed.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from gateway.errors import ProtocolError
@@ -27,6 +28,9 @@ FALLBACK_VERSION: Final[Version] = (1, 0)
 _UNIQUE_IDENTIFIERS: Final = frozenset(
     {Tag.UNIQUE_IDENTIFIER, Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER, Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER}
 )
+
+_OPERATION: Final = int(Tag.OPERATION)
+_POLL: Final = int(Operation.POLL)
 
 Fields = dict[int, tuple[int, int]]
 """Of each known field: the positions where its value begins and ends."""
@@ -60,10 +64,8 @@ class _Item(_Fields):
     def __init__(self, frame: bytes, fields: Fields) -> None:
         self.frame = frame
         self.fields = fields
-        self.operation: int = -1
-        span = fields.get(Tag.OPERATION)
-        if span is not None:
-            self.operation = int.from_bytes(frame[span[0] : span[1]], "big")
+        span = fields.get(_OPERATION)
+        self.operation: int = -1 if span is None else int.from_bytes(frame[span[0] : span[1]], "big")
 
     @property
     def unique_batch_item_id(self) -> bytes | None:
@@ -72,8 +74,11 @@ class _Item(_Fields):
 
     @property
     def unique_identifiers(self) -> list[bytes]:
-        """Unique identifiers that stand in the payload, as they are encoded: text mostly, since 2.0 also a number."""
-        return [self.frame[item.start : item.end] for item in self._payload() if item.tag in _UNIQUE_IDENTIFIERS]
+        """Unique identifiers that stand in the payload, as they are encoded: text mostly, since 2.0 also a number.
+
+        A text is given without the padding that some clients count in: both spellings name the same object.
+        """
+        return [_identifier(self.frame, item) for item in self._payload() if item.tag in _UNIQUE_IDENTIFIERS]
 
     @property
     def correlation_value(self) -> bytes | None:
@@ -85,10 +90,16 @@ class _Item(_Fields):
         return () if span is None else ttlv.walk(self.frame, *span)
 
     def _payload_item(self, tag: Tag, item_type: ItemType) -> ttlv.Item | None:
-        item = next((item for item in self._payload() if item.tag == tag), None)
-        if item is not None and item.type != item_type:
-            raise ProtocolError(f"{tag.name} has type {item.type}, not {item_type.name}")
-        return item
+        """The one item with this tag. Two would let the gateway read the first, and the key manager the second."""
+        found = None
+        for item in self._payload():
+            if item.tag == tag:
+                if item.type != item_type:
+                    raise ProtocolError(f"{tag.name} has type {item.type}, not {item_type.name}")
+                if found is not None:
+                    raise ProtocolError(f"{tag.name} stands twice")
+                found = item
+        return found
 
     def _payload_bytes(self, tag: Tag) -> bytes | None:
         item = self._payload_item(tag, ItemType.BYTE_STRING)
@@ -184,8 +195,9 @@ class _Message(_Fields):
 
     @property
     def time_stamp(self) -> int | None:
-        """Time Stamp, in seconds since 1970 UTC."""
-        return self._number(Tag.TIME_STAMP)
+        """Time Stamp, in seconds since 1970 UTC; signed."""
+        raw = self._raw(Tag.TIME_STAMP)
+        return None if raw is None else int.from_bytes(raw, "big", signed=True)
 
 
 class Request(_Message):
@@ -194,7 +206,9 @@ class Request(_Message):
     __slots__ = ("items",)
 
     def __init__(self, frame: bytes, fields: Fields, version: Version, items: list[RequestItem]) -> None:
-        super().__init__(frame, fields, version)
+        self.frame = frame
+        self.fields = fields
+        self.version = version
         self.items = items
 
     def __repr__(self) -> str:
@@ -216,7 +230,7 @@ class Request(_Message):
         """Asynchronous Indicator; where missing, PROHIBITED.
 
         The Boolean of 1.x reads as OPTIONAL where true: the server may answer later. An unknown number reads as
-        MANDATORY, the least convenient.
+        MANDATORY, the least convenient, as does any number in 1.x: a server that reads a Boolean there finds it true.
         """
         number = self._number(Tag.ASYNCHRONOUS_INDICATOR)
         span = self.fields.get(Tag.ASYNCHRONOUS_INDICATOR)
@@ -224,6 +238,8 @@ class Request(_Message):
             return AsynchronousIndicator.PROHIBITED
         if span[1] - span[0] == 8:  # a Boolean's length
             return AsynchronousIndicator.OPTIONAL if number else AsynchronousIndicator.PROHIBITED
+        if self.version < (2, 0):
+            return AsynchronousIndicator.MANDATORY
         try:
             return AsynchronousIndicator(number)
         except ValueError:
@@ -254,10 +270,13 @@ class Request(_Message):
         span = self.fields.get(Tag.AUTHENTICATION)
         if span is None:
             return []
-        try:
-            return list(_tickets(self.frame, *span))
-        except ProtocolError:
-            return []
+        tickets = []
+        with suppress(ProtocolError):
+            for credential in ttlv.walk(self.frame, *span):
+                ticket = _ticket(self.frame, credential)
+                if ticket is not None:
+                    tickets.append(ticket)
+        return tickets
 
 
 class Response(_Message):
@@ -266,7 +285,9 @@ class Response(_Message):
     __slots__ = ("items",)
 
     def __init__(self, frame: bytes, fields: Fields, version: Version, items: list[ResponseItem]) -> None:
-        super().__init__(frame, fields, version)
+        self.frame = frame
+        self.fields = fields
+        self.version = version
         self.items = items
 
     def __repr__(self) -> str:
@@ -276,21 +297,41 @@ class Response(_Message):
     def answers(self, request: Request) -> bool:
         """Whether this can be the answer to that request.
 
-        Operations and Unique Batch Item IDs are echoed (1.4 section 7.2); where they contradict the request, the two
-        belong to different exchanges, and the answer must not reach the client. Servers that echo less are believed, as
-        is the one item without Operation with which a server says that it could not read the request.
+        Operations and Unique Batch Item IDs are echoed (1.4 section 7.2), though not always in order; where they
+        contradict the request, the two belong to different exchanges, and the answer must not reach the client. Servers
+        that echo less are believed, as is the one item without Operation with which a server says that it could not
+        read the request.
         """
         if len(self.items) > len(request.items):
             return False
-        if len(request.items) == 1:
-            return all(_may_answer(item, request.items[0]) for item in self.items)
-        return all(any(_may_answer(item, asked) for asked in request.items) for item in self.items)
+        left: dict[_Echo, int] = {}
+        for asked in request.items:
+            for echo in _echoes(asked):
+                left[echo] = left.get(echo, 0) + 1
+        for item in self.items:
+            echo = (item.operation, item.unique_batch_item_id)
+            if echo not in left:
+                echo = (_ANY, echo[1])
+            if left.get(echo, 0) == 0:
+                return False
+            left[echo] -= 1
+        return True
 
 
-def _may_answer(item: ResponseItem, asked: RequestItem) -> bool:
-    if item.operation not in (asked.operation, -1):
-        return False
-    return item.unique_batch_item_id in (asked.unique_batch_item_id, None)
+_Echo = tuple[int, bytes | None]
+
+_NONE: Final = -1  # what an item's operation is where it has none
+_ANY: Final = -2
+
+
+def _echoes(asked: RequestItem) -> set[_Echo]:
+    """The ways to echo an item, in whole or in part.
+
+    A Poll is answered as the operation would be that it asks about (1.4 section 4.27): any may come.
+    """
+    operation = _ANY if asked.operation == _POLL else asked.operation
+    number = asked.unique_batch_item_id
+    return {(operation, number), (operation, None), (_NONE, number), (_NONE, None)}
 
 
 def operation_name(number: int) -> str:
@@ -312,16 +353,24 @@ _OPERATION_NAMES: Final = {int(operation): _camel(operation.name) for operation 
 _REASON_NAMES: Final = {int(reason): _camel(reason.name) for reason in ResultReason}
 
 
-def _tickets(frame: bytes, start: int, end: int) -> Iterable[bytes]:
-    for credential in ttlv.walk(frame, start, end):
-        if credential.tag != Tag.CREDENTIAL or credential.type != ttlv.STRUCTURE:
-            continue
+def _identifier(frame: bytes, item: ttlv.Item) -> bytes:
+    value = frame[item.start : item.end]
+    return value.rstrip(b"\0") if item.type == ItemType.TEXT_STRING else value
+
+
+def _ticket(frame: bytes, credential: ttlv.Item) -> bytes | None:
+    """The Ticket Value of a credential; None for a credential of another type, and for one that can't be read."""
+    if credential.tag != Tag.CREDENTIAL:
+        return None
+    try:
         kind = ttlv.find(frame, credential.start, credential.end, Tag.CREDENTIAL_TYPE)
-        value = ttlv.find(frame, credential.start, credential.end, Tag.CREDENTIAL_VALUE)
-        if kind is None or value is None or ttlv.read_enumeration(frame, kind) != CredentialType.TICKET:
-            continue
-        ticket = ttlv.find(frame, value.start, value.end, Tag.TICKET)
-        if ticket is not None:
-            ticket_value = ttlv.find(frame, ticket.start, ticket.end, Tag.TICKET_VALUE)
-            if ticket_value is not None:
-                yield ttlv.read_bytes(frame, ticket_value)
+        if kind is None or ttlv.read_enumeration(frame, kind) != CredentialType.TICKET:
+            return None
+        item: ttlv.Item | None = credential
+        for tag in (Tag.CREDENTIAL_VALUE, Tag.TICKET, Tag.TICKET_VALUE):
+            if item is None or item.type != ttlv.STRUCTURE:
+                return None
+            item = ttlv.find(frame, item.start, item.end, tag)
+        return None if item is None else ttlv.read_bytes(frame, item)
+    except ProtocolError:
+        return None

@@ -5,7 +5,8 @@ bytes. Tag and type are read as one number of 32 bits, the *word*, since a tag w
 
 Reading is done in place, on the bytes of the message, with positions instead of objects. It is strict where the gateway
 relies on what it reads, and blind elsewhere: a value that overruns its parent is an error only in a structure that is
-walked, and missing padding at the end of a structure is nobody's loss.
+walked, and missing padding at the end of a structure is nobody's loss. Where something follows it is an error: one
+reader finds the next item behind the padding, another without it.
 """
 
 import struct
@@ -17,6 +18,9 @@ from gateway.kmip.spec import FIXED_LENGTH, ItemType
 
 HEADER_SIZE: Final = 8
 STRUCTURE: Final = int(ItemType.STRUCTURE)
+
+#: Types whose length is a multiple of eight by itself (section 9.1.1.3), so that some readers look for no padding.
+UNPADDED: Final = frozenset({int(ItemType.STRUCTURE), int(ItemType.BIG_INTEGER)})
 
 #: Word and length: the first eight bytes of every item.
 HEAD: Final = struct.Struct(">II")
@@ -50,7 +54,8 @@ def padded(length: int) -> int:
 def walk(buffer: bytes, start: int, end: int) -> Iterator[Item]:
     """Yield the items that lie side by side between two positions.
 
-    Raises ProtocolError for an item that overruns ``end`` and for a length that its type does not have.
+    Raises ProtocolError for an item that overruns ``end``, for a length that its type does not have, and where it is
+    not certain at which position the next item begins.
     """
     position = start
     while position < end:
@@ -63,8 +68,13 @@ def walk(buffer: bytes, start: int, end: int) -> Iterator[Item]:
             raise ProtocolError(f"item {tag_and_type >> 8:06X} overruns the structure that holds it")
         if FIXED_LENGTH.get(item_type, length) != length:
             raise ProtocolError(f"item {tag_and_type >> 8:06X} of type {item_type} has length {length}")
+        next_position = position + padded(length)
+        if length & 7 and item_type in UNPADDED and next_position < end:
+            raise ProtocolError(
+                f"item {tag_and_type >> 8:06X} of type {item_type} has length {length}, and is not last"
+            )
         yield Item(tag_and_type >> 8, item_type, position, position + length)
-        position += padded(length)
+        position = next_position
 
 
 def find(buffer: bytes, start: int, end: int, tag: int) -> Item | None:

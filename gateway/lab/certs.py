@@ -46,6 +46,13 @@ class Credential:
         """The certificate itself."""
         return x509.load_pem_x509_certificate(self.certificate_pem)
 
+    @property
+    def private_key(self) -> PrivateKey:
+        """The private key itself."""
+        key = serialization.load_pem_private_key(self.private_key_pem, None)
+        assert isinstance(key, PrivateKey)  # noqa: S101 - it was made here
+        return key
+
     def write(self, certificate: Path, private_key: Path) -> None:
         """Write both files; the private key can be read by its owner only (mode 0600)."""
         certificate.write_bytes(self.certificate_pem)
@@ -129,6 +136,14 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         return Credential(certificate.public_bytes(serialization.Encoding.PEM), _pem(key), self.certificate_pem)
+
+
+def common_name(certificate: x509.Certificate | None) -> str | None:
+    """The one common name of a certificate's subject; None where there is none, or more than one."""
+    if certificate is None:
+        return None
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else None
 
 
 def write_development_set(directory: Path, key_type: str = "ecdsa", *, force: bool = False) -> list[Path]:

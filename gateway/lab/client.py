@@ -10,12 +10,12 @@ from OpenSSL import SSL
 
 from gateway import tls
 from gateway.config import Address
-from gateway.errors import StreamClosedError
+from gateway.errors import ProtocolError, StreamClosedError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Response, Version
-from gateway.kmip.spec import ObjectType, Operation, Tag
+from gateway.kmip.spec import ItemType, ObjectType, Operation, Tag
 
 _MAX_RESPONSE_SIZE = 16 << 20
 
@@ -67,13 +67,15 @@ async def connect(address: Address, context: SSL.Context, *, server_name: str | 
         stream.close_politely()
 
 
-def create_key(version: Version = (1, 2)) -> bytes:
-    """A Create of an AES-256 key for encryption and decryption, in 1.x."""
-    attributes = (
+def create_key(version: Version = (1, 2), *, contact: str = "") -> bytes:
+    """A Create of an AES-256 key for encryption and decryption, in 1.x; ``contact`` is its Contact Information."""
+    attributes = [
         _attribute("Cryptographic Algorithm", ttlv.enumeration(Tag.ATTRIBUTE_VALUE, 3)),
         _attribute("Cryptographic Length", ttlv.integer(Tag.ATTRIBUTE_VALUE, 256)),
         _attribute("Cryptographic Usage Mask", ttlv.integer(Tag.ATTRIBUTE_VALUE, 12)),
-    )
+    ]
+    if contact:
+        attributes.append(_attribute("Contact Information", ttlv.text(Tag.ATTRIBUTE_VALUE, contact)))
     payload = ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY) + ttlv.structure(
         Tag.TEMPLATE_ATTRIBUTE, *attributes
     )
@@ -84,6 +86,18 @@ def get_key(unique_identifier: str, version: Version = (1, 2)) -> bytes:
     """A Get."""
     payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, unique_identifier)
     return compose.encode_request(version, [compose.Ask(Operation.GET, payload)])
+
+
+def key_value(response: Response) -> bytes:
+    """The key material in the answer to a Get of a symmetric key. Raises ProtocolError where there is none."""
+    span = response.items[0].fields.get(Tag.RESPONSE_PAYLOAD, (0, 0))
+    item = ttlv.Item(Tag.RESPONSE_PAYLOAD, ItemType.STRUCTURE, *span)
+    for tag in (Tag.SYMMETRIC_KEY, Tag.KEY_BLOCK, Tag.KEY_VALUE, Tag.KEY_MATERIAL):
+        found = ttlv.find(response.frame, item.start, item.end, tag)
+        if found is None:
+            raise ProtocolError(f"there is no {tag.name} in the answer")
+        item = found
+    return ttlv.read_bytes(response.frame, item)
 
 
 def _attribute(name: str, value: bytes) -> bytes:

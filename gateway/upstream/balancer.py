@@ -1,38 +1,100 @@
 """The balancer: backends in the order in which a request should try them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
+from gateway.kmip.messages import Version
+from gateway.policy import Effect
 from gateway.upstream.backend import Backend
-from gateway.upstream.pool import Pool
+from gateway.upstream.health import State
+
+#: Ranks: the lowest is tried first. Priorities (0 to 9) count tens; a backend where one would have to wait comes after
+#: those of its own tier that have a session at hand, and before the next tier.
+_TIER: Final = 10
+_WAIT: Final = 1
+_FAILING: Final = 1_000
+_DOWN: Final = 2_000
+_STANDBY: Final = 3_000  # it would answer, and refuse
+
+Choose = Callable[[Sequence[Backend]], Backend]
 
 
 class Balancer:
-    """Round robin: each request begins one backend further than the last."""
+    """Chooses among the backends that are best for a request, by weight and turn, or by what is under way.
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
-        self.backends = tuple(backends)
-        self._next = 0
+    ``backends`` may be replaced at any time.
+    """
+
+    def __init__(self, backends: Iterable[Backend], policy: str = "round-robin") -> None:
+        self.backends: Sequence[Backend] = tuple(backends)
+        self._choose: Choose = _POLICIES[policy]
 
     def __repr__(self) -> str:
         return f"<Balancer of {len(self.backends)} backends>"
 
-    def order(self, credential: str) -> Iterator[Pool]:
-        """Yield the credential's pool at each backend once, best first.
+    def order(self, credential: str, effect: Effect, version: Version) -> Iterator[Backend]:
+        """Yield each backend that may run such a request once, best first; it is asked anew for each next one.
 
-        Those with a session at hand or room for one come first, then those where one would have to wait. What can't be
-        reached comes last: where nothing else is left, trying it is better than giving up.
+        Those that don't speak the version are passed over, unless none does. Those that are failing come last: where
+        nothing else is left, trying them is better than giving up.
         """
-        start = self._next
-        self._next = (start + 1) % len(self.backends)
-        waiting: list[Pool] = []
-        failing: list[Pool] = []
-        for backend in (*self.backends[start:], *self.backends[:start]):
-            pool = backend.pools[credential]
-            if pool.is_failing:
-                failing.append(pool)
-            elif pool.has_room:
-                yield pool
-            else:
-                waiting.append(pool)
-        yield from waiting
-        yield from failing
+        candidates = [backend for backend in self.backends if backend.accepts(effect)]
+        speaking = [backend for backend in candidates if backend.speaks(version)]
+        left = speaking or candidates
+        while left:
+            best = _FAILING * 10
+            equals: list[Backend] = []
+            for backend in left:
+                rank = _rank(backend, credential)
+                if rank < best:
+                    best = rank
+                    equals = [backend]
+                elif rank == best:
+                    equals.append(backend)
+            chosen = equals[0] if len(equals) == 1 else self._choose(equals)
+            left.remove(chosen)
+            yield chosen
+
+    def has_other(self, backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
+        """Whether another backend is available for such a request, so that one need not wait for this one for ever."""
+        return any(
+            other is not backend
+            and other.is_available_to(credential)
+            and other.accepts(effect)
+            and other.speaks(version)
+            for other in self.backends
+        )
+
+
+def _rank(backend: Backend, credential: str) -> int:
+    pool = backend.pools[credential]
+    rank = backend.traits.priority * _TIER
+    if not backend.serves:
+        return rank + (_STANDBY if backend.health.state is State.STANDBY else _DOWN)
+    if pool.is_failing:
+        return rank + _FAILING
+    return rank if pool.has_room else rank + _WAIT
+
+
+def _in_turn(backends: Sequence[Backend]) -> Backend:
+    """Smooth weighted round robin: each gains its weight, the richest is chosen and pays for all."""
+    total = 0
+    chosen = backends[0]
+    for backend in backends:
+        weight = backend.traits.weight
+        backend.turn += weight
+        total += weight
+        if backend.turn > chosen.turn:
+            chosen = backend
+    chosen.turn -= total
+    return chosen
+
+
+def _least_outstanding(backends: Sequence[Backend]) -> Backend:
+    """The fewest exchanges under way for its weight; in turn among equals."""
+    least = min(backend.outstanding / backend.traits.weight for backend in backends)
+    equals = [backend for backend in backends if backend.outstanding / backend.traits.weight == least]
+    return _in_turn(equals)
+
+
+_POLICIES: Final[dict[str, Choose]] = {"round-robin": _in_turn, "least-outstanding": _least_outstanding}

@@ -7,6 +7,7 @@ import trio
 from gateway.errors import BackendError
 from gateway.log import Log
 from gateway.metrics import Metrics
+from gateway.upstream.idle_limit import IdleLimit
 
 _REPEAT: Final = 60.0  # s until a failure that goes on is logged again
 
@@ -16,6 +17,7 @@ class Meter:
 
     def __init__(self, backend: str, credential: str, metrics: Metrics, log: Log) -> None:
         self._backend = backend
+        self._credential = credential
         self._metrics = metrics
         self._log = log.bind(backend=backend, credential=credential)
         self._answered = metrics.backend_requests.labels(backend, "answered")
@@ -43,6 +45,19 @@ class Meter:
     def session_closed(self, reason: str) -> None:
         """Count it."""
         self._metrics.sessions_closed.labels(self._backend, reason).inc()
+
+    def ejected(self) -> None:
+        """Count it, and say it."""
+        self._metrics.backend_ejections.labels(self._backend, self._credential).inc()
+        self._log.warning("key manager left alone for a while: exchanges failed in a row")
+
+    def idle_limit_learned(self, limit: IdleLimit) -> None:
+        """Say it once, by the name of the setting that should be changed."""
+        self._log.warning(
+            "key manager closes idle sessions early: lower pool.idle_timeout",
+            idle_timeout=limit.configured,
+            now_used=round(limit.effective, 1),
+        )
 
     def exchanged(self, result: str, seconds: float) -> None:
         """Count it, and time what was answered."""

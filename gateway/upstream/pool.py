@@ -6,20 +6,22 @@ a plain function; only ``wait`` and the opening of sessions wait.
 """
 
 import random
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, NamedTuple, Protocol
 
 import trio
 
 from gateway.errors import BackendError, PoolBusyError, Stage
-from gateway.upstream.session import Opener, Session, State
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Request
+from gateway.upstream.health import Breaker
+from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.queue import FairQueue
+from gateway.upstream.session import PROBES, Opener, Session, State
 from gateway.upstream.slots import Slots
 
-_OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential
-_PAUSE_FIRST: Final = 0.1  # s until a backend that failed is tried again in the background,
-_PAUSE_FACTOR: Final = 2.0  # growing by this each time,
-_PAUSE_LONGEST: Final = 10.0  # up to this
+_OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential, when all is well
+_DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 
 
@@ -49,17 +51,24 @@ class Observer(Protocol):
     def exchanged(self, result: str, seconds: float) -> None:
         """An exchange for a client ended: ``answered``, or stage and reason of its failure."""
 
+    def ejected(self) -> None:
+        """Exchanges failed in a row: the backend is left alone for a while."""
+
+    def idle_limit_learned(self, limit: IdleLimit) -> None:
+        """The backend closes idle sessions earlier than the settings suppose."""
+
 
 class _Waiter:
     """Somebody who waits for a session, and what came of it."""
 
-    __slots__ = ("done", "error", "session", "since")
+    __slots__ = ("done", "error", "principal", "session", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, principal: Hashable) -> None:
         self.done = trio.Event()
+        self.principal = principal
         self.since = trio.current_time()
         self.session: Session | None = None
-        self.error: BackendError | None = None
+        self.error: BackendError | PoolBusyError | None = None
 
 
 class PoolStatistics(NamedTuple):
@@ -74,6 +83,9 @@ class PoolStatistics(NamedTuple):
 class Pool:
     """Lends sessions. ``spawn`` starts a background task in a nursery that outlives the pool's use.
 
+    ``probe`` is the cheap request with which a session proves itself alive; ``idle_limit`` is the backend's, shared by
+    its pools. The breaker tells whether requests should come here at all.
+
     Invariants: idle, busy and opening together hold exactly the slots taken; nobody waits while a session is idle.
     """
 
@@ -87,26 +99,32 @@ class Pool:
         opener: Opener,
         spawn: Callable[[Callable[[], Awaitable[None]]], None],
         observer: Observer,
+        breaker: Breaker | None = None,
+        idle_limit: IdleLimit | None = None,
+        probe: Request = _DEFAULT_PROBE,
     ) -> None:
         self.backend = backend
         self.credential = credential
         self._settings = settings
         self._slots = slots
-        self._opener = opener
+        self.opener = opener
         self._spawn = spawn
         self.observer = observer
+        self.probe = probe
+        self.answered_at = float("-inf")
+        self._breaker = breaker or Breaker()
+        self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
         self._idle: list[Session] = []  # longest idle first
         self._busy: set[Session] = set()
         self._opening = 0
-        self._waiters: deque[_Waiter] = deque()
-        self._failures = 0
-        self._paused_until = 0.0
+        self._waiters: FairQueue[_Waiter] = FairQueue()
+        self._pace = _OPENING_AT_ONCE
         self._closed = False
         slots.add(self)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{name}={count}" for name, count in self.statistics()._asdict().items())
-        failing = f" failing for the {self._failures}. time" if self._failures else ""
+        failing = " failing" if self.is_failing else ""
         return f"<Pool {self.backend} as {self.credential}: {counts}{failing}>"
 
     def statistics(self) -> PoolStatistics:
@@ -115,8 +133,13 @@ class Pool:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last attempt to open a session failed."""
-        return self._failures > 0
+        """Whether requests should rather go elsewhere: no session could be opened, or exchanges failed in a row."""
+        return self._breaker.is_open
+
+    @property
+    def failing_since(self) -> float:
+        """When that began, in trio's time."""
+        return self._breaker.opened_at
 
     @property
     def has_room(self) -> bool:
@@ -125,8 +148,10 @@ class Pool:
 
     @property
     def waiting_since(self) -> float:
-        """When the first waiter that no opening session is meant for began to wait, in trio's time; or infinity."""
-        return self._waiters[self._opening].since if len(self._waiters) > self._opening else float("inf")
+        """When the first waiter that a session should be opened for, and is not, began to wait, in trio's time; or
+        infinity.
+        """
+        return self._waiters.since(self._opening) if self._missing() > 0 else float("inf")
 
     # Lending ---------------------------------------------------------------------------------------------------------
 
@@ -138,28 +163,25 @@ class Pool:
             if now >= session.expires_at:
                 self._discard(session, "lifetime")
             elif not session.is_quiet():
-                self._discard(session, "remote_idle")
+                self._closed_by_peer(session, now)
             else:
                 self._busy.add(session)
                 return session
         return None
 
-    async def wait(self) -> Session:
-        """Wait in turn for a session; it must be given back.
+    async def wait(self, principal: Hashable = None) -> Session:
+        """Wait in turn for a session; it must be given back. Turns are taken between principals.
 
         Raises PoolBusyError where too many wait already, BackendError (CONNECT) where none can be opened. How long to
         wait is the caller's affair.
         """
         if self._closed:
             raise self._error("the gateway is shutting down", "draining")
-        if len(self._waiters) >= self._settings.queue_length:
-            raise PoolBusyError(
-                f"{self.backend}: {len(self._waiters)} requests are waiting already", reason="queue_full"
-            )
-        waiter = _Waiter()
+        waiter = _Waiter(principal)
         self._waiters.append(waiter)
-        self.open_if_wanted()
         try:
+            self.open_if_wanted()
+            self._check_queue(waiter)
             await waiter.done.wait()
         except BaseException:
             if waiter.session is not None:
@@ -171,9 +193,22 @@ class Pool:
             raise waiter.error or self._error("no session", "draining")
         return waiter.session
 
+    def _check_queue(self, newcomer: _Waiter) -> None:
+        """Those for whom a session is being opened are not queueing. A full queue is full for those who fill it."""
+        queueing = len(self._waiters) - self._opening
+        if queueing <= self._settings.queue_length:
+            return
+        full = PoolBusyError(f"{self.backend}: {queueing - 1} requests are waiting already", reason="queue_full")
+        other = self._waiters.newest_of_the_longest(newcomer.principal)
+        if other is None:
+            raise full
+        self._waiters.remove(other)
+        other.error = full
+        other.done.set()
+
     def give_back(self, session: Session) -> None:
         """Take back what was lent: keep it if its exchange ended properly, throw it away if not."""
-        self._busy.discard(session)
+        self._busy.remove(session)  # raises where it is not lent: given back twice, it would be lent twice
         if session.state is not State.IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
@@ -185,32 +220,74 @@ class Pool:
         else:
             self._offer(session)
 
+    def answered(self) -> None:
+        """A client's request was answered here."""
+        self.answered_at = trio.current_time()
+        self._breaker.answered()
+
+    def exchange_failed(self) -> None:
+        """An exchange failed in a way that speaks against the backend."""
+        if self._breaker.exchange_failed(trio.current_time()):
+            self.observer.ejected()
+            self.drop_idle("ejected")
+
+    def drop_idle(self, reason: str) -> None:
+        """Close all idle sessions: they are believed to be dead, or their backend to be."""
+        while self._idle:
+            self._discard(self._idle.pop(), reason)
+
+    def interrupt_repeatable(self) -> None:
+        """Close the lent sessions whose request may be repeated elsewhere, so that it is."""
+        for session in self._busy:
+            if session.is_repeatable:
+                session.close()
+
     def _offer(self, session: Session) -> None:
-        """Hand an idle session to the first waiter, or keep it."""
-        if self._waiters:
+        """Hand an idle session to the first waiter, or keep it. As in ``take``, only a quiet one is lent."""
+        if not self._waiters:
+            session.idle_since = trio.current_time()
+            self._idle.append(session)
+        elif not session.is_quiet():
+            self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
+        else:
             waiter = self._waiters.popleft()
             self._busy.add(session)
             waiter.session = session
             waiter.done.set()
-        else:
-            session.idle_since = trio.current_time()
-            self._idle.append(session)
+
+    def _closed_by_peer(self, session: Session, now: float) -> None:
+        if self._idle_limit.closed_by_peer(now - session.idle_since, now):
+            self.observer.idle_limit_learned(self._idle_limit)
+        self._discard(session, "remote_idle")
 
     def _discard(self, session: Session, reason: str) -> None:
+        self._end(session, reason)
+        self._slots.give_back(self)
+
+    def _end(self, session: Session, reason: str) -> None:
         session.close()
         self.observer.session_closed(reason)
-        self._slots.give_back(self)
 
     # Opening ---------------------------------------------------------------------------------------------------------
 
     def open_if_wanted(self) -> None:
-        """Begin to open a session for every waiter that none is being opened for, within the bounds.
-
-        Towards a backend that failed there is one attempt at a time, and its outcome is everybody's.
-        """
-        at_once = 1 if self._failures else _OPENING_AT_ONCE
-        while self._opening < min(len(self._waiters), at_once) and self._begin_to_open():
+        """Begin to open a session for every waiter that none is being opened for, within the bounds."""
+        while self._missing() > 0 and self._begin_to_open():
             pass
+
+    def _missing(self) -> int:
+        """How many more sessions should be being opened for those who wait."""
+        return min(len(self._waiters), self._at_once()) - self._opening
+
+    def _at_once(self) -> int:
+        """Attempts for waiters that may be under way together.
+
+        Towards a backend that failed it is one, whose outcome is everybody's; and none during the pause, as long as
+        those who wait may still get what is lent. Towards one that has come back it is one more with each success.
+        """
+        if not self._breaker.is_open:
+            return self._pace
+        return 0 if self._busy and not self._breaker.may_try(trio.current_time()) else 1
 
     def _begin_to_open(self) -> bool:
         if self._closed or not self._slots.take(self):
@@ -221,26 +298,32 @@ class Pool:
 
     async def _open(self) -> None:
         began = trio.current_time()
-        error: BackendError | None = None
-        session: Session | None = None
         try:
-            with trio.move_on_after(self._settings.connect_deadline) as scope:
-                session = await self._opener()
-            if scope.cancelled_caught:
-                error = self._error(f"no session within {self._settings.connect_deadline:g} s", "timeout")
-        except BackendError as failure:
-            error = failure
-        finally:
+            outcome = await self._attempt()
+        except BaseException:  # the nursery in which sessions are opened ends, and with it the pool
             self._opening -= 1
-            if session is None:
-                self._slots.give_back(self)
-        if session is not None:
-            self._opened(session, trio.current_time() - began)
-        elif error is not None:
-            self._failed(error)
+            self.close()
+            self._slots.give_back(self)
+            raise
+        self._opening -= 1
+        if isinstance(outcome, Session):
+            self._opened(outcome, trio.current_time() - began)
+        else:
+            self._failed(outcome)
+
+    async def _attempt(self) -> Session | BackendError:
+        try:
+            with trio.move_on_after(self._settings.connect_deadline):
+                return await self.opener()
+        except BackendError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - what is odd about one backend must not end the gateway
+            return self._error(f"{type(error).__name__}: {error}", "unexpected")
+        return self._error(f"no session within {self._settings.connect_deadline:g} s", "timeout")
 
     def _opened(self, session: Session, seconds: float) -> None:
-        self._failures = 0
+        self._breaker.session_opened()
+        self._pace = min(self._pace + 1, _OPENING_AT_ONCE)
         spread = 1 - self._settings.lifetime_spread * random.random()  # noqa: S311 - spreads load, hides nothing
         session.expires_at = trio.current_time() + self._settings.max_lifetime * spread
         self.observer.session_opened(seconds)
@@ -251,16 +334,22 @@ class Pool:
         self.open_if_wanted()
 
     def _failed(self, error: BackendError) -> None:
-        """Pause; and where no session is left that could serve them, let the waiters go and try elsewhere."""
-        pause = min(_PAUSE_LONGEST, _PAUSE_FIRST * _PAUSE_FACTOR**self._failures)
-        self._paused_until = trio.current_time() + pause * random.uniform(0.5, 1)  # noqa: S311 - as above
-        self._failures = min(self._failures + 1, 32)
-        self.observer.session_open_failed(error)
-        if not self._busy and not self._opening:
-            self._dismiss_waiters(error)
+        """Pause; and let those waiters go and try elsewhere whom no session that is lent or being opened could serve.
 
-    def _dismiss_waiters(self, error: BackendError) -> None:
-        while self._waiters:
+        The pause comes before the place is given back: whoever gets it must know.
+        """
+        now = trio.current_time()
+        if self._breaker.may_try(now):  # attempts that fail together are one failure
+            self._breaker.could_not_open(now)
+        self._pace = 1
+        self.observer.session_open_failed(error)
+        if not self._busy:
+            self._dismiss_waiters(error, keep=self._opening)
+        self._slots.give_back(self)
+
+    def _dismiss_waiters(self, error: BackendError, *, keep: int = 0) -> None:
+        """Let waiters go, those who have waited longest first: it was for them that the attempt began."""
+        while len(self._waiters) > keep:
             waiter = self._waiters.popleft()
             waiter.error = self._error(error.args[0], error.reason)  # one each: a raised error keeps its traceback
             waiter.done.set()
@@ -277,18 +366,21 @@ class Pool:
         """
         now = trio.current_time()
         idle, self._idle = self._idle, []
-        surplus = len(idle) - self._settings.min_idle
+        surplus = len(idle) + len(self._busy) - self._settings.min_idle
         lent = []
         for place, session in enumerate(idle):
             reason = self._reason_to_close(session, now, surplus=place < surplus)
-            if reason:
+            if reason == "remote_idle":
+                self._closed_by_peer(session, now)
+            elif reason:
                 self._discard(session, reason)
-            elif now - session.idle_since >= self._settings.idle_timeout * _KEEP_ALIVE_AT:
+            elif place >= surplus and now - session.idle_since >= self._idle_limit.effective * _KEEP_ALIVE_AT:
                 self._busy.add(session)
                 lent.append(session)
             else:
                 self._idle.append(session)
-        if now >= self._paused_until:
+        self.open_if_wanted()
+        if self._breaker.may_try(now):
             self._open_what_is_missing()
         return lent
 
@@ -297,27 +389,31 @@ class Pool:
             return "lifetime"
         if not session.is_quiet():
             return "remote_idle"
-        if surplus and now - session.idle_since >= self._settings.idle_timeout:
+        if surplus and now - session.idle_since >= self._idle_limit.effective:
             return "idle"
         return None
 
     def _open_what_is_missing(self) -> None:
-        """Keep ``min_idle`` sessions; and try a backend that failed again, so that no client has to find out."""
-        self.open_if_wanted()
-        wanted = 1 if self._failures else self._settings.min_idle - len(self._idle) - len(self._busy)
-        while self._opening < wanted and self._begin_to_open():
+        """Keep ``min_idle`` sessions, where there is room; and try a backend that failed again, so that no client has
+        to find out.
+        """
+        if self._breaker.is_open:
+            if not self._opening:
+                self._begin_to_open()
+            return
+        wanted = self._settings.min_idle - len(self._idle) - len(self._busy)
+        while self._opening < wanted and self._slots.has_room() and self._begin_to_open():
             pass
 
-    def close_oldest_idle(self) -> bool:
-        """Close the session that has been idle longest; False without one."""
-        if not self._idle:
+    def close_oldest_idle(self, since: float) -> bool:
+        """Close the session that has been idle longest, if it has been since then; its place is the caller's."""
+        if not self._idle or self._idle[0].idle_since > since:
             return False
-        self._discard(self._idle.pop(0), "yielded")
+        self._end(self._idle.pop(0), "yielded")
         return True
 
     def close(self) -> None:
         """Close what is idle, lend nothing more; what is lent is closed when it comes back."""
         self._closed = True
-        while self._idle:
-            self._discard(self._idle.pop(), "drain")
+        self.drop_idle("drain")
         self._dismiss_waiters(self._error("the gateway is shutting down", "draining"))

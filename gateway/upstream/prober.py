@@ -1,39 +1,125 @@
-"""The prober: goes round the pools now and then, and keeps them warm."""
+"""The prober: asks a backend now and then whether it serves, and tells Health.
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Final
+It has a session of its own, under the credential that ``[health]`` names, so that neither a full pool nor a client's
+refused credential looks like a sick key manager. It asks over the same path as requests take: TLS, KMIP, an answer.
+"""
+
+import random
+import time
+from typing import Final, NamedTuple
 
 import trio
 
-from gateway.errors import BackendError
+from gateway.errors import BackendError, ProtocolError
+from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
-from gateway.kmip.messages import Request
-from gateway.upstream.pool import Pool
-from gateway.upstream.session import Session
+from gateway.kmip.messages import Request, Response, Version
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.health import Verdict
+from gateway.upstream.session import Opener, Session
 
-_ROUND: Final = 0.25  # s between two rounds
+_DISCOVER: Final = decode_request(compose.discover_versions())
 
 
-async def keep_warm(pools: Sequence[Pool], probe: bytes, deadline: float) -> None:
-    """Tend the pools of one backend, for ever.
+class ProberSettings(NamedTuple):
+    """Seconds between probes and for an answer, and what counts as one that serves.
 
-    ``probe`` is the cheap request that an idle session answers to stay alive, within ``deadline`` seconds.
+    ``serving_text`` is part of a serving node's answer to Query; without it every answer serves, or every successful
+    one where ``must_succeed`` is set.
     """
-    request = decode_request(probe)
-    async with trio.open_nursery() as nursery:
-        while True:
-            for pool in pools:
-                for session in pool.tend():
-                    nursery.start_soon(partial(_stay_alive, pool, session, request, deadline))
-            await trio.sleep(_ROUND)
+
+    interval: float = 2.0
+    timeout: float = 2.0
+    jitter: float = 0.2
+    must_succeed: bool = False
+    serving_text: bytes = b""
 
 
-async def _stay_alive(pool: Pool, session: Session, request: Request, deadline: float) -> None:
+class Prober:
+    """Probes one backend, for ever. ``opener`` opens sessions with the credential of the probe."""
+
+    def __init__(
+        self, backend: Backend, opener: Opener, probe: Request, settings: ProberSettings, metrics: Metrics
+    ) -> None:
+        self._backend = backend
+        self._opener = opener
+        self._probe = probe
+        self._settings = settings
+        self._metrics = metrics
+        self._session: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"<Prober of {self._backend.name}: {self._backend.health!r}>"
+
+    async def run(self) -> None:
+        """Probe now and then, until cancelled."""
+        settings = self._settings
+        try:
+            while True:
+                await self.probe()
+                spread = random.uniform(1 - settings.jitter, 1 + settings.jitter)  # noqa: S311 - spreads load only
+                await trio.sleep(settings.interval * spread)
+        finally:
+            self._hang_up()
+
+    async def probe(self) -> None:
+        """Probe once, and tell Health."""
+        began = time.perf_counter()
+        verdict = Verdict.FAILS
+        with trio.move_on_after(self._settings.timeout):
+            verdict = await self._ask()
+        if verdict is Verdict.FAILS:
+            self._hang_up()
+        else:
+            self._backend.proved(trio.current_time())
+        self._backend.health.probed(verdict)
+        self._metrics.probed(self._backend.name, verdict.value, time.perf_counter() - began)
+
+    async def _ask(self) -> Verdict:
+        """Ask on the session that is kept; where the peer has closed that in the meantime, on a fresh one."""
+        if self._session is not None:
+            try:
+                return self._judge(await self._session.exchange(self._probe))
+            except BackendError:
+                self._hang_up()
+        try:
+            self._session = await self._opener()
+            self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
+            return self._judge(await self._session.exchange(self._probe))
+        except BackendError:
+            return Verdict.FAILS
+
+    def _judge(self, response: Response) -> Verdict:
+        settings = self._settings
+        if settings.serving_text:
+            return Verdict.SERVES if settings.serving_text in response.frame else Verdict.STANDBY
+        if settings.must_succeed and response.items[0].status != ResultStatus.SUCCESS:
+            return Verdict.FAILS
+        return Verdict.SERVES
+
+    def _hang_up(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def _versions(response: Response) -> frozenset[Version] | None:
+    """The versions that a Discover Versions names, or None where it names none."""
+    item = response.items[0]
+    span = item.fields.get(Tag.RESPONSE_PAYLOAD)
+    if item.operation != Operation.DISCOVER_VERSIONS or item.status != ResultStatus.SUCCESS or span is None:
+        return None
     try:
-        with trio.move_on_after(deadline):
-            await session.exchange(request)
-    except BackendError:
-        pass  # the session stays BUSY, and is thrown away
-    finally:
-        pool.give_back(session)
+        return frozenset(_version(response.frame, found) for found in ttlv.walk(response.frame, *span)) or None
+    except ProtocolError:
+        return None
+
+
+def _version(frame: bytes, item: ttlv.Item) -> Version:
+    major = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MAJOR)
+    minor = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MINOR)
+    if item.tag != Tag.PROTOCOL_VERSION or major is None or minor is None:
+        raise ProtocolError("not a Protocol Version")
+    return ttlv.read_integer(frame, major), ttlv.read_integer(frame, minor)

@@ -16,7 +16,7 @@ from OpenSSL import SSL
 
 from gateway import tls
 from gateway.config import Address
-from gateway.errors import BackendError, ProtocolError, Stage, StreamClosedError, TlsError
+from gateway.errors import BackendError, MessageTooLargeError, ProtocolError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
@@ -57,10 +57,21 @@ class Session:
     """A connection that the key manager has accepted.
 
     ``backend`` is its name. ``expires_at`` and ``idle_since`` are in trio's time and belong to the pool, which lends
-    the session.
+    the session. ``is_repeatable`` says whether the request under way may be repeated elsewhere.
     """
 
-    __slots__ = ("_reader", "_stream", "backend", "expires_at", "idle_since", "opened_at", "requests", "stage", "state")
+    __slots__ = (
+        "_reader",
+        "_stream",
+        "backend",
+        "expires_at",
+        "idle_since",
+        "is_repeatable",
+        "opened_at",
+        "requests",
+        "stage",
+        "state",
+    )
 
     def __init__(self, stream: Stream, backend: str, *, max_response_size: int) -> None:
         self._stream = stream
@@ -69,11 +80,17 @@ class Session:
         self.state = State.IDLE
         self.stage = Stage.CONNECT
         self.requests = 0
+        self.is_repeatable = False
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
     def __repr__(self) -> str:
         return f"<Session {self.backend} {self.state.value}, {self.requests} requests>"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its last exchange ended properly, so that it can have another."""
+        return self.state is State.IDLE
 
     def is_quiet(self) -> bool:
         """Whether an idle session is as it was left: the key manager neither closed it nor spoke unasked."""
@@ -99,7 +116,9 @@ class Session:
                 frame = self._reader.feed(data)
             response = decode_response(frame)
         except (StreamClosedError, TlsError) as error:
-            raise self._error(str(error), "closed") from None
+            raise self._broken(error) from None
+        except MessageTooLargeError as error:
+            raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
             raise self._error(f"not an answer: {error}", "protocol") from None
         if not response.answers(request):
@@ -109,6 +128,13 @@ class Session:
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
         self.state = State.IDLE
         return response
+
+    def _broken(self, error: StreamClosedError | TlsError) -> BackendError:
+        if self.state is State.CLOSED:
+            return self._error("closed on this side, for the request to go elsewhere", "interrupted")
+        if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
+            self.stage = Stage.CONNECT  # TLS took none of it: to the key manager this request never was
+        return self._error(str(error), "closed")
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)

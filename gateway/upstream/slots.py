@@ -1,14 +1,15 @@
 """Slots: how many sessions one backend may have, over all the credentials that share it.
 
-A place moves from one pool to another only where that evens out what they hold, or where a pool without any has waited
-for long: a move costs a handshake, and two busy pools must not take places from each other for ever.
+A place moves from one pool to another only where that evens out what they hold, where nobody has used it for a while,
+or to a pool that has none: a move costs a handshake, and two busy pools must not take places from each other for ever.
 """
 
 from typing import Final, Protocol
 
 import trio
 
-_PATIENCE: Final = 0.25  # s that a pool without a session waits before it is given another's
+_PATIENCE: Final = 0.25  # s that a pool without a session waits before it is given one that is in use
+_UNUSED: Final = 1.0  # s after which an idle session's place may go to any pool that needs one
 
 
 class Tenant(Protocol):
@@ -16,10 +17,14 @@ class Tenant(Protocol):
 
     @property
     def waiting_since(self) -> float:
-        """When its first waiter for whom nothing is being opened began to wait, in trio's time; or infinity."""
+        """When its first waiter began to wait for whom a session should be opened, and is not; or infinity."""
 
-    def close_oldest_idle(self) -> bool:
-        """Close the session that has been idle longest; False without one."""
+    @property
+    def is_failing(self) -> bool:
+        """Whether its last attempt to open a session failed."""
+
+    def close_oldest_idle(self, since: float) -> bool:
+        """Close the session that has been idle longest, if it has been since then; its place is the caller's."""
 
     def open_if_wanted(self) -> None:
         """Begin to open what waiters wait for."""
@@ -49,32 +54,47 @@ class Slots:
         return self.used < self.limit
 
     def take(self, taker: Tenant) -> bool:
-        """Take a place for a pool, where all are taken that of an idle session of the pool that holds most."""
-        if not self.has_room():
-            others = sorted((tenant for tenant in self._held if tenant is not taker), key=self._held.__getitem__)
-            if not any(tenant.close_oldest_idle() for tenant in reversed(others)):
-                return False
+        """Take a place for a pool: a free one, or that of another pool's idle session."""
+        if not self.has_room() and not self._evict_for(taker):
+            return False
         self._held[taker] += 1
         return True
 
+    def _evict_for(self, taker: Tenant) -> bool:
+        """Close an idle session of another pool, of the one that holds most if it may be; its place is free then."""
+        unused = trio.current_time() - _UNUSED
+        others = sorted((tenant for tenant in self._held if tenant is not taker), key=self._held.__getitem__)
+        for other in reversed(others):
+            may_move = not self._held[taker] or self._would_even_out(taker, other)
+            if other.close_oldest_idle(float("inf") if may_move else unused):
+                self._held[other] -= 1
+                return True
+        return False
+
     def give_back(self, holder: Tenant) -> None:
-        """Free a place, and let the pool whose waiter has waited longest have it."""
+        """Free a place for a waiter: of a pool that holds fewest, and of those the one that has waited longest."""
         self._held[holder] -= 1
-        first = min(self._held, key=lambda tenant: tenant.waiting_since)
-        if first.waiting_since < float("inf"):
-            first.open_if_wanted()
+        for tenant in sorted(self._held, key=lambda each: (self._held[each], each.waiting_since)):
+            if not self.has_room():
+                break
+            tenant.open_if_wanted()
 
     def owed_by(self, holder: Tenant) -> bool:
-        """Whether a session that comes back should rather make place for another pool's waiter."""
+        """Whether a session that comes back should rather make place: for another pool's waiter, or a lower limit."""
         if self.has_room():
             return False
+        if self.used > self.limit:
+            return True
         return any(self._is_due(tenant, holder) for tenant in self._held if tenant is not holder)
+
+    def _would_even_out(self, taker: Tenant, holder: Tenant) -> bool:
+        return self._held[taker] + 1 < self._held[holder]
 
     def _is_due(self, tenant: Tenant, holder: Tenant) -> bool:
         since = tenant.waiting_since
         if since == float("inf"):
             return False
-        if self._held[tenant] + 1 < self._held[holder]:
+        if self._would_even_out(tenant, holder) and not tenant.is_failing:
             return True
         long_ago = trio.current_time() - _PATIENCE
         return self._held[tenant] == 0 and since < min(long_ago, holder.waiting_since)

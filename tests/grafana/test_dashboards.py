@@ -29,7 +29,7 @@ def builder() -> ModuleType:
 def existing_names() -> set[str]:
     """Every sample name that /metrics can print."""
     metrics = Metrics("test")
-    metrics.registry.register(PoolCollector([Backend("a", Slots(1), {})]))
+    metrics.registry.register(PoolCollector(lambda: [Backend("a", Slots(1), {})]))
     names = set()
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])

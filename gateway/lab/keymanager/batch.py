@@ -89,7 +89,8 @@ class Batch:
     """A request under way.
 
     ``execute`` the items one by one while there is a ``pending`` one, then send the ``answer``. Where ``undecodable``
-    is set, what follows on this connection can't be trusted, and it is closed after the answer.
+    is set, what follows on this connection can't be trusted, and it is closed after the answer. Set ``standby`` before
+    executing where the key manager is not master.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Batch:
         undecodable: bool = False,
     ) -> None:
         self.undecodable = undecodable
+        self.standby = False
         self._engine = engine
         self._owner = owner
         self._request = request
@@ -114,6 +116,11 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch of {self._owner}: {len(self._results)} executed, {len(self._left)} pending>"
+
+    @property
+    def operations(self) -> tuple[int, ...]:
+        """All operations of the request; none where it could not be read."""
+        return () if self._request is None else tuple(item.operation for item in self._request.items)
 
     @property
     def pending(self) -> int | None:
@@ -157,8 +164,11 @@ class Batch:
         if duty is None or self._version < duty.since:
             name = operation_name(operation)
             raise Refusal(ResultReason.OPERATION_NOT_SUPPORTED, f"operation {operation} ({name}) is not supported here")
-        store = self._engine.store
-        call = Call(store, self._engine.name, self._owner, self._version, payload, self._placeholders, int(time.time()))
+        if self.standby and not duty.on_standby:
+            raise Refusal(ResultReason.GENERAL_FAILURE, "this key manager is a standby, not master")
+        store, now = self._engine.store, int(time.time())
+        name, version = self._engine.name, self._version
+        call = Call(store, name, self._owner, version, payload, self._placeholders, now, self.standby)
         try:
             with store.transaction() if duty.writes else nullcontext():
                 return duty.handler(call)

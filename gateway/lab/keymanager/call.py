@@ -81,7 +81,7 @@ class Placeholders:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler is given. ``now`` is in Unix seconds."""
+    """What a handler is given. ``now`` is in Unix seconds; ``standby``: the key manager is not master."""
 
     store: Store
     server: str
@@ -90,6 +90,7 @@ class Call:
     payload: Node
     placeholders: Placeholders
     now: int
+    standby: bool = False
 
     @property
     def is_2_x(self) -> bool:

@@ -12,6 +12,7 @@ import trio
 from gateway import tls
 from gateway.config import Address
 from gateway.errors import TlsError
+from gateway.lab.faults import NATURES, Fault, FaultFile, Nature
 from gateway.lab.keymanager.journal import Journal
 from gateway.lab.keymanager.server import KeyManager
 from gateway.lab.keymanager.store import Store
@@ -21,19 +22,34 @@ _POLICY: Final = click.Choice([policy.name.lower() for policy in tls.Policy])
 _NEW_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
-async def serve_many(key_managers: Sequence[KeyManager], addresses: Sequence[Address]) -> None:
+async def serve_many(
+    key_managers: Sequence[KeyManager], addresses: Sequence[Address], faults: Path | None = None
+) -> None:
     """Serve each key manager on its address until SIGTERM or SIGINT; say on stdout when each is ready.
 
-    Raises OSError, in an exception group, where an address can't be had.
+    ``faults`` is a file to watch. Raises OSError, in an exception group, where an address can't be had.
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
+            if faults is not None:
+                file = FaultFile(faults, {one.name: one.faults for one in key_managers}, _complain)
+                file.look()  # they are on before the first client comes
+                nursery.start_soon(file.watch)
             for key_manager, address in zip(key_managers, addresses, strict=True):
                 port = await nursery.start(key_manager.serve, (address.host, address.port))
                 bound = Address(address.host, port)
                 click.echo(f"key manager {key_manager.name} listening on {bound} (simulated: not for production)")
             async for _ in signals:
                 nursery.cancel_scope.cancel()
+
+
+def _about(fault: Fault, nature: Nature) -> str:
+    parameters = ", ".join((*nature.needs, *(f"[{parameter}]" for parameter in nature.takes)))
+    return f"{fault.value}: {nature.does}." + (f" Parameters: {parameters}." if parameters else "")
+
+
+def _complain(words: str) -> None:
+    click.echo(words, err=True)
 
 
 def _addresses(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[Address]:
@@ -43,7 +59,21 @@ def _addresses(_context: click.Context, _parameter: click.Parameter, values: tup
         raise click.BadParameter(f"it {error}") from None
 
 
-@click.command()
+#: For --help; \b keeps click from filling the lines.
+_ABOUT_FAULTS: Final = """\b
+The file of --faults names key managers, and the faults that each of them has
+from now on; without the file, or without its name there, it has none:
+  {"atlanta-001": [{"fault": "slow", "seconds": 2, "operations": ["Get"]},
+                   {"fault": "idle_close", "seconds": 30}],
+   "london-001": [{"fault": "standby", "times": 3}]}
+It is looked at every 50 ms: replace it, rather than write to it.
+
+Faults that take them lift themselves after "times" requests, and meet only those that contain one of "operations".
+
+""" + "\n\n".join(_about(fault, nature) for fault, nature in NATURES.items())
+
+
+@click.command(epilog=_ABOUT_FAULTS)
 @click.option(
     "--bind",
     "addresses",
@@ -63,6 +93,7 @@ def _addresses(_context: click.Context, _parameter: click.Parameter, values: tup
 @click.option("--operation-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per operation.")
 @click.option("--store", type=_NEW_FILE, help="SQLite file for the objects, shared by all [default: in memory].")
 @click.option("--journal", type=_NEW_FILE, help="File to note executed operations in, as JSON lines.")
+@click.option("--faults", type=_NEW_FILE, help="JSON file of faults to have, watched for changes.")
 def keymanager(
     addresses: list[Address],
     names: tuple[str, ...],
@@ -74,6 +105,7 @@ def keymanager(
     operation_cost: float,
     store: Path | None,
     journal: Path | None,
+    faults: Path | None,
 ) -> None:
     """Run simulated key managers: real KMIP over mutual TLS, for demos, tests and measurements.
 
@@ -100,6 +132,6 @@ def keymanager(
         for name in names or [f"key-manager-{number + 1}" for number in range(len(addresses))]
     ]
     try:
-        trio.run(serve_many, key_managers, addresses)
+        trio.run(serve_many, key_managers, addresses, faults)
     except* OSError as errors:
         raise click.ClickException("; ".join(str(error) for error in errors.exceptions)) from None

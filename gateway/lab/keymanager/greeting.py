@@ -13,6 +13,9 @@ from gateway.lab.keymanager.numbers import QueryFunction
 #: The protocol versions that are spoken here, the preferred one first.
 VERSIONS: Final[tuple[Version, ...]] = ((2, 1), (2, 0), (1, 4), (1, 3), (1, 2), (1, 1), (1, 0))
 
+#: Cluster Info, in the Server Information of 2.1; what 1.x clients find there is the vendor's own.
+_CLUSTER_INFO: Final = 0x420134
+
 VENDOR: Final = "kmip-gateway simulated key manager: not for production"
 
 
@@ -36,7 +39,9 @@ def query(call: Call, operations: Iterable[int]) -> Done:
         parts += [ttlv.enumeration(Tag.OBJECT_TYPE, object_type) for object_type in OBJECT_TAGS]
     if QueryFunction.QUERY_SERVER_INFORMATION in asked:
         parts.append(ttlv.text(Tag.VENDOR_IDENTIFICATION, VENDOR))
-        parts.append(ttlv.structure(Tag.SERVER_INFORMATION, ttlv.text(Tag.SERVER_NAME, call.server)))
+        role = "standby" if call.standby else "master"
+        name, cluster = ttlv.text(Tag.SERVER_NAME, call.server), ttlv.text(_CLUSTER_INFO, f"ServerType={role}")
+        parts.append(ttlv.structure(Tag.SERVER_INFORMATION, name, cluster))
     return Done(b"".join(parts))
 
 

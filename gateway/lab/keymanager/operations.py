@@ -12,13 +12,14 @@ class Duty(NamedTuple):
     """One operation.
 
     ``writes``: it is executed within a transaction. ``charged``: it keeps the HSM busy. ``since``: the first version
-    that has it.
+    that has it. ``on_standby``: a key manager executes it that is not master, too.
     """
 
     handler: Handler
     writes: bool = False
     charged: bool = True
     since: Version = (1, 0)
+    on_standby: bool = False
 
 
 def _query(call: Call) -> Done:
@@ -40,8 +41,8 @@ DUTIES: Final[dict[int, Duty]] = {
     Operation.ACTIVATE: Duty(lifecycle.activate, writes=True),
     Operation.REVOKE: Duty(lifecycle.revoke, writes=True),
     Operation.DESTROY: Duty(lifecycle.destroy, writes=True),
-    Operation.QUERY: Duty(_query, charged=False),
-    Operation.DISCOVER_VERSIONS: Duty(greeting.discover_versions, charged=False, since=(1, 1)),
+    Operation.QUERY: Duty(_query, charged=False, on_standby=True),
+    Operation.DISCOVER_VERSIONS: Duty(greeting.discover_versions, charged=False, since=(1, 1), on_standby=True),
     Operation.SET_ATTRIBUTE: Duty(changing.set_attribute, writes=True, since=(2, 0)),
 }
 

@@ -6,29 +6,30 @@ and its cost, the messages, the objects and their owners.
 
 import errno
 import socket
+from contextlib import suppress
 from typing import Final
 
 import trio
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from gateway.errors import ProtocolError, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.spec import ResultReason, Tag
-from gateway.lab.keymanager.batch import Engine
+from gateway.lab.certs import common_name
+from gateway.lab.faults import Exchange, Fault, Faults, FaultyStream, Point
+from gateway.lab.keymanager.batch import Batch, Engine
 from gateway.lab.keymanager.costs import Hsm
 from gateway.lab.keymanager.journal import Journal
 from gateway.lab.keymanager.operations import is_charged
 from gateway.lab.keymanager.store import Store
-from gateway.tls import TlsStream
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds
 MAX_REQUEST_SIZE: Final = 1 << 20  # bytes
 _BACKLOG: Final = 512
 _LINGER: Final = 1.0  # seconds in which a client may finish sending what is not read any more
-_PAUSE: Final = 0.1  # seconds before accepting again when there are no descriptors left
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE: Final = 0.1  # seconds before accepting again when there is no room for another connection
 
 
 class KeyManager:
@@ -36,7 +37,8 @@ class KeyManager:
 
     ``context`` is a server's (tls.server_context). Costs are in seconds: ``handshake_cost`` is spent after every full
     handshake, ``operation_cost`` before every operation but Query and Discover Versions; the HSM does one thing at a
-    time. Clients are told apart by the common name of their certificate, and see their own objects only.
+    time. Clients are told apart by the common name of their certificate, and see their own objects only. ``faults`` may
+    be switched at any time.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class KeyManager:
         self.name = name
         self.engine = Engine(name, store, journal)
         self.hsm = Hsm(handshake_cost, operation_cost)
+        self.faults = Faults()
         #: The port that is listened on; 0 before ``serve`` has begun.
         self.port = 0
         #: Sessions whose handshake succeeded; those of them that shook hands in full; those that are open now.
@@ -61,6 +64,7 @@ class KeyManager:
         #: Requests that were received whole, readable or not.
         self.requests = 0
         self._context = context
+        self._streams: set[FaultyStream] = set()
 
     def __repr__(self) -> str:
         return f"<KeyManager {self.name} on port {self.port}: {self.sessions} sessions, {self.requests} requests>"
@@ -78,31 +82,58 @@ class KeyManager:
         nursery: ``await nursery.start(key_manager.serve, ("127.0.0.1", 0))``.
         """
         sock = listen(listener) if isinstance(listener, tuple) else listener
+        host, self.port = sock.getsockname()[:2]
+        async with trio.open_nursery() as connections:
+            task_status.started(self.port)
+            while True:
+                await self._accept_until_refused(sock, connections)
+                await self.faults.wait_off(Fault.REFUSE)
+                sock = listen((host, self.port))
+
+    async def _accept_until_refused(self, sock: socket.socket, connections: trio.Nursery) -> None:
         sock.setblocking(False)
         try:
-            self.port = sock.getsockname()[1]
-            async with trio.open_nursery() as connections:
-                task_status.started(self.port)
-                while True:
-                    connection = await _accept(sock)
-                    connections.start_soon(self._connection, connection)
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(self._accept, sock, connections)
+                setting = await self.faults.wait_on(Fault.REFUSE)
+                accepting.cancel_scope.cancel()
         finally:
             trio.lowlevel.notify_closing(sock)
             sock.close()
+        if setting.reset:
+            for stream in tuple(self._streams):
+                stream.reset()
+
+    async def _accept(self, sock: socket.socket, connections: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            await self.faults.thawed()
+            try:
+                connection = sock.accept()[0]
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                await trio.sleep(_PAUSE)
+            else:
+                connections.start_soon(self._connection, connection)
 
     async def _connection(self, sock: socket.socket) -> None:
         """Serve one client until it leaves. Whatever happens to its connection stays here."""
-        stream = TlsStream(sock, self._context, server_side=True)
+        stream = FaultyStream(sock, self._context, self.faults)
+        self._streams.add(stream)
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT):
-                await stream.handshake()
-            await self._session(stream)
-        except (TlsError, StreamClosedError, trio.TooSlowError):
-            pass
+            with suppress(TlsError, StreamClosedError, trio.TooSlowError):
+                with trio.fail_after(HANDSHAKE_TIMEOUT):
+                    await stream.handshake()
+                await self._session(stream)
+            await self.faults.thawed()
         finally:
+            self._streams.remove(stream)
             stream.close_politely()
 
-    async def _session(self, stream: TlsStream) -> None:
+    async def _session(self, stream: FaultyStream) -> None:
         self.sessions_opened += 1
         self.sessions += 1
         try:
@@ -115,13 +146,13 @@ class KeyManager:
         finally:
             self.sessions -= 1
 
-    async def _requests(self, stream: TlsStream, owner: str) -> None:
+    async def _requests(self, stream: FaultyStream, owner: str) -> None:
         """Answer requests in turn, up to the end of the stream or to bytes that are no request.
 
         After the answer to those nothing more is read, so that closing must wait for the client to finish sending.
         """
         reader = FrameReader(Tag.REQUEST_MESSAGE, MAX_REQUEST_SIZE)
-        while data := await stream.receive_some():
+        while data := await self._receive(stream):
             try:
                 frame = reader.feed(data)
                 while frame is not None:
@@ -134,42 +165,35 @@ class KeyManager:
                 await stream.aclose(linger=_LINGER)
                 return
 
-    async def _request(self, stream: TlsStream, frame: bytes, owner: str) -> bool:
+    async def _receive(self, stream: FaultyStream) -> bytes:
+        with self.faults.idle():
+            return await stream.receive_some()
+
+    async def _request(self, stream: FaultyStream, frame: bytes, owner: str) -> bool:
         """Answer one request; tell whether the connection is fit for another."""
         self.requests += 1
         batch = self.engine.begin(frame, owner)
-        while batch.pending is not None:
-            if is_charged(batch.pending):
-                await self.hsm.operation()
-            batch.execute()
-        await stream.send_all(batch.answer())
+        exchange = Exchange(stream, batch.operations)
+        await self.faults.at(Point.REQUEST, exchange)
+        batch.standby = exchange.standby
+        await self._execute(batch)
+        exchange.answer = batch.answer()
+        await self.faults.at(Point.EXECUTED, exchange)
+        await self.faults.at(Point.ANSWER, exchange)
+        await stream.send_all(exchange.answer)
         if batch.undecodable:
             await stream.aclose(linger=_LINGER)
         return not batch.undecodable
 
-
-def common_name(certificate: x509.Certificate | None) -> str | None:
-    """The one common name of a certificate's subject; None where there is none, or more than one."""
-    if certificate is None:
-        return None
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if len(names) == 1 else None
+    async def _execute(self, batch: Batch) -> None:
+        while batch.pending is not None:
+            if is_charged(batch.pending):
+                await self.hsm.operation()
+                await self.faults.thawed()
+            batch.execute()
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
     """A listening socket on a host, by name or IP address, and a port. Raises OSError."""
     family, *_ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address, family=family, backlog=_BACKLOG)
-
-
-async def _accept(sock: socket.socket) -> socket.socket:
-    while True:
-        await trio.lowlevel.wait_readable(sock)
-        try:
-            return sock.accept()[0]
-        except (BlockingIOError, ConnectionError):
-            continue
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
-            await trio.sleep(_PAUSE)

@@ -1,0 +1,223 @@
+"""Building the house: a Config is taken apart, and each room gets its own part."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import trio
+from OpenSSL import SSL
+
+from gateway import log, tls
+from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig
+from gateway.dispatcher import Dispatcher, DispatcherSettings
+from gateway.errors import ConfigError, TlsError
+from gateway.front.admission import Admission, Allowance
+from gateway.front.conversation import Limits
+from gateway.front.listener import Listener, ListenerSettings
+from gateway.identity import Identities
+from gateway.kmip.decode import decode_request
+from gateway.metrics import Metrics
+from gateway.upstream.backend import Backend, Traits
+from gateway.upstream.balancer import Balancer
+from gateway.upstream.fleet import Fleet, Member
+from gateway.upstream.health import Breaker, BreakerSettings, Health
+from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.keeper import keep_warm, watch
+from gateway.upstream.meter import Meter
+from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.prober import Prober, ProberSettings
+from gateway.upstream.session import PROBES, Opener, Target, open_session
+from gateway.upstream.slots import Slots
+
+
+class Upstream:
+    """Everything behind the dispatcher: the fleet of backends and the balancer that chooses among them.
+
+    ``nursery`` is the parent of the sessions that are being opened.
+    """
+
+    def __init__(self, config: Config, nursery: trio.Nursery, metrics: Metrics) -> None:
+        self._config = config
+        self._nursery = nursery
+        self._metrics = metrics
+        self._log = log.get("upstream")
+        self._contexts: dict[tuple[str, str], SSL.Context] = {}
+        members = [
+            Member(backend.name, backend.address, partial(self._build_backend, backend)) for backend in config.backends
+        ]
+        self.fleet = Fleet(members, self._tend, self._changed, self._log)
+        self.balancer = Balancer(self.fleet.backends, config.balancing.policy)
+
+    async def run(self) -> None:
+        """Keep, probe and resolve, for ever."""
+        await self.fleet.run(self._config.balancing.resolve_interval)
+
+    def _changed(self, backends: Sequence[Backend]) -> None:
+        self.balancer.backends = tuple(backends)
+
+    async def _tend(self, backend: Backend) -> None:
+        config = self._config
+        name = backend.name.partition("/")[0]
+        settings = next(settings for settings in config.backends if settings.name == name)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._build_prober(backend, settings).run)
+            nursery.start_soon(keep_warm, backend.pools.values(), config.deadlines.connect)
+            await watch(
+                backend,
+                others_serve=lambda: any(other.serves for other in self.fleet.backends if other is not backend),
+                metrics=self._metrics,
+                log=self._log,
+            )
+
+    def _build_prober(self, backend: Backend, settings: BackendConfig) -> Prober:
+        health = self._config.health
+        name = health.credential or self._config.identities[0].name
+        probe = "query" if health.serving_text else settings.probe
+        return Prober(
+            backend,
+            backend.pools[name].opener,
+            decode_request(PROBES[probe]),
+            ProberSettings(
+                health.interval, health.timeout, health.jitter, health.expect == "success", health.serving_text.encode()
+            ),
+            self._metrics,
+        )
+
+    def _build_backend(self, settings: BackendConfig, name: str, address: Address) -> Backend:
+        config = self._config
+        slots = Slots(settings.max_sessions)
+        idle_limit = IdleLimit(config.pool.idle_timeout)
+        pools = {
+            identity.name: self._build_pool(
+                name, identity, slots, idle_limit, self._opener(settings, identity, name, address)
+            )
+            for identity in config.identities
+        }
+        return Backend(
+            name,
+            slots,
+            pools,
+            health=Health(rise=config.health.rise, fall=config.health.fall),
+            idle_limit=idle_limit,
+            traits=Traits(settings.weight, settings.priority, settings.role == "rw"),
+        )
+
+    def _build_pool(
+        self, backend: str, identity: IdentityConfig, slots: Slots, idle_limit: IdleLimit, opener: Opener
+    ) -> Pool:
+        pool, failover = self._config.pool, self._config.failover
+        return Pool(
+            backend,
+            identity.name,
+            PoolSettings(
+                pool.min_idle,
+                pool.idle_timeout,
+                pool.max_lifetime,
+                pool.lifetime_spread,
+                pool.queue_length,
+                self._config.deadlines.connect,
+            ),
+            slots=slots,
+            opener=opener,
+            spawn=self._nursery.start_soon,
+            observer=Meter(backend, identity.name, self._metrics, self._log),
+            breaker=Breaker(BreakerSettings(soft_failures=failover.eject_after, longest=failover.longest_ejection)),
+            idle_limit=idle_limit,
+        )
+
+    def _opener(self, settings: BackendConfig, identity: IdentityConfig, name: str, address: Address) -> Opener:
+        target = Target(
+            name,
+            address,
+            self._context(settings, identity),
+            settings.server_name if settings.ca is not None else None,
+            frozenset(settings.pinned_sha256),
+            self._config.limits.max_response_size,
+            PROBES[settings.probe],
+        )
+        return partial(open_session, target)
+
+    def _context(self, settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
+        key = (settings.name, identity.name)
+        if key not in self._contexts:
+            make = partial(tls.client_context, identity.certificate, identity.private_key, settings.ca)
+            self._contexts[key] = _checked(f'identities["{identity.name}"].certificate', make)
+        return self._contexts[key]
+
+
+def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Dispatcher:
+    """The dispatcher over a balancer."""
+    settings = DispatcherSettings(
+        config.deadlines.request,
+        config.pool.queue_timeout,
+        config.failover.try_timeout,
+        config.pool.validate_after,
+        config.deadlines.connect,
+        config.failover.retry_fraction,
+        config.failover.retry_floor,
+    )
+    return Dispatcher(balancer, settings, metrics=metrics)
+
+
+def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> list[Listener]:
+    """The listeners, with the limits that hold over all of them together."""
+    identities = Identities(config.identities)
+    admission = Admission(
+        max_clients=config.limits.max_clients,
+        max_requests=config.limits.max_requests,
+        max_buffered=config.limits.max_buffered,
+        allowances={
+            identity.name: Allowance(
+                identity.max_clients, identity.max_requests, identity.requests_per_second, identity.request_burst
+            )
+            for identity in config.identities
+        },
+    )
+    metrics.memory_buffered.set_function(lambda: admission.buffered)
+    return [
+        _build_listener(config, listener, dispatcher, identities, admission, metrics) for listener in config.listeners
+    ]
+
+
+def _build_listener(
+    config: Config,
+    listener: ListenerConfig,
+    dispatcher: Dispatcher,
+    identities: Identities,
+    admission: Admission,
+    metrics: Metrics,
+) -> Listener:
+    make_context = partial(
+        tls.server_context,
+        listener.certificate,
+        listener.private_key,
+        listener.client_ca,
+        listener.tls_policy,
+        resumption_lifetime=listener.resumption_lifetime,
+    )
+    limits = Limits(
+        config.limits.max_request_size,
+        config.limits.max_depth,
+        config.limits.max_batch_items,
+        listener.request_timeout,
+        listener.idle_timeout,
+        listener.send_timeout,
+    )
+    return Listener(
+        ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout),
+        _checked(f'listeners["{listener.name}"].certificate', make_context),
+        identities,
+        admission=admission,
+        dispatcher=dispatcher,
+        limits=limits,
+        metrics=metrics,
+        log=log.get("front").bind(listener=listener.name),
+    )
+
+
+def _checked(key: str, make_context: Callable[[], SSL.Context]) -> SSL.Context:
+    try:
+        return make_context()
+    except TlsError as error:
+        raise ConfigError(
+            [f"{key}: OpenSSL does not take it: {error}; use a PEM file with at least 2048 bits RSA"]
+        ) from None

@@ -1,0 +1,127 @@
+"""Admission: who may come in, and how much at once: limits for the gateway, each listener and each principal.
+
+Whoever is over a limit is told at once, with a KMIP error; a count says which limit it was.
+"""
+
+from collections import OrderedDict
+from enum import Enum
+from typing import Final, NamedTuple
+
+from gateway.budget import TokenBucket
+from gateway.identity import Principal
+
+_ACCOUNTS: Final = 10_000  # of principals without a connection, kept so that a fresh session does not reset a rate
+
+
+class Limit(Enum):
+    """Which limit was reached; the value is its label."""
+
+    CLIENTS = "max_clients"
+    LISTENER_CLIENTS = "listener_max_clients"
+    PRINCIPAL_CLIENTS = "principal_max_clients"
+    REQUESTS = "max_requests"
+    PRINCIPAL_REQUESTS = "principal_max_requests"
+    RATE = "requests_per_second"
+    BUFFERED = "max_buffered"
+
+
+class Allowance(NamedTuple):
+    """What one principal may have: connections, requests in flight, and requests a second (0: any number)."""
+
+    max_clients: int = 5000
+    max_requests: int = 1000
+    requests_per_second: float = 0.0
+    request_burst: float = 0.0
+
+
+class Account:
+    """What one principal has just now."""
+
+    __slots__ = ("_admission", "_allowance", "_bucket", "clients", "requests")
+
+    def __init__(self, admission: "Admission", allowance: Allowance) -> None:
+        rate = allowance.requests_per_second
+        self._admission = admission
+        self._allowance = allowance
+        self._bucket = TokenBucket(rate=rate, burst=max(1.0, allowance.request_burst or rate)) if rate else None
+        self.clients = 0
+        self.requests = 0
+
+    def __repr__(self) -> str:
+        return f"<Account {self.clients} clients, {self.requests} requests>"
+
+    def connect(self) -> Limit | None:
+        """A connection of this principal begins, if no limit is named; then ``disconnect`` must follow."""
+        if self.clients >= self._allowance.max_clients:
+            return Limit.PRINCIPAL_CLIENTS
+        self.clients += 1
+        return None
+
+    def disconnect(self) -> None:
+        """A connection of this principal has ended."""
+        self.clients -= 1
+
+    def begin(self, now: float) -> Limit | None:
+        """A request of this principal begins, if no limit is named; then ``end`` must follow."""
+        if self._admission.requests >= self._admission.max_requests:
+            return Limit.REQUESTS
+        if self.requests >= self._allowance.max_requests:
+            return Limit.PRINCIPAL_REQUESTS
+        if self._bucket is not None and not self._bucket.take(now):
+            return Limit.RATE
+        self.requests += 1
+        self._admission.requests += 1
+        return None
+
+    def end(self) -> None:
+        """A request of this principal has been answered, or given up."""
+        self.requests -= 1
+        self._admission.requests -= 1
+
+
+class Admission:
+    """The gateway's limits. ``allowances`` holds what each identity's principals may have, by the identity's name."""
+
+    def __init__(
+        self,
+        *,
+        max_clients: int = 20_000,
+        max_requests: int = 10_000,
+        max_buffered: int = 256 << 20,
+        allowances: dict[str, Allowance] | None = None,
+    ) -> None:
+        self.max_clients = max_clients
+        self.max_requests = max_requests
+        self.max_buffered = max_buffered
+        self.clients = 0
+        self.requests = 0
+        self.buffered = 0  # bytes of messages that are not complete, or wait to be sent on
+        self._allowances = allowances or {}
+        self._accounts: OrderedDict[tuple[str, str, str], Account] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Admission {self.clients} clients, {self.requests} requests, {self.buffered} bytes buffered>"
+
+    def account(self, principal: Principal) -> Account:
+        """The account of a principal: one for all its connections, on every listener."""
+        key = (principal.identity.name, principal.issuer, principal.subject)
+        account = self._accounts.get(key)
+        if account is None:
+            if len(self._accounts) >= _ACCOUNTS:
+                self._forget_one()
+            account = self._accounts[key] = Account(self, self._allowances.get(principal.identity.name, Allowance()))
+        else:
+            self._accounts.move_to_end(key)
+        return account
+
+    def _forget_one(self) -> None:
+        idle = next((key for key, account in self._accounts.items() if not account.clients), None)
+        if idle is not None:
+            del self._accounts[idle]
+
+    def buffer(self, size: int) -> bool:
+        """Hold so many bytes more (or, negative, fewer); False, and nothing held, where that is over the limit."""
+        if size > 0 and self.buffered + size > self.max_buffered:
+            return False
+        self.buffered += size
+        return True

@@ -1,0 +1,58 @@
+"""The keeper: goes round a backend's pools, keeps them warm, and acts when the backend turns up or down."""
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Final
+
+import trio
+
+from gateway.errors import BackendError
+from gateway.log import Log
+from gateway.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.pool import Pool
+from gateway.upstream.session import Session
+
+_ROUND: Final = 0.25  # s between two rounds
+
+
+async def keep_warm(pools: Collection[Pool], deadline: float) -> None:
+    """Tend the pools of one backend, for ever.
+
+    A session that would grow too old stays alive by an exchange of the pool's probe, within ``deadline`` seconds.
+    """
+    async with trio.open_nursery() as nursery:
+        while True:
+            for pool in pools:
+                for session in pool.tend():
+                    nursery.start_soon(partial(_stay_alive, pool, session, deadline))
+            await trio.sleep(_ROUND)
+
+
+async def watch(backend: Backend, *, others_serve: Callable[[], bool], metrics: Metrics, log: Log) -> None:
+    """Act on what becomes of a backend, for ever; ``others_serve`` tells whether others could serve what waits here."""
+    state = backend.state
+    while True:
+        await trio.sleep(_ROUND)
+        backend.judge()
+        if backend.state != state:
+            _turned(backend, state, others_serve, metrics, log)
+            state = backend.state
+
+
+def _turned(backend: Backend, before: str, others_serve: Callable[[], bool], metrics: Metrics, log: Log) -> None:
+    metrics.backend_state_changes.labels(backend.name, backend.state).inc()
+    say = log.info if backend.serves else log.warning
+    say("key manager turned", backend=backend.name, state=backend.state, before=before)
+    if not backend.serves:
+        backend.let_go(others_serve=others_serve())
+
+
+async def _stay_alive(pool: Pool, session: Session, deadline: float) -> None:
+    try:
+        with trio.move_on_after(deadline):
+            await session.exchange(pool.probe)
+    except BackendError:
+        pass  # the session stays BUSY, and is thrown away
+    finally:
+        pool.give_back(session)

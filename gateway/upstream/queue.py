@@ -1,0 +1,82 @@
+"""The queue of a pool: fair between principals, in turn within each.
+
+A principal that sends a thousand requests at once waits for its own; another that sends one is next but one.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
+
+
+class Waiting(Protocol):
+    """Somebody in a queue: who they are, and since when they wait, in trio's time."""
+
+    @property
+    def principal(self) -> Hashable:
+        """Whose turn it uses."""
+
+    @property
+    def since(self) -> float:
+        """When it came."""
+
+
+_T = TypeVar("_T", bound=Waiting)
+
+
+class FairQueue(Generic[_T]):
+    """Takes turns between principals. Every call takes constant time, but for ``longest`` (one step a principal)."""
+
+    def __init__(self) -> None:
+        self._turns: OrderedDict[Hashable, deque[_T]] = OrderedDict()
+        self._all: dict[_T, None] = {}  # in the order of arrival
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, waiter: object) -> bool:
+        return waiter in self._all
+
+    def __repr__(self) -> str:
+        return f"<FairQueue {len(self._all)} waiting, of {len(self._turns)} principals>"
+
+    def append(self, waiter: _T) -> None:
+        """Come to wait."""
+        self._turns.setdefault(waiter.principal, deque()).append(waiter)
+        self._all[waiter] = None
+
+    def popleft(self) -> _T:
+        """Whose turn it is; their principal's next turn comes after everybody else's."""
+        principal, waiters = next(iter(self._turns.items()))
+        waiter = waiters.popleft()
+        self._turns.move_to_end(principal)
+        self._left(waiter, waiters)
+        return waiter
+
+    def remove(self, waiter: _T) -> None:
+        """Leave without a turn."""
+        waiters = self._turns[waiter.principal]
+        waiters.remove(waiter)
+        self._left(waiter, waiters)
+
+    def _left(self, waiter: _T, waiters: deque[_T]) -> None:
+        del self._all[waiter]
+        if not waiters:
+            del self._turns[waiter.principal]
+
+    def since(self, place: int) -> float:
+        """Since when the waiter at this place, by arrival, has waited; infinity beyond the end."""
+        return next((waiter.since for waiter in islice(self._all, place, None)), float("inf"))
+
+    def oldest(self) -> _T:
+        """Who has waited longest."""
+        return next(iter(self._all))
+
+    def newest_of_the_longest(self, newcomer: Hashable) -> _T | None:
+        """Whose place a newcomer should have where the queue is full: the last of the principal that waits most.
+
+        None where that would be the newcomer's own principal, or one that has no more waiting than it.
+        """
+        longest = max(self._turns.values(), key=len)
+        own = self._turns.get(newcomer, ())
+        return longest[-1] if len(longest) > len(own) + 1 else None

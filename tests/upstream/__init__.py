@@ -1,0 +1,1 @@
+"""Where key managers live: sessions, pools, slots, and what looks after them."""

@@ -1,0 +1,314 @@
+"""Key managers in memory: streams that follow a script, openers that succeed, fail or hang, and who watches them."""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.errors import BackendError, Stage, StreamClosedError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Request, Response, Version
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.session import Opener, Session
+from gateway.upstream.slots import Slots
+
+MAX_RESPONSE_SIZE: Final = 1 << 16
+
+
+# Messages ------------------------------------------------------------------------------------------------------------
+
+
+def ask(
+    name: str, *operations: int, version: Version = (1, 4), numbered: bool = False, header: tuple[bytes, ...] = ()
+) -> Request:
+    """A request about the object of this name: Get, or the operations given."""
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name)
+    asks = [
+        compose.Ask(operation, payload, bytes([index]) if numbered else None)
+        for index, operation in enumerate(operations or (Operation.GET,))
+    ]
+    return decode_request(compose.encode_request(version, asks, header=header))
+
+
+def answer_to(request: Request) -> bytes:
+    """The right answer: success, for every item, about the object that was asked for."""
+    results = [
+        compose.Result(
+            ResultStatus.SUCCESS,
+            item.operation,
+            item.unique_batch_item_id,
+            payload=b"".join(ttlv.octets(Tag.UNIQUE_IDENTIFIER, name) for name in item.unique_identifiers),
+        )
+        for item in request.items
+    ]
+    return compose.encode_response(request.version, results, now=0)
+
+
+def name_in(message: Request | Response) -> str:
+    """The object that a message is about; nothing for a probe."""
+    names = message.items[0].unique_identifiers
+    return names[0].decode() if names else ""
+
+
+# Streams -------------------------------------------------------------------------------------------------------------
+
+
+class FakeStream:
+    """A session's side of a connection, of which the test is the other side.
+
+    ``says`` is received chunk by chunk. An empty chunk is the end of the stream, an exception is raised; after the last
+    of them the other side is silent, until it says more.
+    """
+
+    def __init__(self, *says: bytes | Exception) -> None:
+        self.sent: list[bytes] = []
+        self.closed: list[str] = []
+        self.takes_bytes = True
+        self._said: deque[tuple[float, bytes | Exception]] = deque()
+        self._news = trio.lowlevel.ParkingLot()
+        self.say(*says)
+
+    def say(self, *chunks: bytes | Exception, at: float = 0.0) -> None:
+        """Say something, to be heard at a time or later."""
+        self._said.extend((at, chunk) for chunk in chunks)
+        self._news.unpark_all()
+
+    def hang_up(self) -> None:
+        """Close the other side."""
+        self.say(b"")
+
+    async def receive_some(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while not self._said:
+            await self._news.park()
+        at, chunk = self._said[0]
+        if at > trio.current_time():
+            await trio.sleep_until(at)
+        if chunk != b"":
+            self._said.popleft()
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+    async def send_all(self, data: bytes) -> None:
+        if not self.takes_bytes:
+            await trio.sleep_forever()
+        self.sent.append(data)
+
+    def is_quiet(self) -> bool:
+        return not any(at <= trio.current_time() for at, _chunk in self._said)
+
+    def close(self) -> None:
+        self.closed.append("at once")
+
+    def close_politely(self) -> None:
+        self.closed.append("politely")
+
+
+# Key managers --------------------------------------------------------------------------------------------------------
+
+
+class Connection(FakeStream):
+    """A connection to a FakeKeyManager, opened with a credential."""
+
+    def __init__(self, key_manager: "FakeKeyManager", credential: str) -> None:
+        super().__init__()
+        self.key_manager = key_manager
+        self.credential = credential
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.key_manager.name} as {self.credential}{', closed' * bool(self.closed)}>"
+
+    async def send_all(self, data: bytes) -> None:
+        await super().send_all(data)
+        self.key_manager.behaviour(self, decode_request(data))
+
+    def execute(self, request: Request) -> None:
+        """Do what a request asks for, and remember it."""
+        if name_in(request):
+            self.key_manager.executed.append((self.credential, name_in(request)))
+
+    def answer(self, request: Request, *more: bytes) -> None:
+        """Say the right answer, when the work is done; and more."""
+        self.say(answer_to(request), *more, at=trio.current_time() + self.key_manager.operation_cost)
+
+
+Behaviour = Callable[[Connection, Request], None]
+
+
+def answers(connection: Connection, request: Request) -> None:
+    """As it should be."""
+    connection.execute(request)
+    connection.answer(request)
+
+
+def never_answers(connection: Connection, request: Request) -> None:
+    """It works, and is not heard of again."""
+    connection.execute(request)
+
+
+class FakeKeyManager:
+    """A key manager in memory. What it does wrong can be set at any time, and holds from then on.
+
+    ``behaviour`` is what happens to a request, ``greeting`` to a connection that is new. ``refusal`` is raised for
+    whoever connects, or for a credential that is in ``refused``; ``is_reachable`` False lets them wait for ever. Costs
+    are in seconds. ``executed`` says which operations ran: as whom, on which object.
+    """
+
+    def __init__(self, name: str = "atlanta", *, handshake_cost: float = 0.06, operation_cost: float = 0.005) -> None:
+        self.name = name
+        self.handshake_cost = handshake_cost
+        self.operation_cost = operation_cost
+        self.behaviour: Behaviour = answers
+        self.greeting: Callable[[Connection], None] = lambda _connection: None
+        self.refusal: Exception | None = None
+        self.refused: set[str] = set()
+        self.is_reachable = True
+        self.attempts: list[float] = []
+        self.connections: list[Connection] = []
+        self.executed: list[tuple[str, str]] = []
+
+    def __repr__(self) -> str:
+        return f"<FakeKeyManager {self.name}: {len(self.open_connections)} connections>"
+
+    @property
+    def open_connections(self) -> list[Connection]:
+        """The connections that nobody has closed on our side."""
+        return [connection for connection in self.connections if not connection.closed]
+
+    def refuse(self) -> None:
+        """From now on, refuse whoever connects."""
+        self.refusal = self._refusal("connect")
+
+    def _refusal(self, reason: str) -> BackendError:
+        return BackendError("refused", backend=self.name, stage=Stage.CONNECT, reason=reason)
+
+    def recover(self) -> None:
+        """From now on, be as one should be."""
+        self.refusal = None
+        self.refused.clear()
+        self.is_reachable = True
+        self.behaviour = answers
+
+    def hang_up(self) -> None:
+        """Close every connection."""
+        for connection in self.open_connections:
+            connection.hang_up()
+
+    def opener(self, credential: str) -> Opener:
+        """What opens sessions with this credential."""
+        return partial(self._open, credential)
+
+    async def _open(self, credential: str) -> Session:
+        self.attempts.append(trio.current_time())
+        await trio.sleep(self.handshake_cost if self.is_reachable else float("inf"))
+        if self.refusal is not None:
+            raise self.refusal
+        if credential in self.refused:
+            raise self._refusal("credential")
+        connection = Connection(self, credential)
+        self.connections.append(connection)
+        self.greeting(connection)
+        return Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE)
+
+
+def breaks_while_it_is_asked(_connection: Connection, _request: Request) -> None:
+    """The connection breaks while the request is sent."""
+    raise StreamClosedError("connection broken: EPIPE")
+
+
+# Pools ---------------------------------------------------------------------------------------------------------------
+
+
+class FakeObserver:
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.failed: list[str] = []
+        self.closed: Counter[str] = Counter()
+        self.results: Counter[str] = Counter()
+        self.ejections = 0
+        self.learned: list[float] = []
+
+    def session_opened(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.opened += 1
+
+    def session_open_failed(self, error: BackendError) -> None:
+        assert error.stage is Stage.CONNECT
+        self.failed.append(error.reason)
+
+    def session_closed(self, reason: str) -> None:
+        self.closed[reason] += 1
+
+    def exchanged(self, result: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.results[result] += 1
+
+    def ejected(self) -> None:
+        self.ejections += 1
+
+    def idle_limit_learned(self, limit: IdleLimit) -> None:
+        self.learned.append(limit.effective)
+
+
+#: No spread, so that a story knows its times.
+SETTINGS: Final = PoolSettings(min_idle=0, lifetime_spread=0.0)
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+def make_pool(
+    key_manager: FakeKeyManager,
+    spawn: Spawn,
+    settings: PoolSettings = SETTINGS,
+    *,
+    credential: str = "red",
+    slots: Slots | None = None,
+) -> tuple[Pool, FakeObserver]:
+    """A pool of sessions to a key manager, and who watches it. It has room for four, or what ``slots`` give."""
+    observer = FakeObserver()
+    pool = Pool(
+        key_manager.name,
+        credential,
+        settings,
+        slots=Slots(4) if slots is None else slots,
+        opener=key_manager.opener(credential),
+        spawn=spawn,
+        observer=observer,
+    )
+    return pool, observer
+
+
+async def lease(pool: Pool) -> Session:
+    """Borrow a session, as the dispatcher does."""
+    return pool.take() or await pool.wait()
+
+
+async def use(pool: Pool, name: str) -> str:
+    """Ask for a key on a borrowed session. Returns which key the answer is about."""
+    session = await lease(pool)
+    try:
+        return name_in(await session.exchange(ask(name)))
+    finally:
+        pool.give_back(session)
+
+
+# Time --------------------------------------------------------------------------------------------------------------
+
+
+def _run_in_virtual_time(function: Callable[[], Awaitable[object]], **settings: Any) -> object:
+    settings["clock"] = MockClock(autojump_threshold=0)
+    return trio.run(function, **settings)
+
+
+#: For tests in which time passes only where nothing else can happen, and then at once.
+in_virtual_time: Final = pytest.mark.trio(run=_run_in_virtual_time)

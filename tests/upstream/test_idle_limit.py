@@ -1,0 +1,56 @@
+"""The learned idle limit: what teaches, what does not, and how it is forgotten."""
+
+import pytest
+
+from gateway.upstream.idle_limit import IdleLimit
+
+
+def test_several_closes_at_about_the_same_age_teach() -> None:
+    limit = IdleLimit(25)
+    assert [limit.closed_by_peer(age, now) for now, age in [(20, 10.0), (35, 10.2), (50, 10.1)]] == [False, False, True]
+    assert limit.effective == pytest.approx(8.0)
+    assert limit.source == "learned"
+
+
+def test_a_restart_that_closes_all_at_once_teaches_nothing() -> None:
+    limit = IdleLimit(25)
+    for restart in range(10):
+        for session in range(20):
+            assert not limit.closed_by_peer(10.0, 100.0 * restart + session * 0.001)
+    assert limit.effective == 25
+    assert limit.source == "config"
+
+
+def test_closes_at_different_ages_teach_nothing() -> None:
+    limit = IdleLimit(25)
+    assert not any(limit.closed_by_peer(age, now) for now, age in enumerate([3.0, 12.0, 20.0, 7.0, 16.0], 1))
+
+
+def test_it_never_goes_below_five_seconds() -> None:
+    limit = IdleLimit(25)
+    for now in (10, 20, 30):
+        limit.closed_by_peer(1.0, now)
+    assert limit.effective == 5.0
+
+
+def test_what_the_settings_allow_is_never_exceeded() -> None:
+    limit = IdleLimit(25)
+    for now in (100, 200, 300):
+        assert not limit.closed_by_peer(60.0, now)
+    assert limit.effective == 25
+
+
+def test_it_learns_again_when_the_peer_grows_stricter() -> None:
+    limit = IdleLimit(25)
+    for now, age in [(20, 20.0), (45, 20.0), (70, 20.0), (100, 10.0), (120, 10.0), (140, 10.0)]:
+        limit.closed_by_peer(age, now)
+    assert limit.effective == pytest.approx(8.0)
+
+
+def test_it_unlearns_in_time() -> None:
+    limit = IdleLimit(25)
+    for now in (20, 35, 50):
+        limit.closed_by_peer(10.0, now)
+    assert not limit.forget(50 + 3599)
+    assert limit.forget(50 + 3601)
+    assert limit.effective == 25

@@ -1,0 +1,273 @@
+"""Opening a session, over real TLS on the loopback: it is a session only when the key manager has answered on it."""
+
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from gateway import tls
+from gateway.config import Address
+from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
+from gateway.kmip import compose
+from gateway.kmip.decode import decode_request
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.messages import Request
+from gateway.kmip.spec import ResultReason, Tag
+from gateway.lab.certs import Authority
+from gateway.upstream.session import PROBES, State, Target, open_session
+from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in
+
+Answer = Callable[[Request], bytes | None]
+DEADLINE = 10.0  # s, real ones, in which each of these must have come to its end
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of certificates."""
+    directory: Path = tmp_path_factory.mktemp("site")
+
+    def pair(name: str) -> tuple[Path, Path]:
+        return directory / f"{name}.pem", directory / f"{name}.key"
+
+    servers, clients, foreign = Authority("Servers"), Authority("Clients"), Authority("Foreign")
+    for name, authority in {"servers-ca": servers, "clients-ca": clients, "foreign-ca": foreign}.items():
+        (directory / f"{name}.pem").write_bytes(authority.certificate_pem)
+    last_year = datetime.now(UTC) - timedelta(days=365)
+    servers.issue_server("kms").write(*pair("kms"))
+    servers.issue_server("elsewhere", ["elsewhere.example"]).write(*pair("elsewhere"))
+    servers.issue_server("old", not_before=last_year, not_after=last_year + timedelta(days=90)).write(*pair("old"))
+    clients.issue_client("gateway").write(*pair("gateway"))
+    foreign.issue_client("gateway").write(*pair("foreign"))
+    return directory
+
+
+class Server:
+    """A key manager on a loopback port, with one way of answering; an answer of None closes the connection."""
+
+    def __init__(self, site: Path, certificate: str, answer: Answer) -> None:
+        self._context = tls.server_context(
+            site / f"{certificate}.pem", site / f"{certificate}.key", site / "clients-ca.pem"
+        )
+        self._answer = answer
+        self.asked: list[str] = []
+        self.seen_closing = trio.Event()
+
+    async def serve(self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            task_status.started(Address("127.0.0.1", listening.getsockname()[1]))
+            async with trio.open_nursery() as connections:
+                while True:
+                    await trio.lowlevel.wait_readable(listening)
+                    connections.start_soon(
+                        self._converse, tls.TlsStream(listening.accept()[0], self._context, server_side=True)
+                    )
+
+    async def _converse(self, stream: tls.TlsStream) -> None:
+        reader = FrameReader(Tag.REQUEST_MESSAGE, 1 << 20)
+        try:
+            await stream.handshake()
+            while data := await stream.receive_some():
+                frame = reader.feed(data)
+                if frame is None:
+                    continue
+                request = decode_request(frame)
+                self.asked.append(name_in(request))
+                answer = self._answer(request)
+                if answer is None:
+                    break
+                await stream.send_all(answer)
+        except (StreamClosedError, TlsError):
+            pass
+        finally:
+            self.seen_closing.set()
+            stream.close()
+
+
+class Meeting(NamedTuple):
+    """A server, and what a gateway would need to open sessions to it."""
+
+    server: Server
+    target: Target
+
+
+async def meet(
+    nursery: trio.Nursery,
+    site: Path,
+    answer: Answer = answer_to,
+    *,
+    certificate: str = "kms",
+    credential: str = "gateway",
+    ca: str | None = "servers-ca",
+    pinned: str | None = None,
+) -> Meeting:
+    server = Server(site, certificate, answer)
+    address = await nursery.start(server.serve)
+    context = tls.client_context(
+        site / f"{credential}.pem", site / f"{credential}.key", None if ca is None else site / f"{ca}.pem"
+    )
+    pins = frozenset[str]() if pinned is None else frozenset({fingerprint(site / f"{pinned}.pem")})
+    name = None if ca is None else "localhost"
+    return Meeting(
+        server, Target("atlanta", address, context, name, pins, MAX_RESPONSE_SIZE, PROBES["discover-versions"])
+    )
+
+
+def fingerprint(certificate: Path) -> str:
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).fingerprint(hashes.SHA256()).hex()
+
+
+async def refusal_of(target: Target) -> BackendError:
+    with trio.fail_after(DEADLINE), pytest.raises(BackendError) as caught:
+        await open_session(target)
+    return caught.value
+
+
+# As it should be -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_is_opened_proves_itself_and_carries_requests(nursery: trio.Nursery, site: Path) -> None:
+    server, target = await meet(nursery, site)
+
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target)
+        assert (session.state, session.requests) == (State.IDLE, 0)
+        response = await session.exchange(ask("key-1"))
+        assert session.is_quiet()  # session tickets have come, and don't count
+        session.close()
+        await server.seen_closing.wait()
+
+    assert name_in(response) == "key-1"
+    assert server.asked == ["", "key-1"]
+
+
+async def test_a_session_that_the_key_manager_closes_is_not_quiet(nursery: trio.Nursery, site: Path) -> None:
+    server, target = await meet(nursery, site, lambda request: None if name_in(request) else answer_to(request))
+
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target)
+        with pytest.raises(BackendError) as caught:
+            await session.exchange(ask("key-1"))
+        await server.seen_closing.wait()
+
+    assert (caught.value.stage, caught.value.reason) == (Stage.WAIT, "closed")
+    assert not session.is_quiet()
+    session.close()
+
+
+async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, site: Path) -> None:
+    _server, target = await meet(nursery, site, ca=None, pinned="kms")
+
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target)
+
+    assert session.state is State.IDLE
+    session.close()
+
+
+async def test_a_key_manager_that_does_not_know_the_probe_lets_in_all_the_same(
+    nursery: trio.Nursery, site: Path
+) -> None:
+    """Discover Versions is of 1.1; a server of 1.0 fails it, and proves by that that it is there."""
+    _server, target = await meet(nursery, site, refusing(ResultReason.OPERATION_NOT_SUPPORTED))
+
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target)
+
+    assert session.state is State.IDLE
+    session.close()
+
+
+# As it should not be -------------------------------------------------------------------------------------------------
+
+
+def refusing(reason: ResultReason) -> Answer:
+    return lambda request: compose.failure(request, reason, "go away")
+
+
+def answers_twice(request: Request) -> bytes:
+    return answer_to(request) * 2
+
+
+def answers_another(_request: Request) -> bytes:
+    return answer_to(ask("key-1"))
+
+
+REFUSALS = {
+    "closes instead of an answer": ({"answer": lambda _request: None}, "proof"),
+    "talks HTTP": ({"answer": lambda _request: b"HTTP/1.1 400 Bad Request\r\n\r\n"}, "proof"),
+    "answers something else": ({"answer": answers_another}, "proof"),
+    "says more than was asked": ({"answer": answers_twice}, "proof"),
+    "does not authenticate": ({"answer": refusing(ResultReason.AUTHENTICATION_NOT_SUCCESSFUL)}, "credential"),
+    "does not permit": ({"answer": refusing(ResultReason.PERMISSION_DENIED)}, "credential"),
+    "does not authorise": ({"answer": refusing(ResultReason.NOT_AUTHORISED)}, "credential"),
+    "does not take the certificate": ({"credential": "foreign"}, "proof"),
+    "has a certificate of another CA": ({"ca": "foreign-ca"}, "unknown_ca"),
+    "has a certificate for another name": ({"certificate": "elsewhere"}, "hostname"),
+    "has an old certificate": ({"certificate": "old"}, "expired"),
+    "is not the pinned one": ({"ca": None, "pinned": "elsewhere"}, "pin"),
+    "is not the pinned one, of the right CA": ({"pinned": "elsewhere"}, "pin"),
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), REFUSALS.values(), ids=REFUSALS.keys())
+async def test_a_key_manager_that_does_not_let_in_is_told_apart_and_nothing_was_sent(
+    nursery: trio.Nursery, site: Path, how: dict[str, object], reason: str
+) -> None:
+    server, target = await meet(nursery, site, **how)  # type: ignore[arg-type]
+
+    error = await refusal_of(target)
+
+    assert (error.stage, error.reason, error.backend) == (Stage.CONNECT, reason, "atlanta")
+    with trio.fail_after(DEADLINE):
+        await server.seen_closing.wait()  # and the connection is closed
+
+
+async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, site: Path) -> None:
+    _server, target = await meet(nursery, site)
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(("127.0.0.1", 0))
+        error = await refusal_of(target._replace(address=Address("127.0.0.1", sock.getsockname()[1])))
+
+    assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
+    assert "Connection refused" in str(error)
+
+
+async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site: Path) -> None:
+    _server, target = await meet(nursery, site)
+
+    class NoNames(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_arguments: object) -> list[object]:  # type: ignore[override]
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        async def getnameinfo(self, *_arguments: object) -> tuple[str, str]:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    error = await refusal_of(target._replace(address=Address("kms.invalid", 5696)))
+
+    assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
+    assert "Name or service not known" in str(error)
+
+
+async def test_giving_up_while_a_session_opens_closes_its_connection(nursery: trio.Nursery, site: Path) -> None:
+    asked = trio.Event()
+
+    def says_nothing(_request: Request) -> bytes:
+        asked.set()
+        return b""
+
+    server, target = await meet(nursery, site, says_nothing)
+
+    with trio.fail_after(DEADLINE):
+        async with trio.open_nursery() as opening:
+            opening.start_soon(open_session, target)
+            await asked.wait()
+            opening.cancel_scope.cancel()
+        await server.seen_closing.wait()

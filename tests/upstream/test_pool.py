@@ -1,0 +1,872 @@
+"""What a pool promises: to those who borrow, to those who wait, and to the key manager behind it."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsError
+from gateway.kmip.messages import Request
+from gateway.upstream.keeper import keep_warm
+from gateway.upstream.pool import Pool
+from gateway.upstream.session import Session
+from gateway.upstream.slots import Slots
+from tests.upstream.fakes import (
+    SETTINGS,
+    Connection,
+    FakeKeyManager,
+    answer_to,
+    answers,
+    ask,
+    in_virtual_time,
+    lease,
+    make_pool,
+    never_answers,
+    use,
+)
+
+
+@pytest.fixture
+def atlanta() -> FakeKeyManager:
+    return FakeKeyManager()
+
+
+class Waiting:
+    """Somebody who waits for a session in a task of its own, and what came of it."""
+
+    def __init__(self, pool: Pool, nursery: trio.Nursery) -> None:
+        self.pool = pool
+        self.session: Session | None = None
+        self.error: BackendError | PoolBusyError | None = None
+        self.ended_at: float | None = None
+        self.scope = trio.CancelScope()
+        nursery.start_soon(self._wait)
+
+    async def _wait(self) -> None:
+        with self.scope:
+            try:
+                self.session = await self.pool.wait()
+            except (BackendError, PoolBusyError) as error:
+                self.error = error
+        self.ended_at = trio.current_time()
+
+
+async def waiting(pool: Pool, nursery: trio.Nursery, number: int) -> list[Waiting]:
+    """So many who wait, in this order."""
+    waiters = []
+    for _ in range(number):
+        waiters.append(Waiting(pool, nursery))
+        await wait_all_tasks_blocked()
+    return waiters
+
+
+@asynccontextmanager
+async def kept_warm(*pools: Pool) -> AsyncIterator[None]:
+    """The prober goes round these pools, for the length of a block."""
+    async with trio.open_nursery() as prober:
+        prober.start_soon(keep_warm, pools, 3.0)
+        yield
+        prober.cancel_scope.cancel()
+
+
+# Lending -----------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_the_first_request_opens_a_session_and_the_next_one_finds_it(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0>"
+
+    session = await lease(pool)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
+
+    pool.give_back(session)
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+    assert await lease(pool) is session
+    assert observer.opened == len(atlanta.attempts) == 1
+
+
+@in_virtual_time
+async def test_the_session_used_last_is_lent_first(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    first, second = await lease(pool), await lease(pool)
+
+    pool.give_back(first)
+    pool.give_back(second)
+
+    assert pool.take() is second
+    assert pool.take() is first
+    assert pool.take() is None
+
+
+@in_virtual_time
+async def test_those_who_wait_are_served_in_turn(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    waiters = await waiting(pool, nursery, 3)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=3>"
+
+    for waiter in waiters:
+        pool.give_back(session)
+        await wait_all_tasks_blocked()
+        assert [other.session for other in waiters if other.session is not None] == [session]
+        waiter.session = None
+
+    assert pool.take() is None
+    assert len(atlanta.attempts) == 1
+
+
+@in_virtual_time
+async def test_who_waits_gets_what_comes_first_a_session_given_back(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    session = await lease(pool)
+    atlanta.handshake_cost = 1.0
+    (waiter,) = await waiting(pool, nursery, 1)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=1 waiting=1>"
+
+    await trio.sleep(0.5)
+    pool.give_back(session)
+    await wait_all_tasks_blocked()
+    assert waiter.session is session
+
+    await trio.sleep(1)
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=1 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_who_waits_gets_what_comes_first_a_session_opened(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    session = await lease(pool)
+    (waiter,) = await waiting(pool, nursery, 1)
+
+    await trio.sleep(1)
+
+    assert waiter.session not in {session, None}
+    assert waiter.ended_at == pytest.approx(2 * atlanta.handshake_cost)
+
+
+@in_virtual_time
+async def test_no_more_handshakes_at_once_than_a_key_manager_should_bear(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
+
+    waiters = await waiting(pool, nursery, 20)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=8 waiting=20>"
+
+    await trio.sleep(1)
+    assert {waiter.session is None for waiter in waiters} == {False}
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=20 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_the_bound_holds_however_many_ask(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    slots = Slots(3)
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
+    most = 0
+
+    async def client(name: str) -> None:
+        nonlocal most
+        for _ in range(20):
+            assert await use(pool, name) == name
+            most = max(most, len(atlanta.open_connections), slots.used)
+
+    async with trio.open_nursery() as clients:
+        for number in range(30):
+            clients.start_soon(client, f"key-{number}")
+
+    assert most == 3
+    assert repr(slots) == "<Slots 3 of 3>"
+    assert len(atlanta.executed) == 600
+    assert len(atlanta.attempts) == 3
+
+
+@in_virtual_time
+async def test_the_queue_has_an_end(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=2), slots=Slots(1))
+    await lease(pool)
+    await waiting(pool, nursery, 2)
+
+    with pytest.raises(PoolBusyError, match="2 requests are waiting already") as caught:
+        await pool.wait()
+
+    assert caught.value.reason == "queue_full"
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=2>"
+
+
+@in_virtual_time
+async def test_without_a_queue_sessions_are_opened_all_the_same(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    """Those for whom a session is being opened do not queue."""
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=0), slots=Slots(2))
+
+    waiters = await waiting(pool, nursery, 3)
+    await trio.sleep(1)
+
+    assert [waiter.session is not None for waiter in waiters] == [True, True, False]
+    assert isinstance(waiters[2].error, PoolBusyError)
+
+
+@in_virtual_time
+async def test_a_session_given_back_twice_is_an_error_and_not_lent_twice(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    session = await lease(pool)
+    pool.give_back(session)
+
+    with pytest.raises(KeyError):
+        pool.give_back(session)
+
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+
+# Leaving -----------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_who_leaves_before_a_session_is_open_does_not_waste_it(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    (waiter,) = await waiting(pool, nursery, 1)
+
+    waiter.scope.cancel()
+    await trio.sleep(1)
+
+    assert waiter.session is None
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_who_leaves_the_queue_is_passed_over(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    leaver, stayer = await waiting(pool, nursery, 2)
+
+    leaver.scope.cancel()
+    await wait_all_tasks_blocked()
+    pool.give_back(session)
+    await wait_all_tasks_blocked()
+
+    assert (leaver.session, stayer.session) == (None, session)
+
+
+@in_virtual_time
+async def test_who_leaves_just_before_being_served_does_not_keep_the_session(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """Cancelled, and handed a session before it could say so: it goes on to the next."""
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    leaver, stayer = await waiting(pool, nursery, 2)
+
+    leaver.scope.cancel()
+    pool.give_back(session)
+    await wait_all_tasks_blocked()
+
+    assert (leaver.session, stayer.session) == (None, session)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_who_leaves_just_after_being_served_has_the_session(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """Handed a session, and cancelled before it ran: it has borrowed, and must give back like anybody else."""
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    leaver, stayer = await waiting(pool, nursery, 2)
+
+    pool.give_back(session)
+    leaver.scope.cancel()
+    await wait_all_tasks_blocked()
+
+    assert (leaver.session, stayer.session) == (session, None)
+    pool.give_back(session)
+    await wait_all_tasks_blocked()
+    assert stayer.session is session
+
+
+@in_virtual_time
+async def test_all_leave_while_they_are_served(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    waiters = await waiting(pool, nursery, 3)
+
+    for waiter in waiters:
+        waiter.scope.cancel()
+    pool.give_back(session)
+    await wait_all_tasks_blocked()
+
+    assert [waiter.session for waiter in waiters] == [None, None, None]
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_who_leaves_while_being_refused_is_not_served_later(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    atlanta.refuse()
+    (waiter,) = await waiting(pool, nursery, 1)
+
+    waiter.scope.cancel()
+    await trio.sleep(1)
+
+    assert (waiter.session, waiter.error) == (None, None)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
+
+
+# Sessions that must not be lent again --------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_session_whose_exchange_failed_is_closed_and_its_place_is_free(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(1)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
+    atlanta.behaviour = lambda connection, _request: connection.hang_up()
+
+    with pytest.raises(BackendError):
+        await use(pool, "key-1")
+
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0>"
+    assert repr(slots) == "<Slots 0 of 1>"
+    assert observer.closed == {"error": 1}
+    assert atlanta.connections[0].closed == ["at once"]
+
+
+@in_virtual_time
+async def test_a_session_whose_exchange_was_cancelled_is_never_lent_again(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """Its answer may still come, and would be taken for the next one's."""
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    atlanta.operation_cost = 2.0
+
+    with trio.move_on_after(1):
+        await use(pool, "slow")
+    atlanta.operation_cost = 0.0
+
+    assert await use(pool, "fast") == "fast"
+    assert [len(connection.sent) for connection in atlanta.connections] == [1, 1]
+    assert atlanta.connections[0].closed == ["at once"]
+
+
+def speaks_unasked(connection: Connection, request: Request) -> None:
+    """Answers rightly, and then once more for somebody else, in a record of its own."""
+    connection.execute(request)
+    connection.answer(request, answer_to(ask("of-another")))
+
+
+@in_virtual_time
+async def test_an_answer_that_nobody_asked_for_reaches_nobody(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    """Neither whoever borrows the session next, nor whoever waited for it and is handed it at once."""
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    atlanta.behaviour = speaks_unasked
+    got = {}
+
+    async def client(name: str) -> None:
+        got[name] = await use(pool, name)
+
+    async with trio.open_nursery() as clients:
+        for number in range(5):
+            clients.start_soon(client, f"key-{number}")
+    assert await use(pool, "key-5") == "key-5"
+
+    assert got == {f"key-{number}": f"key-{number}" for number in range(5)}
+    assert observer.closed == {"remote_idle": 5}
+
+
+@in_virtual_time
+async def test_a_session_that_was_opened_and_speaks_unasked_is_not_handed_over(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+
+    def talkative(connection: Connection) -> None:
+        if len(atlanta.connections) == 1:
+            connection.say(answer_to(ask("of-another")))
+
+    atlanta.greeting = talkative
+
+    assert await use(pool, "key-1") == "key-1"
+    assert observer.closed == {"remote_idle": 1}
+
+
+@in_virtual_time
+async def test_what_the_peer_closed_is_found_when_it_would_be_lent(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
+    sessions = [await lease(pool) for _ in range(3)]
+    for session in sessions:
+        pool.give_back(session)
+
+    atlanta.connections[1].hang_up()
+    atlanta.connections[2].hang_up()
+
+    assert pool.take() is sessions[0]
+    assert observer.closed == {"remote_idle": 2}
+    assert slots.used == 1
+
+
+# A key manager that can't be reached ---------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_who_waits_is_told_at_once_that_nothing_can_be_opened(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
+    atlanta.refuse()
+
+    with pytest.raises(BackendError, match="refused") as caught:
+        await pool.wait()
+
+    assert caught.value.reason == "connect"
+    assert trio.current_time() == pytest.approx(atlanta.handshake_cost)
+    assert len(atlanta.attempts) == 1
+    assert observer.failed == ["connect"]
+    assert pool.is_failing
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
+    assert repr(slots) == "<Slots 0 of 4>"
+
+
+@in_virtual_time
+async def test_towards_one_that_failed_there_is_one_attempt_and_its_outcome_is_everybodys(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
+    atlanta.refuse()
+    with pytest.raises(BackendError):
+        await pool.wait()
+
+    waiters = await waiting(pool, nursery, 50)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=1 waiting=50 failing>"
+    await trio.sleep(1)
+
+    assert len(atlanta.attempts) == 2
+    assert {type(waiter.error) for waiter in waiters} == {BackendError}
+    assert len({id(waiter.error) for waiter in waiters}) == 50  # one each: a raised error keeps its traceback
+
+
+@in_virtual_time
+async def test_the_outcome_may_be_a_session_for_the_first_and_more_for_the_others(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    atlanta.refuse()
+    with pytest.raises(BackendError):
+        await pool.wait()
+    atlanta.recover()
+
+    waiters = await waiting(pool, nursery, 3)
+    await trio.sleep(1)
+
+    assert {waiter.session is None for waiter in waiters} == {False}
+    assert not pool.is_failing
+
+
+@in_virtual_time
+async def test_a_key_manager_that_does_not_answer_costs_no_more_than_the_connect_deadline(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    atlanta.is_reachable = False
+
+    with pytest.raises(BackendError, match="no session within 3 s"):
+        await pool.wait()
+
+    assert trio.current_time() == SETTINGS.connect_deadline
+    assert observer.failed == ["timeout"]
+
+
+@in_virtual_time
+async def test_nobody_waits_for_attempts_that_began_after_their_own(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    atlanta.is_reachable = False
+
+    early = Waiting(pool, nursery)
+    await trio.sleep(2)
+    late = Waiting(pool, nursery)
+    await trio.sleep(10)
+
+    assert (early.ended_at, late.ended_at) == (3, 5)
+
+
+@in_virtual_time
+async def test_attempts_that_fail_together_are_one_failure(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
+    atlanta.refuse()
+
+    await waiting(pool, nursery, 8)
+    await trio.sleep(1)
+
+    assert observer.failed == ["connect"] * 8
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
+
+
+@in_virtual_time
+async def test_it_is_tried_again_in_the_background_after_a_growing_pause(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    atlanta.refuse()
+
+    async with kept_warm(pool):
+        with pytest.raises(BackendError):
+            await pool.wait()
+        await trio.sleep(600)
+
+    times = atlanta.attempts
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert all(0.05 <= gap <= 30 + 0.25 + atlanta.handshake_cost for gap in gaps)
+    assert max(gaps[:3]) < 1
+    assert min(gaps[-10:]) >= 20
+    assert 20 <= len(times) <= 40
+
+
+@in_virtual_time
+async def test_what_recovers_is_found_without_a_client(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=3))
+    atlanta.refuse()
+
+    async with kept_warm(pool):
+        await trio.sleep(300)
+        assert pool.is_failing
+
+        atlanta.recover()
+        await trio.sleep(30 + 0.25 + atlanta.handshake_cost)
+        assert not pool.is_failing
+
+        await trio.sleep(0.25 + atlanta.handshake_cost)  # and what is missing is not made to wait for the pause
+        assert repr(pool) == "<Pool atlanta as red: idle=3 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_those_who_wait_stay_as_long_as_a_lent_session_may_come_back(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    session = await lease(pool)
+    atlanta.refuse()
+
+    async with kept_warm(pool):
+        (waiter,) = await waiting(pool, nursery, 1)
+        await trio.sleep(4)
+        assert waiter.ended_at is None
+        assert len(atlanta.attempts) < 10  # pauses hold: it is not tried again and again for the one who waits
+
+        pool.give_back(session)
+        await wait_all_tasks_blocked()
+        assert waiter.session is session
+
+
+@in_virtual_time
+async def test_when_the_last_lent_session_breaks_the_others_are_told(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    session = await lease(pool)
+    atlanta.refuse()
+    waiters = await waiting(pool, nursery, 2)
+    await trio.sleep(0.1)
+
+    atlanta.behaviour = lambda connection, _request: connection.hang_up()
+    with pytest.raises(BackendError):
+        await session.exchange(ask("key-1"))
+    pool.give_back(session)
+    await trio.sleep(1)
+
+    assert [type(waiter.error) for waiter in waiters] == [BackendError, BackendError]
+    assert repr(pool).startswith("<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing")
+
+
+ODDITIES = [
+    OSError("too many open files"),
+    socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    TlsError("handshake failed"),
+    StreamClosedError("gone"),
+    UnicodeError("label too long"),
+    ValueError("error parsing asn1 value"),
+    ExceptionGroup("several", [OSError("one"), OSError("other")]),
+]
+
+
+@pytest.mark.parametrize("oddity", ODDITIES, ids=lambda oddity: type(oddity).__name__)
+@in_virtual_time
+async def test_what_is_odd_about_one_key_manager_does_not_end_the_gateway(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, oddity: Exception
+) -> None:
+    slots = Slots(1)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
+    atlanta.refusal = oddity
+
+    with pytest.raises(BackendError) as caught:
+        await pool.wait()
+
+    assert caught.value.reason == "unexpected"
+    assert observer.failed == ["unexpected"]
+    assert slots.used == 0
+
+    atlanta.recover()
+    assert await use(pool, "key-1") == "key-1"
+
+
+# Tending -----------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_min_idle_sessions_are_there_before_anybody_asks(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
+
+    async with kept_warm(pool):
+        await trio.sleep(1)
+        assert repr(pool) == "<Pool atlanta as red: idle=2 busy=0 opening=0 waiting=0>"
+
+        atlanta.hang_up()
+        await trio.sleep(1)
+        assert repr(pool) == "<Pool atlanta as red: idle=2 busy=0 opening=0 waiting=0>"
+
+    assert len(atlanta.attempts) == 4
+
+
+@in_virtual_time
+async def test_warm_sessions_stay_and_are_used_before_the_peer_loses_patience(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
+    used_at = []
+
+    def notes_when(connection: Connection, request: Request) -> None:
+        used_at.append(trio.current_time())
+        answers(connection, request)
+
+    atlanta.behaviour = notes_when
+    async with kept_warm(pool):
+        await trio.sleep(300)
+
+    assert len(atlanta.attempts) == 2
+    assert [len(connection.sent) for connection in atlanta.connections] == [14, 14]
+    assert set(map(len, (used_at, set(used_at)))) == {28, 14}
+    assert atlanta.executed == []
+
+
+@in_virtual_time
+async def test_what_is_not_needed_is_closed_when_it_has_been_idle_for_long(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+
+    async with kept_warm(pool):
+        sessions = [await lease(pool) for _ in range(4)]
+        for session in sessions:
+            pool.give_back(session)
+        await trio.sleep(SETTINGS.idle_timeout - 1)
+        assert pool.statistics().idle == 4
+
+        await trio.sleep(1.5)
+        assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+    assert observer.closed == {"idle": 3}
+    assert [connection.closed for connection in atlanta.connections] == [["politely"]] * 3 + [[]]
+
+
+@in_virtual_time
+async def test_slow_probes_do_not_keep_what_is_not_needed(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+
+    async with kept_warm(pool):
+        sessions = [await lease(pool) for _ in range(4)]
+        for session in sessions:
+            pool.give_back(session)
+        atlanta.operation_cost = 2.0
+        await trio.sleep(SETTINGS.idle_timeout + 3)
+
+    assert observer.closed == {"idle": 3}
+    assert pool.statistics().idle == 1
+
+
+@in_virtual_time
+async def test_a_steady_load_needs_no_idle_session_beside_it(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+
+    async with kept_warm(pool):
+        await lease(pool)
+        await trio.sleep(60)
+        assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_a_warm_session_that_does_not_answer_is_replaced(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+    atlanta.behaviour = never_answers
+
+    async with kept_warm(pool):
+        await trio.sleep(20 + 3 + 1)
+        assert observer.closed == {"error": 1}
+        assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+        assert len(atlanta.open_connections) == 1
+    assert len(atlanta.attempts) == 2
+
+
+@in_virtual_time
+async def test_a_session_that_is_being_proven_serves_who_waits_for_it(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1), slots=Slots(1))
+    atlanta.operation_cost = 0.2
+
+    async with kept_warm(pool):
+        await trio.sleep(20.35)
+        assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
+        assert await use(pool, "key-1") == "key-1"
+
+    assert len(atlanta.attempts) == 1
+
+
+@in_virtual_time
+async def test_idle_sessions_that_the_peer_closed_are_noticed(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    async with kept_warm(pool):
+        pool.give_back(await lease(pool))
+        atlanta.hang_up()
+        await trio.sleep(0.5)
+
+    assert observer.closed == {"remote_idle": 1}
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_sessions_that_began_together_do_not_end_together(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    settings = SETTINGS._replace(max_lifetime=1000.0, lifetime_spread=0.5, idle_timeout=2000.0)
+    pool, observer = make_pool(atlanta, nursery.start_soon, settings, slots=Slots(40))
+    for session in [await lease(pool) for _ in range(40)]:
+        pool.give_back(session)
+    opened_at = trio.current_time()
+
+    ends = []
+    async with kept_warm(pool):
+        while pool.statistics().idle:
+            before = pool.statistics().idle
+            await trio.sleep(0.25)
+            ends += [trio.current_time() - opened_at] * (before - pool.statistics().idle)
+
+    assert observer.closed == {"lifetime": 40}
+    assert 500 - 3 <= min(ends) < 600
+    assert 900 < max(ends) <= 1000 + 0.5
+
+
+@in_virtual_time
+async def test_an_old_session_is_neither_lent_nor_kept(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(max_lifetime=100.0))
+    kept, lent = await lease(pool), await lease(pool)
+    pool.give_back(kept)
+
+    await trio.sleep(100)
+
+    assert pool.take() is None
+    pool.give_back(lent)
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0>"
+    assert observer.closed == {"lifetime": 2}
+
+
+# Closing -----------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(2)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
+    lent, idle = await lease(pool), await lease(pool)
+    pool.give_back(idle)
+    taken = pool.take()
+    assert taken is not None
+    (waiter,) = await waiting(pool, nursery, 1)
+    pool.give_back(taken)
+    await wait_all_tasks_blocked()
+    assert waiter.session is idle
+    (other,) = await waiting(pool, nursery, 1)
+
+    pool.close()
+    await wait_all_tasks_blocked()
+
+    assert isinstance(other.error, BackendError)
+    assert other.error.reason == "draining"
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=2 opening=0 waiting=0>"
+
+    pool.give_back(lent)
+    pool.give_back(idle)
+    assert observer.closed == {"drain": 2}
+    assert slots.used == 0
+    assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_a_closed_pool_lends_nothing_and_opens_nothing(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
+    pool.give_back(await lease(pool))
+
+    pool.close()
+    pool.close()
+
+    assert pool.take() is None
+    with pytest.raises(BackendError, match="shutting down"):
+        await pool.wait()
+    async with kept_warm(pool):
+        await trio.sleep(60)
+    assert len(atlanta.attempts) == 1
+    assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_a_session_that_is_opened_after_closing_is_closed_too(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(1)
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
+    (waiter,) = await waiting(pool, nursery, 1)
+
+    pool.close()
+    await trio.sleep(1)
+
+    assert isinstance(waiter.error, BackendError)
+    assert atlanta.connections[0].closed == ["politely"]
+    assert slots.used == 0
+
+
+@in_virtual_time
+async def test_a_pool_does_not_outlive_the_nursery_that_opens_its_sessions(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(2)
+    async with trio.open_nursery() as house:
+        pool, _ = make_pool(atlanta, house.start_soon, slots=slots)
+        pool.give_back(await lease(pool))
+        session = pool.take()
+        (waiter,) = await waiting(pool, nursery, 1)
+        house.cancel_scope.cancel()
+    await wait_all_tasks_blocked()
+
+    assert isinstance(waiter.error, BackendError)
+    assert session is not None
+    pool.give_back(session)
+    assert slots.used == 0
+    assert atlanta.open_connections == []

@@ -1,0 +1,350 @@
+"""Two pools that share a backend, and all that can happen to them, in any order and between any ticks."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from gateway.errors import BackendError, PoolBusyError, Stage, StreamClosedError
+from gateway.kmip.messages import Request
+from gateway.upstream.keeper import keep_warm
+from gateway.upstream.pool import Pool
+from gateway.upstream.session import Opener, Session, State
+from gateway.upstream.slots import Slots
+from tests.upstream.fakes import (
+    MAX_RESPONSE_SIZE,
+    SETTINGS,
+    Connection,
+    FakeKeyManager,
+    answer_to,
+    ask,
+    make_pool,
+    name_in,
+)
+from tests.upstream.stepped import SteppedTrio
+
+CREDENTIALS: Final = ("red", "blue")
+CALM: Final = 60  # rounds in which a key manager that does as it should must have served everybody
+
+
+class Attempt:
+    """Somebody connects, and waits for what the key manager makes of it."""
+
+    def __init__(self, credential: str) -> None:
+        self.credential = credential
+        self.decided = trio.Event()
+        self.refusal: Exception | None = None
+
+
+class HeldKeyManager(FakeKeyManager):
+    """Lets everybody wait, those who connect and those who ask, until the test decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connecting: list[Attempt] = []
+        self.asked: list[tuple[Connection, Request]] = []
+        self.behaviour = lambda connection, request: self.asked.append((connection, request))
+
+    def opener(self, credential: str) -> Opener:
+        async def open_when_decided() -> Session:
+            attempt = Attempt(credential)
+            self.connecting.append(attempt)
+            try:
+                await attempt.decided.wait()
+            finally:
+                if attempt in self.connecting:
+                    self.connecting.remove(attempt)
+            if attempt.refusal is not None:
+                raise attempt.refusal
+            connection = Connection(self, credential)
+            self.connections.append(connection)
+            return Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE)
+
+        return open_when_decided
+
+    def decide(self, attempt: Attempt, refusal: Exception | None = None) -> None:
+        """Let one in, or not."""
+        self.connecting.remove(attempt)
+        attempt.refusal = refusal
+        attempt.decided.set()
+
+    @property
+    def open_requests(self) -> list[tuple[Connection, Request]]:
+        """What was asked, and could still be answered."""
+        self.asked = [(connection, request) for connection, request in self.asked if not connection.closed]
+        return self.asked
+
+    @property
+    def silent_connections(self) -> list[Connection]:
+        """Connections on which no answer is due."""
+        asked = {connection for connection, _request in self.open_requests}
+        return [connection for connection in self.open_connections if connection not in asked]
+
+
+class Client:
+    """Asks for one key, and knows what came of it."""
+
+    def __init__(self, name: str, pool: Pool) -> None:
+        self.name = name
+        self.scope = trio.CancelScope()
+        self.session: Session | None = None
+        self.end: str | None = None
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<Client {self.name}: {self.end}>"
+
+    async def run(self) -> None:
+        self.end = "left"
+        with self.scope:
+            self.end = None
+            self.end = await self._ask()
+        if self.scope.cancelled_caught:
+            self.end = "left"
+
+    async def _ask(self) -> str:
+        try:
+            session = self._pool.take() or await self._pool.wait()
+        except (BackendError, PoolBusyError) as error:
+            return error.reason
+        self.session = session
+        try:
+            response = await session.exchange(ask(self.name))
+        except BackendError as error:
+            return error.reason
+        finally:
+            self.session = None
+            self._pool.give_back(session)
+        assert name_in(response) == self.name, "an answer has reached somebody else"
+        return "answered"
+
+
+def pauses() -> st.SearchStrategy[int | None]:
+    """How many ticks pass until the next thing happens; None: until all is quiet."""
+    return st.sampled_from([None, 0, 1, 2, 3])
+
+
+def choices() -> st.SearchStrategy[int]:
+    """One of what there is."""
+    return st.integers(0, 7)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """What can happen, and what must hold all the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trio = SteppedTrio()
+        self.trio.__enter__()
+        self.atlanta = HeldKeyManager()
+        self.slots = Slots(3)
+        self.most = self.slots.limit
+        self.clients: list[Client] = []
+        self.pools = {
+            credential: make_pool(
+                self.atlanta,
+                self.trio.nursery.start_soon,
+                SETTINGS._replace(min_idle=1, queue_length=4, max_lifetime=300.0, lifetime_spread=0.1),
+                credential=credential,
+                slots=self.slots,
+            )[0]
+            for credential in CREDENTIALS
+        }
+
+    @initialize(limit=st.integers(1, 4), is_tended=st.booleans())
+    def begin(self, limit: int, is_tended: bool) -> None:
+        self.slots.limit = self.most = limit
+        if is_tended:
+            self.trio.start(keep_warm, list(self.pools.values()), 3.0)
+
+    def teardown(self) -> None:
+        try:
+            self._all_is_served_in_the_end()
+            self._nothing_is_left()
+        finally:
+            self.trio.__exit__(None, None, None)
+
+    # What clients do
+
+    @rule(credential=st.sampled_from(CREDENTIALS), number=st.integers(1, 3), pause=pauses())
+    def clients_ask(self, credential: str, number: int, pause: int | None) -> None:
+        for _ in range(number):
+            client = Client(f"{credential}-{len(self.clients)}", self.pools[credential])
+            self.clients.append(client)
+            self.trio.start(client.run)
+        self._pause(pause)
+
+    @precondition(lambda self: self._living())
+    @rule(choice=choices(), pause=pauses())
+    def a_client_leaves(self, choice: int, pause: int | None) -> None:
+        living = self._living()
+        living[choice % len(living)].scope.cancel()
+        self._pause(pause)
+
+    # What the key manager does
+
+    @precondition(lambda self: self.atlanta.connecting)
+    @rule(choice=choices(), pause=pauses())
+    def it_lets_in(self, choice: int, pause: int | None) -> None:
+        connecting = self.atlanta.connecting
+        self.atlanta.decide(connecting[choice % len(connecting)])
+        self._pause(pause)
+
+    @precondition(lambda self: self.atlanta.connecting)
+    @rule(choice=choices(), is_odd=st.booleans(), pause=pauses())
+    def it_refuses(self, choice: int, is_odd: bool, pause: int | None) -> None:
+        connecting = self.atlanta.connecting
+        refused = BackendError("refused", backend="atlanta", stage=Stage.CONNECT, reason="connect")
+        self.atlanta.decide(connecting[choice % len(connecting)], OSError("odd") if is_odd else refused)
+        self._pause(pause)
+
+    @precondition(lambda self: self.atlanta.open_requests)
+    @rule(choice=choices(), cut=st.integers(0, 60), pause=pauses())
+    def it_answers(self, choice: int, cut: int, pause: int | None) -> None:
+        connection, request = self._next_request(choice)
+        answer = answer_to(request)
+        connection.say(*filter(None, (answer[:cut], answer[cut:])))
+        self._pause(pause)
+
+    @precondition(lambda self: self.atlanta.open_requests)
+    @rule(choice=choices(), apart=st.booleans(), pause=pauses())
+    def it_answers_and_says_more(self, choice: int, apart: bool, pause: int | None) -> None:
+        connection, request = self._next_request(choice)
+        answer, more = answer_to(request), answer_to(ask("nobodys"))
+        connection.say(*((answer, more) if apart else (answer + more,)))
+        self._pause(pause)
+
+    @precondition(lambda self: self.atlanta.open_requests)
+    @rule(choice=choices(), how=st.sampled_from(["closes", "half", "garbage", "reset", "mismatch"]), pause=pauses())
+    def it_does_not_answer_properly(self, choice: int, how: str, pause: int | None) -> None:
+        connection, request = self._next_request(choice)
+        chunks: dict[str, tuple[bytes | Exception, ...]] = {
+            "closes": (b"",),
+            "half": (answer_to(request)[:20], b""),
+            "garbage": (b"garbage!",),
+            "reset": (StreamClosedError("ECONNRESET"),),
+            "mismatch": (answer_to(ask("nobodys", 1)),),
+        }
+        connection.say(*chunks[how])
+        self._pause(pause)
+
+    @precondition(lambda self: self.atlanta.silent_connections)
+    @rule(choice=choices(), speaks=st.booleans(), pause=pauses())
+    def it_closes_or_speaks_unasked(self, choice: int, speaks: bool, pause: int | None) -> None:
+        silent = self.atlanta.silent_connections
+        silent[choice % len(silent)].say(answer_to(ask("nobodys")) if speaks else b"")
+        self._pause(pause)
+
+    # What else happens
+
+    @rule(seconds=st.sampled_from([0.05, 0.3, 1.1, 3.1, 10.1, 20.1, 25.1, 301.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.trio.pass_time(seconds)
+
+    @rule(limit=st.integers(1, 5), pause=pauses())
+    def the_limit_changes(self, limit: int, pause: int | None) -> None:
+        self.slots.limit = limit
+        self._pause(pause)
+
+    @precondition(lambda self: len(self.clients) > 5)
+    @rule(credential=st.sampled_from(CREDENTIALS), pause=pauses())
+    def a_pool_closes(self, credential: str, pause: int | None) -> None:
+        self.pools[credential].close()
+        self._pause(pause)
+
+    # What must hold
+
+    @invariant()
+    def places_are_counted_and_bounded(self) -> None:
+        for pool in self.pools.values():
+            counts = pool.statistics()
+            assert self.slots._held[pool] == counts.idle + counts.busy + counts.opening
+        self.most = max(self.slots.limit, min(self.most, self.slots.used))
+        assert self.slots.used <= self.most, "more than the limit, and more than there were when it was lowered"
+
+    @invariant()
+    def sessions_are_in_one_place_and_of_one_credential(self) -> None:
+        held = list(self._held_sessions())
+        assert len(held) == len(set(held)), "in two places"
+        for pool in self.pools.values():
+            for session in (*pool._idle, *pool._busy):
+                assert _connection(session).credential == pool.credential
+            assert {session.state for session in pool._idle} <= {State.IDLE}
+
+    @invariant()
+    def sessions_are_lent_once(self) -> None:
+        lent = [client.session for client in self.clients if client.session is not None]
+        assert len(lent) == len(set(lent))
+        assert set(lent) <= {session for pool in self.pools.values() for session in pool._busy}
+
+    @invariant()
+    def sessions_are_held_or_closed_once(self) -> None:
+        held = {_connection(session) for session in self._held_sessions()}
+        assert set(self.atlanta.open_connections) == held
+        assert all(len(connection.closed) <= 1 for connection in self.atlanta.connections)
+
+    @invariant()
+    def nobody_waits_while_a_session_is_idle(self) -> None:
+        for pool in self.pools.values():
+            assert not (pool.statistics().waiting and pool.statistics().idle)
+
+    # Helpers
+
+    def _pause(self, ticks: int | None) -> None:
+        if ticks is None:
+            self.trio.settle()
+        else:
+            self.trio.tick(ticks)
+
+    def _living(self) -> list[Client]:
+        return [client for client in self.clients if client.end is None]
+
+    def _held_sessions(self) -> Iterator[Session]:
+        for pool in self.pools.values():
+            yield from pool._idle
+            yield from pool._busy
+
+    def _next_request(self, choice: int) -> tuple[Connection, Request]:
+        asked = self.atlanta.open_requests
+        return asked.pop(choice % len(asked))
+
+    def _do_as_one_should(self) -> None:
+        for attempt in list(self.atlanta.connecting):
+            self.atlanta.decide(attempt)
+        while self.atlanta.open_requests:
+            connection, request = self.atlanta.asked.pop()
+            connection.say(answer_to(request))
+        self.trio.settle()
+
+    def _all_is_served_in_the_end(self) -> None:
+        self.trio.start(keep_warm, list(self.pools.values()), 3.0)
+        for _ in range(CALM):
+            self._do_as_one_should()
+            self.trio.pass_time(0.3)
+        assert [client for client in self.clients if client.end is None] == []
+        asked = self.atlanta.asked
+        assert asked == []
+
+    def _nothing_is_left(self) -> None:
+        for pool in self.pools.values():
+            pool.close()
+        for _ in range(3):
+            self._do_as_one_should()
+        assert self.slots.used == 0
+        assert [len(connection.closed) for connection in self.atlanta.connections] == [1] * len(
+            self.atlanta.connections
+        )
+        assert {pool.statistics() for pool in self.pools.values()} == {(0, 0, 0, 0)}
+
+
+def _connection(session: Session) -> Connection:
+    stream = session._stream
+    assert isinstance(stream, Connection)
+    return stream
+
+
+PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestPool = PoolMachine.TestCase

@@ -1,0 +1,269 @@
+"""One exchange at a time; and whatever does not end properly leaves a session that nobody will use again."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
+from gateway.kmip import compose
+from gateway.kmip.spec import Operation, ResultReason
+from gateway.upstream.session import Session, State
+from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
+
+GET = ask("key-1")
+ANSWER = answer_to(GET)
+
+
+def session_over(stream: FakeStream, *, max_response_size: int = MAX_RESPONSE_SIZE) -> Session:
+    return Session(stream, "atlanta", max_response_size=max_response_size)
+
+
+# An exchange that ends properly --------------------------------------------------------------------------------------
+
+
+async def test_an_exchange_sends_the_request_as_it_is_and_returns_its_answer() -> None:
+    stream = FakeStream(ANSWER)
+    session = session_over(stream)
+
+    response = await session.exchange(GET)
+
+    assert stream.sent == [GET.frame]
+    assert response.frame == ANSWER
+    assert session.state is State.IDLE
+    assert repr(session) == "<Session atlanta idle, 1 requests>"
+
+
+@given(cuts=st.sets(st.integers(1, len(ANSWER) - 1)))
+async def test_it_does_not_matter_in_which_chunks_an_answer_comes(cuts: set[int]) -> None:
+    bounds = [0, *sorted(cuts), len(ANSWER)]
+    session = session_over(FakeStream(*(ANSWER[begin:end] for begin, end in pairwise(bounds))))
+
+    response = await session.exchange(GET)
+
+    assert response.frame == ANSWER
+    assert session.state is State.IDLE
+
+
+async def test_a_session_carries_one_request_after_the_other() -> None:
+    stream = FakeStream()
+    session = session_over(stream)
+
+    for name in ("a", "b", "c"):
+        stream.say(answer_to(ask(name)))
+        assert name_in(await session.exchange(ask(name))) == name
+
+    assert session.requests == 3
+    assert session.state is State.IDLE
+    assert session.is_quiet()
+
+
+async def test_a_failed_operation_is_an_answer_like_any_other() -> None:
+    failure = compose.failure(GET, ResultReason.ITEM_NOT_FOUND, "no such key")
+    session = session_over(FakeStream(failure))
+
+    response = await session.exchange(GET)
+
+    assert response.items[0].reason == ResultReason.ITEM_NOT_FOUND
+    assert session.state is State.IDLE
+
+
+# What does not end properly ------------------------------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    """What the other side does, and how the session must report it."""
+
+    says: tuple[bytes | Exception, ...]
+    stage: Stage
+    reason: str
+
+
+OF_ANOTHER = answer_to(ask("key-1", Operation.DESTROY))
+FAILURES = {
+    "closes without a byte": Failure((b"",), Stage.WAIT, "closed"),
+    "is reset without a byte": Failure((StreamClosedError("ECONNRESET"),), Stage.WAIT, "closed"),
+    "sends an alert instead": Failure((TlsError("alert", reason="alert"),), Stage.WAIT, "closed"),
+    "closes after one byte": Failure((ANSWER[:1], b""), Stage.READ, "closed"),
+    "closes one byte too early": Failure((ANSWER[:-1], b""), Stage.READ, "closed"),
+    "is reset in the middle": Failure((ANSWER[:20], StreamClosedError("ECONNRESET")), Stage.READ, "closed"),
+    "breaks a record in the middle": Failure((ANSWER[:20], TlsError("bad record mac")), Stage.READ, "closed"),
+    "speaks HTTP": Failure((b"HTTP/1.1 400 Bad Request\r\n\r\n",), Stage.READ, "protocol"),
+    "echoes the request": Failure((GET.frame,), Stage.READ, "protocol"),
+    "sends a response without items": Failure((compose.encode_response((1, 4), []),), Stage.READ, "protocol"),
+    "declares four gibibytes": Failure((bytes.fromhex("42007B01FFFFFFF8"),), Stage.READ, "too_large"),
+    "answers another operation": Failure((OF_ANOTHER,), Stage.READ, "mismatch"),
+    "answers two items where one was asked": Failure(
+        (answer_to(ask("key-1", Operation.GET, Operation.GET)),), Stage.READ, "mismatch"
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
+async def test_a_failure_tells_its_stage_and_leaves_the_session_busy(failure: Failure) -> None:
+    session = session_over(FakeStream(*failure.says))
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(GET)
+
+    assert (caught.value.stage, caught.value.reason) == (failure.stage, failure.reason)
+    assert caught.value.backend == "atlanta"
+    assert session.stage is failure.stage
+    assert session.state is State.BUSY
+    assert session.requests == 0
+
+
+@pytest.mark.parametrize("error", [StreamClosedError("EPIPE"), TlsError("broken")])
+async def test_a_request_that_can_not_be_sent_fails_in_sending(error: Exception) -> None:
+    class Broken(FakeStream):
+        async def send_all(self, _data: bytes) -> None:
+            raise error
+
+    session = session_over(Broken(ANSWER))
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(GET)
+
+    assert (caught.value.stage, caught.value.reason) == (Stage.SEND, "closed")
+    assert session.state is State.BUSY
+
+
+async def test_an_answer_over_the_limit_is_refused_before_it_has_come() -> None:
+    session = session_over(FakeStream(ANSWER[:16]), max_response_size=len(ANSWER) - 1)
+
+    with pytest.raises(BackendError, match="over the limit"):
+        await session.exchange(GET)
+
+    assert session.state is State.BUSY
+
+
+async def test_an_answer_with_another_items_number_is_another_requests() -> None:
+    session = session_over(FakeStream(answer_to(ask("key-1", numbered=True))))
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(ask("key-1"))
+
+    assert caught.value.reason == "mismatch"
+
+
+@given(garbage=st.binary(min_size=1, max_size=64))
+async def test_garbage_is_never_taken_for_an_answer(garbage: bytes) -> None:
+    session = session_over(FakeStream(garbage, b""))
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(GET)
+
+    assert caught.value.stage is Stage.READ
+    assert session.state is State.BUSY
+
+
+@pytest.mark.parametrize(
+    "more", [b"\x42", ANSWER, answer_to(ask("key-2")), b"garbage"], ids=["a byte", "again", "another", "garbage"]
+)
+async def test_what_follows_a_right_answer_spoils_the_session_but_not_the_answer(more: bytes) -> None:
+    session = session_over(FakeStream(ANSWER + more))
+
+    response = await session.exchange(GET)
+
+    assert response.frame == ANSWER
+    assert session.state is State.BUSY
+    assert not session.is_quiet()
+
+
+async def test_what_comes_later_is_seen_before_the_session_is_lent_again() -> None:
+    stream = FakeStream(ANSWER)
+    session = session_over(stream)
+    await session.exchange(GET)
+    assert session.is_quiet()
+
+    stream.say(answer_to(ask("key-2")))
+
+    assert session.state is State.IDLE
+    assert not session.is_quiet()
+
+
+# Cancelled at each await ---------------------------------------------------------------------------------------------
+
+
+def while_sending(stream: FakeStream) -> None:
+    stream.takes_bytes = False
+
+
+def while_waiting(_stream: FakeStream) -> None:
+    pass
+
+
+def while_reading(stream: FakeStream) -> None:
+    stream.say(ANSWER[:-1])
+
+
+@pytest.mark.parametrize(
+    ("where", "stage"), [(while_sending, Stage.SEND), (while_waiting, Stage.WAIT), (while_reading, Stage.READ)]
+)
+@in_virtual_time
+async def test_an_exchange_that_is_cancelled_leaves_the_session_busy(
+    where: Callable[[FakeStream], None], stage: Stage
+) -> None:
+    stream = FakeStream()
+    where(stream)
+    session = session_over(stream)
+
+    with trio.move_on_after(30) as scope:
+        await session.exchange(GET)
+
+    assert scope.cancelled_caught
+    assert session.stage is stage
+    assert session.state is State.BUSY
+
+
+async def test_a_session_is_busy_as_soon_as_its_exchange_begins(nursery: trio.Nursery) -> None:
+    session = session_over(FakeStream())
+
+    nursery.start_soon(session.exchange, GET)
+    await wait_all_tasks_blocked()
+
+    assert session.state is State.BUSY
+
+
+async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio.Nursery) -> None:
+    """Both happen before the session runs again: the bytes were there, so that the exchange has ended properly."""
+    stream = FakeStream()
+    session = session_over(stream)
+    answers = []
+    scope = trio.CancelScope()
+
+    async def exchange() -> None:
+        with scope:
+            answers.append((await session.exchange(GET)).frame)
+
+    nursery.start_soon(exchange)
+    await wait_all_tasks_blocked()
+    stream.say(ANSWER)
+    scope.cancel()
+    await wait_all_tasks_blocked()
+
+    assert answers == [ANSWER]
+    assert session.state is State.IDLE
+
+
+# Closing -------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_session_says_goodbye_and_a_busy_one_does_not() -> None:
+    idle, busy = FakeStream(ANSWER), FakeStream(b"")
+    polite, rude = session_over(idle), session_over(busy)
+    await polite.exchange(GET)
+    with pytest.raises(BackendError):
+        await rude.exchange(GET)
+
+    polite.close()
+    rude.close()
+
+    assert idle.closed == ["politely"]
+    assert busy.closed == ["at once"]
+    assert polite.state is rude.state is State.CLOSED
