@@ -48,19 +48,21 @@ class Answer(NamedTuple):
     detail: str = ""
 
 
-class _Job(NamedTuple):
-    """A request on its way, and what binds it."""
+class _Job:
+    """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting."""
 
-    request: Request
-    principal: Principal
-    effect: Effect
-    deadline: float
-    queue_deadline: float
-    is_gone: Callable[[], bool]
+    __slots__ = ("credential", "deadline", "effect", "is_gone", "principal", "queue_left", "request")
 
-    @property
-    def credential(self) -> str:
-        return self.principal.identity.name
+    def __init__(
+        self, request: Request, principal: Principal, is_gone: Callable[[], bool], settings: DispatcherSettings
+    ) -> None:
+        self.request = request
+        self.principal = principal
+        self.credential = principal.identity.name
+        self.effect = effect_of(request)
+        self.deadline = trio.current_time() + settings.request
+        self.queue_left = settings.queue
+        self.is_gone = is_gone
 
 
 class Dispatcher:
@@ -83,9 +85,7 @@ class Dispatcher:
         operation = refused_operation(request)
         if operation is not None:
             return _refusal(Refusal.NOT_SUPPORTED, "this operation is not passed on to key managers", request)
-        now = trio.current_time()
-        settings = self._settings
-        job = _Job(request, principal, effect_of(request), now + settings.request, now + settings.queue, is_gone)
+        job = _Job(request, principal, is_gone, self._settings)
         try:
             return await self._try_in_order(job)
         except _ClientGoneError:
@@ -95,12 +95,13 @@ class Dispatcher:
         """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
         budget = self._budget(job.credential)
         budget.request()
-        failure: BackendError | PoolBusyError | None = None
+        failure: BackendError | None = None
+        busy: PoolBusyError | None = None
         for backend in self._balancer.order(job.credential, job.effect, job.request.version):
             try:
                 response = await self._try_backend(backend, job, budget)
             except PoolBusyError as error:
-                failure = failure or error
+                busy = error
             except BackendError as error:
                 failure = error
                 if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
@@ -109,7 +110,7 @@ class Dispatcher:
                 return Answer(response.frame, response)
             if trio.current_time() >= job.deadline:
                 break
-        return self._nothing_left(job, failure)
+        return self._nothing_left(job, failure, busy)
 
     async def _try_backend(self, backend: Backend, job: _Job, budget: RetryBudget) -> Response:
         """One try at a backend; and another, on a fresh session, where the first found the peer's end of it closed.
@@ -134,7 +135,7 @@ class Dispatcher:
     async def _lease(self, pool: Pool, job: _Job) -> Session:
         session = pool.take()
         if session is not None and job.effect > Effect.TOUCH:
-            session = await self._proved(pool, session)
+            session = await self._proved(pool, session, job)
         if session is None:
             session = await self._wait(pool, job)
             if job.is_gone():
@@ -143,23 +144,30 @@ class Dispatcher:
         return session
 
     async def _wait(self, pool: Pool, job: _Job) -> Session:
-        with trio.move_on_at(min(job.queue_deadline, job.deadline)):
-            return await pool.wait(job.principal)
+        began = trio.current_time()
+        try:
+            with trio.move_on_at(min(began + job.queue_left, job.deadline)):
+                return await pool.wait(job.principal)
+        except BackendError:
+            began = trio.current_time()  # it was not the queue that took so long
+            raise
+        finally:
+            job.queue_left -= trio.current_time() - began
         raise PoolBusyError(f"no session free within {self._settings.queue:g} s", reason="queue_timeout")
 
-    async def _proved(self, pool: Pool, session: Session | None) -> Session | None:
+    async def _proved(self, pool: Pool, session: Session | None, job: _Job) -> Session | None:
         """A session that was used just now, or has proved itself alive just now; None where no idle one is."""
         while session is not None and trio.current_time() - session.idle_since > self._settings.validate_after:
-            if await self._proves_alive(pool, session):
+            if await self._proves_alive(pool, session, job):
                 return session
             pool.drop_idle("stale")
             session = pool.take()
         return session
 
-    async def _proves_alive(self, pool: Pool, session: Session) -> bool:
+    async def _proves_alive(self, pool: Pool, session: Session, job: _Job) -> bool:
         is_alive = False
         try:
-            with trio.move_on_after(self._settings.proof):
+            with trio.move_on_at(min(trio.current_time() + self._settings.proof, job.deadline)):
                 await session.exchange(pool.probe)
                 is_alive = session.is_idle
         except BackendError:
@@ -223,12 +231,13 @@ class Dispatcher:
         self._metrics.retries_denied.labels(denied).inc()
         return False
 
-    def _nothing_left(self, job: _Job, failure: BackendError | PoolBusyError | None) -> Answer:
+    def _nothing_left(self, job: _Job, failure: BackendError | None, busy: PoolBusyError | None) -> Answer:
         request = job.request
-        if isinstance(failure, PoolBusyError):
-            return _refusal(Refusal.OVERLOADED, str(failure), request)
         if failure is not None and failure.stage > Stage.CONNECT:
             return self._give_up(job, failure)
+        if busy is not None:
+            message = "too many requests are waiting for key managers"
+            return _refusal(Refusal.OVERLOADED, message, request, detail=str(busy))
         if trio.current_time() >= job.deadline:
             return _refusal(Refusal.DEADLINE, f"no session within {self._settings.request:g} s", request)
         detail = "no key manager takes requests that change something" if failure is None else str(failure)

@@ -68,9 +68,11 @@ class Worker:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 task_status.started(bound)
-                await self._serve(listeners, sockets)
-                for backend in upstream.fleet.backends:
-                    backend.close()
+                try:
+                    await self._serve(listeners, sockets)
+                finally:
+                    for backend in upstream.fleet.backends:
+                        backend.close()
                 finished.set()
                 house.cancel_scope.cancel()
 

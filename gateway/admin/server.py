@@ -46,26 +46,27 @@ def application(exposition: Callable[[], bytes], unreadiness: Callable[[], str |
 async def serve_admin(listening: socket.socket, app: Starlette, until: trio.Event) -> None:
     """Serve the routes on a listening socket until the event.
 
-    Hypercorn lets what it can't stand in one request (half a body, for one) end the whole server. Then it is begun
-    anew: whoever can reach this port must not be able to end the gateway.
+    Hypercorn lets what it can't stand in one request (an upgrade to HTTP/2 with bad settings, for one) end the whole
+    server. Then it is begun anew: whoever can reach this port must not be able to end the gateway.
     """
     framework = cast("Framework", partial(_serve_scope, app))
     while not until.is_set():
         try:
-            await serve(framework, _Listening(listening), shutdown_trigger=until.wait, mode="asgi")
+            with listening.dup() as sock:
+                await serve(framework, _Listening(sock), shutdown_trigger=until.wait, mode="asgi")
         except Exception as error:  # noqa: BLE001 - see above
             log.get("admin").warning("admin server failed, and is begun anew", reason=repr(error))
             await trio.sleep(_BREATH)
 
 
 class _Listening(Config):
-    """Hypercorn's configuration, for a socket that listens already; hypercorn closes what it is given."""
+    """Hypercorn's configuration, for a socket that listens already; hypercorn closes it."""
 
     def __init__(self, listening: socket.socket) -> None:
         super().__init__()
         self.errorlog = logging.getLogger("hypercorn")
         self.graceful_timeout = 0.5
-        self._sockets = Sockets([], [listening.dup()], [])
+        self._sockets = Sockets([], [listening], [])
 
     def create_sockets(self) -> Sockets:
         return self._sockets

@@ -45,8 +45,8 @@ class Breaker:
         return f"<Breaker {state}, opened {self._openings} times, {self._soft} soft failures>"
 
     def may_try(self, now: float) -> bool:
-        """Whether the pause is over, so that an attempt is due."""
-        return now >= self._until
+        """Whether an attempt is due: the pause is over, or a session was opened in it."""
+        return not self.is_open or now >= self._until
 
     def could_not_open(self, now: float) -> None:
         """A session could not be opened."""

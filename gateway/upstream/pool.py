@@ -350,7 +350,8 @@ class Pool:
     def _dismiss_waiters(self, error: BackendError, *, keep: int = 0) -> None:
         """Let waiters go, those who have waited longest first: it was for them that the attempt began."""
         while len(self._waiters) > keep:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.oldest()
+            self._waiters.remove(waiter)
             waiter.error = self._error(error.args[0], error.reason)  # one each: a raised error keeps its traceback
             waiter.done.set()
 

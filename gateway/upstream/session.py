@@ -103,6 +103,10 @@ class Session:
         caller's; a session whose exchange did not end is of no further use.
         """
         self.state = State.BUSY
+        is_first = self.stage is Stage.CONNECT
+        self.stage = Stage.CONNECT
+        if not is_first and not self.is_quiet():  # what it said since it was lent would be taken for the answer
+            raise self._error("closed, or spoken on unasked", "closed")
         self.stage = Stage.SEND
         try:
             await self._stream.send_all(request.frame)
@@ -185,6 +189,9 @@ async def open_session(target: Target) -> Session:
     except StreamClosedError as error:
         stream.close()
         raise _refused(target, str(error), "tls") from None
+    except ValueError as error:  # of a certificate that OpenSSL takes and others can't read
+        stream.close()
+        raise _refused(target, f"the key manager's certificate can't be read: {error}", "certificate") from None
     except BaseException:
         stream.close()
         raise
