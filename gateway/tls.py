@@ -126,7 +126,9 @@ def _context(policy: Policy, certificate: Path, private_key: Path) -> SSL.Contex
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(policy.minimum_version)
     context.set_cipher_list(policy.ciphers)
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    # Messages say themselves how long they are, so that an end without close_notify truncates nothing unnoticed; but as
+    # an error it would spoil the session for resumption, and keep the answer from a client that has half-closed.
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_IGNORE_UNEXPECTED_EOF)
     context.set_mode(_SSL_MODE_RELEASE_BUFFERS)
     try:
         context.use_certificate_chain_file(str(certificate).encode())
@@ -253,7 +255,7 @@ class TlsStream:
                 await self._wait(wait_readable)
             except SSL.WantWriteError:
                 await self._wait(wait_writable)
-            except SSL.SysCallError as error:
+            except (SSL.SysCallError, SSL.ZeroReturnError) as error:
                 raise StreamClosedError(f"gone during the handshake: {_words(error)}") from None
             except SSL.Error as error:
                 raise self._handshake_error(error) from None
@@ -270,8 +272,8 @@ class TlsStream:
     async def receive_some(self) -> bytes:
         """Wait for bytes and return them, 16 KiB at the most; empty at the end of the stream.
 
-        An end without close_notify is an end: messages say themselves how long they are, and half of one is noticed.
-        Raises StreamClosedError on a reset, TlsError on a broken record or an alert.
+        An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
+        an alert.
         """
         waited = self.connection.pending() > 0
         while True:
@@ -287,8 +289,6 @@ class TlsStream:
             except SSL.ZeroReturnError:
                 return b""
             except SSL.SysCallError as error:
-                if error.args[0] == -1:
-                    return b""
                 raise StreamClosedError(f"connection lost: {_words(error)}") from None
             except SSL.Error as error:
                 raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None

@@ -324,8 +324,11 @@ each_resumption = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("polite", [True, False], ids=["polite", "rude"])
 @each_resumption
-async def test_pyopenssl_s_client_resumes(certificates: Certificates, version: str, *, tickets: bool) -> None:
+async def test_pyopenssl_s_client_resumes(
+    certificates: Certificates, version: str, *, tickets: bool, polite: bool
+) -> None:
     server, client = serving(certificates), asking(certificates, version=version)
     if not tickets:
         client.set_options(SSL.OP_NO_TICKET)
@@ -341,9 +344,12 @@ async def test_pyopenssl_s_client_resumes(certificates: Certificates, version: s
             await pair.server.send_all(b"answer")
             assert await pair.client.receive_some() == b"answer"  # in TLS 1.3 the tickets come first
             session = pair.client.connection.get_session()
-            pair.client.close_politely()
+            if polite:
+                pair.client.connection.shutdown()
+            pair.client._socket.shutdown(socket.SHUT_WR)
             assert await pair.server.receive_some() == b""
             pair.server.close_politely()
+            pair.client.connection.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)  # it keeps its session
 
 
 @each_resumption
@@ -494,6 +500,9 @@ async def test_an_end_without_a_word_is_an_end(certificates: Certificates, versi
     async with shaken(serving(certificates), asking(certificates, version=version)) as pair:
         pair.client._socket.shutdown(socket.SHUT_WR)
         assert await pair.server.receive_some() == b""
+        assert await pair.server.receive_some() == b""
+        await pair.server.send_all(b"answer")
+        assert await pair.client.receive_some() == b"answer"
 
 
 @both_versions

@@ -4,6 +4,7 @@ Each is started on ports of its own, is ready when its starter returns, and is g
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from kmip.pie.client import ProxyKmipClient
 
 from gateway.config import Address
 from gateway.lab.certs import Authority
+from gateway.lab.faults import FaultSetting, write_faults
+from gateway.lab.keymanager import Store
 
 HOSTS = ["localhost", "127.0.0.1", "::1"]
 START_TIMEOUT = 30.0  # s
@@ -32,6 +35,16 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+def lasting_port() -> int:
+    """A free port for a server that comes and goes: not one of those that the kernel gives to outgoing connections."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(first // 2, first)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT) -> None:
@@ -261,6 +274,85 @@ def running_key_managers(
         wait_until(ready, "the key managers' start")
         assert process.poll() is None, log.read_text()
         yield ports
+
+
+class KeyManagerProcess:
+    """One simulated key manager in a process of its own: to be killed, frozen, misled, and started again.
+
+    Those with the same certificates share a store. ``options`` are further ones of ``kmip-gateway keymanager``.
+    """
+
+    def __init__(self, certificates: Certificates, name: str, *options: str) -> None:
+        self.name = name
+        self.port = lasting_port()
+        self.journal = certificates.path(f"journal-{name}.jsonl")
+        self._faults = certificates.path(f"faults-{name}.json")
+        self._log = certificates.path(f"keymanager-{name}.log")
+        certificate, key = certificates.pair("kms")
+        self._command = [sys.executable, "-m", "gateway", "keymanager"]
+        self._command += ["--name", name, "--bind", f"127.0.0.1:{self.port}"]
+        self._command += ["--certificate", str(certificate), "--private-key", str(key)]
+        self._command += ["--client-ca", str(certificates.path("kms_clients_ca.pem"))]
+        self._command += ["--store", str(certificates.path("store.db")), "--journal", str(self.journal)]
+        self._command += ["--faults", str(self._faults), *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<KeyManagerProcess {self.name} on port {self.port}>"
+
+    def launch(self) -> None:
+        """Start it, and don't wait."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(self._command, stdout=output, stderr=output)
+
+    def wait_ready(self) -> None:
+        """Wait until it listens."""
+        process = self._process
+        assert process is not None
+        wait_until(lambda: process.poll() is not None or is_listening(self.port), f"the start of {self.name}")
+        assert process.poll() is None, self._log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def freeze(self) -> None:
+        """Have it stand still (SIGSTOP)."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have it go on."""
+        self.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill it, also where it is frozen; it is gone when this returns."""
+        self.signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    def set_faults(self, *faults: FaultSetting) -> None:
+        """Have it misbehave in these ways and in no others, within 50 ms."""
+        write_faults(self._faults, {self.name: faults})
+
+
+@contextmanager
+def running_key_manager_processes(
+    certificates: Certificates, names: Sequence[str], *options: str
+) -> Iterator[list[KeyManagerProcess]]:
+    """Simulated key managers that share a store, each in a process of its own."""
+    Store(certificates.path("store.db")).close()  # two that make it at once get in each other's way
+    key_managers = [KeyManagerProcess(certificates, name, *options) for name in names]
+    try:
+        for key_manager in key_managers:
+            key_manager.launch()
+        for key_manager in key_managers:
+            key_manager.wait_ready()
+        yield key_managers
+    finally:
+        for key_manager in key_managers:
+            key_manager.kill()
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from OpenSSL import SSL
 
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
-from gateway.kmip.messages import Response
-from gateway.kmip.spec import ItemType, ObjectType, Operation, ResultStatus, Tag
-from gateway.lab.client import Client, client_context, connect, get_key
+from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
+from gateway.lab.client import Client, client_context, connect, get_key, key_value
 from gateway.lab.keymanager.journal import read_journal
 from tests.e2e.harness import (
     Certificates,
@@ -62,19 +61,6 @@ def register(value: bytes) -> bytes:
         ttlv.structure(Tag.SYMMETRIC_KEY, block),
     )
     return compose.encode_request((1, 2), [compose.Ask(Operation.REGISTER, b"".join(payload))])
-
-
-def key_value(response: Response) -> bytes:
-    """The key material of a Get's answer."""
-    start, end = response.items[0].fields[Tag.RESPONSE_PAYLOAD]
-    for tag in (Tag.SYMMETRIC_KEY, Tag.KEY_BLOCK, Tag.KEY_VALUE):
-        found = ttlv.find(response.frame, start, end, tag)
-        assert found is not None
-        assert found.type == ItemType.STRUCTURE
-        start, end = found.start, found.end
-    material = ttlv.find(response.frame, start, end, Tag.KEY_MATERIAL)
-    assert material is not None
-    return ttlv.read_bytes(response.frame, material)
 
 
 @dataclass

@@ -188,6 +188,9 @@ PASSWORD = credential(
 #: Credentials without a ticket: another type's, a vendor's, and some that are broken.
 _NO_TICKETS = {
     "password": PASSWORD,
+    "ticket under another type": credential(
+        0x80000001, ttlv.structure(Tag.TICKET, ttlv.octets(Tag.TICKET_VALUE, b"x"))
+    ),
     "vendor": credential(0x80000001, ttlv.octets(VENDOR_TAG, b"\xff" * 9)),
     "vendor, bytes": ttlv.structure(
         Tag.CREDENTIAL,

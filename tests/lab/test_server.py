@@ -17,10 +17,9 @@ from gateway.kmip.decode import decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from gateway.lab.certs import Authority
+from gateway.lab.certs import Authority, common_name
 from gateway.lab.keymanager import Journal, KeyManager, Store, read_journal
 from gateway.lab.keymanager.costs import Hsm
-from gateway.lab.keymanager.server import common_name
 from tests.lab.conftest import Start
 from tests.lab.talk import creation, uid_of
 

@@ -63,17 +63,17 @@ def name_in(message: Request | Response) -> str:
 class FakeStream:
     """A session's side of a connection, of which the test is the other side.
 
-    ``says`` is received chunk by chunk. An empty chunk is the end of the stream, an exception is raised; after the last
-    of them the other side is silent, until it says more.
+    ``answer`` is what is said when something was sent, to be received chunk by chunk. An empty chunk is the end of the
+    stream, an exception is raised; after the last of them the other side is silent, until it says more.
     """
 
-    def __init__(self, *says: bytes | Exception) -> None:
+    def __init__(self, *answer: bytes | Exception) -> None:
+        self.next_answer = answer
         self.sent: list[bytes] = []
         self.closed: list[str] = []
         self.takes_bytes = True
         self._said: deque[tuple[float, bytes | Exception]] = deque()
         self._news = trio.lowlevel.ParkingLot()
-        self.say(*says)
 
     def say(self, *chunks: bytes | Exception, at: float = 0.0) -> None:
         """Say something, to be heard at a time or later."""
@@ -86,11 +86,12 @@ class FakeStream:
 
     async def receive_some(self) -> bytes:
         await trio.lowlevel.checkpoint()
-        while not self._said:
-            await self._news.park()
-        at, chunk = self._said[0]
-        if at > trio.current_time():
-            await trio.sleep_until(at)
+        while (at := self._said[0][0] if self._said else float("inf")) > trio.current_time() and not self.closed:
+            with trio.move_on_at(at):
+                await self._news.park()
+        if self.closed:
+            raise StreamClosedError("closed on this side")
+        chunk = self._said[0][1]
         if chunk != b"":
             self._said.popleft()
         if isinstance(chunk, Exception):
@@ -98,18 +99,27 @@ class FakeStream:
         return chunk
 
     async def send_all(self, data: bytes) -> None:
+        if self.closed:
+            raise StreamClosedError("closed on this side", nothing_sent=True)
         if not self.takes_bytes:
             await trio.sleep_forever()
         self.sent.append(data)
+        self.say(*self.next_answer)
+        self.next_answer = ()
 
     def is_quiet(self) -> bool:
-        return not any(at <= trio.current_time() for at, _chunk in self._said)
+        return not self.closed and not any(at <= trio.current_time() for at, _chunk in self._said)
 
     def close(self) -> None:
-        self.closed.append("at once")
+        self._close("at once")
 
     def close_politely(self) -> None:
-        self.closed.append("politely")
+        self._close("politely")
+
+    def _close(self, how: str) -> None:
+        if not self.closed:
+            self.closed.append(how)
+            self._news.unpark_all()
 
 
 # Key managers --------------------------------------------------------------------------------------------------------
@@ -216,7 +226,13 @@ class FakeKeyManager:
         connection = Connection(self, credential)
         self.connections.append(connection)
         self.greeting(connection)
-        return Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE)
+        return proved(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
+
+
+def proved(session: Session) -> Session:
+    """As if it had answered its first request."""
+    session.stage = Stage.READ
+    return session
 
 
 def breaks_while_it_is_asked(_connection: Connection, _request: Request) -> None:

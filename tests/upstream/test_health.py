@@ -50,9 +50,20 @@ class TestBreaker:
             for _ in range(3):
                 breaker.exchange_failed(now)
             assert breaker.is_open
+            pause = pause_of(breaker, now)
             breaker.session_opened()
             assert not breaker.is_open
-        assert 3.0 <= pause_of(breaker, 200.0) <= 4.01
+        assert 3.0 <= pause <= 4.01
+
+    def test_what_fails_after_a_session_was_opened_in_the_pause_opens_it_again_at_once(self) -> None:
+        breaker = Breaker(SETTINGS)
+        for _ in range(3):
+            breaker.exchange_failed(0.0)
+        breaker.session_opened()
+        assert breaker.may_try(0.1)
+        breaker.could_not_open(0.1)
+        assert breaker.is_open
+        assert not breaker.may_try(0.2)
 
     def test_an_answered_request_forgets_everything(self) -> None:
         breaker = Breaker(SETTINGS)

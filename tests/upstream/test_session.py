@@ -55,7 +55,7 @@ async def test_a_session_carries_one_request_after_the_other() -> None:
     session = session_over(stream)
 
     for name in ("a", "b", "c"):
-        stream.say(answer_to(ask(name)))
+        stream.next_answer = (answer_to(ask(name)),)
         assert name_in(await session.exchange(ask(name))) == name
 
     assert session.requests == 3
@@ -185,6 +185,22 @@ async def test_what_comes_later_is_seen_before_the_session_is_lent_again() -> No
 
     assert session.state is State.IDLE
     assert not session.is_quiet()
+
+
+@pytest.mark.parametrize("what", [answer_to(ask("key-2")), b""], ids=["spoken on", "closed"])
+async def test_what_comes_before_the_request_is_sent_keeps_it_from_being_sent(what: bytes) -> None:
+    """Nothing was sent, so that whatever the request does may be done elsewhere."""
+    stream = FakeStream(ANSWER)
+    session = session_over(stream)
+    await session.exchange(GET)
+    stream.say(what)
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(GET)
+
+    assert (caught.value.stage, caught.value.reason) == (Stage.CONNECT, "closed")
+    assert stream.sent == [GET.frame]
+    assert session.state is State.BUSY
 
 
 # Cancelled at each await ---------------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""Callers: clients of the gateway that write down what they are told, and never ask the same thing twice."""
+
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from gateway.errors import GatewayError
+from gateway.kmip.messages import Response
+from gateway.kmip.spec import Operation
+from gateway.lab.client import Client, client_context, connect, create_key, get_key, key_value
+from tests.e2e.books import Asked, Books, Kind, Outcome, outcome_of
+from tests.e2e.harness import Gateway
+
+_OPERATIONS = {Kind.CREATE: Operation.CREATE, Kind.GET: Operation.GET, Kind.FOREIGN_GET: Operation.GET}
+
+
+@dataclass
+class Keys:
+    """The keys of one identity, as its clients know them: with their values, once these were got."""
+
+    identity: str
+    uids: list[str] = field(default_factory=list)
+    values: dict[str, bytes] = field(default_factory=dict)
+
+
+class Caller:
+    """One client: a certificate, and what it does with it. ``patience``, in seconds, is how long it waits for answers.
+
+    A session is over after a request without an answer; ``ask`` and its kind then return None.
+    """
+
+    def __init__(self, gateway: Gateway, name: str, keys: Keys, books: Books, *, patience: float) -> None:
+        self._name = name
+        self._numbers = itertools.count()
+        self._address = gateway.address
+        pair = gateway.certificates.client(name)
+        self._context = client_context(*pair, gateway.certificates.path("gateway_ca.pem"))
+        self._keys = keys
+        self._books = books
+        self._patience = patience
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Client]:
+        """A session; that the gateway refuses one is an oddity."""
+        try:
+            async with connect(self._address, self._context, server_name="localhost") as client:
+                yield client
+        except (GatewayError, OSError) as error:
+            self._books.oddities.append(f"no session with the gateway: {error!r}")
+
+    async def create(self, client: Client) -> Response | None:
+        """Make a key, and know it from now on."""
+        request = f"{self._name} {next(self._numbers)}"
+        return await self._ask(client, Kind.CREATE, create_key(contact=request), request=request)
+
+    async def get(self, client: Client, uid: str) -> Response | None:
+        """Get one of the identity's own keys: its value must be what it was before."""
+        response = await self._ask(client, Kind.GET, get_key(uid), uid)
+        if response is not None and self._books.asked[-1].outcome is Outcome.SUCCESS:
+            value = key_value(response)
+            if self._keys.values.setdefault(uid, value) != value:
+                self._books.oddities.append(f"{uid} has two values")
+        return response
+
+    async def get_foreign(self, client: Client, uid: str) -> Response | None:
+        """Try to get a key of another identity."""
+        return await self._ask(client, Kind.FOREIGN_GET, get_key(uid), uid)
+
+    async def _ask(self, client: Client, kind: Kind, frame: bytes, uid: str = "", request: str = "") -> Response | None:
+        began, started = time.time(), trio.current_time()
+        response, outcome, words = None, Outcome.SILENT, ""
+        try:
+            with trio.move_on_after(self._patience):
+                response = await client.ask(frame)
+                outcome, words = outcome_of(response)
+        except GatewayError as error:
+            outcome, words = Outcome.CLOSED, repr(error)
+        seconds = trio.current_time() - started
+        if response is not None and outcome is Outcome.SUCCESS:
+            told = response.items[0].unique_identifiers[0].decode()
+            if kind is Kind.CREATE:
+                uid = told
+                self._keys.uids.append(uid)
+            if response.items[0].operation != _OPERATIONS[kind] or told != uid:
+                self._books.oddities.append(f"{kind.value} of {uid} was answered by {response!r} about {told}")
+        self._books.asked.append(Asked(began, seconds, self._keys.identity, kind, outcome, uid, request, words))
+        return response
+
+
+async def get_on_and_on(
+    caller: Caller, keys: Keys, stop: trio.Event, rng: random.Random, *, pause: float, kept: bool = True
+) -> None:
+    """Get keys of one's own until told to stop, over one session or a fresh one each time; ``pause`` is in seconds."""
+    while not stop.is_set():
+        async with caller.session() as client:
+            while await caller.get(client, rng.choice(keys.uids)) is not None and not stop.is_set():
+                await trio.sleep(rng.uniform(0, 2 * pause))
+                if not kept:
+                    break

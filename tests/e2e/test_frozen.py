@@ -1,0 +1,110 @@
+"""One frozen backend of four: who notices, for how long, and what is left of it once the gateway has ejected it."""
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import Final
+
+import pytest
+import trio
+
+from tests.e2e.books import Asked, Books, Kind, Outcome
+from tests.e2e.harness import (
+    Certificates,
+    Gateway,
+    GatewaySettings,
+    KeyManagerProcess,
+    running_gateway,
+    running_key_manager_processes,
+)
+from tests.e2e.load import Caller, Keys, get_on_and_on
+
+CLIENTS: Final = 20
+PAUSE: Final = 0.05  # s between two Gets of a client, on average
+SLOW: Final = 0.5  # s: a Get that takes longer has noticed
+BEFORE: Final = 2.0  # s of load before the freeze
+AFTER: Final = 4.0  # s of load after the ejection
+EJECTION: Final = 20.0  # s in which it must have come
+RETURN: Final = 20.0  # s in which a thawed backend must be back
+PATIENCE: Final = 40.0  # s, more than the gateway's own deadline
+
+
+@pytest.fixture(scope="module")
+def key_managers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Certificates, list[KeyManagerProcess]]]:
+    certificates = Certificates(tmp_path_factory.mktemp("frozen"))
+    with running_key_manager_processes(certificates, [f"kms-{number}" for number in range(1, 5)]) as key_managers:
+        yield certificates, key_managers
+
+
+@pytest.fixture(scope="module")
+def gateway(key_managers: tuple[Certificates, list[KeyManagerProcess]]) -> Iterator[Gateway]:
+    certificates, processes = key_managers
+    ports = [process.port for process in processes]
+    with running_gateway(certificates, GatewaySettings(ports)) as gateway:
+        yield gateway
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
+    deadline = trio.current_time() + seconds
+    while not await condition():
+        assert trio.current_time() < deadline, f"{what}: not within {seconds:g} s"
+        await trio.sleep(0.1)
+
+
+async def is_up(gateway: Gateway, backend: str) -> bool:
+    """What the gateway itself says of a backend."""
+    samples = await trio.to_thread.run_sync(gateway.metrics)
+    return samples[f'kmip_gateway_backend_up{{backend="{backend}"}}'] == 1
+
+
+async def is_down(gateway: Gateway, backend: str) -> bool:
+    return not await is_up(gateway, backend)
+
+
+def figures(when: str, asked: Sequence[Asked]) -> None:
+    slow = sorted(one.seconds for one in asked if one.seconds > SLOW)
+    share = len(slow) / len(asked) if asked else 0.0
+    seconds = f", {slow[0]:.2f} to {slow[-1]:.2f} s" if slow else ""
+    print(f"{when:<40}{len(asked):>7} Gets{len(slow):>6} slow ({share:.1%}){seconds}")
+
+
+async def test_a_frozen_backend_is_left_alone(
+    gateway: Gateway, key_managers: tuple[Certificates, list[KeyManagerProcess]]
+) -> None:
+    frozen = key_managers[1][1]
+    books, keys, stop = Books(), Keys("gateway"), trio.Event()
+    callers = [Caller(gateway, f"client-{number}", keys, books, patience=PATIENCE) for number in range(CLIENTS)]
+    async with callers[0].session() as client:
+        await callers[0].create(client)
+    async with trio.open_nursery() as nursery:
+        for caller in callers:
+            nursery.start_soon(partial(get_on_and_on, caller, keys, stop, random.Random(0), pause=PAUSE))
+        await trio.sleep(BEFORE)
+        assert await is_up(gateway, frozen.name)
+        frozen.freeze()
+        at_freeze = time.time()
+        await until(lambda: is_down(gateway, frozen.name), "the ejection", EJECTION)
+        at_ejection = time.time()
+        await trio.sleep(AFTER)
+        frozen.thaw()
+        at_thaw = time.time()
+        await until(lambda: is_up(gateway, frozen.name), "the return", RETURN)
+        at_return = time.time()
+        await trio.sleep(1)
+        stop.set()
+
+    gets = books.of(Kind.GET)
+    after = [one for one in gets if at_ejection < one.began < at_thaw]
+    print(f"frozen: ejected after {at_ejection - at_freeze:.1f} s; thawed: back after {at_return - at_thaw:.1f} s")
+    figures("before the freeze", [one for one in gets if one.began + one.seconds < at_freeze])
+    figures(
+        "from the freeze to the ejection",
+        [one for one in gets if at_freeze < one.began + one.seconds and one.began <= at_ejection],
+    )
+    figures("ejected", after)
+    figures("from the thaw on", [one for one in gets if one.began >= at_thaw])
+    assert [one for one in gets if one.outcome is not Outcome.SUCCESS] == []
+    assert books.oddities == []
+    assert [one for one in after if one.seconds > SLOW] == []
+    assert len(after) > 10 * CLIENTS

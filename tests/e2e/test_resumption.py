@@ -1,0 +1,124 @@
+"""Clients that resume their TLS sessions, and clients that write header and body apart, through a real gateway."""
+
+import socket
+import ssl
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.kmip import compose
+from gateway.kmip.decode import decode_response
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.messages import Response
+from gateway.kmip.spec import ResultReason, ResultStatus, Tag
+from tests.e2e.harness import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
+
+HANDSHAKES = "kmip_gateway_client_handshakes_total"
+DELAY = 0.04  # s that Linux waits before it acknowledges what it has no answer for
+ROUNDS = 15
+HEADER = 8  # bytes
+QUERY = compose.query((1, 2))
+
+each_version = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    certificates = Certificates(tmp_path_factory.mktemp("resumption"))
+    settings = GatewaySettings([], [Identity("known", '{ subject_cn = "client-*" }')])
+    with running_key_managers(certificates) as settings.backends, running_gateway(certificates, settings) as gateway:
+        yield gateway
+
+
+def context_of(gateway: Gateway, name: str, version: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(gateway.certificates.path("gateway_ca.pem")))
+    context.load_cert_chain(*gateway.certificates.client(name))
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
+    return context
+
+
+@contextmanager
+def session(
+    gateway: Gateway, context: ssl.SSLContext, resume: ssl.SSLSession | None = None, *, nodelay: bool = False
+) -> Iterator[ssl.SSLSocket]:
+    with socket.create_connection((gateway.address.host, gateway.address.port), timeout=10) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
+        with context.wrap_socket(sock, server_hostname="localhost", session=resume) as talking:
+            yield talking
+
+
+def read_response(talking: ssl.SSLSocket) -> Response:
+    reader = FrameReader(Tag.RESPONSE_MESSAGE, 1 << 20)
+    while True:
+        data = talking.recv(16384)
+        assert data, "closed without an answer"
+        frame = reader.feed(data)
+        if frame is not None:
+            return decode_response(frame)
+
+
+@each_version
+@pytest.mark.parametrize("tickets", [True, False], ids=["tickets", "no tickets"])
+def test_a_client_that_resumes_gets_its_answer(gateway: Gateway, version: str, *, tickets: bool) -> None:
+    context = context_of(gateway, "client-resuming", version)
+    if not tickets:
+        context.options |= ssl.OP_NO_TICKET
+    counts = {resumed: gateway.total(HANDSHAKES, tls_version=version, resumed=resumed) for resumed in ("false", "true")}
+    kept: ssl.SSLSession | None = None
+    for resumed in (False, True, True, True):
+        with session(gateway, context, kept) as talking:
+            talking.sendall(QUERY)
+            assert read_response(talking).items[0].status == ResultStatus.SUCCESS
+            assert talking.session_reused is resumed
+            kept = talking.session
+    for label, more in [("false", 1), ("true", 3)]:
+        assert gateway.total(HANDSHAKES, tls_version=version, resumed=label) == counts[label] + more
+
+
+@each_version
+def test_whom_no_rule_matches_is_refused_on_a_resumed_session_as_well(gateway: Gateway, version: str) -> None:
+    context = context_of(gateway, "stranger", version)
+    kept: ssl.SSLSession | None = None
+    for resumed in (False, True):
+        with session(gateway, context, kept) as talking:
+            talking.sendall(QUERY)
+            assert read_response(talking).items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+            assert talking.session_reused is resumed
+            kept = talking.session
+
+
+@each_version
+@pytest.mark.parametrize("nodelay", [False, True], ids=["Nagle", "no delay"])
+def test_header_and_body_written_apart_are_answered_without_a_delay(
+    gateway: Gateway, version: str, *, nodelay: bool
+) -> None:
+    """Without TCP_NODELAY a client's kernel holds the body back until the header is acknowledged."""
+    context = context_of(gateway, "client-apart", version)
+    taken = []
+    with session(gateway, context, nodelay=nodelay) as talking:
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            talking.sendall(QUERY[:HEADER])
+            talking.sendall(QUERY[HEADER:])
+            assert read_response(talking).items[0].status == ResultStatus.SUCCESS
+            taken.append(time.perf_counter() - began)
+    assert statistics.median(taken) < DELAY / 2
+
+
+@each_version
+def test_a_resumed_session_s_first_request_is_answered_without_a_delay(gateway: Gateway, version: str) -> None:
+    """Here the client's last handshake message and its request are the two that are written apart."""
+    context = context_of(gateway, "client-short", version)
+    kept: ssl.SSLSession | None = None
+    taken = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        with session(gateway, context, kept) as talking:
+            talking.sendall(QUERY)
+            read_response(talking)
+            taken.append(time.perf_counter() - began)
+            kept = talking.session
+    assert statistics.median(taken[1:]) < DELAY / 2

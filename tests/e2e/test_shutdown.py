@@ -1,0 +1,173 @@
+"""How a gateway ends: by signals, with requests in flight; and what it says where it can't begin."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from gateway.errors import StreamClosedError
+from gateway.kmip.spec import ResultStatus
+from gateway.lab.client import client_context, connect, create_key
+from tests.e2e.harness import (
+    Certificates,
+    Gateway,
+    GatewaySettings,
+    free_port,
+    running_gateway,
+    running_key_managers,
+    wait_until,
+    write_config,
+)
+
+COST = 1.5  # s of a key manager for one operation
+DRAIN = 20.0  # s; far more than anything here takes
+IN_FLIGHT = "kmip_gateway_requests_in_flight"
+
+each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("shutdown"))
+
+
+@pytest.fixture(scope="module")
+def slow_key_managers(certificates: Certificates) -> Iterator[list[int]]:
+    with running_key_managers(certificates, ("kms-1",), "--operation-cost", str(COST)) as ports:
+        yield ports
+
+
+def settings(backends: list[int], drain: float = DRAIN) -> GatewaySettings:
+    return GatewaySettings(backends, extra=f"[deadlines]\ndrain = {drain}\n")
+
+
+def refuses(gateway: Gateway) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((gateway.address.host, gateway.address.port)) != 0
+
+
+async def ended(gateway: Gateway, within: float) -> int:
+    """The gateway's exit status."""
+    return await trio.to_thread.run_sync(lambda: gateway.process.wait(within))
+
+
+async def is_in_flight(gateway: Gateway) -> None:
+    def in_flight() -> bool:
+        return gateway.total(IN_FLIGHT) == 1
+
+    await trio.to_thread.run_sync(wait_until, in_flight, "the request's start")
+
+
+@each_signal
+async def test_requests_in_flight_are_answered_and_idle_clients_let_go(
+    certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
+) -> None:
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    with running_gateway(certificates, settings(slow_key_managers)) as gateway, socket.socket() as silent:
+        silent.connect((gateway.address.host, gateway.address.port))  # begins no handshake
+        async with connect(gateway.address, context) as idle, connect(gateway.address, context) as busy:
+            await busy.stream.send_all(create_key())
+            await is_in_flight(gateway)
+            began = time.monotonic()
+            gateway.process.send_signal(number)
+            with trio.fail_after(DRAIN / 2):
+                assert await idle.stream.receive_some() == b""
+                await trio.to_thread.run_sync(wait_until, lambda: refuses(gateway), "the end of listening")
+                answer = await busy.read_response()
+            assert answer.items[0].status == ResultStatus.SUCCESS
+            assert await busy.stream.receive_some() == b""
+        assert await ended(gateway, DRAIN / 2) == 0
+        assert time.monotonic() - began < DRAIN / 2
+        assert b"Traceback" not in gateway.log.read_bytes()
+
+
+async def test_who_takes_too_long_is_not_waited_for(certificates: Certificates, slow_key_managers: list[int]) -> None:
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    with running_gateway(certificates, settings(slow_key_managers, 0.2)) as gateway:
+        async with connect(gateway.address, context) as busy:
+            await busy.stream.send_all(create_key())
+            await is_in_flight(gateway)
+            gateway.process.terminate()
+            with pytest.raises(StreamClosedError):
+                await busy.read_response()
+        assert await ended(gateway, 5) == 0
+        assert b"Traceback" not in gateway.log.read_bytes()
+
+
+@each_signal
+async def test_a_second_signal_ends_it_at_once(
+    certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
+) -> None:
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    with running_gateway(certificates, settings(slow_key_managers)) as gateway:
+        async with connect(gateway.address, context) as busy:
+            await busy.stream.send_all(create_key())
+            await is_in_flight(gateway)
+            gateway.process.send_signal(number)
+            await trio.to_thread.run_sync(wait_until, lambda: refuses(gateway), "the end of listening")
+            gateway.process.send_signal(number)
+            assert await ended(gateway, DRAIN / 2) == -number
+        assert b"Traceback" not in gateway.log.read_bytes()
+
+
+@each_signal
+def test_without_clients_and_without_key_managers_it_ends_as_well(
+    certificates: Certificates, number: signal.Signals
+) -> None:
+    config = write_config(certificates, settings([free_port()]), port := free_port(), free_port())
+    process = run(config)
+    try:
+        wait_until(lambda: _is_open(port), "the start")
+        process.send_signal(number)
+        _, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert b"Traceback" not in said
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def run(config: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gateway", "run", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def mistake(config: Path) -> str:
+    """The one line with which a gateway that can't begin gives up."""
+    process = run(config)
+    said, wrong = process.communicate(timeout=30)
+    assert (process.returncode, said) == (2, b"")
+    (line,) = wrong.decode().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("taken", ['listeners["kmip"].bind', "admin.bind"])
+def test_an_address_in_use_is_one_clear_line(certificates: Certificates, taken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port: int = other.getsockname()[1]
+        ports = (port, free_port()) if taken.startswith("listeners") else (free_port(), port)
+        config = write_config(certificates, settings([free_port()]), *ports)
+        line = mistake(config)
+    assert line.startswith(f"{config}: {taken}: can't listen on 127.0.0.1:{port}: Address already in use")
+
+
+def test_missing_files_are_one_clear_line_each(certificates: Certificates, tmp_path: Path) -> None:
+    missing = tmp_path / "gateway.toml"
+    assert mistake(missing).startswith(f"{missing}: ")
+    config = write_config(certificates, settings([free_port()]), free_port(), free_port())
+    other = config.with_name("other.toml")
+    other.write_text(config.read_text().replace('"server.key"', '"lost.key"'))
+    line = mistake(other)
+    assert line.startswith(f'{other}: listeners["kmip"].private_key: ')
+    assert "lost.key" in line

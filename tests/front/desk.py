@@ -1,0 +1,189 @@
+"""A front without anything behind it: a real listener over real TLS, and a desk where a dispatcher would sit."""
+
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+from OpenSSL import SSL
+from structlog.testing import LogCapture
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.config import Address, IdentityConfig, MatchConfig
+from gateway.dispatcher import Answer, Dispatcher
+from gateway.front.admission import Admission
+from gateway.front.conversation import Limits
+from gateway.front.listener import Listener, ListenerSettings
+from gateway.identity import Identities, Principal
+from gateway.kmip import compose, ttlv
+from gateway.kmip.compose import Ask, Result
+from gateway.kmip.decode import decode_response
+from gateway.kmip.messages import Request, Response, Version
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.lab.client import Client, connect
+from gateway.metrics import Metrics
+from tests.e2e.harness import Certificates
+from tests.streams import asking, serving
+
+NAME = "kmip"
+
+
+class Desk(Dispatcher):
+    """Answers everything with success, as soon as its gate is open, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.gate = trio.Event()
+        self.gate.set()
+        self.asked: list[Request] = []
+        self.answered = 0
+        self.answer_size = 0
+        self.fault: Exception | None = None
+
+    async def dispatch(self, request: Request, principal: Principal, *_more: Any, **_by_name: Any) -> Answer:
+        """Answer."""
+        assert principal.subject
+        self.asked.append(request)
+        await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.answered += 1
+        payload = ttlv.octets(Tag.DATA, bytes(self.answer_size))
+        results = [
+            Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=payload)
+            for item in request.items
+        ]
+        frame = compose.encode_response(request.version, results)
+        return Answer(frame, decode_response(frame))
+
+    def close_gate(self) -> None:
+        """Answer nothing until the gate is opened again."""
+        self.gate = trio.Event()
+
+
+@dataclass
+class Front:
+    """A listener that runs."""
+
+    address: Address
+    listener: Listener
+    desk: Desk
+    certificates: Certificates
+    context: SSL.Context
+    metrics: Metrics
+    log: LogCapture
+
+    @asynccontextmanager
+    async def client(
+        self, name: str = "alice", *, version: str | None = None, context: SSL.Context | None = None
+    ) -> AsyncIterator[Client]:
+        """A client's session, for the length of a block; and time for the listener to see its end."""
+        before = self.clients
+        async with connect(self.address, context or asking(self.certificates, name, version)) as client:
+            yield client
+        await until(lambda: self.clients <= before)
+
+    def count(self, family: str, **labels: str) -> float:
+        """A sample, or 0 where there is none."""
+        return self.metrics.registry.get_sample_value(f"kmip_gateway_{family}", labels) or 0.0
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """What was counted against client connections, by reason."""
+        return {
+            sample.labels["reason"]: sample.value
+            for family in self.metrics.client_connection_errors.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
+    @property
+    def refusals(self) -> dict[str, float]:
+        """The gateway's own answers, by reason."""
+        return {
+            sample.labels["reason"]: sample.value
+            for family in self.metrics.gateway_errors.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
+    @property
+    def clients(self) -> float:
+        """Client connections, as the metrics have it."""
+        return self.count("client_connections", listener=NAME)
+
+
+@asynccontextmanager
+async def open_front(
+    certificates: Certificates,
+    *,
+    limits: Limits | None = None,
+    settings: ListenerSettings | None = None,
+    match: MatchConfig | None = None,
+    listening: socket.socket | None = None,
+) -> AsyncIterator[Front]:
+    """A front for the length of a block; by default everyone is let in. Closes the socket it listens on."""
+    rule = IdentityConfig(
+        name="everyone",
+        match=match or MatchConfig(subject_cn=("*",)),
+        shared=True,
+        certificate=Path("unused"),
+        private_key=Path("unused"),
+    )
+    desk, metrics, log = Desk(), Metrics("test"), LogCapture()
+    context = serving(certificates)
+    listener = Listener(
+        settings or ListenerSettings(NAME),
+        context,
+        Identities([rule]),
+        admission=Admission(),
+        dispatcher=desk,
+        limits=limits or Limits(),
+        metrics=metrics,
+        log=structlog.wrap_logger(None, processors=[log]),
+    )
+    with listening or socket.create_server(("127.0.0.1", 0)) as sock:
+        address = Address(*sock.getsockname())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, sock)
+            yield Front(address, listener, desk, certificates, context, metrics, log)
+            nursery.cancel_scope.cancel()
+    assert repr(listener) == f"<Listener {NAME}: 0 clients>"
+    assert not listener._conversations
+    assert not listener._handshakes
+    assert metrics.registry.get_sample_value("kmip_gateway_client_connections", {"listener": NAME}) == 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others run until something has become true; bounded."""
+    for _ in range(400):
+        if condition():
+            return
+        await wait_all_tasks_blocked(0.005)
+    raise AssertionError("it has not become true")
+
+
+def request(number: int = 1, version: Version = (1, 2), operations: Sequence[int] = (Operation.GET,)) -> bytes:
+    """A request whose Unique Batch Item IDs carry a number, to tell its answer by."""
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, f"key-{number}")
+    mark = number.to_bytes(8, "big")
+    return compose.encode_request(version, [Ask(operation, payload, mark) for operation in operations])
+
+
+def number_of(response: Response) -> int:
+    """The number of the request that this answers."""
+    mark = response.items[0].unique_batch_item_id
+    assert mark is not None
+    return int.from_bytes(mark, "big")
+
+
+def padded(size: int, number: int = 1) -> bytes:
+    """A request of exactly this many bytes, a multiple of eight."""
+    empty = compose.encode_request((1, 2), [Ask(Operation.ENCRYPT, ttlv.octets(Tag.DATA, b""), bytes(8))])
+    data = ttlv.octets(Tag.DATA, bytes(size - len(empty)))
+    frame = compose.encode_request((1, 2), [Ask(Operation.ENCRYPT, data, number.to_bytes(8, "big"))])
+    assert len(frame) == size
+    return frame

@@ -1,0 +1,465 @@
+"""One client's requests and answers: their order, their deadlines, their ends."""
+
+import socket
+import ssl
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.config import MatchConfig
+from gateway.errors import StreamClosedError, TlsError
+from gateway.kmip import ttlv
+from gateway.kmip.messages import Response, Version
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
+from gateway.lab.client import Client
+from tests.e2e.harness import Certificates
+from tests.front.desk import Front, number_of, open_front, padded, request, until
+from tests.streams import TLS_1_2, TLS_1_3
+
+VERSIONS: list[Version] = [(1, 0), (1, 4), (2, 0), (2, 1), (3, 0)]
+NOBODY = MatchConfig(subject_cn=("nobody",))
+
+
+@pytest.fixture
+async def front(certificates: Certificates) -> AsyncIterator[Front]:
+    async with open_front(certificates) as front:
+        yield front
+
+
+@asynccontextmanager
+async def told_and_let_go(client: Client) -> AsyncIterator[list[Response]]:
+    """After the block: one answer, which is put into the list, then the end."""
+    answers: list[Response] = []
+    yield answers
+    with trio.fail_after(5):
+        answers.append(await client.read_response())
+        assert await client.stream.receive_some() == b""
+
+
+async def is_closed(client: Client) -> None:
+    """The end, and nothing before it."""
+    with suppress(StreamClosedError):
+        assert await client.stream.receive_some() == b""
+
+
+async def trickle(client: Client, data: bytes) -> None:
+    """Send a byte a second."""
+    for byte in data:
+        await client.stream.send_all(bytes([byte]))
+        await trio.sleep(1)
+
+
+async def all_answers(client: Client) -> list[Response]:
+    """Every answer that comes until the end."""
+    answers: list[Response] = []
+    with trio.fail_after(5), suppress(StreamClosedError):
+        while True:
+            answers.append(await client.read_response())
+    return answers
+
+
+# Requests and answers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_requests_are_answered_one_after_the_other(front: Front, version: Version) -> None:
+    async with front.client() as client:
+        for number in range(3):
+            answer = await client.ask(request(number, version))
+            assert number_of(answer) == number
+            assert answer.version == version
+    assert [bytes(asked.frame) for asked in front.desk.asked] == [request(number, version) for number in range(3)]
+
+
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+async def test_pipelined_requests_are_answered_in_their_order(front: Front, version: str) -> None:
+    async with front.client(version=version) as client:
+        await client.stream.send_all(b"".join(request(number) for number in range(50)))
+        assert [number_of(await client.read_response()) for number in range(50)] == list(range(50))
+
+
+async def test_a_request_may_come_byte_by_byte(front: Front) -> None:
+    async with front.client() as client:
+        for byte in request(7):
+            await client.stream.send_all(bytes([byte]))
+        assert number_of(await client.read_response()) == 7
+
+
+async def test_requests_may_be_cut_anywhere(front: Front) -> None:
+    """Two requests in two records, cut at every place."""
+    both = request(1) + request(2)
+    async with front.client() as client:
+        for cut in range(1, len(both)):
+            await client.stream.send_all(both[:cut])
+            await client.stream.send_all(both[cut:])
+            assert [number_of(await client.read_response()) for _ in range(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("size", [16384, 16392, 1 << 20])
+async def test_a_request_may_be_as_large_as_the_limit(front: Front, size: int) -> None:
+    async with front.client() as client:
+        assert number_of(await client.ask(padded(size, 5))) == 5
+    assert len(front.desk.asked[0].frame) == size
+
+
+@pytest.mark.parametrize("size", [16384, 100_000, 1 << 20])
+async def test_large_answers_arrive(front: Front, size: int) -> None:
+    front.desk.answer_size = size
+    async with front.client() as client:
+        answer = await client.ask(request())
+        assert len(answer.frame) > size
+
+
+async def test_a_batch_is_one_request(front: Front) -> None:
+    async with front.client() as client:
+        answer = await client.ask(request(3, operations=[Operation.GET, Operation.LOCATE]))
+        assert [item.operation for item in answer.items] == [Operation.GET, Operation.LOCATE]
+    assert front.count("requests_total", operation="Batch", result="success", protocol_version="1.2") == 1
+
+
+async def test_answers_are_counted_by_operation_result_and_version(front: Front) -> None:
+    async with front.client() as client:
+        await client.ask(request(version=(1, 4)))
+    assert front.count("requests_total", operation="Get", result="success", protocol_version="1.4") == 1
+    assert front.count("client_requests_per_connection_sum") == 1
+
+
+async def test_a_client_that_half_closes_after_its_request_is_answered(front: Front) -> None:
+    async with front.client() as client:
+        await client.stream.send_all(request(4))
+        client.stream.connection.shutdown()
+        client.stream._socket.shutdown(socket.SHUT_WR)
+        assert number_of(await client.read_response()) == 4
+        assert await client.stream.receive_some() == b""
+    await until(lambda: front.clients == 0)
+    assert front.errors == {}
+
+
+# What is not an error -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+@pytest.mark.parametrize("polite", [True, False])
+async def test_a_connection_without_a_request_is_not_an_error(front: Front, version: str, *, polite: bool) -> None:
+    """Some clients try now and then whether the port answers; in TLS 1.3 a close with tickets unread is a reset."""
+    async with front.client(version=version) as client:
+        await wait_all_tasks_blocked(0.01)
+        if not polite:
+            client.stream.close()
+    await until(lambda: front.clients == 0 and front.count("client_requests_per_connection_count") == 1)
+    assert front.count("client_requests_per_connection_bucket", le="0.0") == 1
+    assert front.errors == {}
+    assert front.log.entries == []
+
+
+async def test_a_client_may_be_idle_for_an_hour_and_no_longer(certificates: Certificates, clock: MockClock) -> None:
+    async with open_front(certificates) as front, front.client() as client:
+        await client.ask(request())
+        began = clock.current_time()
+        await trio.sleep(3599)
+        await client.ask(request())
+        await is_closed(client)
+        assert clock.current_time() - began == pytest.approx(3599 + 3600, abs=1)
+    assert front.errors == {}
+
+
+# Deadlines ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 100])
+async def test_half_a_request_has_its_deadline(certificates: Certificates, clock: MockClock, size: int) -> None:
+    async with open_front(certificates) as front, front.client() as client:
+        began = clock.current_time()
+        await client.stream.send_all(request()[:size])
+        await is_closed(client)
+        assert clock.current_time() - began == pytest.approx(10, abs=0.5)
+    assert front.errors == {"reading_timeout": 1}
+
+
+async def test_half_a_request_behind_a_whole_one_has_its_deadline(certificates: Certificates, clock: MockClock) -> None:
+    async with open_front(certificates) as front, front.client() as client:
+        began = clock.current_time()
+        await client.stream.send_all(request(1) + request(2)[:20])
+        assert number_of(await client.read_response()) == 1
+        await is_closed(client)
+        assert clock.current_time() - began == pytest.approx(10, abs=0.5)
+    assert front.errors == {"reading_timeout": 1}
+
+
+async def test_a_byte_a_second_does_not_stretch_the_deadline(certificates: Certificates, clock: MockClock) -> None:
+    async with open_front(certificates) as front, front.client() as client:
+        began = clock.current_time()
+        with pytest.raises(StreamClosedError):
+            await trickle(client, request())
+        assert 10 <= clock.current_time() - began < 15
+    assert front.errors == {"reading_timeout": 1}
+    assert front.desk.asked == []
+
+
+async def test_a_client_that_never_reads_has_its_deadline(certificates: Certificates, clock: MockClock) -> None:
+    async with open_front(certificates) as front, front.client() as client:
+        front.desk.answer_size = 1 << 20
+        began = clock.current_time()
+        await client.stream.send_all(b"".join(request(number) for number in range(50)))
+        await trio.sleep(9)
+        assert front.errors == {}
+        await trio.sleep(2)
+        assert front.errors == {"sending_timeout": 1}
+        assert clock.current_time() - began < 12
+        assert front.desk.answered < 20  # no more than the kernel's buffers hold was asked for
+
+
+async def test_an_answer_may_take_its_time(certificates: Certificates, clock: MockClock) -> None:
+    """How long is the dispatcher's affair alone."""
+    async with open_front(certificates) as front, front.client() as client, trio.open_nursery() as nursery:
+        front.desk.close_gate()
+        nursery.start_soon(client.stream.send_all, request(9))
+        await trio.sleep(5000)
+        front.desk.gate.set()
+        assert number_of(await client.read_response()) == 9
+        assert clock.current_time() >= 5000
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+GET = request(1, (1, 4))
+GET_2_1 = request(1, (2, 1))
+
+
+def with_bytes(frame: bytes, position: int, new: bytes) -> bytes:
+    return frame[:position] + new + frame[position + len(new) :]
+
+
+REFUSED: dict[str, tuple[bytes, Version, int]] = {
+    "garbage": (bytes(range(64)), (1, 0), ResultReason.INVALID_MESSAGE),
+    "a response": (with_bytes(GET, 0, b"\x42\x00\x7b"), (1, 0), ResultReason.INVALID_MESSAGE),
+    "an odd length": (with_bytes(GET, 7, b"\x01"), (1, 0), ResultReason.INVALID_MESSAGE),
+    "four gibibytes": (with_bytes(GET, 4, b"\xff\xff\xff\xf8"), (1, 0), ResultReason.INVALID_MESSAGE),
+    "one byte over": (with_bytes(GET, 4, struct.pack(">I", 1 << 20)), (1, 0), ResultReason.INVALID_MESSAGE),
+    "HTTP": (b"POST /kmip HTTP/1.1\r\nHost: gateway\r\n\r\n", (1, 0), ResultReason.INVALID_MESSAGE),
+    "an operation of another type": (
+        GET.replace(b"\x42\x00\x5c\x05", b"\x42\x00\x5c\x02"),
+        (1, 4),
+        ResultReason.INVALID_MESSAGE,
+    ),
+    "the same in 2.1": (GET_2_1.replace(b"\x42\x00\x5c\x05", b"\x42\x00\x5c\x02"), (2, 1), ResultReason.CODEC_ERROR),
+    "a wrong count": (
+        GET.replace(ttlv.integer(Tag.BATCH_COUNT, 1), ttlv.integer(Tag.BATCH_COUNT, 2)),
+        (1, 4),
+        ResultReason.INVALID_MESSAGE,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_what_is_no_request_is_answered_and_let_go(front: Front, what: str) -> None:
+    sent, version, reason = REFUSED[what]
+    async with front.client() as client:
+        await client.ask(request())
+        async with told_and_let_go(client) as answers:
+            await client.stream.send_all(sent)
+    (answer,) = answers
+    (item,) = answer.items
+    assert answer.version == version
+    assert (item.operation, item.status, item.reason) == (-1, ResultStatus.OPERATION_FAILED, reason)
+    assert len(front.desk.asked) == 1
+    assert front.errors == {"protocol": 1}
+    assert sum(front.refusals.values()) == 1
+
+
+async def test_http_is_called_by_its_name(front: Front) -> None:
+    async with front.client() as client, told_and_let_go(client) as answers:
+        await client.stream.send_all(REFUSED["HTTP"][0])
+    assert "HTTP" in (answers[0].items[0].message or "")
+
+
+async def test_too_large_a_request_is_refused_by_its_head_alone(front: Front) -> None:
+    """The answer arrives although the client goes on sending what nobody reads."""
+    async with front.client() as client:
+        await client.stream.send_all(with_bytes(GET, 4, struct.pack(">I", 1 << 20)))
+        answer = await client.read_response()
+        assert "limit" in (answer.items[0].message or "")
+        await client.stream.send_all(bytes(200_000))
+    assert front.refusals == {"too_large": 1}
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 20, len(GET) - 1])
+async def test_a_client_that_leaves_in_mid_request_is_told_if_it_listens(front: Front, cut: int) -> None:
+    async with front.client() as client, told_and_let_go(client) as answers:
+        await client.stream.send_all(GET[:cut])
+        client.stream.connection.shutdown()
+    assert answers[0].items[0].reason == ResultReason.INVALID_MESSAGE
+    assert front.errors == {"protocol": 1}
+    assert front.desk.asked == []
+
+
+async def test_a_request_behind_garbage_is_not_looked_at(front: Front) -> None:
+    async with front.client() as client, told_and_let_go(client) as answers:
+        await client.stream.send_all(request(1) + bytes(64) + request(2))
+        assert number_of(await client.read_response()) == 1
+    assert answers[0].items[0].reason == ResultReason.INVALID_MESSAGE
+    assert len(front.desk.asked) == 1
+
+
+async def test_a_broken_record_ends_the_connection(front: Front) -> None:
+    async with front.client() as client:
+        client.stream._socket.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        with pytest.raises(TlsError):
+            await client.stream.receive_some()
+    await until(lambda: front.errors == {"gone": 1})
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_whom_no_rule_matches_is_told_so(certificates: Certificates, version: Version) -> None:
+    asked = request(1, version, operations=[Operation.GET, Operation.DESTROY])
+    async with open_front(certificates, match=NOBODY) as front, front.client() as client:
+        async with told_and_let_go(client) as answers:
+            await client.stream.send_all(asked)
+        (answer,) = answers
+        assert answer.version == version
+        assert [item.operation for item in answer.items] == [Operation.GET, Operation.DESTROY]
+        assert {item.reason for item in answer.items} == {ResultReason.AUTHENTICATION_NOT_SUCCESSFUL}
+        assert {item.unique_batch_item_id for item in answer.items} == {bytes([0] * 7 + [1])}
+    assert front.errors == {"not_authenticated": 1}
+    assert front.refusals == {"not_authenticated": 1}
+    assert front.desk.asked == []
+
+
+async def test_whom_no_rule_matches_does_not_keep_a_place_for_long(
+    certificates: Certificates, clock: MockClock
+) -> None:
+    async with open_front(certificates, match=NOBODY) as front, front.client() as client:
+        await is_closed(client)
+        assert clock.current_time() < 20
+    assert front.errors == {}
+
+
+async def test_a_certificate_may_end_while_its_client_is_connected(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with front.client() as client:
+        await client.ask(request())
+        a_year_on = time.time() + 366 * 86400
+        monkeypatch.setattr("time.time", lambda: a_year_on)
+        async with told_and_let_go(client) as answers:
+            await client.stream.send_all(request())
+    assert answers[0].items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+    assert "not valid" in (answers[0].items[0].message or "")
+    assert front.errors == {"not_authenticated": 1}
+
+
+# Drain ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_drain_ends_idle_clients_at_once(front: Front) -> None:
+    async with front.client() as client, front.client() as fresh:
+        await client.ask(request())
+        front.listener.drain()
+        with trio.fail_after(5):
+            for each in (client, fresh):
+                assert await each.stream.receive_some() == b""
+    assert front.errors == {}
+
+
+async def test_drain_lets_a_request_that_is_begun_be_read_and_answered(front: Front) -> None:
+    async with front.client() as client:
+        await client.stream.send_all(request(1)[:20])
+        await until(lambda: "reading" in repr(front.listener._conversations))
+        front.listener.drain()
+        async with told_and_let_go(client) as answers:
+            await client.stream.send_all(request(1)[20:])
+    assert number_of(answers[0]) == 1
+
+
+async def test_drain_lets_a_request_in_flight_be_answered(front: Front) -> None:
+    front.desk.close_gate()
+    async with front.client() as client:
+        await client.stream.send_all(request(1))
+        await until(lambda: front.listener.requests_in_flight == 1)
+        front.listener.drain()
+        await wait_all_tasks_blocked(0.01)
+        assert front.listener.requests_in_flight == 1
+        async with told_and_let_go(client) as answers:
+            front.desk.gate.set()
+    assert number_of(answers[0]) == 1
+    assert front.desk.answered == 1
+
+
+async def test_drain_does_not_begin_what_is_pipelined(front: Front) -> None:
+    front.desk.close_gate()
+    async with front.client() as client:
+        await client.stream.send_all(request(1) + request(2) + request(3))
+        await until(lambda: front.listener.requests_in_flight == 1)
+        front.listener.drain()
+        async with told_and_let_go(client) as answers:
+            front.desk.gate.set()
+    assert number_of(answers[0]) == 1
+    assert len(front.desk.asked) == 1
+
+
+async def test_drain_does_not_cut_an_answer_in_two(front: Front) -> None:
+    front.desk.answer_size = 1 << 20
+    async with front.client() as client:
+        await client.stream.send_all(b"".join(request(number) for number in range(10)))
+        await until(lambda: "sending" in repr(front.listener._conversations))
+        front.listener.drain()
+        answers = await all_answers(client)
+    assert [number_of(answer) for answer in answers] == list(range(front.desk.answered))
+
+
+# Clients that leave ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_does_not_cancel_its_request(front: Front) -> None:
+    front.desk.close_gate()
+    async with front.client() as client:
+        await client.stream.send_all(request())
+        await until(lambda: front.listener.requests_in_flight == 1)
+        client.stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.stream.close()
+        await wait_all_tasks_blocked(0.01)
+        assert front.listener.requests_in_flight == 1
+        front.desk.gate.set()
+    assert front.desk.answered == 1
+    assert front.errors == {"gone": 1}
+
+
+@pytest.mark.parametrize(("early", "expected"), [(0.1, {True}), (0.0, {True, False}), (-0.1, {False})])
+async def test_the_last_bytes_and_the_deadline_may_coincide(
+    certificates: Certificates, clock: MockClock, early: float, expected: set[bool]
+) -> None:
+    """Either the request is dispatched and answered, or it is not dispatched at all."""
+    async with open_front(certificates) as front, front.client() as client:
+        await client.stream.send_all(request(1)[:-8])
+        await wait_all_tasks_blocked(0.01)
+        began = clock.current_time()
+        await trio.sleep(10 - early)
+        answered = True
+        try:
+            assert number_of(await client.ask(request(1)[-8:])) == 1
+        except StreamClosedError:
+            answered = False
+        assert answered in expected
+        assert clock.current_time() - began < 11
+    assert (len(front.desk.asked), front.desk.answered) == (answered, answered)
+
+
+async def test_a_plain_client_of_the_standard_library_is_served(front: Front) -> None:
+    context = ssl.create_default_context(cafile=str(front.certificates.path("gateway_ca.pem")))
+    context.load_cert_chain(*front.certificates.client("alice"))
+
+    def talk() -> bytes:
+        with (
+            socket.create_connection((front.address.host, front.address.port), timeout=5) as sock,
+            context.wrap_socket(sock, server_hostname="localhost") as talking,
+        ):
+            talking.sendall(request(6))
+            return talking.recv(65536)
+
+    answer = await trio.to_thread.run_sync(talk)
+    assert answer.startswith(b"\x42\x00\x7b\x01")

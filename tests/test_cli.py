@@ -1,0 +1,142 @@
+"""The command line: what it says, and with which status it ends."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from gateway import cli
+from tests.e2e.harness import Certificates, GatewaySettings, free_port, write_config
+from tests.test_worker import write_weak_key
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture
+def config(certificates: Certificates) -> Path:
+    return write_config(certificates, GatewaySettings([free_port()]), free_port(), free_port())
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """``run`` sets up logging for its process, which is everybody's here."""
+    yield
+    structlog.reset_defaults()
+
+
+def call(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("name", ["--help", "-h"])
+def test_help_names_every_command(name: str) -> None:
+    status, said, _ = call(name)
+    assert status == 0
+    for command in ("run", "check", "certs", "demo", "keymanager"):
+        assert f"\n  {command} " in said
+
+
+@pytest.mark.parametrize("command", ["run", "check", "certs", "demo", "keymanager"])
+def test_every_command_explains_itself(command: str) -> None:
+    status, said, _ = call(command, "--help")
+    assert status == 0
+    assert said.startswith(f"Usage: main {command}")
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert call("--version") == (0, f"kmip-gateway, version {version('kmip-gateway')}\n", "")
+
+
+def test_an_unknown_command_is_a_mistake() -> None:
+    status, _, said = call("rum")
+    assert status == 2
+    assert "rum" in said
+
+
+def test_check_sums_up_what_is_right(config: Path) -> None:
+    status, said, wrong = call("check", config)
+    assert (status, wrong) == (0, "")
+    assert said.endswith(f"{config}: no mistakes\n")
+    assert len(said.splitlines()) > 3
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_every_mistake_is_told_at_once(config: Path, command: str) -> None:
+    wrong = config.with_name("wrong.toml")
+    wrong.write_text(config.read_text().replace("bind", "bnid").replace('"server.pem"', '"missing.pem"'))
+    status, said, mistakes = call(command, wrong)
+    assert (status, said) == (2, "")
+    lines = mistakes.splitlines()
+    assert len(lines) >= 3
+    assert all(line.startswith(f"{wrong}: ") for line in lines)
+    assert any("missing.pem" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("kind", ["missing", "directory", "garbage"])
+def test_a_file_that_is_no_configuration_is_a_mistake_of_one_line(tmp_path: Path, command: str, kind: str) -> None:
+    path = tmp_path / "gateway.toml"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "garbage":
+        path.write_bytes(b"\xff\x00[[")
+    status, said, mistakes = call(command, path)
+    assert (status, said) == (2, "")
+    assert len(mistakes.splitlines()) == 1
+    assert mistakes.startswith(f"{path}: ")
+
+
+def test_what_shows_only_when_it_runs_is_a_mistake_too(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    write_weak_key(certificates)
+    config = write_config(certificates, GatewaySettings([free_port()]), free_port(), free_port())
+    status, _, mistakes = call("run", config)
+    assert status == 2
+    (line,) = mistakes.splitlines()
+    assert line.startswith(f'{config}: listeners["kmip"].certificate: ')
+
+
+@pytest.mark.parametrize(("option", "kind"), [((), ec.EllipticCurvePrivateKey), (("--rsa",), rsa.RSAPrivateKey)])
+def test_certs_writes_a_set_and_does_not_overwrite_it(tmp_path: Path, option: tuple[str, ...], kind: type) -> None:
+    directory = tmp_path / "certificates"
+    status, said, _ = call("certs", directory, *option)
+    assert status == 0
+    assert sorted(said.splitlines()) == sorted(str(path) for path in directory.iterdir())
+    key = directory / "server.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    before = key.read_bytes()
+    status, _, wrong = call("certs", directory, *option)
+    assert status == 1
+    assert "holds" in wrong
+    assert key.read_bytes() == before
+    assert isinstance(load_pem_private_key(before, None), kind)
+
+
+def test_it_is_a_module_too() -> None:
+    """Also from elsewhere, and without what only a terminal has."""
+    command = [sys.executable, "-m", "gateway", "--help"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, env=os.environ | {"TERM": ""}
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: kmip-gateway ")
+    assert done.stderr == ""
+
+
+def test_the_lab_is_not_loaded_by_what_runs() -> None:
+    code = "import sys, gateway.cli; print([name for name in sys.modules if name.startswith('gateway.lab')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "[]\n"

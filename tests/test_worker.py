@@ -1,0 +1,246 @@
+"""One process of the gateway, built from a configuration, run, and drained."""
+
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from OpenSSL import SSL
+from trio.testing import wait_all_tasks_blocked
+
+from gateway import tls
+from gateway.config import Address, Config, load
+from gateway.errors import ConfigError, StreamClosedError
+from gateway.kmip import compose
+from gateway.kmip.spec import ResultReason, ResultStatus
+from gateway.lab.client import Client, client_context, connect, create_key, get_key
+from gateway.lab.keymanager import KeyManager, Store
+from gateway.worker import Bound, Worker
+from tests.e2e.harness import Certificates, GatewaySettings, free_port, write_config
+from tests.streams import descriptors
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("worker"))
+
+
+@pytest.fixture
+async def key_manager(certificates: Certificates, nursery: trio.Nursery) -> AsyncIterator[KeyManager]:
+    context = tls.server_context(*certificates.pair("kms"), certificates.path("kms_clients_ca.pem"))
+    store = Store()
+    key_manager = KeyManager("kms-1", store, context=context)
+    await nursery.start(key_manager.serve, ("127.0.0.1", 0))
+    yield key_manager
+    store.close()
+
+
+def configure(certificates: Certificates, backend: int, *, extra: str = "", port: int = 0, admin: int = 0) -> Config:
+    """A configuration with one backend; by default on ports that are free."""
+    path = write_config(
+        certificates, GatewaySettings([backend], extra=extra), port or free_port(), admin or free_port()
+    )
+    return load(path)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[tuple[Worker, Bound]]:
+    """A worker for the length of a block, drained at its end."""
+    worker = Worker(config)
+    async with trio.open_nursery() as nursery:
+        bound: Bound = await nursery.start(worker.run)
+        yield worker, bound
+        worker.drain()
+
+
+@asynccontextmanager
+async def client_of(certificates: Certificates, bound: Bound) -> AsyncIterator[Client]:
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    async with connect(bound.listeners[0], context) as client:
+        yield client
+
+
+async def http(address: Address, path: str) -> bytes:
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    async with stream:
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n".encode())
+        return b"".join([chunk async for chunk in stream])
+
+
+async def until_ready(bound: Bound) -> None:
+    for _ in range(100):
+        if b" 200 " in await http(bound.admin, "/readyz"):
+            return
+        await trio.sleep(0.02)
+    raise AssertionError("not ready")
+
+
+async def test_a_key_is_made_and_got_through_a_worker(certificates: Certificates, key_manager: KeyManager) -> None:
+    async with running(configure(certificates, key_manager.port)) as (_worker, bound):
+        await until_ready(bound)
+        async with client_of(certificates, bound) as client:
+            created = await client.ask(create_key())
+            uid = created.items[0].unique_identifiers[0].decode()
+            got = await client.ask(get_key(uid))
+        assert got.items[0].status == ResultStatus.SUCCESS
+        metrics = (await http(bound.admin, "/metrics")).decode()
+    assert 'kmip_gateway_requests_total{operation="Get",protocol_version="1.2",result="success"} 1.0' in metrics
+    for role, name in [
+        ("listener", "kmip"),
+        ("client_ca", "kmip"),
+        ("backend_client", "everyone"),
+        ("backend_ca", "kms-1"),
+    ]:
+        assert f'kmip_gateway_certificate_not_after_timestamp_seconds{{name="{name}",role="{role}"}}' in metrics
+
+
+async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Certificates) -> None:
+    async with running(configure(certificates, free_port())) as (_worker, bound):
+        for _ in range(100):
+            answer = await http(bound.admin, "/readyz")
+            if b" 503 " in answer:
+                break
+            await trio.sleep(0.02)
+        assert answer.endswith(b"no key manager can be reached\n")
+        assert b" 200 " in await http(bound.admin, "/livez")
+        async with client_of(certificates, bound) as client:
+            answered = await client.ask(compose.query((2, 1)))
+        assert answered.items[0].reason == ResultReason.INTERNAL_SERVER_ERROR
+
+
+async def test_draining_finishes_what_is_begun_and_takes_nothing_new(
+    certificates: Certificates, nursery: trio.Nursery
+) -> None:
+    slow = KeyManager("slow", Store(), context=_kms_context(certificates), operation_cost=0.3)
+    await nursery.start(slow.serve, ("127.0.0.1", 0))
+    async with running(configure(certificates, slow.port)) as (worker, bound):
+        await until_ready(bound)
+        async with client_of(certificates, bound) as idle, client_of(certificates, bound) as busy:
+            await busy.stream.send_all(create_key())
+            await wait_all_tasks_blocked(0.02)
+            worker.drain()
+            assert await idle.stream.receive_some() == b""
+            idle.stream.close()
+            assert (await http(bound.admin, "/readyz")).endswith(b"draining\n")
+            assert b"kmip_gateway_draining 1.0" in await http(bound.admin, "/metrics")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((bound.listeners[0].host, bound.listeners[0].port))
+            answer = await busy.read_response()
+            assert answer.items[0].status == ResultStatus.SUCCESS
+            assert await busy.stream.receive_some() == b""
+    slow.engine.store.close()
+
+
+async def test_draining_is_bounded(certificates: Certificates, nursery: trio.Nursery) -> None:
+    stuck = KeyManager("stuck", Store(), context=_kms_context(certificates), operation_cost=3600)
+    await nursery.start(stuck.serve, ("127.0.0.1", 0))
+    config = configure(certificates, stuck.port, extra="[deadlines]\ndrain = 0.2\n")
+    with trio.fail_after(10):
+        async with running(config) as (worker, bound):
+            await until_ready(bound)
+            async with client_of(certificates, bound) as client:
+                await client.stream.send_all(create_key())
+                await wait_all_tasks_blocked(0.02)
+                worker.drain()
+                with pytest.raises(StreamClosedError):
+                    await client.read_response()
+    stuck.engine.store.close()
+
+
+async def test_a_worker_drained_before_it_runs_ends_at_once(certificates: Certificates) -> None:
+    for _ in range(5):  # which of its tasks begins first is left to chance
+        worker = Worker(configure(certificates, free_port()))
+        worker.drain()
+        with trio.fail_after(5):
+            await worker.run()
+
+
+async def test_a_worker_may_be_cancelled(certificates: Certificates, key_manager: KeyManager) -> None:
+    config = configure(certificates, key_manager.port)
+    for _ in range(2):
+        before = descriptors()
+        async with trio.open_nursery() as nursery:
+            bound: Bound = await nursery.start(Worker(config).run)
+            await until_ready(bound)
+            async with client_of(certificates, bound) as client:
+                await client.ask(create_key())
+                nursery.cancel_scope.cancel()
+    await wait_all_tasks_blocked(0.02)
+    assert descriptors() == before
+
+
+SECOND = """
+[[listeners]]
+name = "second"
+bind = "127.0.0.1:{port}"
+certificate = "server.pem"
+private_key = "server.key"
+client_ca = "clients_ca.pem"
+"""
+
+
+@pytest.mark.parametrize("taken", ['listeners["kmip"].bind', 'listeners["second"].bind', "admin.bind"])
+async def test_an_address_in_use_is_a_mistake_with_a_name(certificates: Certificates, taken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port: int = other.getsockname()[1]
+        ports = {key: port if key == taken else free_port() for key in ('listeners["kmip"].bind', "admin.bind")}
+        second = SECOND.format(port=port if "second" in taken else free_port())
+        config = configure(
+            certificates,
+            free_port(),
+            extra=second,
+            port=ports['listeners["kmip"].bind'],
+            admin=ports["admin.bind"],
+        )
+        before = descriptors()
+        with pytest.raises(ConfigError) as refused:
+            await Worker(config).run()
+        assert descriptors() == before
+    (mistake,) = refused.value.mistakes
+    assert mistake.startswith(f"{taken}: can't listen on 127.0.0.1:{port}: Address already in use")
+
+
+async def test_a_key_that_openssl_finds_too_weak_is_a_mistake_with_a_name(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    write_weak_key(certificates)
+    config = configure(certificates, free_port())
+    before = descriptors()
+    with pytest.raises(ExceptionGroup) as refused:
+        await Worker(config).run()
+    assert descriptors() == before
+    (mistake,) = _mistakes([refused.value])
+    assert mistake.startswith('listeners["kmip"].certificate: OpenSSL does not take it')
+
+
+def write_weak_key(certificates: Certificates) -> None:
+    """An RSA key of 1024 bits for the gateway's listener."""
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    name = x509.Name([])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    certificate, private_key = certificates.pair("server")
+    signed = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private_key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def _mistakes(errors: Iterable[BaseException]) -> list[str]:
+    found: list[str] = []
+    for error in errors:
+        if isinstance(error, BaseExceptionGroup):
+            found += _mistakes(error.exceptions)
+        elif isinstance(error, ConfigError):
+            found += error.mistakes
+    return found
+
+
+def _kms_context(certificates: Certificates) -> SSL.Context:
+    return tls.server_context(*certificates.pair("kms"), certificates.path("kms_clients_ca.pem"))
