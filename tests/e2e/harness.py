@@ -29,21 +29,18 @@ HOSTS = ["localhost", "127.0.0.1", "::1"]
 START_TIMEOUT = 30.0  # s
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens on just now, and that was not given before.
 
-
-def lasting_port() -> int:
-    """A free port for a server that comes and goes: not one of those that the kernel gives to outgoing connections."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    It lies below those that the kernel gives to outgoing connections, so that none of them takes it in the meantime.
+    """
     while True:
-        port = random.randrange(first // 2, first)
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
+        port = random.randrange(20_000, 32_000)
+        if port not in _given and not is_listening(port):
+            _given.add(port)
             return port
 
 
