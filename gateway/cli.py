@@ -82,13 +82,14 @@ def check(config: Path) -> None:
 async def _run(worker: Worker) -> None:
     """Run a worker until it has drained; a signal begins that, a second one ends the process at once."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey_signals, worker)
+        await nursery.start(_obey_signals, worker)
         await worker.run()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(worker: Worker) -> None:
+async def _obey_signals(worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(*_ENDING) as signals:
+        task_status.started()
         await anext(signals)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)

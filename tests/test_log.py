@@ -1,4 +1,4 @@
-"""The log: one line for each event, lost rather than waited for."""
+"""The log: one line for each event, lost rather than waited for, and nothing in it that came out of a payload."""
 
 import io
 import json
@@ -10,7 +10,15 @@ import pytest
 import structlog
 
 from gateway import log
+from gateway.errors import StreamClosedError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Request
+from gateway.kmip.spec import CredentialType, Operation, Tag
 from gateway.log import LossyFile
+from gateway.upstream.meter import Meter
+from tests.test_dispatcher import house
+from tests.upstream.fakes import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +28,7 @@ def _as_it_was() -> Iterator[None]:
     structlog.configure(**before)
 
 
-# Lines -------------------------------------------------------------------------------------------------------------
+# Lines ---------------------------------------------------------------------------------------------------------------
 
 
 def test_an_event_is_one_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,3 +139,103 @@ def _empty(file: io.TextIOWrapper) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)
+
+
+# Secrets -------------------------------------------------------------------------------------------------------------
+
+KEY = bytes.fromhex("8f1ce2940b77d1633a5ea9c204f86bd15e0091b7c3fa482d9960aa17e4d35cb8")
+NAME = "payroll-master-key-2026"
+PASSWORD = "correct horse battery staple"
+
+
+def register() -> Request:
+    """A Register of a key, with a name and with a password in its header."""
+    credential = ttlv.structure(
+        Tag.CREDENTIAL,
+        ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.USERNAME_AND_PASSWORD),
+        ttlv.structure(Tag.CREDENTIAL_VALUE, ttlv.text(Tag.USERNAME, "alice"), ttlv.text(Tag.PASSWORD, PASSWORD)),
+    )
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, NAME) + ttlv.octets(Tag.KEY_MATERIAL, KEY)
+    asks = [compose.Ask(Operation.REGISTER, payload, KEY[:16]), compose.Ask(Operation.GET, payload, KEY[16:])]
+    return decode_request(compose.encode_request((1, 4), asks, header=[ttlv.structure(Tag.AUTHENTICATION, credential)]))
+
+
+def traces_of(secret: bytes) -> Iterator[str]:
+    """Every eight bytes of it, in the ways in which bytes get into logs."""
+    for place in range(len(secret) - 7):
+        part = secret[place : place + 8]
+        yield from (part.hex(), part.hex(" "), part.hex(":"), repr(part)[2:-1], part.decode("latin-1"))
+
+
+TRACES = {trace.lower() for secret in (KEY, NAME.encode(), PASSWORD.encode()) for trace in traces_of(secret)}
+
+
+def echoes(connection: Connection, request: Request) -> None:
+    connection.say(request.frame)
+
+
+def spills(connection: Connection, _request: Request) -> None:
+    connection.say(b"HTTP/1.1 500 " + KEY + NAME.encode() + PASSWORD.encode())
+
+
+def answers_half(connection: Connection, request: Request) -> None:
+    connection.say(answer_to(request)[:-8], b"")
+
+
+def answers_broken(connection: Connection, request: Request) -> None:
+    """Whole by its head, and in its items as if it had slipped by eight bytes."""
+    answer = answer_to(request)
+    connection.say(answer[:64] + answer[72:] + answer[64:72])
+
+
+def answers_another(connection: Connection, request: Request) -> None:
+    result = compose.Result(0, Operation.QUERY, KEY[:16], payload=ttlv.octets(Tag.KEY_MATERIAL, KEY))
+    connection.say(compose.encode_response(request.version, [result]))
+
+
+def says_more(connection: Connection, request: Request) -> None:
+    connection.answer(request, answer_to(request))
+
+
+def breaks(_connection: Connection, _request: Request) -> None:
+    raise StreamClosedError("connection broken: EPIPE")
+
+
+FAILURES: dict[str, Behaviour] = {
+    behaviour.__name__: behaviour
+    for behaviour in (
+        answers,
+        echoes,
+        spills,
+        answers_half,
+        answers_broken,
+        answers_another,
+        says_more,
+        breaks,
+        never_answers,
+    )
+}
+
+
+@pytest.mark.parametrize("how", [*FAILURES, "refuses", "is unreachable"])
+@in_virtual_time
+async def test_no_secret_gets_into_the_log_however_a_request_fails(
+    how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("debug", "json")
+    async with house("atlanta") as it:
+        atlanta, pool = it.key_managers[0], it.backends[0].pools["red"]
+        pool.observer = Meter("atlanta", "red", it.metrics, log.get("upstream"))
+        if how == "refuses":
+            atlanta.refuse()
+        atlanta.is_reachable = how != "is unreachable"
+        atlanta.behaviour = FAILURES.get(how, answers)
+
+        for _ in range(5):
+            answer = await it.ask(register())
+            log.get("front").warning("request refused", detail=answer.detail, answer=repr(answer.response))
+        log.get("test").debug("what there is", all=repr([register(), it.backends, pool, *pool._busy, *pool._idle]))
+    written = capsys.readouterr().err.lower()
+
+    assert len(written.splitlines()) >= 5
+    assert {trace for trace in TRACES if trace in written} == set()

@@ -232,10 +232,10 @@ class Request(_Message):
         The Boolean of 1.x reads as OPTIONAL where true: the server may answer later. An unknown number reads as
         MANDATORY, the least convenient, as does any number in 1.x: a server that reads a Boolean there finds it true.
         """
-        number = self._number(Tag.ASYNCHRONOUS_INDICATOR)
         span = self.fields.get(Tag.ASYNCHRONOUS_INDICATOR)
-        if number is None or span is None:
+        if span is None:
             return AsynchronousIndicator.PROHIBITED
+        number = int.from_bytes(self.frame[span[0] : span[1]], "big")
         if span[1] - span[0] == 8:  # a Boolean's length
             return AsynchronousIndicator.OPTIONAL if number else AsynchronousIndicator.PROHIBITED
         if self.version < (2, 0):
@@ -310,9 +310,9 @@ class Response(_Message):
                 left[echo] = left.get(echo, 0) + 1
         for item in self.items:
             echo = (item.operation, item.unique_batch_item_id)
-            if echo not in left:
+            if not left.get(echo):
                 echo = (_ANY, echo[1])
-            if left.get(echo, 0) == 0:
+            if not left.get(echo):
                 return False
             left[echo] -= 1
         return True

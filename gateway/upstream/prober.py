@@ -88,7 +88,7 @@ class Prober:
             self._session = await self._opener()
             self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
             return self._judge(await self._session.exchange(self._probe))
-        except BackendError:
+        except Exception:  # noqa: BLE001 - as in Pool: what is odd about one backend must not end the gateway
             return Verdict.FAILS
 
     def _judge(self, response: Response) -> Verdict:

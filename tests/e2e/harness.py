@@ -281,7 +281,7 @@ class KeyManagerProcess:
 
     def __init__(self, certificates: Certificates, name: str, *options: str) -> None:
         self.name = name
-        self.port = lasting_port()
+        self.port = free_port()
         self.journal = certificates.path(f"journal-{name}.jsonl")
         self._faults = certificates.path(f"faults-{name}.json")
         self._log = certificates.path(f"keymanager-{name}.log")

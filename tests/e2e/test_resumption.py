@@ -17,7 +17,8 @@ from gateway.kmip.spec import ResultReason, ResultStatus, Tag
 from tests.e2e.harness import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
 
 HANDSHAKES = "kmip_gateway_client_handshakes_total"
-DELAY = 0.04  # s that Linux waits before it acknowledges what it has no answer for
+DELAY = 0.04  # s that Linux waits at the least before it acknowledges what it has no answer for
+PROMPT = 0.75 * DELAY  # s; what takes longer has met it. A thirtieth would do on a machine with nothing else to do
 ROUNDS = 15
 HEADER = 8  # bytes
 QUERY = compose.query((1, 2))
@@ -105,7 +106,7 @@ def test_header_and_body_written_apart_are_answered_without_a_delay(
             talking.sendall(QUERY[HEADER:])
             assert read_response(talking).items[0].status == ResultStatus.SUCCESS
             taken.append(time.perf_counter() - began)
-    assert statistics.median(taken) < DELAY / 2
+    assert statistics.median(taken) < PROMPT
 
 
 @each_version
@@ -121,4 +122,4 @@ def test_a_resumed_session_s_first_request_is_answered_without_a_delay(gateway: 
             read_response(talking)
             taken.append(time.perf_counter() - began)
             kept = talking.session
-    assert statistics.median(taken[1:]) < DELAY / 2
+    assert statistics.median(taken[1:]) < PROMPT

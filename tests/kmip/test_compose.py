@@ -222,3 +222,8 @@ def test_pykmip_is_asked_who_it_is(version: Version) -> None:
 
     assert item.operation.value is enums.Operation.QUERY
     assert item.request_payload.query_functions == [enums.QueryFunction.QUERY_SERVER_INFORMATION]
+
+
+def test_a_question_has_the_lowest_version_that_knows_it() -> None:
+    assert decode_request(compose.discover_versions()).version == (1, 1)
+    assert decode_request(compose.query()).version == (1, 0)

@@ -454,6 +454,7 @@ def test_a_poll_is_answered_as_what_it_asks_about() -> None:
     assert belongs([(POLL, None)], [(CREATE, None)])
     assert belongs([(POLL, None)], [(POLL, None)])
     assert belongs([(GET, b"1"), (POLL, b"2")], [(CREATE, b"2"), (GET, b"1")])
+    assert belongs([(CREATE, None), (POLL, None)], [(CREATE, None), (CREATE, None)])
     assert not belongs([(POLL, b"1")], [(CREATE, b"2")])
     assert not belongs([(GET, b"1"), (POLL, b"2")], [(CREATE, b"1")])
     assert not belongs([(GET, None), (POLL, None)], [(CREATE, None), (CREATE, None)])

@@ -83,6 +83,11 @@ async def nothing_within(seconds: float, work: Callable[[], Awaitable[object]]) 
         raise AssertionError("something came")
 
 
+async def until_executed(executed: Executed, operation: str) -> None:
+    while operation not in executed():  # noqa: ASYNC110 - a file has no event
+        await trio.sleep(0.01)
+
+
 async def is_reset(client: Client, frame: bytes) -> None:
     with pytest.raises(StreamClosedError, match="ECONNRESET"):
         await client.ask(frame)
@@ -110,8 +115,8 @@ async def test_slow_executes_first(key_manager: KeyManager, context: SSL.Context
     async with connected(key_manager, context) as client, trio.open_nursery() as nursery:
         began = trio.current_time()
         nursery.start_soon(client.ask, CREATE)
-        await trio.sleep(SOON / 2)
-        assert executed() == ["Create"]
+        await until_executed(executed, "Create")
+        assert trio.current_time() - began < SOON
     assert trio.current_time() - began >= SOON
 
 
@@ -269,7 +274,7 @@ async def test_frozen_between_execution_and_answer(
     key_manager.faults.set(FaultSetting(Fault.SLOW, seconds=SOON))
     async with connected(key_manager, context) as client:
         await client.stream.send_all(CREATE)
-        await trio.sleep(SOON / 2)
+        await until_executed(executed, "Create")
         key_manager.faults.set(FaultSetting(Fault.FREEZE))
         await nothing_within(2 * SOON, client.read_response)
         assert executed() == ["Create"]
@@ -284,11 +289,11 @@ async def test_an_idle_session_is_closed(key_manager: KeyManager, context: SSL.C
         key_manager.faults.set(setting)
     async with connected(key_manager, context) as client:
         await trio.sleep(SOON / 2)
+        asked = trio.current_time()
         assert is_success(await client.ask(QUERY))
-        answered = trio.current_time()
         key_manager.faults.set(setting)
         assert await client.stream.receive_some() == b""
-        assert SOON * 0.9 <= trio.current_time() - answered < 2 * SOON
+        assert trio.current_time() - asked >= SOON
 
 
 async def test_an_idle_session_lives_on_when_it_is_lifted(key_manager: KeyManager, context: SSL.Context) -> None:
