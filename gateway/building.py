@@ -63,7 +63,9 @@ class Upstream:
             nursery.start_soon(keep_warm, backend.pools.values(), config.deadlines.connect)
             await watch(
                 backend,
-                others_serve=lambda: any(other.serves for other in self.fleet.backends if other is not backend),
+                others_serve=lambda credential: any(
+                    other.is_available_to(credential) for other in self.fleet.backends if other is not backend
+                ),
                 metrics=self._metrics,
                 log=self._log,
             )

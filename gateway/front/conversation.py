@@ -145,8 +145,9 @@ class Conversation:
         frame = self._reader.next_frame() if len(self._reader) else None
         if len(self._reader):
             self._begin(Phase.READING, limits.request_timeout)
-        else:  # whom no rule matches may ask once, and not keep a place until then
-            self._begin(Phase.IDLE, limits.idle_timeout if self._principal else limits.request_timeout)
+        else:  # who is to be refused, for want of a rule or a place, may ask once, and not keep a place until then
+            welcome = self._principal is not None and self._over is None
+            self._begin(Phase.IDLE, limits.idle_timeout if welcome else limits.request_timeout)
         while frame is None:
             data = await self._stream.receive_some()
             await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher may give up
@@ -186,6 +187,7 @@ class Conversation:
         self._begin(Phase.ANSWERING, float("inf"))  # the dispatcher keeps a deadline of its own
         limit = account.begin(trio.current_time())
         if limit is not None:
+            self._hold(0)
             await self._refuse_over(limit, request)
             return
         try:

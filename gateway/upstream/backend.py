@@ -1,6 +1,6 @@
 """Backend: one key manager: its name, its place in the order, its health, its pools."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from gateway.kmip.messages import Version
@@ -98,11 +98,14 @@ class Backend:
             self._is_sick = worked_at < failed_at[_SICK_CREDENTIALS - 1]
         return self._is_sick is not was_sick
 
-    def let_go(self, *, others_serve: bool) -> None:
-        """It turned down: its idle sessions go, and where others can serve them, so do the reads that wait for it."""
-        for pool in self.pools.values():
+    def let_go(self, others_serve: Callable[[str], bool]) -> None:
+        """It turned down: its idle sessions go, and where others can serve them, so do the reads that wait for it.
+
+        ``others_serve`` tells whether another backend is available to a credential.
+        """
+        for credential, pool in self.pools.items():
             pool.drop_idle("ejected")
-            if others_serve:
+            if others_serve(credential):
                 pool.interrupt_repeatable()
 
     def close(self) -> None:

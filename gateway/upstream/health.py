@@ -61,9 +61,13 @@ class Breaker:
         return True
 
     def session_opened(self) -> None:
-        """A session was opened and has proved itself."""
-        self.is_open = False
-        self._soft = 0
+        """A session was opened and has proved itself: that ends a pause.
+
+        It does not excuse exchanges that broke before, since each of those costs a session, and so opens one.
+        """
+        if self.is_open:
+            self.is_open = False
+            self._soft = 0
 
     def answered(self) -> None:
         """A client's request was answered."""

@@ -29,23 +29,32 @@ async def keep_warm(pools: Collection[Pool], deadline: float) -> None:
             await trio.sleep(_ROUND)
 
 
-async def watch(backend: Backend, *, others_serve: Callable[[], bool], metrics: Metrics, log: Log) -> None:
-    """Act on what becomes of a backend, for ever; ``others_serve`` tells whether others could serve what waits here."""
+async def watch(backend: Backend, *, others_serve: Callable[[str], bool], metrics: Metrics, log: Log) -> None:
+    """Act on what becomes of a backend, for ever.
+
+    ``others_serve`` tells whether another backend is available to a credential, and could serve what waits here.
+    """
     state = backend.state
+    silent: set[str] = set()
     while True:
         await trio.sleep(_ROUND)
         backend.judge()
         if backend.state != state:
             _turned(backend, state, others_serve, metrics, log)
             state = backend.state
+        fell_silent = {name for name, pool in backend.pools.items() if pool.is_silent}
+        for name in fell_silent - silent:
+            if others_serve(name):
+                backend.pools[name].interrupt_repeatable()
+        silent = fell_silent
 
 
-def _turned(backend: Backend, before: str, others_serve: Callable[[], bool], metrics: Metrics, log: Log) -> None:
+def _turned(backend: Backend, before: str, others_serve: Callable[[str], bool], metrics: Metrics, log: Log) -> None:
     metrics.backend_state_changes.labels(backend.name, backend.state).inc()
     say = log.info if backend.serves else log.warning
     say("key manager turned", backend=backend.name, state=backend.state, before=before)
     if not backend.serves:
-        backend.let_go(others_serve=others_serve())
+        backend.let_go(others_serve)
 
 
 async def _stay_alive(pool: Pool, session: Session, deadline: float) -> None:

@@ -119,6 +119,7 @@ class Pool:
         self._opening = 0
         self._waiters: FairQueue[_Waiter] = FairQueue()
         self._pace = _OPENING_AT_ONCE
+        self._timed_out = False
         self._closed = False
         slots.add(self)
 
@@ -135,6 +136,11 @@ class Pool:
     def is_failing(self) -> bool:
         """Whether requests should rather go elsewhere: no session could be opened, or exchanges failed in a row."""
         return self._breaker.is_open
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is failing because nothing came back in time: what waits for an answer here waits in vain."""
+        return self._breaker.is_open and self._timed_out
 
     @property
     def failing_since(self) -> float:
@@ -342,6 +348,7 @@ class Pool:
         if self._breaker.may_try(now):  # attempts that fail together are one failure
             self._breaker.could_not_open(now)
         self._pace = 1
+        self._timed_out = error.reason == "timeout"
         self.observer.session_open_failed(error)
         if not self._busy:
             self._dismiss_waiters(error, keep=self._opening)

@@ -123,6 +123,7 @@ async def open_front(
     limits: Limits | None = None,
     settings: ListenerSettings | None = None,
     match: MatchConfig | None = None,
+    admission: Admission | None = None,
     listening: socket.socket | None = None,
 ) -> AsyncIterator[Front]:
     """A front for the length of a block; by default everyone is let in. Closes the socket it listens on."""
@@ -139,7 +140,7 @@ async def open_front(
         settings or ListenerSettings(NAME),
         context,
         Identities([rule]),
-        admission=Admission(),
+        admission=admission or Admission(),
         dispatcher=desk,
         limits=limits or Limits(),
         metrics=metrics,

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config import MatchConfig
 from gateway.errors import StreamClosedError, TlsError
+from gateway.front.admission import Admission
 from gateway.kmip import ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
@@ -337,6 +338,42 @@ async def test_whom_no_rule_matches_does_not_keep_a_place_for_long(
         await is_closed(client)
         assert clock.current_time() < 20
     assert front.errors == {}
+
+
+async def test_who_is_over_a_limit_does_not_keep_a_place_for_long(certificates: Certificates, clock: MockClock) -> None:
+    admission = Admission(max_clients=1)
+    async with open_front(certificates, admission=admission) as front, front.client(), front.client() as client:
+        await is_closed(client)
+        assert clock.current_time() < 20
+
+
+async def test_a_refused_request_is_not_held_on_to(certificates: Certificates) -> None:
+    admission = Admission(max_requests=0)
+    async with open_front(certificates, admission=admission) as front, front.client() as client:
+        for number in range(3):
+            answer = await client.ask(padded(100_000, number))
+            assert (number_of(answer), answer.items[0].reason) == (number, ResultReason.GENERAL_FAILURE)
+            await wait_all_tasks_blocked(0.01)
+            assert admission.buffered == 0
+        assert front.desk.asked == []
+
+
+@pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])
+async def test_what_is_held_is_let_go_of_in_the_end(certificates: Certificates, end: str) -> None:
+    admission = Admission()
+    async with open_front(certificates, admission=admission) as front:
+        front.desk.close_gate()
+        async with front.client() as client:
+            await client.stream.send_all(padded(100_000)[: 50_000 if end in ("left", "cut") else 100_000])
+            await until(lambda: admission.buffered >= 50_000)
+            if end == "left":
+                client.stream.connection.shutdown()
+            elif end == "cut":
+                client.stream.close()
+            front.desk.fault = ZeroDivisionError() if end == "refused" else None
+            front.desk.gate.set()
+        assert admission.buffered == 0
+        assert admission.clients == 0
 
 
 async def test_a_certificate_may_end_while_its_client_is_connected(

@@ -65,6 +65,13 @@ class TestBreaker:
         assert breaker.is_open
         assert not breaker.may_try(0.2)
 
+    def test_sessions_opened_in_between_do_not_excuse_exchanges_that_broke(self) -> None:
+        breaker = Breaker(SETTINGS)
+        for _ in range(3):
+            breaker.session_opened()  # each broken exchange costs a session, and another is opened
+            breaker.exchange_failed(1.0)
+        assert breaker.is_open
+
     def test_an_answered_request_forgets_everything(self) -> None:
         breaker = Breaker(SETTINGS)
         for now in (0.0, 1.0, 2.0, 3.0):

@@ -1,0 +1,90 @@
+"""Admission: every limit, what it is called, and that what was let in is let out."""
+
+import pytest
+
+from gateway.front.admission import Admission, Allowance, Limit
+from gateway.identity import Identity, Principal
+
+
+def principal(subject: str, identity: str = "apps") -> Principal:
+    return Principal(Identity(identity, shared=True), "CN=ca", subject, 0, float("inf"))
+
+
+def test_requests_in_flight_of_one_principal_are_bounded() -> None:
+    admission = Admission(allowances={"apps": Allowance(max_requests=2)})
+    busy = admission.account(principal("CN=busy"))
+    assert [busy.begin(0.0) for _ in range(3)] == [None, None, Limit.PRINCIPAL_REQUESTS]
+    assert admission.account(principal("CN=calm")).begin(0.0) is None
+    busy.end()
+    assert busy.begin(0.0) is None
+
+
+def test_requests_in_flight_of_the_gateway_are_bounded() -> None:
+    admission = Admission(max_requests=3)
+    accounts = [admission.account(principal(f"CN={number}")) for number in range(4)]
+    assert [account.begin(0.0) for account in accounts] == [None, None, None, Limit.REQUESTS]
+    accounts[0].end()
+    assert accounts[3].begin(0.0) is None
+
+
+def test_a_request_that_is_refused_counts_for_nothing() -> None:
+    admission = Admission(allowances={"apps": Allowance(max_requests=1)})
+    account = admission.account(principal("CN=busy"))
+    for _ in range(10):
+        account.begin(0.0)
+    assert (account.requests, admission.requests) == (1, 1)
+
+
+def test_the_rate_of_one_principal_is_bounded() -> None:
+    admission = Admission(allowances={"apps": Allowance(requests_per_second=10, request_burst=3)})
+    account = admission.account(principal("CN=busy"))
+    assert [account.begin(0.0) for _ in range(4)] == [None, None, None, Limit.RATE]
+    assert account.begin(0.1) is None
+    assert account.begin(0.1) is Limit.RATE
+
+
+def test_a_fresh_session_does_not_reset_the_rate() -> None:
+    admission = Admission(allowances={"apps": Allowance(requests_per_second=1)})
+    for session in range(5):
+        account = admission.account(principal("CN=legacy"))
+        account.connect()
+        assert account.begin(0.0) is (None if session == 0 else Limit.RATE)
+        account.disconnect()
+
+
+def test_connections_of_one_principal_are_bounded_over_all_listeners() -> None:
+    admission = Admission(allowances={"apps": Allowance(max_clients=2)})
+    accounts = [admission.account(principal("CN=busy")) for _ in range(3)]
+    assert [account.connect() for account in accounts] == [None, None, Limit.PRINCIPAL_CLIENTS]
+    accounts[0].disconnect()
+    assert accounts[2].connect() is None
+
+
+def test_subjects_of_one_identity_have_an_account_each() -> None:
+    admission = Admission(allowances={"apps": Allowance(max_requests=1)})
+    assert admission.account(principal("CN=a")).begin(0.0) is None
+    assert admission.account(principal("CN=b")).begin(0.0) is None
+
+
+def test_an_identity_without_an_allowance_has_the_usual_one() -> None:
+    account = Admission().account(principal("CN=a"))
+    assert all(account.begin(0.0) is None for _ in range(Allowance().max_requests))
+    assert account.begin(0.0) is Limit.PRINCIPAL_REQUESTS
+
+
+def test_accounts_are_forgotten_but_not_those_in_use() -> None:
+    admission = Admission()
+    kept = admission.account(principal("CN=kept"))
+    kept.connect()
+    for number in range(25_000):
+        admission.account(principal(f"CN={number}"))
+    assert admission.account(principal("CN=kept")) is kept
+    assert len(admission._accounts) <= 10_001
+
+
+@pytest.mark.parametrize("sizes", [[100], [40, 40, 20], [60, -60, 100]])
+def test_bytes_held_are_bounded(sizes: list[int]) -> None:
+    admission = Admission(max_buffered=100)
+    assert all(admission.buffer(size) for size in sizes)
+    assert not admission.buffer(1)
+    assert admission.buffered == 100
