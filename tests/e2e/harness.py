@@ -168,13 +168,19 @@ def pykmip_client(port: int, certificate: Path, key: Path, ca: Path, version: KM
 
 @dataclass
 class GatewaySettings:
-    """The parts of a configuration that tests vary. ``extra`` is TOML of its own."""
+    """The parts of a configuration that tests vary.
+
+    ``listener``, ``backend`` and ``identity`` are keys for each of these tables, ``backend_each`` for one backend after
+    the other; ``extra`` is TOML of its own.
+    """
 
     backends: Sequence[int]
     identities: Sequence[Identity] = field(default_factory=lambda: [Identity("everyone")])
     tls_policy: str = "modern"
     listener: str = ""
     backend: str = ""
+    backend_each: Sequence[str] = ()
+    identity: str = ""
     extra: str = ""
 
 
@@ -204,6 +210,7 @@ address = "127.0.0.1:{backend}"
 ca = "kms_ca.pem"
 server_name = "localhost"
 {settings.backend}
+{settings.backend_each[index - 1] if settings.backend_each else ""}
 """
         for index, backend in enumerate(settings.backends, 1)
     ]
@@ -217,6 +224,7 @@ match = {identity.match}
 shared = {str(identity.shared).lower()}
 certificate = "{certificate.name}"
 private_key = "{key.name}"
+{settings.identity}
 """
         )
     path = certificates.path(f"gateway-{port}.toml")

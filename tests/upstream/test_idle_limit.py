@@ -1,8 +1,12 @@
 """The learned idle limit: what teaches, what does not, and how it is forgotten."""
 
 import pytest
+import trio
 
 from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.keeper import keep_warm
+from gateway.upstream.pool import PoolSettings
+from tests.upstream.fakes import Connection, FakeKeyManager, in_virtual_time, make_pool
 
 
 def test_several_closes_at_about_the_same_age_teach() -> None:
@@ -54,3 +58,29 @@ def test_it_unlearns_in_time() -> None:
     assert not limit.forget(50 + 3599)
     assert limit.forget(50 + 3601)
     assert limit.effective == 25
+
+
+@in_virtual_time
+async def test_a_pool_stays_below_what_its_key_manager_allows(nursery: trio.Nursery) -> None:
+    """Idle sessions die at 12 s. After three of them the pool lets go, or proves them alive, before that."""
+    key_manager = FakeKeyManager()
+    pool, observer = make_pool(key_manager, nursery.start_soon, PoolSettings(min_idle=1, lifetime_spread=0.0))
+
+    async def close_idle() -> None:
+        heard: dict[Connection, tuple[int, float]] = {}
+        while True:
+            for connection in key_manager.open_connections:
+                count, since = heard.get(connection, (-1, 0.0))
+                if count != len(connection.sent):
+                    heard[connection] = (len(connection.sent), trio.current_time())
+                elif trio.current_time() - since >= 12.0:
+                    connection.hang_up()
+            await trio.sleep(0.1)
+
+    nursery.start_soon(close_idle)
+    nursery.start_soon(keep_warm, [pool], 3.0)
+    await trio.sleep(60)
+    assert observer.learned == [pytest.approx(9.6, abs=0.5)]
+    assert observer.closed["remote_idle"] == 3
+    await trio.sleep(600)
+    assert observer.closed["remote_idle"] == 3  # and never again
