@@ -122,7 +122,7 @@ class RequestItem(_Item):
 
     @property
     def asynchronous_correlation_value(self) -> bytes | None:
-        """Of Poll, Cancel and their kind (1.4 section 4.26)."""
+        """Of Cancel, Poll and their kind (1.4 sections 4.27 and 4.28)."""
         return self._payload_bytes(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
 
     @property
@@ -327,7 +327,7 @@ _ANY: Final = -2
 def _echoes(asked: RequestItem) -> set[_Echo]:
     """The ways to echo an item, in whole or in part.
 
-    A Poll is answered as the operation would be that it asks about (1.4 section 4.27): any may come.
+    A Poll is answered as the operation would be that it asks about (1.4 section 4.28): any may come.
     """
     operation = _ANY if asked.operation == _POLL else asked.operation
     number = asked.unique_batch_item_id

@@ -79,7 +79,7 @@ def test_a_lower_tier_serves_only_while_the_higher_can_not(
             client.locate()
         assert answered(gateway, "kms-2") == 10
         key_managers[0].launch()
-        wait_until(lambda: state(gateway, "kms-1") == "up", "the first tier's return")
+        wait_until(lambda: gateway.total("kmip_gateway_backend_up", backend="kms-1") == 1, "the first tier's return")
         before = answered(gateway, "kms-2")
         for _ in range(10):
             client.locate()
