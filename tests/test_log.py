@@ -61,6 +61,26 @@ def test_an_event_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
     }
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_fault_is_written_with_its_way_and_without_what_was_in_its_variables(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    log.configure("info", form)
+
+    def breaks(frame: bytes) -> None:
+        raise ValueError(f"{len(frame)} bytes too many")
+
+    try:
+        breaks("terces-pot"[::-1].encode())  # the line itself is written
+    except ValueError as error:
+        log.get("front").error("client lost", exc_info=error)
+
+    written = capsys.readouterr().err
+    assert "in breaks" in written
+    assert "10 bytes too many" in written
+    assert "top-secret" not in written
+
+
 @pytest.mark.parametrize(
     ("level", "expected"),
     [

@@ -7,7 +7,6 @@ that clients should be sent here: it does not drain, and at least one key manage
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import Final, cast
 
 import trio
@@ -18,7 +17,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from gateway import log
 
@@ -49,7 +47,7 @@ async def serve_admin(listening: socket.socket, app: Starlette, until: trio.Even
     Hypercorn lets what it can't stand in one request (an upgrade to HTTP/2 with bad settings, for one) end the whole
     server. Then it is begun anew: whoever can reach this port must not be able to end the gateway.
     """
-    framework = cast("Framework", partial(_serve_scope, app))
+    framework = cast("Framework", app)
     while not until.is_set():
         try:
             with listening.dup() as sock:
@@ -70,13 +68,3 @@ class _Listening(Config):
 
     def create_sockets(self) -> Sockets:
         return self._sockets
-
-
-async def _serve_scope(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
-    """Starlette's application, but for its lifespan: there, it would turn being cancelled into a failure."""
-    if scope["type"] != "lifespan":
-        await app(scope, receive, send)
-        return
-    for step in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{step}.complete"})

@@ -146,6 +146,7 @@ def test_a_crowd_of_one_client_does_not_starve_another(
         certificates, settings(key_managers, each=["max_sessions = 1", "max_sessions = 1"])
     ) as gateway:
         ended = threading.Event()
+        gateway.certificates.client("busy")  # made here, once
 
         def crowd() -> None:
             with gateway.client("busy") as client:

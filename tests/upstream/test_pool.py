@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -38,8 +39,9 @@ def atlanta() -> FakeKeyManager:
 class Waiting:
     """Somebody who waits for a session in a task of its own, and what came of it."""
 
-    def __init__(self, pool: Pool, nursery: trio.Nursery) -> None:
+    def __init__(self, pool: Pool, nursery: trio.Nursery, principal: str = "alice") -> None:
         self.pool = pool
+        self.principal = principal
         self.session: Session | None = None
         self.error: BackendError | PoolBusyError | None = None
         self.ended_at: float | None = None
@@ -49,17 +51,17 @@ class Waiting:
     async def _wait(self) -> None:
         with self.scope:
             try:
-                self.session = await self.pool.wait()
+                self.session = await self.pool.wait(self.principal)
             except (BackendError, PoolBusyError) as error:
                 self.error = error
         self.ended_at = trio.current_time()
 
 
-async def waiting(pool: Pool, nursery: trio.Nursery, number: int) -> list[Waiting]:
+async def waiting(pool: Pool, nursery: trio.Nursery, number: int, principal: str = "alice") -> list[Waiting]:
     """So many who wait, in this order."""
     waiters = []
     for _ in range(number):
-        waiters.append(Waiting(pool, nursery))
+        waiters.append(Waiting(pool, nursery, principal))
         await wait_all_tasks_blocked()
     return waiters
 
@@ -227,6 +229,36 @@ async def test_a_session_given_back_twice_is_an_error_and_not_lent_twice(
         pool.give_back(session)
 
     assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_one_busy_client_does_not_keep_another_waiting(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    busy = await waiting(pool, nursery, 5, "alice")
+    (modest,) = await waiting(pool, nursery, 1, "bob")
+
+    for _ in range(2):
+        pool.give_back(session)
+        await wait_all_tasks_blocked()
+
+    assert busy[0].session is session
+    assert modest.session is session
+    assert pool.statistics().waiting == 4
+
+
+@in_virtual_time
+async def test_a_full_queue_is_full_for_those_who_fill_it(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=3), slots=Slots(1))
+    await lease(pool)
+    busy = await waiting(pool, nursery, 3, "alice")
+
+    (modest,) = await waiting(pool, nursery, 1, "bob")
+
+    assert [waiter.error is None for waiter in busy] == [True, True, False]
+    assert isinstance(busy[2].error, PoolBusyError)
+    assert modest.ended_at is None
+    assert pool.statistics().waiting == 3
 
 
 # Leaving -----------------------------------------------------------------------------------------------------------
@@ -628,6 +660,81 @@ async def test_what_is_odd_about_one_key_manager_does_not_end_the_gateway(
     assert await use(pool, "key-1") == "key-1"
 
 
+@in_virtual_time
+async def test_one_that_has_come_back_is_not_flooded(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    """One handshake more at once with each that succeeds."""
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
+    atlanta.refuse()
+    with pytest.raises(BackendError):
+        await pool.wait()
+    atlanta.recover()
+
+    await waiting(pool, nursery, 50)
+    opening = []
+    while pool.statistics().waiting:
+        opening.append(pool.statistics().opening)
+        await trio.sleep(atlanta.handshake_cost + 0.001)
+
+    assert opening[:4] == [1, 2, 4, 8]
+    assert set(opening[4:-1]) == {8}
+
+
+# Exchanges that fail -------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_exchanges_that_fail_in_a_row_have_it_left_alone_until_a_session_opens(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    pool.give_back(await lease(pool))
+
+    pool.exchange_failed()
+    pool.exchange_failed()
+    pool.answered()
+    pool.exchange_failed()
+    pool.exchange_failed()
+    assert not pool.is_failing
+    pool.exchange_failed()
+
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
+    assert (observer.ejections, observer.closed) == (1, {"ejected": 1})
+    async with kept_warm(pool):
+        await trio.sleep(0.7)
+        assert pool.is_failing
+        await trio.sleep(0.7)
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_what_may_be_repeated_elsewhere_is_interrupted_and_nothing_else(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    atlanta.behaviour = never_answers
+    ended = []
+
+    async def client(name: str, *, is_repeatable: bool) -> None:
+        session = await lease(pool)
+        session.is_repeatable = is_repeatable
+        try:
+            await session.exchange(ask(name))
+        except BackendError as error:
+            ended.append((name, error.reason))
+        finally:
+            pool.give_back(session)
+
+    nursery.start_soon(partial(client, "read", is_repeatable=True))
+    nursery.start_soon(partial(client, "mutation", is_repeatable=False))
+    await trio.sleep(1)
+    pool.interrupt_repeatable()
+    await trio.sleep(1)
+
+    assert ended == [("read", "interrupted")]
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
+    assert len(atlanta.open_connections) == 1
+
+
 # Tending -----------------------------------------------------------------------------------------------------------
 
 
@@ -750,6 +857,26 @@ async def test_idle_sessions_that_the_peer_closed_are_noticed(nursery: trio.Nurs
 
     assert observer.closed == {"remote_idle": 1}
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_where_idle_sessions_die_young_the_pool_lets_go_before(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    async with kept_warm(pool):
+        for _ in range(3):
+            pool.give_back(await lease(pool))
+            await trio.sleep(10)
+            atlanta.hang_up()
+            await trio.sleep(2)
+        assert observer.closed == {"remote_idle": 3}
+
+        pool.give_back(await lease(pool))
+        await trio.sleep(9)
+
+    assert observer.closed == {"remote_idle": 3, "idle": 1}
+    assert observer.learned == [pytest.approx(8.0, abs=0.3)]
 
 
 @in_virtual_time

@@ -315,6 +315,11 @@ class PoolMachine(RuleBasedStateMachine):
         for pool in self.pools.values():
             assert not (pool.statistics().waiting and pool.statistics().idle)
 
+    @invariant()
+    def a_closed_pool_keeps_nothing_and_nobody(self) -> None:
+        for pool in self.pools.values():
+            assert not (pool._closed and (pool.statistics().waiting or pool.statistics().idle))
+
     # Helpers
 
     def _pause(self, ticks: int | None) -> None:
@@ -353,10 +358,14 @@ class PoolMachine(RuleBasedStateMachine):
         assert asked == []
 
     def _nothing_is_left(self) -> None:
+        """Closed while sessions are lent and being opened, for clients who ask until the end."""
+        for credential in CREDENTIALS:
+            self.clients_ask(credential, "alice", 2, is_repeatable=False, pause=None)
         for pool in self.pools.values():
             pool.close()
         for _ in range(3):
             self._do_as_one_should()
+        assert self._living() == []
         assert self.slots.used == 0
         assert self.atlanta.open_connections == []
         assert {pool.statistics() for pool in self.pools.values()} == {(0, 0, 0, 0)}
@@ -368,5 +377,5 @@ def _connection(session: Session) -> Connection:
     return stream
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestPool = PoolMachine.TestCase

@@ -290,8 +290,8 @@ MINUTES = {
     "a saturated one, and one with pauses": Load(4, {"red": 10, "blue": 1}, 0.02, 8, 0.5),
     "a busy one, and one with long pauses": Load(4, {"red": 10, "blue": 1}, 0.2, 30, 0.5),
     # With fewer places than pools there is no peace, but there is a measure.
-    "one place for two": Load(1, {"red": 5, "blue": 5}, 0.0, 480, 1.0),
-    "two places for three": Load(2, {"red": 5, "blue": 5, "green": 1}, 0.0, 480, 1.0),
+    "one place for two": Load(1, {"red": 5, "blue": 5}, 0.0, 480, 2.0),
+    "two places for three": Load(2, {"red": 5, "blue": 5, "green": 1}, 0.0, 480, 2.0),
 }
 
 
@@ -300,7 +300,7 @@ MINUTES = {
 async def test_pools_do_not_take_places_from_each_other_for_ever_and_none_goes_without(
     nursery: trio.Nursery, load: Load
 ) -> None:
-    atlanta, slots = FakeKeyManager(operation_cost=0.05), Slots(load.places)
+    atlanta, slots = FakeKeyManager(operation_cost=0.1), Slots(load.places)
     settings = SETTINGS._replace(min_idle=1)
     pools = {
         credential: make_pool(atlanta, nursery.start_soon, settings, credential=credential, slots=slots)[0]
