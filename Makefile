@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test chaos check fmt lock clean
+.PHONY: demo test check chaos mutants fmt lock clean
 
 demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it gains
 	$(BIN)/kmip-gateway demo $(ARGS)
@@ -24,9 +24,6 @@ check: $(VENV)/development  ## Format, lint, types, layers
 
 mutants: $(VENV)/development  ## Flip each row of the policy tables: a test must notice
 	$(BIN)/python -m tests.mutants
-
-chaos: $(VENV)/development  ## A minute of chaos, and the books balanced; SEED=n repeats one
-	CHAOS_SECONDS=60 $(BIN)/pytest -s tests/e2e/test_chaos.py
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff format .

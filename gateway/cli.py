@@ -18,6 +18,7 @@ from gateway.worker import Worker
 
 _MISTAKE: Final = 2  # exit status where the configuration is to blame
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what others send by habit must not end it
 
 
 #: Commands of the lab, and the modules they live in: the running gateway never loads them.
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path, readable=False))
 def run(config: Path) -> None:
     """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
     try:
@@ -58,6 +59,8 @@ def run(config: Path) -> None:
         _give_up(error.mistakes)
     log.configure(settings.log.level, settings.log.format)
     mistakes: list[str] = []
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)  # until the worker listens to signals, and after
     try:
         trio.run(_run, Worker(settings))
     except* ConfigError as errors:
@@ -67,7 +70,7 @@ def run(config: Path) -> None:
 
 
 @main.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path, readable=False))
 def check(config: Path) -> None:
     """Check the configuration file CONFIG: a summary, or every mistake and exit status 2."""
     try:
@@ -88,9 +91,13 @@ async def _run(worker: Worker) -> None:
 
 
 async def _obey_signals(worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(*_ENDING) as signals:
+    with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
         task_status.started()
-        await anext(signals)
+        async for number in signals:
+            if number in _ENDING:
+                break
+            name = signal.Signals(number).name
+            log.get("worker").warning("signal ignored: to take a new configuration, restart", signal=name)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
     worker.drain()

@@ -27,6 +27,10 @@ class MessageTooLargeError(ProtocolError):
     """A declared message length over the limit of this side."""
 
 
+class BuffersFullError(ProtocolError):
+    """A message that is fine, but the gateway holds too many bytes of messages just now."""
+
+
 class TlsError(GatewayError):
     """A handshake or a record failed. ``reason`` is one short word of a closed set, fit for a metric's label."""
 
@@ -69,7 +73,7 @@ class BackendError(GatewayError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.backend}: {super().__str__()} ({self.reason}, {self.stage.name.lower()})"
+        return f"{self.backend}: {super().__str__()} ({self.stage.name.lower()}: {self.reason})"
 
 
 class PoolBusyError(GatewayError):

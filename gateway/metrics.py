@@ -192,7 +192,7 @@ class Metrics:
 
     def request_answered(self, request: Request | None, result: str, seconds: float) -> None:
         """Count an answer to a client; ``request`` is None where it could not be decoded."""
-        operation = _operation_label(request)
+        operation = operation_label(request)
         version = "other" if request is None else _VERSIONS.get(request.version, "other")
         key = (operation, result, version)
         counter = self._answered.get(key)
@@ -226,7 +226,8 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _operation_label(request: Request | None) -> str:
+def operation_label(request: Request | None) -> str:
+    """What a request is called in metrics and logs: its operation, ``Batch`` for several, ``Invalid`` for none."""
     if request is None:
         return "Invalid"
     return operation_name(request.items[0].operation) if len(request.items) == 1 else "Batch"

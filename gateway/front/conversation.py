@@ -5,21 +5,22 @@ there, ANSWERING while the dispatcher works, under a deadline of its own, and SE
 """
 
 import time
+from contextlib import suppress
 from enum import Enum
 from typing import Final, NamedTuple
 
 import trio
 
 from gateway.dispatcher import Answer, Dispatcher
-from gateway.errors import GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
+from gateway.errors import BuffersFullError, GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
 from gateway.front.admission import Account, Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
-from gateway.log import Log
-from gateway.metrics import Metrics
+from gateway.log import Log, Throttle
+from gateway.metrics import Metrics, operation_label
 from gateway.policy import Refusal, refuse
 from gateway.tls import TlsStream
 
@@ -51,7 +52,7 @@ class Conversation:
     """Reads requests from a handshaken client, has them dispatched, sends the answers.
 
     ``principal`` is None for a client that no identity rule matches: it is told so when it asks, and let go. So is one
-    that is ``over`` a limit.
+    that is ``over`` a limit. ``peer`` is its address, for the log.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Conversation:
         limits: Limits,
         metrics: Metrics,
         log: Log,
+        throttle: Throttle,
+        peer: str = "",
         over: Limit | None = None,
     ) -> None:
         self.phase = Phase.IDLE
@@ -78,6 +81,8 @@ class Conversation:
         self._limits = limits
         self._metrics = metrics
         self._log = log
+        self._throttle = throttle
+        self._peer = peer
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._scope = trio.CancelScope()
         self._draining = False
@@ -164,12 +169,12 @@ class Conversation:
         return decode_request(frame, max_depth=limits.max_depth, max_items=limits.max_batch_items)
 
     def _hold(self, size: int) -> None:
-        """Hold so many bytes of messages from now on. Raises MessageTooLargeError where the gateway holds too many."""
+        """Hold so many bytes of messages from now on. Raises BuffersFullError where the gateway holds too many."""
         if size == self._held:
             return
         if not self._admission.buffer(size - self._held):
             self._metrics.client_rejected.labels(Limit.BUFFERED.value).inc()
-            raise MessageTooLargeError("the gateway holds too many bytes of requests just now; try again later")
+            raise BuffersFullError("the gateway holds too many bytes of requests just now; try again later")
         self._held = size
 
     def _begin(self, phase: Phase, seconds: float) -> None:
@@ -192,6 +197,9 @@ class Conversation:
             return
         try:
             answer = await self._dispatcher.dispatch(request, principal, self._stream.is_reset)
+        except trio.Cancelled:
+            await self._confess(request)
+            raise
         finally:
             account.end()
         self._hold(0)
@@ -202,9 +210,19 @@ class Conversation:
             result = self._metrics.response_passed_on(answer.response)
         else:
             result = "gateway_error"
-            self._note_refusal(answer)
+            self._note_refusal(answer, request)
         await self._send(answer.frame)
         self._metrics.request_answered(request, result, time.perf_counter() - began)
+
+    async def _confess(self, request: Request) -> None:
+        """Cut off while a request was on its way: say so; a client that sees the connection close may repeat it."""
+        message = "the gateway is shutting down: the outcome is unknown, do not repeat the request blindly"
+        frame = refuse(Refusal.OUTCOME_UNKNOWN, message, request)
+        with trio.move_on_after(_LINGER, shield=True), suppress(GatewayError):
+            await self._stream.send_all(frame)
+        self._note_refusal(
+            Answer(frame, refusal=Refusal.OUTCOME_UNKNOWN, detail="cut off by the end of a drain"), request
+        )
 
     async def _send(self, frame: bytes) -> None:
         self._begin(Phase.SENDING, self._limits.send_timeout)
@@ -223,7 +241,7 @@ class Conversation:
         await self._refuse(Refusal.OVERLOADED, f"over the limit {limit.value}; try again later", request)
 
     async def _refuse_message(self, error: ProtocolError) -> str:
-        refusal = Refusal.TOO_LARGE if isinstance(error, MessageTooLargeError) else Refusal.INVALID_MESSAGE
+        refusal = _REFUSALS.get(type(error), Refusal.INVALID_MESSAGE)
         try:
             await self._refuse(refusal, str(error), None, error.version)
         except GatewayError:
@@ -233,15 +251,33 @@ class Conversation:
     async def _refuse(
         self, refusal: Refusal, message: str, request: Request | None, version: tuple[int, int] | None = None
     ) -> None:
-        self._note_refusal(Answer(b"", refusal=refusal, detail=message))
+        self._note_refusal(Answer(b"", refusal=refusal, detail=message), request)
         await self._send(refuse(refusal, message, request, version=version))
         self._metrics.request_answered(request, "gateway_error", 0.0)
 
-    def _note_refusal(self, answer: Answer) -> None:
-        if answer.refusal is not None:
-            self._metrics.gateway_errors.labels(answer.refusal.value).inc()
-            self._log.warning("request refused", reason=answer.refusal.value, detail=answer.detail)
+    def _note_refusal(self, answer: Answer, request: Request | None) -> None:
+        """Count an answer of the gateway's own, and say whom it was for; not more often than somebody could read."""
+        if answer.refusal is None:
+            return
+        reason = answer.refusal.value
+        self._metrics.gateway_errors.labels(reason).inc()
+        self._throttle.warn(
+            self._log,
+            reason,
+            "request refused",
+            reason=reason,
+            detail=answer.detail,
+            peer=self._peer,
+            identity="nobody" if self._principal is None else self._principal.identity.name,
+            operation=operation_label(request),
+        )
 
+
+#: What is answered to what can't be read; to everything else, that it is invalid.
+_REFUSALS: Final[dict[type[ProtocolError], Refusal]] = {
+    MessageTooLargeError: Refusal.TOO_LARGE,
+    BuffersFullError: Refusal.OVERLOADED,
+}
 
 #: Ends in which the client is still to read something, and may still be sending.
 _LAST_WORDS: Final = frozenset({"protocol", "not_authenticated", "drain", "limit"})

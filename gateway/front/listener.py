@@ -15,7 +15,7 @@ from gateway.errors import GatewayError, TlsError
 from gateway.front.admission import Admission, Limit
 from gateway.front.conversation import Conversation, Limits, Phase
 from gateway.identity import Identities, Principal
-from gateway.log import Log
+from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
@@ -54,9 +54,17 @@ class Listener:
         self._identities = identities
         self._metrics = metrics
         self._log = log
+        throttle = Throttle()
         self._converse: Callable[..., Conversation] = partial(
-            Conversation, admission=admission, dispatcher=dispatcher, limits=limits, metrics=metrics, log=log
+            Conversation,
+            admission=admission,
+            dispatcher=dispatcher,
+            limits=limits,
+            metrics=metrics,
+            log=log,
+            throttle=throttle,
         )
+        self._throttle = throttle
         self._admission = admission
         self._conversations: set[Conversation] = set()
         self._handshakes: set[trio.CancelScope] = set()
@@ -97,12 +105,12 @@ class Listener:
     async def _accept_some(self, listening: socket.socket, clients: trio.Nursery) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                sock, _address = listening.accept()
+                sock, address = listening.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    self._log.error("can't accept clients", reason=error.strerror, listener=self._settings.name)
+                    self._log.error("can't accept clients", reason=error.strerror)
                     await trio.sleep(_BREATH)
                     return
                 continue  # the client has gone already
@@ -115,22 +123,22 @@ class Listener:
             self._clients += 1
             self._admission.clients += 1
             self._told += over is not None
-            clients.start_soon(self._serve_client, sock, over)
+            clients.start_soon(self._serve_client, sock, f"{address[0]}:{address[1]}", over)
 
     def _limit_reached(self) -> Limit | None:
         if self._clients >= self._settings.max_clients:
             return Limit.LISTENER_CLIENTS
         return Limit.CLIENTS if self._admission.clients >= self._admission.max_clients else None
 
-    async def _serve_client(self, sock: socket.socket, over: Limit | None) -> None:
+    async def _serve_client(self, sock: socket.socket, peer: str, over: Limit | None) -> None:
         self._connections.inc()
         try:
             stream = TlsStream(sock, self._context, server_side=True)
-            if await self._shake_hands(stream):
-                await self._have_conversation(stream, over)
+            if await self._shake_hands(stream, peer):
+                await self._have_conversation(stream, peer, over)
         except Exception as error:  # noqa: BLE001 - a fault of ours that one client meets must not end the others
             self._failed("internal")
-            self._log.error("client lost to a fault of the gateway", listener=self._settings.name, exc_info=error)
+            self._log.error("client lost to a fault of the gateway", peer=peer, exc_info=error)
         finally:
             sock.close()
             self._clients -= 1
@@ -138,13 +146,14 @@ class Listener:
             self._told -= over is not None
             self._connections.dec()
 
-    async def _shake_hands(self, stream: TlsStream) -> bool:
+    async def _shake_hands(self, stream: TlsStream, peer: str) -> bool:
         began = time.perf_counter()
         try:
             reason = await self._try_to_shake_hands(stream)
         except TlsError as error:
             self._failed(error.reason)
-            self._log.info("handshake failed", listener=self._settings.name, reason=error.reason, detail=str(error))
+            key = f"handshake {error.reason}"
+            self._throttle.warn(self._log, key, "handshake failed", peer=peer, reason=error.reason, detail=str(error))
             await stream.aclose(linger=_LINGER)  # in TLS 1.3 a request may be there already, unread
             return False
         except GatewayError:
@@ -168,8 +177,8 @@ class Listener:
                 self._handshakes.discard(scope)
         return "drain" if self._draining else "handshake_timeout"
 
-    async def _have_conversation(self, stream: TlsStream, over: Limit | None) -> None:
-        conversation = self._converse(stream, self._identify(stream), over=over)
+    async def _have_conversation(self, stream: TlsStream, peer: str, over: Limit | None) -> None:
+        conversation = self._converse(stream, self._identify(stream, peer), peer=peer, over=over)
         if self._draining:
             conversation.drain()
         self._conversations.add(conversation)
@@ -181,13 +190,13 @@ class Listener:
         if ended not in _ORDINARY_ENDS:
             self._failed(ended)
 
-    def _identify(self, stream: TlsStream) -> Principal | None:
+    def _identify(self, stream: TlsStream, peer: str) -> Principal | None:
         """Ask on every connection, resumed ones included: on those, no handshake has looked at the certificate."""
         try:
             certificate = stream.peer_certificate()
             return None if certificate is None else self._identities.identify(certificate)
         except (TlsError, *UNREADABLE_CERTIFICATE) as error:
-            self._log.warning("client certificate can't be read", listener=self._settings.name, detail=repr(error))
+            self._log.warning("client certificate can't be read", peer=peer, detail=repr(error))
             return None
 
     def _failed(self, reason: str) -> None:

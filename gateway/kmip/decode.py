@@ -204,19 +204,19 @@ def _read_fields(frame: bytes, position: int, end: int, fields: Fields, form: _F
         position += _SIZE
         value_end = position + length
         if value_end > end:
-            raise ProtocolError(f"field {word >> 8:06X} overruns its structure")
+            raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} overruns its structure")
         if word in words:
             if word >> 8 in fields:
-                raise ProtocolError(f"field {word >> 8:06X} stands twice")
+                raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} stands twice")
             fields[word >> 8] = (position, value_end)
         elif word >> 8 in tags:
-            raise ProtocolError(f"field {word >> 8:06X} where it may not stand, or of type {word & 0xFF}")
+            raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} where it may not stand, or of a wrong type")
         item_type = word & 0xFF
         if item_type == _STRUCTURE:
             if length & 7:
-                raise ProtocolError(f"structure {word >> 8:06X} has length {length}")
+                raise ProtocolError(f"structure {ttlv.tag_name(word >> 8)} has a wrong length")
             if length > (max_depth - _OUTER_DEPTH) * _SIZE:
                 ttlv.check_depth(frame, position, value_end, max_depth - _OUTER_DEPTH)
         elif _LENGTHS.get(item_type, length) != length or (item_type == _BIG_INTEGER and length & 7):
-            raise ProtocolError(f"field {word >> 8:06X} of type {item_type} has length {length}")
+            raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} has a wrong length")
         position = (value_end + 7) & ~7

@@ -83,4 +83,4 @@ class FrameReader:
     def _stranger(self, begin: bytes) -> str:
         if begin[:4] in (b"POST", b"GET ", b"HEAD", b"PUT ", b"OPTI", b"PRI "):
             return "this is HTTP; KMIP over HTTPS is not served on this port, use the TTLV transport"
-        return f"not a {_KIND.get(self._tag, self._tag)}: begins with {begin[:4].hex(' ').upper()}"
+        return f"not a {_KIND.get(self._tag, self._tag)}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from gateway.errors import ProtocolError
-from gateway.kmip.spec import FIXED_LENGTH, ItemType
+from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 
 HEADER_SIZE: Final = 8
 STRUCTURE: Final = int(ItemType.STRUCTURE)
@@ -32,6 +32,9 @@ _HEAD_UINT: Final = struct.Struct(">III4x")
 _HEAD_LONG: Final = struct.Struct(">IIq")
 
 
+_KNOWN_TAGS: Final = frozenset(Tag)
+
+
 class Item(NamedTuple):
     """Where an item lies in its buffer: ``start`` and ``end`` bound the value, without head and padding."""
 
@@ -39,6 +42,11 @@ class Item(NamedTuple):
     type: int
     start: int
     end: int
+
+
+def tag_name(tag: int) -> str:
+    """A tag's name, for a text that may be logged: what is no known tag may be anybody's bytes, and is not told."""
+    return Tag(tag).name if tag in _KNOWN_TAGS else "of an unknown tag"
 
 
 def word(tag: int, item_type: int) -> int:
@@ -65,14 +73,12 @@ def walk(buffer: bytes, start: int, end: int) -> Iterator[Item]:
         position += HEADER_SIZE
         item_type = tag_and_type & 0xFF
         if length > end - position:
-            raise ProtocolError(f"item {tag_and_type >> 8:06X} overruns the structure that holds it")
+            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} overruns the structure that holds it")
         if FIXED_LENGTH.get(item_type, length) != length:
-            raise ProtocolError(f"item {tag_and_type >> 8:06X} of type {item_type} has length {length}")
+            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length")
         next_position = position + padded(length)
         if length & 7 and item_type in UNPADDED and next_position < end:
-            raise ProtocolError(
-                f"item {tag_and_type >> 8:06X} of type {item_type} has length {length}, and is not last"
-            )
+            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length, and is not last")
         yield Item(tag_and_type >> 8, item_type, position, position + length)
         position = next_position
 
@@ -168,7 +174,7 @@ def read_text(buffer: bytes, item: Item) -> str:
     try:
         return buffer[item.start : item.end].rstrip(b"\0").decode()
     except UnicodeDecodeError:
-        raise ProtocolError(f"item {item.tag:06X} is not UTF-8") from None
+        raise ProtocolError(f"item {tag_name(item.tag)} is not UTF-8") from None
 
 
 def read_bytes(buffer: bytes, item: Item) -> bytes:
@@ -179,7 +185,7 @@ def read_bytes(buffer: bytes, item: Item) -> bytes:
 
 def _expect(item: Item, item_type: ItemType) -> None:
     if item.type != item_type:
-        raise ProtocolError(f"item {item.tag:06X} has type {item.type}, not {item_type.name}")
+        raise ProtocolError(f"item {tag_name(item.tag)} is not of type {item_type.name}")
 
 
 # Writing an item ----------------------------------------------------------------------------------------------------

@@ -17,5 +17,7 @@ def certs(directory: Path, *, rsa: bool, force: bool) -> None:
         written = write_development_set(directory, "rsa" if rsa else "ecdsa", force=force)
     except CertificatesExistError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"can't write {directory}: {error.strerror}; choose another directory") from None
     for path in written:
         click.echo(path)

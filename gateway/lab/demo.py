@@ -80,6 +80,7 @@ async def _demo(directory: Path, seconds: float | None, clients: int) -> int:
                 measurements = await _measure(place, console, seconds or _DEFAULT_SECONDS, clients)
                 _report(place, console, measurements)
                 if seconds is None:
+                    _invite(place, console)
                     console.print("\nCtrl-C ends the demo.")
                     await trio.sleep_forever()
             nursery.cancel_scope.cancel()
@@ -191,6 +192,10 @@ def _report(place: Place, console: Console, measurements: Sequence[Measurement])
         f"[bold]ratio {_ratio(measurements)}[/bold]"
     )
     console.print(f"Metrics: http://{place.admin}/metrics")
+
+
+def _invite(place: Place, console: Console) -> None:
+    """Commands for a client of one's own, for as long as the demo stays up."""
     console.print("A client of your own (the certificates last as long as the demo):")
     certificate, key, ca = (place.file(name) for name in ("client.pem", "client.key", "gateway-ca.pem"))
     command = (

@@ -5,7 +5,7 @@ from typing import Final
 import trio
 
 from gateway.errors import BackendError
-from gateway.log import Log
+from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.upstream.idle_limit import IdleLimit
 
@@ -22,6 +22,7 @@ class Meter:
         self._log = log.bind(backend=backend, credential=credential)
         self._answered = metrics.backend_requests.labels(backend, "answered")
         self._duration = metrics.backend_request_duration.labels(backend)
+        self._throttle = Throttle()
         self._failing: str | None = None
         self._said_at = 0.0
 
@@ -66,4 +67,4 @@ class Meter:
             self._duration.observe(seconds)
         else:
             self._metrics.backend_requests.labels(self._backend, result).inc()
-            self._log.warning("exchange failed", result=result)
+            self._throttle.warn(self._log, result, "exchange failed", result=result)

@@ -5,6 +5,7 @@ deadline, a shutdown, leaves it BUSY, and BUSY sessions are thrown away. That is
 another's key.
 """
 
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -176,7 +177,7 @@ async def open_session(target: Target) -> Session:
     try:
         sock = await _connect(target.address)
     except OSError as error:
-        raise _refused(target, f"can't connect to {target.address}: {error.strerror or error}", "connect") from None
+        raise _refused(target, f"can't connect to {target.address}: {_reason(error)}", "connect") from None
     stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
     try:
         await stream.handshake()
@@ -222,6 +223,12 @@ _NOT_LET_IN: Final = frozenset(
 
 def _refused(target: Target, message: str, reason: str) -> BackendError:
     return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason)
+
+
+def _reason(error: OSError) -> str:
+    """The operating system's words; trio's own repeat the address."""
+    is_system = error.errno is not None and not isinstance(error, socket.gaierror)
+    return os.strerror(error.errno) if is_system and error.errno is not None else str(error)
 
 
 async def _connect(address: Address) -> socket.socket:

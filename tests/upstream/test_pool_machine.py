@@ -200,6 +200,22 @@ class PoolMachine(RuleBasedStateMachine):
         living[choice % len(living)].scope.cancel()
         self._pause(pause)
 
+    @precondition(lambda self: self._waiting() and (self.atlanta.open_requests or self.atlanta.connecting))
+    @rule(choice=choices(), leaves_first=st.booleans(), pause=pauses())
+    def a_client_leaves_the_queue_as_a_session_comes(self, choice: int, leaves_first: bool, pause: int | None) -> None:
+        waiting = self._waiting()
+        if leaves_first:
+            waiting[choice % len(waiting)].scope.cancel()
+        if self.atlanta.open_requests:
+            connection, request = self._next_request(choice)
+            connection.say(answer_to(request))
+        else:
+            self.atlanta.decide(self.atlanta.connecting[0])
+        if not leaves_first:
+            self.trio.tick()
+            waiting[choice % len(waiting)].scope.cancel()
+        self._pause(pause)
+
     # What the key manager does
 
     @precondition(lambda self: self.atlanta.connecting)
@@ -331,6 +347,9 @@ class PoolMachine(RuleBasedStateMachine):
     def _living(self) -> list[Client]:
         return [client for client in self.clients if client.end is None]
 
+    def _waiting(self) -> list[Client]:
+        return [client for client in self._living() if client.session is None]
+
     def _held_sessions(self) -> Iterator[Session]:
         for pool in self.pools.values():
             yield from pool._idle
@@ -377,5 +396,5 @@ def _connection(session: Session) -> Connection:
     return stream
 
 
-PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestPool = PoolMachine.TestCase

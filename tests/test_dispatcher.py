@@ -1,0 +1,528 @@
+"""One request in, one answer out, whatever happens on the way. (Each fault by itself: test_failover.)"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import cycle
+from typing import Final, NamedTuple
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from gateway.dispatcher import Answer, Dispatcher, DispatcherSettings
+from gateway.errors import StreamClosedError
+from gateway.identity import Identity, Principal
+from gateway.kmip.decode import decode_response
+from gateway.kmip.messages import Request, Version
+from gateway.kmip.spec import Operation, ResultStatus
+from gateway.metrics import Metrics
+from gateway.policy import Effect, Refusal, effect_of
+from gateway.upstream.backend import Backend
+from gateway.upstream.balancer import Balancer
+from gateway.upstream.keeper import keep_warm
+from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.session import Session
+from gateway.upstream.slots import Slots
+from tests.upstream.fakes import (
+    SETTINGS,
+    Behaviour,
+    Connection,
+    FakeKeyManager,
+    FakeObserver,
+    answer_to,
+    answers,
+    ask,
+    breaks_while_it_is_asked,
+    in_virtual_time,
+    lease,
+    make_pool,
+    name_in,
+    never_answers,
+)
+
+CREDENTIALS = ("red", "blue")
+
+
+def principal(credential: str, name: str = "alice") -> Principal:
+    return Principal(Identity(credential, shared=False), "CN=ca", f"CN={name}", 0, float("inf"))
+
+
+class House:
+    """Key managers in memory, each with a pool for each credential, and a dispatcher before them."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        key_managers: list[FakeKeyManager],
+        pool: PoolSettings,
+        times: DispatcherSettings,
+        places: int,
+    ) -> None:
+        self.nursery = nursery
+        self.key_managers = key_managers
+        self.backends: list[Backend] = []
+        self.observers: list[FakeObserver] = []
+        for key_manager in self.key_managers:
+            slots = Slots(places)
+            pools: dict[str, Pool] = {}
+            for credential in CREDENTIALS:
+                pools[credential], observer = make_pool(
+                    key_manager, nursery.start_soon, pool, credential=credential, slots=slots
+                )
+                self.observers.append(observer)
+            self.backends.append(Backend(key_manager.name, slots, pools))
+        self.metrics = Metrics("test")
+        self.dispatcher = Dispatcher(Balancer(self.backends), times, metrics=self.metrics)
+
+    @property
+    def executed(self) -> list[tuple[str, str]]:
+        """What the key managers together executed: as whom, and on which object."""
+        return [entry for key_manager in self.key_managers for entry in key_manager.executed]
+
+    async def ask(self, request: Request, credential: str = "red") -> Answer:
+        return await self.dispatcher.dispatch(request, principal(credential))
+
+    def nothing_is_left_behind(self) -> bool:
+        """Whether every session is idle in its pool, and every connection is one of those."""
+        counts = [pool.statistics() for backend in self.backends for pool in backend.pools.values()]
+        idle = sum(count.idle for count in counts)
+        return (
+            all((count.busy, count.waiting, count.opening) == (0, 0, 0) for count in counts)
+            and idle == sum(len(key_manager.open_connections) for key_manager in self.key_managers)
+            and idle == sum(backend.slots.used for backend in self.backends)
+        )
+
+
+@asynccontextmanager
+async def house(
+    *names: str | FakeKeyManager,
+    pool: PoolSettings = SETTINGS,
+    times: DispatcherSettings | None = None,
+    places: int = 4,
+) -> AsyncIterator[House]:
+    """A house before these key managers; one that is given by its name is as it should be."""
+    key_managers = [name if isinstance(name, FakeKeyManager) else FakeKeyManager(name) for name in names]
+    async with trio.open_nursery() as nursery:
+        yield House(nursery, key_managers, pool, times or DispatcherSettings(), places)
+        nursery.cancel_scope.cancel()
+
+
+def refusal(answer: Answer) -> tuple[Refusal | None, int | None, str]:
+    """What the gateway itself answered: why, with which Result Reason, in which words."""
+    assert answer.response is None
+    (item,) = decode_response(answer.frame).items
+    assert item.status == ResultStatus.OPERATION_FAILED
+    return answer.refusal, item.reason, item.message or ""
+
+
+def name_of(answer: Answer) -> str:
+    """The object that the key manager's answer is about."""
+    assert answer.response is not None, answer.detail
+    return name_in(answer.response)
+
+
+# As it should be ---------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_the_answer_is_the_key_managers_own_byte_by_byte() -> None:
+    async with house("atlanta") as it:
+        request = ask("key-1")
+
+        answer = await it.ask(request)
+
+        assert answer.frame == answer_to(request)
+        assert it.key_managers[0].connections[0].sent == [request.frame]
+        assert it.nothing_is_left_behind()
+
+
+@in_virtual_time
+async def test_key_managers_take_turns() -> None:
+    async with house("atlanta", "boston", "london", "paris") as it:
+        for number in range(40):
+            assert name_of(await it.ask(ask(f"key-{number}"))) == f"key-{number}"
+
+        assert [len(key_manager.executed) for key_manager in it.key_managers] == [10, 10, 10, 10]
+        assert it.nothing_is_left_behind()
+
+
+@in_virtual_time
+async def test_a_request_is_asked_with_its_identitys_credential_only() -> None:
+    async with house("atlanta", "london", places=2) as it:
+        async with trio.open_nursery() as clients:
+            for number in range(40):
+                credential = CREDENTIALS[number % 2]
+                clients.start_soon(it.ask, ask(f"{credential}-{number}"), credential)
+
+        assert len(it.executed) == 40
+        assert {(credential, name.partition("-")[0]) for credential, name in it.executed} == {
+            ("red", "red"),
+            ("blue", "blue"),
+        }
+
+
+# Nothing was sent --------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_where_one_can_not_be_reached_the_next_is_asked() -> None:
+    async with house("atlanta", "london") as it:
+        it.key_managers[0].refuse()
+
+        for number in range(10):
+            assert name_of(await it.ask(ask(f"key-{number}", Operation.CREATE))) == f"key-{number}"
+
+        assert len(it.key_managers[1].executed) == 10
+        assert len(it.key_managers[0].attempts) == 1  # it is known by then, and nobody is made to wait for it
+
+
+@pytest.mark.parametrize(("version", "reason"), [((1, 0), 0x100), ((1, 4), 0x100), ((2, 0), 0x2A), ((2, 1), 0x2A)])
+@in_virtual_time
+async def test_where_none_can_be_reached_the_client_is_told_in_its_version(version: Version, reason: int) -> None:
+    async with house("atlanta", "london") as it:
+        for key_manager in it.key_managers:
+            key_manager.refuse()
+
+        answer = await it.ask(ask("key-1", version=version))
+
+        assert refusal(answer) == (Refusal.NO_BACKEND, reason, "no key manager can be reached")
+        assert decode_response(answer.frame).version == version
+        assert "refused (connect: connect)" in answer.detail  # for the log, and not for the client
+        assert it.executed == []
+        assert it.nothing_is_left_behind()
+
+
+@in_virtual_time
+async def test_a_whole_site_that_swallows_everything_does_not_use_up_the_time_for_the_queue() -> None:
+    """Two attempts of three seconds each: then the third key manager, which is busy, may still be waited for."""
+    async with house("atlanta", "boston", "london", places=1) as it:
+        it.key_managers[0].is_reachable = it.key_managers[1].is_reachable = False
+        london = it.backends[2].pools["red"]
+        session = await lease(london)
+        answers_got: list[Answer] = []
+
+        async def client() -> None:
+            answers_got.append(await it.ask(ask("key-1", Operation.CREATE)))
+
+        it.nursery.start_soon(client)
+        await trio.sleep(8)
+        assert london.statistics().waiting == 1
+        london.give_back(session)
+        await trio.sleep(1)
+
+        assert [name_of(answer) for answer in answers_got] == ["key-1"]
+
+
+NOT_PASSED_ON = [
+    Operation.NOTIFY,
+    Operation.PUT,
+    Operation.SET_ENDPOINT_ROLE,
+    Operation.INTEROP,
+    Operation.REPROVISION,
+]
+
+
+@pytest.mark.parametrize("operation", NOT_PASSED_ON, ids=lambda operation: operation.name)
+@in_virtual_time
+async def test_what_is_not_passed_on_touches_no_key_manager(operation: Operation) -> None:
+    async with house("atlanta") as it:
+        alone = await it.ask(ask("key-1", operation, version=(2, 1)))
+        hidden = await it.ask(ask("key-1", Operation.GET, operation, numbered=True, version=(2, 1)))
+
+        assert refusal(alone)[:2] == (Refusal.NOT_SUPPORTED, 0x05)
+        assert [item.reason for item in decode_response(hidden.frame).items] == [0x05, 0x05]
+        assert it.key_managers[0].attempts == []
+
+
+# Time --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "reason"), [((1, 4), 0x100), ((2, 1), 0x3A)])
+@in_virtual_time
+async def test_a_request_waits_no_longer_than_the_queue_allows_over_all(version: Version, reason: int) -> None:
+    async with house("atlanta", "london", places=1) as it:
+        for backend in it.backends:
+            await lease(backend.pools["red"])
+
+        answer = await it.ask(ask("key-1", version=version))
+
+        assert trio.current_time() == pytest.approx(2 * 0.06 + 5.0)
+        assert refusal(answer) == (Refusal.OVERLOADED, reason, "too many requests are waiting for key managers")
+        assert "no session free within 5 s" in answer.detail
+        assert it.executed == []
+        assert [backend.pools["red"].statistics().waiting for backend in it.backends] == [0, 0]
+
+
+@in_virtual_time
+async def test_a_full_queue_is_said_at_once_and_names_no_key_manager_to_the_client() -> None:
+    async with house("atlanta", pool=SETTINGS._replace(queue_length=0), places=1) as it:
+        await lease(it.backends[0].pools["red"])
+        began = trio.current_time()
+
+        answer = await it.ask(ask("key-1"))
+
+        assert trio.current_time() == began
+        assert answer.refusal is Refusal.OVERLOADED
+        assert b"atlanta" not in answer.frame
+        assert "atlanta" in answer.detail
+
+
+@in_virtual_time
+async def test_overload_is_said_even_where_another_can_not_be_reached() -> None:
+    async with house("atlanta", "london", places=1) as it:
+        await lease(it.backends[0].pools["red"])
+        it.key_managers[1].refuse()
+
+        answer = await it.ask(ask("key-1"))
+
+        assert answer.refusal is Refusal.OVERLOADED
+
+
+def answers_all_but_probes(connection: Connection, request: Request) -> None:
+    if name_in(request):
+        answers(connection, request)
+
+
+@in_virtual_time
+async def test_the_deadline_covers_all_that_may_happen_before_a_request_is_sent() -> None:
+    """Sessions that must prove themselves first, and don't: the request is not sent when its time is over."""
+    async with house("atlanta", "london", times=DispatcherSettings(request=4.0)) as it:
+        for key_manager, backend in zip(it.key_managers, it.backends, strict=True):
+            backend.pools["red"].give_back(await lease(backend.pools["red"]))
+            key_manager.behaviour = answers_all_but_probes
+            key_manager.handshake_cost = 2.9
+        await trio.sleep(2)
+        began = trio.current_time()
+
+        answer = await it.ask(ask("key-1", Operation.CREATE))
+
+        assert trio.current_time() == pytest.approx(began + 4.0)
+        assert answer.refusal in {Refusal.DEADLINE, Refusal.OVERLOADED}
+        assert it.executed == []
+
+
+@in_virtual_time
+async def test_a_mutation_that_gets_no_answer_has_an_unknown_outcome_when_its_time_is_over() -> None:
+    async with house("atlanta", "london") as it:
+        for key_manager in it.key_managers:
+            key_manager.behaviour = never_answers
+
+        answer = await it.ask(ask("key-1", Operation.CREATE))
+
+        assert trio.current_time() == pytest.approx(30.0)
+        why, reason, message = refusal(answer)
+        assert (why, reason) == (Refusal.OUTCOME_UNKNOWN, 0x100)
+        assert "unknown" in message
+        assert it.executed == [("red", "key-1")]
+        assert it.nothing_is_left_behind()
+
+
+@in_virtual_time
+async def test_an_exchange_that_is_cut_off_leaves_no_session_behind() -> None:
+    """A shutdown does that: the answer may still come, and must find nobody."""
+    async with house("atlanta") as it:
+        it.key_managers[0].operation_cost = 2.0
+        with trio.move_on_after(1):
+            await it.ask(ask("slow", Operation.CREATE))
+        it.key_managers[0].operation_cost = 0.0
+
+        assert name_of(await it.ask(ask("fast"))) == "fast"
+        assert it.observers[0].results == {"cancelled": 1, "answered": 1}
+        assert it.nothing_is_left_behind()
+
+
+# A session that is lost while it is used ---------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_reads_go_elsewhere_when_their_key_manager_turns_down() -> None:
+    async with house("atlanta", "london") as it:
+        it.key_managers[0].behaviour = never_answers
+        got: dict[str, Answer] = {}
+
+        async def client(name: str, operation: Operation) -> None:
+            got[name] = await it.ask(ask(name, operation))
+
+        for name, operation in {"read": Operation.GET, "london": Operation.GET, "mutation": Operation.CREATE}.items():
+            it.nursery.start_soon(client, name, operation)
+            await trio.sleep(0.5)
+        assert it.key_managers[0].executed == [("red", "read"), ("red", "mutation")]
+
+        it.backends[0].let_go(lambda _credential: True)
+        await trio.sleep(0.5)
+
+        assert name_of(got["read"]) == "read"
+        assert "mutation" not in got  # it may be working on it
+        assert it.metrics.retries.labels("interrupted")._value.get() == 1
+
+
+@in_virtual_time
+async def test_an_answer_with_more_behind_it_is_passed_on_and_the_session_is_not_used_again() -> None:
+    def says_more(connection: Connection, request: Request) -> None:
+        connection.execute(request)
+        connection.answer(request, answer_to(ask("of-another")))
+
+    async with house("atlanta") as it:
+        it.key_managers[0].behaviour = says_more
+
+        assert [name_of(await it.ask(ask(f"key-{number}"))) for number in range(3)] == ["key-0", "key-1", "key-2"]
+
+        assert len(it.key_managers[0].connections) == 3
+
+
+# Everything at once --------------------------------------------------------------------------------------------------
+
+
+def hangs_up(connection: Connection, _request: Request) -> None:
+    connection.hang_up()
+
+
+def works_and_hangs_up(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.hang_up()
+
+
+def works_and_answers_half(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.say(answer_to(request)[:40], b"")
+
+
+def works_and_answers_another(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.say(answer_to(ask("of-another", Operation.QUERY)))
+
+
+def works_and_says_more(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.answer(request, answer_to(ask("of-another")))
+
+
+def takes_nothing(_connection: Connection, _request: Request) -> None:
+    raise StreamClosedError("connection broken: EPIPE", nothing_sent=True)
+
+
+BEHAVIOURS: Final = [
+    answers,
+    hangs_up,
+    works_and_hangs_up,
+    works_and_answers_half,
+    works_and_answers_another,
+    works_and_says_more,
+    takes_nothing,
+    breaks_while_it_is_asked,
+    never_answers,
+]
+OPERATIONS: Final = [Operation.GET, Operation.LOCATE, Operation.CREATE, Operation.ENCRYPT, 0x80000001]
+
+
+class Moody(FakeKeyManager):
+    """Does one thing to those who ask, and one to those who connect, after the other, over and over."""
+
+    def __init__(self, name: str, behaviours: Sequence[Behaviour], moods: Sequence[str]) -> None:
+        super().__init__(name)
+        self._behaviours = cycle(behaviours)
+        self._moods = cycle(moods)
+        self.behaviour = self._behave
+
+    def _behave(self, connection: Connection, request: Request) -> None:
+        next(self._behaviours)(connection, request)
+
+    async def _open(self, credential: str) -> Session:
+        mood = next(self._moods)
+        self.is_reachable = mood != "is unreachable"
+        self.refusal = {"refuses": self._refusal("connect"), "is odd": OSError("odd")}.get(mood)
+        return await super()._open(credential)
+
+
+class Story(NamedTuple):
+    """Who asks for what, after how many seconds, and how the key managers take it."""
+
+    arrivals: list[tuple[str, int, float]]
+    key_managers: list[tuple[list[Behaviour], list[str]]]
+
+
+stories = st.builds(
+    Story,
+    arrivals=st.lists(
+        st.tuples(
+            st.sampled_from(CREDENTIALS), st.sampled_from(OPERATIONS), st.sampled_from([0.0, 0.001, 0.07, 1.5, 7.0])
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    key_managers=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(BEHAVIOURS), min_size=1, max_size=8),
+            st.lists(
+                st.sampled_from(["lets in", "lets in", "refuses", "is unreachable", "is odd"]), min_size=1, max_size=4
+            ),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+
+
+class Outcome(NamedTuple):
+    """What a client asked for and got, and how long that took."""
+
+    name: str
+    effect: Effect
+    answer: Answer
+    seconds: float
+
+
+async def live_through(story: Story) -> None:
+    outcomes: list[Outcome] = []
+    moody = [Moody(f"kms-{number}", *moods) for number, moods in enumerate(story.key_managers)]
+    async with house(*moody, places=2) as it:
+        for backend in it.backends:
+            it.nursery.start_soon(keep_warm, list(backend.pools.values()), 3.0)
+
+        async def client(credential: str, name: str, operation: int) -> None:
+            request = ask(name, operation)
+            began = trio.current_time()
+            answer = await it.ask(request, credential)
+            outcomes.append(Outcome(name, effect_of(request), answer, trio.current_time() - began))
+
+        async with trio.open_nursery() as clients:
+            for number, (credential, operation, gap) in enumerate(story.arrivals):
+                clients.start_soon(client, credential, f"{credential}-{number}", operation)
+                await trio.sleep(gap)
+        check_books(outcomes, it.executed, len(story.arrivals))
+
+        for backend in it.backends:
+            backend.close()
+        await trio.sleep(10)
+        assert [backend.slots.used for backend in it.backends] == [0] * len(it.backends)
+        assert [key_manager.open_connections for key_manager in it.key_managers] == [[]] * len(it.key_managers)
+
+
+def check_books(outcomes: list[Outcome], executed: list[tuple[str, str]], asked: int) -> None:
+    """What clients were told, against what the key managers did."""
+    assert len(outcomes) == asked
+    assert all(name.startswith(credential) for credential, name in executed), "done as somebody else"
+    times = Counter(name for _, name in executed)
+    for name, effect, answer, seconds in outcomes:
+        may_repeat = effect <= Effect.TOUCH
+        assert seconds <= 30.001
+        assert may_repeat or times[name] <= 1, "done twice"
+        if answer.response is not None:
+            assert name_in(answer.response) == name, "the answer to somebody else"
+            assert times[name] >= 1
+        elif answer.refusal is Refusal.OUTCOME_UNKNOWN:
+            assert not may_repeat
+        elif answer.refusal is Refusal.BACKEND_FAILED:
+            assert may_repeat
+        else:
+            assert answer.refusal in {Refusal.NO_BACKEND, Refusal.OVERLOADED, Refusal.DEADLINE}
+            assert may_repeat or times[name] == 0, "said not to be done, and done"
+
+
+@settings(max_examples=100, deadline=None)
+@given(stories)
+def test_nothing_is_lost_and_nothing_is_done_twice_or_for_somebody_else(story: Story) -> None:
+    trio.run(live_through, story, clock=MockClock(autojump_threshold=0))

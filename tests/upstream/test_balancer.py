@@ -1,0 +1,254 @@
+"""The order in which backends are tried: who comes first, who in turn, and who only where nobody else is left."""
+
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.kmip.messages import Version
+from gateway.policy import Effect
+from gateway.upstream.backend import Backend, Traits
+from gateway.upstream.balancer import Balancer
+from gateway.upstream.health import Health, Verdict
+from gateway.upstream.slots import Slots
+
+
+class FakePool:
+    """A pool, as far as the balancer looks at it."""
+
+    def __init__(self) -> None:
+        self.has_room = True
+        self.is_failing = False
+
+
+def backend(name: str, *, weight: int = 1, priority: int = 0, writable: bool = True) -> Backend:
+    pools: dict[str, Any] = {"red": FakePool(), "blue": FakePool()}
+    return Backend(name, Slots(1), pools, traits=Traits(weight, priority, writable))
+
+
+def pool_of(it: Backend, credential: str = "red") -> FakePool:
+    pool: Any = it.pools[credential]
+    assert isinstance(pool, FakePool)
+    return pool
+
+
+def turn(it: Backend, verdict: Verdict) -> None:
+    """Let its own probes say this."""
+    it.health = Health()
+    it.health.probed(verdict)
+
+
+def order(
+    balancer: Balancer, credential: str = "red", effect: Effect = Effect.READ, version: Version = (1, 4)
+) -> list[str]:
+    return [each.name for each in balancer.order(credential, effect, version)]
+
+
+def first(balancer: Balancer, **what: Any) -> str:
+    """Who would get a request."""
+    return order(balancer, **what)[0]
+
+
+def firsts(balancer: Balancer, number: int) -> list[str]:
+    return [next(balancer.order("red", Effect.READ, (1, 4))).name for _ in range(number)]
+
+
+# In turn -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_gets_every_fourth_request() -> None:
+    served = firsts(Balancer([backend(name) for name in "abcd"]), 400)
+
+    assert Counter(served) == {"a": 100, "b": 100, "c": 100, "d": 100}
+    assert served[:8] == served[4:12]
+
+
+def test_each_is_tried_once() -> None:
+    balancer = Balancer([backend(name) for name in "abcd"])
+
+    for _ in range(10):
+        assert sorted(order(balancer)) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("how", ["failing", "without room", "down"])
+def test_what_is_passed_over_does_not_double_its_neighbours_share(how: str) -> None:
+    backends = [backend(name) for name in "abcd"]
+    pool_of(backends[1]).is_failing = how == "failing"
+    pool_of(backends[1]).has_room = how != "without room"
+    if how == "down":
+        turn(backends[1], Verdict.FAILS)
+
+    assert Counter(firsts(Balancer(backends), 300)) == {"a": 100, "c": 100, "d": 100}
+
+
+def test_weights_are_shares_and_are_spread_smoothly() -> None:
+    served = firsts(Balancer([backend("a", weight=5), backend("b"), backend("c")]), 700)
+
+    assert Counter(served) == {"a": 500, "b": 100, "c": 100}
+    assert served[:7] == ["a", "a", "b", "a", "c", "a", "a"]
+    assert max(len(run) for run in "".join(served).replace("b", " ").replace("c", " ").split()) <= 4
+
+
+@given(st.lists(st.sets(st.integers(0, 3)), max_size=200))
+def test_whoever_was_away_neither_makes_up_for_it_nor_pays_for_it(away: list[set[int]]) -> None:
+    backends = [backend(name) for name in "abcd"]
+    balancer = Balancer(backends)
+    for failing in away:
+        for index, each in enumerate(backends):
+            pool_of(each).is_failing = index in failing
+        firsts(balancer, 1)
+    for each in backends:
+        pool_of(each).is_failing = False
+
+    served = Counter(firsts(balancer, 40))
+
+    assert max(served.values()) - min(served[each.name] for each in backends) <= 4
+
+
+def test_the_credentials_take_turns_together() -> None:
+    balancer = Balancer([backend("a"), backend("b")])
+    served = Counter(first(balancer, credential=credential) for credential in ["red", "blue"] * 50)
+
+    assert served == {"a": 50, "b": 50}
+
+
+# Ranks -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_comes_first_and_the_hopeless_last() -> None:
+    room, waiting, failing, down, standby = (
+        backend(name) for name in ("room", "waiting", "failing", "down", "standby")
+    )
+    pool_of(waiting).has_room = False
+    pool_of(failing).is_failing = True
+    turn(down, Verdict.FAILS)
+    turn(standby, Verdict.STANDBY)
+
+    balancer = Balancer([standby, down, failing, waiting, room])
+
+    assert order(balancer) == ["room", "waiting", "failing", "down", "standby"]
+
+
+def test_a_credentials_failure_is_its_own() -> None:
+    a, b = backend("a"), backend("b")
+    pool_of(a, "red").is_failing = True
+    balancer = Balancer([a, b])
+
+    assert [first(balancer, credential="red") for _ in range(4)] == ["b", "b", "b", "b"]
+    assert sorted(first(balancer, credential="blue") for _ in range(4)) == ["a", "a", "b", "b"]
+
+
+def test_a_lower_tier_serves_only_where_a_higher_one_can_not() -> None:
+    near, far = backend("near", priority=0), backend("far", priority=1)
+    balancer = Balancer([far, near])
+    assert firsts(balancer, 3) == ["near", "near", "near"]
+
+    pool_of(near).has_room = False
+    assert order(balancer) == ["near", "far"]  # one waits for its own site before another is asked
+
+    pool_of(near).is_failing = True
+    assert order(balancer) == ["far", "near"]
+
+
+def test_it_is_asked_anew_for_each_next_one() -> None:
+    a, b, c = backend("a"), backend("b"), backend("c")
+    trying = Balancer([a, b, c]).order("red", Effect.READ, (1, 4))
+    assert next(trying).name == "a"
+
+    pool_of(b).is_failing = True  # while a was tried
+
+    assert [each.name for each in trying] == ["c", "b"]
+
+
+def test_backends_may_be_replaced_while_a_request_is_tried() -> None:
+    balancer = Balancer([backend("a"), backend("b")])
+    trying = balancer.order("red", Effect.READ, (1, 4))
+    assert next(trying).name == "a"
+
+    balancer.backends = (backend("c"),)
+
+    assert [each.name for each in trying] == ["b"]
+    assert order(balancer) == ["c"]
+
+
+# Roles and versions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", Effect, ids=lambda effect: effect.name)
+def test_what_changes_something_goes_to_those_that_may_be_written_to(effect: Effect) -> None:
+    balancer = Balancer([backend("copy", writable=False), backend("master")])
+    reads = effect <= Effect.TOUCH
+
+    assert sorted(order(balancer, effect=effect)) == (["copy", "master"] if reads else ["master"])
+
+
+def test_where_nobody_may_be_written_to_nobody_is_tried() -> None:
+    assert order(Balancer([backend("copy", writable=False)]), effect=Effect.MUTATE) == []
+
+
+def test_who_does_not_speak_the_version_is_passed_over_unless_nobody_does() -> None:
+    old, new, unasked = backend("old"), backend("new"), backend("unasked")
+    old.versions = frozenset({(1, 0), (1, 1)})
+    new.versions = frozenset({(1, 4), (2, 1)})
+    balancer = Balancer([old, new, unasked])
+
+    assert sorted(order(balancer, version=(2, 1))) == ["new", "unasked"]
+    assert sorted(order(Balancer([old, new]), version=(3, 0))) == ["new", "old"]
+
+
+# Others ------------------------------------------------------------------------------------------------------------
+
+
+def test_another_is_one_that_is_well_and_may_do_it() -> None:
+    a, b = backend("a"), backend("b")
+    balancer = Balancer([a, b])
+    assert balancer.has_other(a, "red", Effect.MUTATE, (1, 4))
+    assert not Balancer([a]).has_other(a, "red", Effect.READ, (1, 4))
+
+    pool_of(b).is_failing = True
+    assert not balancer.has_other(a, "red", Effect.READ, (1, 4))
+    assert balancer.has_other(a, "blue", Effect.READ, (1, 4))
+
+    b.versions = frozenset({(1, 0)})
+    assert not balancer.has_other(a, "blue", Effect.READ, (1, 4))
+
+
+def test_least_outstanding_asks_who_has_least_to_do_for_its_weight() -> None:
+    a, b, c = backend("a"), backend("b", weight=4), backend("c")
+    balancer = Balancer([a, b, c], "least-outstanding")
+
+    a.outstanding, b.outstanding, c.outstanding = 2, 4, 2
+    assert firsts(balancer, 2) == ["b", "b"]
+
+    b.outstanding = 12
+    assert sorted(firsts(balancer, 4)) == ["a", "a", "c", "c"]
+
+
+@given(
+    states=st.lists(
+        st.tuples(st.booleans(), st.booleans(), st.sampled_from(Verdict), st.integers(0, 3), st.integers(1, 5)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_in_whatever_state_everybody_is_tried_once_and_the_better_before_the_worse(
+    states: list[tuple[bool, bool, Verdict, int, int]],
+) -> None:
+    backends = {}
+    for number, (has_room, is_failing, verdict, priority, weight) in enumerate(states):
+        each = backend(str(number), priority=priority, weight=weight)
+        pool_of(each).has_room, pool_of(each).is_failing = has_room, is_failing
+        turn(each, verdict)
+        backends[each.name] = each
+
+    tried = order(Balancer(backends.values()))
+
+    assert sorted(tried) == sorted(backends)
+    available = [backends[name].is_available_to("red") for name in tried]
+    assert available == sorted(available, reverse=True)
+    for one, other in pairwise(backends[name] for name in tried):
+        if one.is_available_to("red") and other.is_available_to("red"):
+            assert one.traits.priority <= other.traits.priority

@@ -1,0 +1,78 @@
+"""What a scrape sees of the pools: their states at that moment, and no others."""
+
+import trio
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.upstream.backend import Backend
+from gateway.upstream.collector import PoolCollector
+from gateway.upstream.health import Verdict
+from gateway.upstream.slots import Slots
+from tests.upstream.fakes import FakeKeyManager, in_virtual_time, lease, make_pool
+
+
+def backend(name: str, nursery: trio.Nursery, places: int = 2) -> Backend:
+    key_manager, slots = FakeKeyManager(name), Slots(places)
+    pools = {
+        credential: make_pool(key_manager, nursery.start_soon, credential=credential, slots=slots)[0]
+        for credential in ("red", "blue")
+    }
+    return Backend(name, slots, pools)
+
+
+def scrape(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
+    """A family's samples, by the values of their labels."""
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+        if sample.name == f"kmip_gateway_{name}"
+    }
+
+
+@in_virtual_time
+async def test_a_scrape_counts_what_there_is_over_all_credentials(nursery: trio.Nursery) -> None:
+    atlanta, london = backend("atlanta", nursery), backend("london", nursery, places=7)
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(lambda: [atlanta, london]))
+    red, blue = atlanta.pools["red"], atlanta.pools["blue"]
+    red.give_back(await lease(red))
+    await lease(blue)
+    nursery.start_soon(lease, blue)
+    nursery.start_soon(lease, blue)
+    await wait_all_tasks_blocked()
+
+    sessions = scrape(registry, "sessions")
+    assert {labels: value for labels, value in sessions.items() if value} == {
+        ("atlanta", "idle"): 1,
+        ("atlanta", "busy"): 1,
+    }
+    assert len(sessions) == 6
+    assert scrape(registry, "pool_waiters") == {("atlanta",): 2, ("london",): 0}
+    assert scrape(registry, "sessions_max") == {("atlanta",): 2, ("london",): 7}
+    assert scrape(registry, "backend_up") == {("atlanta",): 1, ("london",): 1}
+    assert scrape(registry, "session_effective_idle_limit_seconds") == {
+        ("atlanta", "config"): 25,
+        ("london", "config"): 25,
+    }
+
+
+@in_virtual_time
+async def test_it_sees_what_became_of_them_since(nursery: trio.Nursery) -> None:
+    atlanta, london = backend("atlanta", nursery), backend("london", nursery)
+    there = [atlanta, london]
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(lambda: there))
+    assert scrape(registry, "backend_state")["atlanta", "up"] == 1
+
+    atlanta.health.probed(Verdict.FAILS)
+    there.remove(london)
+
+    assert scrape(registry, "backend_up") == {("atlanta",): 0}
+    assert scrape(registry, "backend_state") == {
+        ("atlanta", "up"): 0,
+        ("atlanta", "standby"): 0,
+        ("atlanta", "down"): 1,
+        ("atlanta", "ejected"): 0,
+    }

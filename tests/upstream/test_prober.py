@@ -1,0 +1,314 @@
+"""The prober's verdicts, and what is done about them."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import structlog
+import trio
+from structlog.testing import LogCapture
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.errors import BackendError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Request, Version
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
+from gateway.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.health import Health
+from gateway.upstream.keeper import watch
+from gateway.upstream.prober import Prober, ProberSettings
+from gateway.upstream.session import PROBES
+from gateway.upstream.slots import Slots
+from tests.upstream.fakes import (
+    Behaviour,
+    Connection,
+    FakeKeyManager,
+    answers,
+    ask,
+    in_virtual_time,
+    make_pool,
+    never_answers,
+)
+
+STEADY = ProberSettings(interval=2.0, timeout=2.0, jitter=0.0)
+
+
+@pytest.fixture
+def atlanta() -> FakeKeyManager:
+    return FakeKeyManager()
+
+
+def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery) -> Backend:
+    slots = Slots(4)
+    pools = {
+        credential: make_pool(key_manager, nursery.start_soon, credential=credential, slots=slots)[0]
+        for credential in ("red", "blue")
+    }
+    return Backend(key_manager.name, slots, pools, health=Health(rise=2, fall=3))
+
+
+def prober_of(
+    backend: Backend, key_manager: FakeKeyManager, settings: ProberSettings = STEADY, probe: str = "discover-versions"
+) -> Prober:
+    return Prober(backend, key_manager.opener("red"), decode_request(PROBES[probe]), settings, Metrics("test"))
+
+
+async def states(prober: Prober, backend: Backend, number: int) -> list[str]:
+    """The backend's state after each of so many probes."""
+    found = []
+    for _ in range(number):
+        await prober.probe()
+        found.append(backend.state)
+    return found
+
+
+# Probing -----------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_it_asks_now_and_then_on_one_session(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    backend = backend_of(atlanta, nursery)
+    asked_at = []
+
+    def notes_when(connection: Connection, request: Request) -> None:
+        asked_at.append(trio.current_time())
+        answers(connection, request)
+
+    atlanta.behaviour = notes_when
+    nursery.start_soon(prober_of(backend, atlanta).run)
+    await trio.sleep(60)
+
+    assert len(atlanta.attempts) == 1
+    assert 29 <= len(asked_at) <= 32
+    assert repr(backend.health).startswith("<Health up: serves")
+    assert backend.slots.used == 0  # its session is none of the pools'
+
+
+@in_virtual_time
+async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    asked_at = []
+
+    def notes_when(connection: Connection, request: Request) -> None:
+        asked_at.append(trio.current_time())
+        answers(connection, request)
+
+    atlanta.behaviour = notes_when
+    nursery.start_soon(prober_of(backend_of(atlanta, nursery), atlanta, STEADY._replace(jitter=0.2)).run)
+    await trio.sleep(600)
+
+    gaps = [later - earlier for earlier, later in pairwise(asked_at[2:])]
+    assert min(gaps) >= 1.6
+    assert max(gaps) <= 2.4 + 0.01
+    assert max(gaps) - min(gaps) > 0.5
+
+
+@in_virtual_time
+async def test_it_is_patient_in_both_directions(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta)
+    assert await states(prober, backend, 2) == ["up", "up"]
+
+    atlanta.behaviour = never_answers
+    assert await states(prober, backend, 3) == ["up", "up", "down"]
+
+    atlanta.recover()
+    assert await states(prober, backend, 2) == ["down", "up"]
+
+
+@in_virtual_time
+async def test_what_is_down_at_the_start_is_down_at_once(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    backend = backend_of(atlanta, nursery)
+    atlanta.refuse()
+
+    assert await states(prober_of(backend, atlanta), backend, 1) == ["down"]
+
+
+@in_virtual_time
+async def test_a_session_that_was_closed_in_the_meantime_is_no_bad_sign(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta)
+    for _ in range(5):
+        await prober.probe()
+        atlanta.hang_up()
+
+    assert repr(backend.health) == "<Health up: serves x5>"
+    assert len(atlanta.attempts) == 5
+    await prober.probe()
+    assert len(atlanta.open_connections) == 1
+
+
+FAILURES: dict[str, Callable[[FakeKeyManager], None]] = {
+    "refuses": FakeKeyManager.refuse,
+    "is unreachable": lambda atlanta: setattr(atlanta, "is_reachable", False),
+    "never answers": lambda atlanta: setattr(atlanta, "behaviour", never_answers),
+    "hangs up": lambda atlanta: setattr(atlanta, "behaviour", lambda connection, _request: connection.hang_up()),
+    "is odd": lambda atlanta: setattr(atlanta, "refusal", ValueError("error parsing asn1 value")),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
+@in_virtual_time
+async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_nothing(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, failure: Callable[[FakeKeyManager], None]
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta)
+    await prober.probe()
+    atlanta.hang_up()
+    failure(atlanta)
+
+    for number in range(1, 11):
+        began = trio.current_time()
+        await prober.probe()
+        assert trio.current_time() - began <= STEADY.timeout + 0.001
+        assert repr(backend.health).endswith(f"fails x{number}>")
+
+    assert backend.state == "down"
+    assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_when_it_ends_it_hangs_up(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    backend = backend_of(atlanta, nursery)
+    async with trio.open_nursery() as probing:
+        probing.start_soon(prober_of(backend, atlanta).run)
+        await trio.sleep(1)
+        assert len(atlanta.open_connections) == 1
+        probing.cancel_scope.cancel()
+
+    assert atlanta.open_connections == []
+
+
+# What counts as serving --------------------------------------------------------------------------------------------
+
+
+def with_server_information(text: str) -> Behaviour:
+    """A key manager that says this of itself."""
+
+    def answers_query(connection: Connection, request: Request) -> None:
+        payload = ttlv.text(Tag.VENDOR_IDENTIFICATION, text)
+        result = compose.Result(ResultStatus.SUCCESS, request.items[0].operation, payload=payload)
+        connection.say(compose.encode_response(request.version, [result]))
+
+    return answers_query
+
+
+@in_virtual_time
+async def test_a_standby_is_told_apart_by_what_it_says_of_itself_and_joins_by_itself(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta, STEADY._replace(serving_text=b"ServerType=master"), "query")
+
+    atlanta.behaviour = with_server_information("ServerType=clone")
+    assert await states(prober, backend, 1) == ["standby"]
+
+    atlanta.behaviour = with_server_information("ServerType=master")
+    assert await states(prober, backend, 1) == ["up"]
+
+
+@pytest.mark.parametrize(("must_succeed", "state"), [(False, "up"), (True, "down")])
+@in_virtual_time
+async def test_a_failure_that_is_well_formed_serves_unless_success_is_asked_for(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, must_succeed: bool, state: str
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    atlanta.behaviour = lambda connection, request: connection.say(
+        compose.failure(request, ResultReason.GENERAL_FAILURE, "no")
+    )
+
+    prober = prober_of(backend, atlanta, STEADY._replace(must_succeed=must_succeed))
+
+    assert await states(prober, backend, 1) == [state]
+
+
+def versions(*spoken: Version) -> bytes:
+    return b"".join(
+        ttlv.structure(
+            Tag.PROTOCOL_VERSION,
+            ttlv.integer(Tag.PROTOCOL_VERSION_MAJOR, major),
+            ttlv.integer(Tag.PROTOCOL_VERSION_MINOR, minor),
+        )
+        for major, minor in spoken
+    )
+
+
+@pytest.mark.parametrize(
+    ("payload", "learned"),
+    [
+        (versions((2, 1), (1, 4)), {(2, 1), (1, 4)}),
+        (b"", None),
+        (ttlv.integer(Tag.PROTOCOL_VERSION_MAJOR, 1), None),
+        (ttlv.structure(Tag.PROTOCOL_VERSION), None),
+        (b"\x42\x00\x69\x01\x00\x00\x00\x08" + bytes(4), None),
+    ],
+    ids=["two", "none", "something else", "an empty one", "cut"],
+)
+@in_virtual_time
+async def test_it_learns_which_versions_are_spoken_from_what_can_be_read(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, payload: bytes, learned: set[Version] | None
+) -> None:
+    def discovers(connection: Connection, request: Request) -> None:
+        padded = payload + bytes(-len(payload) % 8)
+        result = compose.Result(ResultStatus.SUCCESS, Operation.DISCOVER_VERSIONS, payload=padded)
+        connection.say(compose.encode_response(request.version, [result]))
+
+    backend = backend_of(atlanta, nursery)
+    atlanta.behaviour = discovers
+
+    await prober_of(backend, atlanta).probe()
+
+    assert backend.versions == (None if learned is None else frozenset(learned))
+    assert backend.state == "up"
+
+
+# Acting on it --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def said() -> LogCapture:
+    return LogCapture()
+
+
+@pytest.mark.parametrize("others_serve", [True, False])
+@in_virtual_time
+async def test_what_turns_down_is_said_and_lets_its_sessions_go(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, others_serve: bool
+) -> None:
+    backend, metrics = backend_of(atlanta, nursery), Metrics("test")
+    red = backend.pools["red"]
+    idle, busy = await red.wait(), await red.wait()
+    red.give_back(idle)
+    busy.is_repeatable = True
+    atlanta.behaviour = never_answers
+    ended = []
+
+    async def read() -> None:
+        try:
+            await busy.exchange(ask("key-1"))
+        except BackendError as error:
+            ended.append(error.reason)
+        finally:
+            red.give_back(busy)
+
+    nursery.start_soon(read)
+    logger = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+    nursery.start_soon(
+        lambda: watch(backend, others_serve=lambda _credential: others_serve, metrics=metrics, log=logger)
+    )
+    await wait_all_tasks_blocked()
+
+    backend.health = Health(fall=1)
+    await prober_of(backend, atlanta).probe()
+    await trio.sleep(1)
+
+    assert red.statistics().idle == 0
+    assert ended == ["interrupted"] * others_serve
+    assert said.entries == [
+        {"event": "key manager turned", "log_level": "warning", "backend": "atlanta", "state": "down", "before": "up"}
+    ]
+    assert metrics.backend_state_changes.labels("atlanta", "down")._value.get() == 1
