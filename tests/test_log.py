@@ -4,10 +4,12 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import structlog
+from structlog.testing import LogCapture
 
 from gateway import log
 from gateway.errors import StreamClosedError
@@ -15,7 +17,7 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import CredentialType, Operation, Tag
-from gateway.log import LossyFile
+from gateway.log import LossyFile, Throttle
 from gateway.upstream.meter import Meter
 from tests.test_dispatcher import house
 from tests.upstream.fakes import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
@@ -102,6 +104,30 @@ def test_what_is_below_the_level_is_not_written(
     assert [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == expected
 
 
+def test_what_goes_on_is_said_once_a_second_for_each_reason_and_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    said = LogCapture()
+    logger = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+    throttle = Throttle()
+
+    for step in range(31):
+        now = step / 10
+        throttle.warn(logger, "overloaded", "request refused", reason="overloaded")
+        if step % 15 == 0:
+            throttle.warn(logger, "deadline", "request refused", reason="deadline")
+
+    assert [(entry["reason"], entry.get("left_out")) for entry in said.entries] == [
+        ("overloaded", None),
+        ("deadline", None),
+        ("overloaded", 9),
+        ("deadline", None),
+        ("overloaded", 9),
+        ("overloaded", 9),
+        ("deadline", None),
+    ]
+
+
 # Files that do not take it -------------------------------------------------------------------------------------------
 
 
@@ -154,6 +180,18 @@ def test_a_closed_pipe_loses_lines_and_stops_nobody(monkeypatch: pytest.MonkeyPa
         _empty(pipe)
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_without_standard_error_lines_are_lost_and_nobody_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    lossy = log.configure("info", form)
+
+    log.get("test").info("happened")
+
+    assert lossy.dropped == 1
+
+
 def _empty(file: io.TextIOWrapper) -> None:
     """Let a file that can't be written to be closed: what it holds goes to nobody."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -181,10 +219,13 @@ def register() -> Request:
 
 
 def traces_of(secret: bytes) -> Iterator[str]:
-    """Every eight bytes of it, in the ways in which bytes get into logs."""
+    """Every four bytes of it as numbers, and every eight as text: the ways in which bytes get into logs."""
+    for place in range(len(secret) - 3):
+        part = secret[place : place + 4]
+        yield from (part.hex(), part.hex(" "), part.hex(":"), str(int.from_bytes(part, "big")))
     for place in range(len(secret) - 7):
         part = secret[place : place + 8]
-        yield from (part.hex(), part.hex(" "), part.hex(":"), repr(part)[2:-1], part.decode("latin-1"))
+        yield from (repr(part)[2:-1], part.decode("latin-1"))
 
 
 TRACES = {trace.lower() for secret in (KEY, NAME.encode(), PASSWORD.encode()) for trace in traces_of(secret)}
@@ -196,6 +237,10 @@ def echoes(connection: Connection, request: Request) -> None:
 
 def spills(connection: Connection, _request: Request) -> None:
     connection.say(b"HTTP/1.1 500 " + KEY + NAME.encode() + PASSWORD.encode())
+
+
+def spills_at_once(connection: Connection, _request: Request) -> None:
+    connection.say(KEY)
 
 
 def answers_half(connection: Connection, request: Request) -> None:
@@ -227,6 +272,7 @@ FAILURES: dict[str, Behaviour] = {
         answers,
         echoes,
         spills,
+        spills_at_once,
         answers_half,
         answers_broken,
         answers_another,

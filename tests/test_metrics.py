@@ -161,5 +161,5 @@ def test_the_stages_and_reasons_of_failures_are_few() -> None:
     """They are labels: an error's message, which may say anything, is none."""
     error = BackendError("refused by 10.0.0.1", backend="atlanta", stage=Stage.WAIT, reason="closed")
 
-    assert str(error) == "atlanta: refused by 10.0.0.1 (closed, wait)"
+    assert str(error) == "atlanta: refused by 10.0.0.1 (wait: closed)"
     assert [stage.name for stage in sorted(Stage)] == ["CONNECT", "SEND", "WAIT", "READ"]

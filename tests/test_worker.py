@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway import tls
 from gateway.config import Address, Config, load
-from gateway.errors import ConfigError, StreamClosedError
+from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.lab.client import Client, client_context, connect, create_key, get_key
@@ -148,8 +148,8 @@ async def test_draining_is_bounded(certificates: Certificates, nursery: trio.Nur
                 await client.stream.send_all(create_key())
                 await wait_all_tasks_blocked(0.02)
                 worker.drain()
-                with pytest.raises(StreamClosedError):
-                    await client.read_response()
+                answer = await client.read_response()  # a closed connection would have some clients repeat it
+                assert "unknown" in str(answer.items[0].message)
     stuck.engine.store.close()
 
 

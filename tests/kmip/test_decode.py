@@ -162,7 +162,7 @@ def test_a_header_field_may_stand_once(field: bytes) -> None:
     once = [field] if field[:3] not in (batch_count()[:3], protocol_version()[:3]) else []
 
     assert operations(request(get(), header=once)) == [Operation.GET]
-    with pytest.raises(ProtocolError, match=f"{field[:3].hex().upper()} stands twice") as caught:
+    with pytest.raises(ProtocolError, match=f"{Tag(int.from_bytes(field[:3], 'big')).name} stands twice") as caught:
         decode_request(request(get(), header=[*once, field]))
     assert caught.value.version == (1, 4)
 
@@ -444,9 +444,9 @@ def test_no_operation_hides_in_a_number_that_says_it_is_longer() -> None:
     """A reader that takes sixteen bytes for every integer finds a second Operation in its value."""
     hiding = raw(VENDOR_TAG, ItemType.INTEGER, 24, bytes(8) + operation(Operation.DESTROY))
 
-    with pytest.raises(ProtocolError, match="length 24"):
+    with pytest.raises(ProtocolError, match="wrong length"):
         decode_request(request(batch_item(operation(), hiding, payload())))
-    with pytest.raises(ProtocolError, match="length 24"):
+    with pytest.raises(ProtocolError, match="wrong length"):
         decode_request(request(get(), header=[raw(VENDOR_TAG, ItemType.BOOLEAN, 24, bytes(8) + batch_count(2))]))
 
 
@@ -454,7 +454,7 @@ def test_no_operation_hides_in_a_number_that_says_it_is_longer() -> None:
 def test_no_operation_hides_behind_a_value_that_needs_no_padding(kind: ItemType) -> None:
     odd = raw(VENDOR_TAG, kind, 4, bytes(4))
 
-    with pytest.raises(ProtocolError, match="length 4"):
+    with pytest.raises(ProtocolError, match="wrong length"):
         decode_request(request(batch_item(operation(), odd, operation(Operation.DESTROY)[:12])))
 
 
