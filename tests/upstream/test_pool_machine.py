@@ -181,7 +181,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         credential=st.sampled_from(CREDENTIALS),
         principal=st.sampled_from(["alice", "bob"]),
-        number=st.integers(1, 3),
+        number=st.integers(1, 4),
         is_repeatable=st.booleans(),
         pause=pauses(),
     )
@@ -219,10 +219,11 @@ class PoolMachine(RuleBasedStateMachine):
     # What the key manager does
 
     @precondition(lambda self: self.atlanta.connecting)
-    @rule(choice=choices(), pause=pauses())
-    def it_lets_in(self, choice: int, pause: int | None) -> None:
-        connecting = self.atlanta.connecting
-        self.atlanta.decide(connecting[choice % len(connecting)])
+    @rule(choice=choices(), number=st.integers(1, 3), pause=pauses())
+    def it_lets_in(self, choice: int, number: int, pause: int | None) -> None:
+        for _ in range(min(number, len(self.atlanta.connecting))):
+            connecting = self.atlanta.connecting
+            self.atlanta.decide(connecting[choice % len(connecting)])
         self._pause(pause)
 
     @precondition(lambda self: self.atlanta.connecting)
@@ -234,11 +235,12 @@ class PoolMachine(RuleBasedStateMachine):
         self._pause(pause)
 
     @precondition(lambda self: self.atlanta.open_requests)
-    @rule(choice=choices(), cut=st.integers(0, 60), pause=pauses())
-    def it_answers(self, choice: int, cut: int, pause: int | None) -> None:
-        connection, request = self._next_request(choice)
-        answer = answer_to(request)
-        connection.say(*filter(None, (answer[:cut], answer[cut:])))
+    @rule(choice=choices(), number=st.integers(1, 3), cut=st.integers(0, 60), pause=pauses())
+    def it_answers(self, choice: int, number: int, cut: int, pause: int | None) -> None:
+        for _ in range(min(number, len(self.atlanta.open_requests))):
+            connection, request = self._next_request(choice)
+            answer = answer_to(request)
+            connection.say(*filter(None, (answer[:cut], answer[cut:])))
         self._pause(pause)
 
     @precondition(lambda self: self.atlanta.open_requests)
@@ -287,7 +289,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.slots.limit = limit
         self._pause(pause)
 
-    @precondition(lambda self: len(self.clients) > 5)
+    @precondition(lambda self: len(self.clients) > 12)
     @rule(credential=st.sampled_from(CREDENTIALS), pause=pauses())
     def a_pool_closes(self, credential: str, pause: int | None) -> None:
         self.pools[credential].close()
