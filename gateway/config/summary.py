@@ -1,9 +1,15 @@
 """From a Config to a few lines for a human: who comes in where, as whom, and to which key managers."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
 
 from gateway.config.model import BackendConfig, Config, IdentityConfig, ListenerConfig, MatchConfig
 from gateway.config.values import is_loopback
+
+_SOON = 30  # days before its end in which a certificate should be renewed
 
 
 def summary(config: Config) -> list[str]:
@@ -15,6 +21,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_listener, config.listeners)
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
+    yield from map(_certificate, _certificates(config))
     open_to = "" if is_loopback(config.admin.bind) else ", which other machines can reach: keep it from strangers"
     yield f"admin on {config.admin.bind}{open_to}"
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
@@ -49,6 +56,26 @@ def _backend(backend: BackendConfig) -> str:
 def _identity(identity: IdentityConfig) -> str:
     whose = "all of them one client to the key managers" if identity.shared else "one client"
     return f"identity {identity.name} for {_match(identity.match)}: {whose}, shown as {identity.certificate.name}"
+
+
+def _certificates(config: Config) -> list[Path]:
+    """Every file of certificates, once, in the order of the file."""
+    files = [file for listener in config.listeners for file in (listener.certificate, listener.client_ca)]
+    files += [backend.ca for backend in config.backends if backend.ca is not None]
+    files += [identity.certificate for identity in config.identities]
+    return list(dict.fromkeys(files))
+
+
+def _certificate(file: Path) -> str:
+    """When the first certificate of a file ends, and whether that is soon or the file is not valid yet."""
+    certificates = x509.load_pem_x509_certificates(file.read_bytes())
+    ends = min(certificate.not_valid_after_utc for certificate in certificates)
+    begins = max(certificate.not_valid_before_utc for certificate in certificates)
+    now = datetime.now(UTC)
+    days = (ends - now).days
+    warned = f": NOT VALID before {begins:%Y-%m-%d %H:%M} UTC" if begins > now else ""
+    warned = warned or (f": ENDS IN {days} DAYS, renew it" if days < _SOON else "")
+    return f"certificates in {file.name} until {ends:%Y-%m-%d}{warned}"
 
 
 def _match(match: MatchConfig) -> str:
