@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 class _Job:
     """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting."""
 
-    __slots__ = ("credential", "deadline", "effect", "is_gone", "principal", "queue_left", "request")
+    __slots__ = ("credential", "deadline", "effect", "is_gone", "principal", "queue_left", "request", "tried")
 
     def __init__(
         self, request: Request, principal: Principal, is_gone: Callable[[], bool], settings: DispatcherSettings
@@ -63,6 +63,7 @@ class _Job:
         self.deadline = trio.current_time() + settings.request
         self.queue_left = settings.queue
         self.is_gone = is_gone
+        self.tried: list[Backend] = []
 
 
 class Dispatcher:
@@ -98,6 +99,7 @@ class Dispatcher:
         failure: BackendError | None = None
         busy: PoolBusyError | None = None
         for backend in self._balancer.order(job.credential, job.effect, job.request.version):
+            job.tried.append(backend)
             try:
                 response = await self._try_backend(backend, job, budget)
             except PoolBusyError as error:
@@ -185,7 +187,7 @@ class Dispatcher:
         is_reused = session.requests > 0
         backend.outstanding += 1
         try:
-            response = await self._exchange_in_time(backend, session, job)
+            response = await self._exchange_in_time(session, job)
             result = "answered"
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -199,14 +201,16 @@ class Dispatcher:
         pool.answered()
         return response
 
-    async def _exchange_in_time(self, backend: Backend, session: Session, job: _Job) -> Response:
+    async def _exchange_in_time(self, session: Session, job: _Job) -> Response:
         deadline = job.deadline
         session.is_repeatable = job.effect <= Effect.TOUCH
-        if session.is_repeatable and self._balancer.has_other(backend, job.credential, job.effect, job.request.version):
+        if session.is_repeatable and self._balancer.has_other(
+            job.tried, job.credential, job.effect, job.request.version
+        ):
             deadline = min(deadline, trio.current_time() + self._settings.try_timeout)
         with trio.CancelScope(deadline=deadline):
             return await session.exchange(job.request)
-        raise BackendError("no answer in time", backend=backend.name, stage=session.stage, reason="timeout")
+        raise BackendError("no answer in time", backend=session.backend, stage=session.stage, reason="timeout")
 
     # Deciding --------------------------------------------------------------------------------------------------------
 

@@ -423,6 +423,16 @@ async def test_a_read_alone_may_take_its_whole_deadline() -> None:
 
 
 @in_virtual_time
+async def test_the_last_that_is_asked_may_take_what_is_left() -> None:
+    """A read that is slow everywhere is answered, though later than by the first."""
+    async with house() as it:
+        for key_manager in it.key_managers:
+            key_manager.operation_cost = 12.0
+        assert result_of(await it.ask(ask("key"))) == OK
+        assert 17 <= trio.current_time() <= 18
+
+
+@in_virtual_time
 async def test_a_client_that_left_while_it_waited_is_not_executed() -> None:
     async with house(key_managers=1) as it:
         answer = await it.dispatcher.dispatch(ask("key", Operation.CREATE), PRINCIPAL, is_gone=lambda: True)

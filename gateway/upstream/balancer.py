@@ -1,6 +1,6 @@
 """The balancer: backends in the order in which a request should try them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from gateway.kmip.messages import Version
@@ -55,13 +55,13 @@ class Balancer:
             left.remove(chosen)
             yield chosen
 
-    def has_other(self, backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
-        """Whether another backend is available for such a request, so that one need not wait for this one for ever."""
+    def has_other(self, tried: Collection[Backend], credential: str, effect: Effect, version: Version) -> bool:
+        """Whether a backend that was not tried yet is available for such a request.
+
+        Then one need not wait for the last of those tried for ever.
+        """
         return any(
-            other is not backend
-            and other.is_available_to(credential)
-            and other.accepts(effect)
-            and other.speaks(version)
+            other not in tried and other.is_available_to(credential) and other.accepts(effect) and other.speaks(version)
             for other in self.backends
         )
 

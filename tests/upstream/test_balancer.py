@@ -205,15 +205,15 @@ def test_who_does_not_speak_the_version_is_passed_over_unless_nobody_does() -> N
 def test_another_is_one_that_is_well_and_may_do_it() -> None:
     a, b = backend("a"), backend("b")
     balancer = Balancer([a, b])
-    assert balancer.has_other(a, "red", Effect.MUTATE, (1, 4))
-    assert not Balancer([a]).has_other(a, "red", Effect.READ, (1, 4))
+    assert balancer.has_other([a], "red", Effect.MUTATE, (1, 4))
+    assert not Balancer([a]).has_other([a], "red", Effect.READ, (1, 4))
 
     pool_of(b).is_failing = True
-    assert not balancer.has_other(a, "red", Effect.READ, (1, 4))
-    assert balancer.has_other(a, "blue", Effect.READ, (1, 4))
+    assert not balancer.has_other([a], "red", Effect.READ, (1, 4))
+    assert balancer.has_other([a], "blue", Effect.READ, (1, 4))
 
     b.versions = frozenset({(1, 0)})
-    assert not balancer.has_other(a, "blue", Effect.READ, (1, 4))
+    assert not balancer.has_other([a], "blue", Effect.READ, (1, 4))
 
 
 def test_least_outstanding_asks_who_has_least_to_do_for_its_weight() -> None:
