@@ -289,17 +289,16 @@ def answers_all_but_probes(connection: Connection, request: Request) -> None:
 @in_virtual_time
 async def test_the_deadline_covers_all_that_may_happen_before_a_request_is_sent() -> None:
     """Sessions that must prove themselves first, and don't: the request is not sent when its time is over."""
-    async with house("atlanta", "london", times=DispatcherSettings(request=4.0)) as it:
+    async with house("atlanta", "london", times=DispatcherSettings(request=2.0)) as it:
         for key_manager, backend in zip(it.key_managers, it.backends, strict=True):
             backend.pools["red"].give_back(await lease(backend.pools["red"]))
             key_manager.behaviour = answers_all_but_probes
-            key_manager.handshake_cost = 2.9
         await trio.sleep(2)
         began = trio.current_time()
 
         answer = await it.ask(ask("key-1", Operation.CREATE))
 
-        assert trio.current_time() == pytest.approx(began + 4.0)
+        assert trio.current_time() == pytest.approx(began + 2.0)
         assert answer.refusal in {Refusal.DEADLINE, Refusal.OVERLOADED}
         assert it.executed == []
 
@@ -455,7 +454,7 @@ stories = st.builds(
     ),
     key_managers=st.lists(
         st.tuples(
-            st.lists(st.sampled_from(BEHAVIOURS), min_size=1, max_size=8),
+            st.lists(st.one_of(st.just(answers), st.sampled_from(BEHAVIOURS)), min_size=1, max_size=8),
             st.lists(
                 st.sampled_from(["lets in", "lets in", "refuses", "is unreachable", "is odd"]), min_size=1, max_size=4
             ),
@@ -522,7 +521,7 @@ def check_books(outcomes: list[Outcome], executed: list[tuple[str, str]], asked:
             assert may_repeat or times[name] == 0, "said not to be done, and done"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(stories)
 def test_nothing_is_lost_and_nothing_is_done_twice_or_for_somebody_else(story: Story) -> None:
     trio.run(live_through, story, clock=MockClock(autojump_threshold=0))

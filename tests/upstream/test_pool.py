@@ -18,11 +18,13 @@ from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import (
     SETTINGS,
+    Behaviour,
     Connection,
     FakeKeyManager,
     answer_to,
     answers,
     ask,
+    breaks_while_it_is_asked,
     in_virtual_time,
     lease,
     make_pool,
@@ -533,12 +535,13 @@ async def test_nobody_waits_for_attempts_that_began_after_their_own(
     pool, _ = make_pool(atlanta, nursery.start_soon)
     atlanta.is_reachable = False
 
-    early = Waiting(pool, nursery)
-    await trio.sleep(2)
-    late = Waiting(pool, nursery)
+    waiters = []
+    for principal in ("alice", "alice", "bob"):
+        waiters.append(Waiting(pool, nursery, principal))
+        await trio.sleep(1)
     await trio.sleep(10)
 
-    assert (early.ended_at, late.ended_at) == (3, 5)
+    assert [waiter.ended_at for waiter in waiters] == [3, 4, 5]
 
 
 @in_virtual_time
@@ -551,6 +554,7 @@ async def test_attempts_that_fail_together_are_one_failure(nursery: trio.Nursery
 
     assert observer.failed == ["connect"] * 8
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
+    assert repr(pool._breaker) == "<Breaker open, opened 1 times, 0 soft failures>"
 
 
 @in_virtual_time
@@ -819,14 +823,27 @@ async def test_a_steady_load_needs_no_idle_session_beside_it(nursery: trio.Nurse
         assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
 
 
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        never_answers,
+        breaks_while_it_is_asked,
+        lambda connection, _request: connection.hang_up(),
+        lambda connection, _request: connection.say(b"garbage!"),
+        lambda connection, request: connection.answer(request, b"garbage!"),
+    ],
+    ids=["never answers", "breaks", "hangs up", "talks garbage", "says more"],
+)
 @in_virtual_time
-async def test_a_warm_session_that_does_not_answer_is_replaced(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_a_warm_session_that_does_not_answer_properly_is_replaced(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, behaviour: Behaviour
+) -> None:
     pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
-    atlanta.behaviour = never_answers
+    atlanta.behaviour = behaviour
 
     async with kept_warm(pool):
         await trio.sleep(20 + 3 + 1)
-        assert observer.closed == {"error": 1}
+        assert observer.closed.total() == 1
         assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
         assert len(atlanta.open_connections) == 1
     assert len(atlanta.attempts) == 2

@@ -228,6 +228,25 @@ async def test_a_place_that_is_freed_wakes_the_other_pool(nursery: trio.Nursery)
 
 
 @in_virtual_time
+async def test_a_place_that_its_pool_does_not_use_goes_to_who_waits(nursery: trio.Nursery) -> None:
+    """Not at once, since that would only turn the tables; but after a while."""
+    atlanta, slots = FakeKeyManager(), Slots(3)
+    red, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
+    blue, _ = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
+    await lease(blue)
+    await lease(red)
+    red.give_back(await lease(red))
+    nursery.start_soon(keep_warm, [red, blue], 3.0)
+    nursery.start_soon(lease, blue)
+
+    await trio.sleep(0.9)
+    assert repr(blue) == "<Pool atlanta as blue: idle=0 busy=1 opening=0 waiting=1>"
+    await trio.sleep(0.5)
+    assert repr(blue) == "<Pool atlanta as blue: idle=0 busy=2 opening=0 waiting=0>"
+    assert repr(red) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
+
+
+@in_virtual_time
 async def test_sessions_kept_warm_take_no_place_from_each_other(nursery: trio.Nursery) -> None:
     atlanta, slots = FakeKeyManager(), Slots(2)
     settings = SETTINGS._replace(min_idle=2)
