@@ -79,7 +79,12 @@ class Upstream:
             backend.pools[name].opener,
             decode_request(PROBES[probe]),
             ProberSettings(
-                health.interval, health.timeout, health.jitter, health.expect == "success", health.serving_text.encode()
+                health.interval,
+                health.timeout,
+                health.jitter,
+                health.expect == "success",
+                health.serving_text.encode(),
+                asks_versions=settings.probe == "discover-versions",
             ),
             self._metrics,
         )
@@ -90,7 +95,7 @@ class Upstream:
         idle_limit = IdleLimit(config.pool.idle_timeout)
         pools = {
             identity.name: self._build_pool(
-                name, identity, slots, idle_limit, self._opener(settings, identity, name, address)
+                name, identity, slots, idle_limit, self._opener(settings, identity, name, address), settings.probe
             )
             for identity in config.identities
         }
@@ -104,7 +109,7 @@ class Upstream:
         )
 
     def _build_pool(
-        self, backend: str, identity: IdentityConfig, slots: Slots, idle_limit: IdleLimit, opener: Opener
+        self, backend: str, identity: IdentityConfig, slots: Slots, idle_limit: IdleLimit, opener: Opener, probe: str
     ) -> Pool:
         pool, failover = self._config.pool, self._config.failover
         return Pool(
@@ -124,6 +129,7 @@ class Upstream:
             observer=Meter(backend, identity.name, self._metrics, self._log),
             breaker=Breaker(BreakerSettings(soft_failures=failover.eject_after, longest=failover.longest_ejection)),
             idle_limit=idle_limit,
+            probe=decode_request(PROBES[probe]),
         )
 
     def _opener(self, settings: BackendConfig, identity: IdentityConfig, name: str, address: Address) -> Opener:

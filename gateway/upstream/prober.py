@@ -27,7 +27,7 @@ class ProberSettings(NamedTuple):
     """Seconds between probes and for an answer, and what counts as one that serves.
 
     ``serving_text`` is part of a serving node's answer to Query; without it every answer serves, or every successful
-    one where ``must_succeed`` is set.
+    one where ``must_succeed`` is set. ``asks_versions`` is for backends that understand Discover Versions.
     """
 
     interval: float = 2.0
@@ -35,6 +35,7 @@ class ProberSettings(NamedTuple):
     jitter: float = 0.2
     must_succeed: bool = False
     serving_text: bytes = b""
+    asks_versions: bool = True
 
 
 class Prober:
@@ -86,7 +87,8 @@ class Prober:
                 self._hang_up()
         try:
             self._session = await self._opener()
-            self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
+            if self._settings.asks_versions:
+                self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
             return self._judge(await self._session.exchange(self._probe))
         except Exception:  # noqa: BLE001 - as in Pool: what is odd about one backend must not end the gateway
             return Verdict.FAILS
