@@ -1,14 +1,20 @@
 """Building the house: a Config is taken apart, and each room gets its own part."""
 
+import os
+import secrets
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import trio
 from OpenSSL import SSL
 
 from gateway import log, tls
 from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig
-from gateway.dispatcher import Dispatcher, DispatcherSettings
+from gateway.config.files import mark_keys
+from gateway.dispatcher import Dispatcher, DispatcherSettings, Knowledge
 from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Allowance
 from gateway.front.conversation import Limits
@@ -16,17 +22,20 @@ from gateway.front.listener import Listener, ListenerSettings
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
 from gateway.metrics import Metrics
+from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.fleet import Fleet, Member
 from gateway.upstream.health import Breaker, BreakerSettings, Health
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm, watch
+from gateway.upstream.marks import Marks
 from gateway.upstream.meter import Meter
 from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.prober import Prober, ProberSettings
 from gateway.upstream.session import PROBES, Opener, Target, open_session
 from gateway.upstream.slots import Slots
+from gateway.upstream.versions import CommonVersions
 
 
 class Upstream:
@@ -153,7 +162,7 @@ class Upstream:
 
 
 def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Dispatcher:
-    """The dispatcher over a balancer."""
+    """The dispatcher over a balancer. Raises ConfigError."""
     settings = DispatcherSettings(
         config.deadlines.request,
         config.pool.queue_timeout,
@@ -163,7 +172,50 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
         config.failover.retry_fraction,
         config.failover.retry_floor,
     )
-    return Dispatcher(balancer, settings, metrics=metrics)
+    replication = config.replication
+    is_shared = replication.mode == "shared"
+    affinity = Affinity(replication.window, is_shared=is_shared)
+    metrics.affinity_clients.set_function(lambda: len(affinity))
+    knowledge = Knowledge(
+        affinity,
+        Marks(_mark_keys(replication.mark_key_file)) if replication.marks else None,
+        CommonVersions(balancer) if replication.answer_discover_versions else None,
+        asks_others=replication.ask_others_when_missing and not is_shared,
+    )
+    return Dispatcher(balancer, settings, metrics=metrics, knowledge=knowledge)
+
+
+def _mark_keys(path: Path) -> list[bytes]:
+    """The keys of a file, which is made where there is none; where it can't be, one that ends with the process."""
+    try:
+        return mark_keys(path)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise ConfigError([f"replication.mark_key_file: {error}"]) from None
+    key = secrets.token_bytes(32)
+    try:
+        _write_once(path, key.hex() + "\n")
+    except OSError as error:
+        log.get("worker").warning(
+            "marks end with this process: after a restart, values that they stand before are unknown; name a file that"
+            " can be written, or turn marks off",
+            key="replication.mark_key_file",
+            file=str(path),
+            reason=error.strerror,
+        )
+        return [key]
+    return mark_keys(path)
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a file for its owner only, whole or not at all; where another has written it meanwhile, that one stays."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(file.name, path)
 
 
 def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> list[Listener]:

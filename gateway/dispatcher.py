@@ -5,8 +5,8 @@ request would do if it ran twice and how far the attempt came, whether it may be
 """
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Self
 
 import trio
 
@@ -14,12 +14,25 @@ from gateway.budget import RetryBudget
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.identity import Principal
 from gateway.kmip.messages import Request, Response
+from gateway.kmip.spec import Tag
 from gateway.metrics import Metrics
-from gateway.policy import Effect, Refusal, effect_of, may_repeat, refuse, refused_operation
+from gateway.policy import (
+    Effect,
+    Refusal,
+    effect_of,
+    found_by,
+    is_missing_something,
+    may_repeat,
+    refuse,
+    refused_operation,
+)
+from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
+from gateway.upstream.marks import Marks
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
+from gateway.upstream.versions import CommonVersions
 
 
 class DispatcherSettings(NamedTuple):
@@ -39,19 +52,48 @@ class DispatcherSettings(NamedTuple):
     retry_floor: float = 1.0
 
 
+class Knowledge(NamedTuple):
+    """What key managers know and others do not, and what is done about it; by default, nothing.
+
+    ``affinity`` keeps a client's requests together, ``marks`` find the backend that gave a value, ``versions`` answers
+    for all of them. ``asks_others`` says whether others are asked when one knows nothing of an object.
+    """
+
+    affinity: Affinity | None = None
+    marks: Marks | None = None
+    versions: CommonVersions | None = None
+    asks_others: bool = False
+
+
 class Answer(NamedTuple):
-    """What a client gets: the key manager's frame, or the gateway's own where ``refusal`` says why."""
+    """What a client gets: the key manager's frame, or the gateway's own; ``refusal`` says why it is a refusal."""
 
     frame: bytes
     response: Response | None = None
     refusal: Refusal | None = None
     detail: str = ""
+    backend: str = ""
+
+    @classmethod
+    def of(cls, response: Response, backend: Backend) -> Self:
+        """A key manager's."""
+        return cls(response.frame, response, backend=backend.name)
 
 
 class _Job:
     """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting."""
 
-    __slots__ = ("credential", "deadline", "effect", "is_gone", "principal", "queue_left", "request", "tried")
+    __slots__ = (
+        "credential",
+        "deadline",
+        "effect",
+        "is_gone",
+        "principal",
+        "queue_left",
+        "request",
+        "source",
+        "tried",
+    )
 
     def __init__(
         self, request: Request, principal: Principal, is_gone: Callable[[], bool], settings: DispatcherSettings
@@ -64,15 +106,24 @@ class _Job:
         self.queue_left = settings.queue
         self.is_gone = is_gone
         self.tried: list[Backend] = []
+        self.source: Backend | None = None  # the only one that can answer, as a mark says
 
 
 class Dispatcher:
     """Finds an answer to each request. Never raises for what a backend or a queue does: every outcome is an Answer."""
 
-    def __init__(self, balancer: Balancer, settings: DispatcherSettings, *, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        balancer: Balancer,
+        settings: DispatcherSettings,
+        *,
+        metrics: Metrics,
+        knowledge: Knowledge = Knowledge(),  # noqa: B008 - it is frozen
+    ) -> None:
         self._balancer = balancer
         self._settings = settings
         self._metrics = metrics
+        self._affinity, self._marks, self._versions, self._asks_others = knowledge
         self._budgets: dict[str, RetryBudget] = {}
 
     async def dispatch(
@@ -86,11 +137,36 @@ class Dispatcher:
         operation = refused_operation(request)
         if operation is not None:
             return _refusal(Refusal.NOT_SUPPORTED, "this operation is not passed on to key managers", request)
+        if self._versions is not None:
+            frame = self._versions.answer(request, principal.identity.name)
+            if frame is not None:
+                return Answer(frame)
         job = _Job(request, principal, is_gone, self._settings)
         try:
+            if self._marks is not None and (job.effect >= Effect.BOUND or _MARKED_HEADERS & request.fields.keys()):
+                return await self._try_bound(job, self._marks)
             return await self._try_in_order(job)
         except _ClientGoneError:
             return Answer(b"", detail="the client has left")
+
+    async def _try_bound(self, job: _Job, marks: Marks) -> Answer:
+        """As below, for a request that may show marks, and whose answer may need some."""
+        request = job.request
+        backends = {backend.name: backend for backend in self._balancer.backends}
+        can_be_given = job.effect is Effect.BOUND or Tag.ASYNCHRONOUS_INDICATOR in request.fields
+        taken = marks.take(request, job.principal, backends, leave_room=can_be_given)
+        if taken.refusal is not None:
+            return _refusal(taken.refusal, _BAD_MARKS[taken.refusal], request)
+        job.request = taken.request
+        job.source = backends.get(taken.backend)
+        answer = await self._try_in_order(job)
+        if answer.response is None:
+            return answer
+        frame = marks.put(answer.response, job.principal, answer.backend)
+        most = request.maximum_response_size
+        if most is not None and len(frame) > max(most, len(answer.frame)):
+            return self._give_up(job, _TOO_LARGE_WITH_MARKS)
+        return answer._replace(frame=frame)
 
     async def _try_in_order(self, job: _Job) -> Answer:
         """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
@@ -98,7 +174,8 @@ class Dispatcher:
         budget.request()
         failure: BackendError | None = None
         busy: PoolBusyError | None = None
-        for backend in self._balancer.order(job.credential, job.effect, job.request.version):
+        order = self._order(job)
+        for backend in order:
             job.tried.append(backend)
             try:
                 response = await self._try_backend(backend, job, budget)
@@ -109,10 +186,49 @@ class Dispatcher:
                 if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
                     return self._give_up(job, error)
             else:
-                return Answer(response.frame, response)
+                if self._asks_others and job.effect <= Effect.TOUCH and is_missing_something(response):
+                    return await self._ask_others(job, order, Answer.of(response, backend), budget)
+                self._note(job, backend)
+                return Answer.of(response, backend)
             if trio.current_time() >= job.deadline:
                 break
         return self._nothing_left(job, failure, busy)
+
+    def _order(self, job: _Job) -> Iterator[Backend]:
+        """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
+        if job.source is not None:
+            return iter((job.source,))
+        preferred = None
+        if self._affinity is not None:
+            preferred = self._affinity.prefers(job.principal, job.effect, trio.current_time())
+        return self._balancer.order(job.credential, job.effect, job.request.version, preferred)
+
+    async def _ask_others(self, job: _Job, order: Iterator[Backend], answer: Answer, budget: RetryBudget) -> Answer:
+        """One key manager does not have what was asked for, or not yet: ask the rest before the client hears it.
+
+        Gives the answer that found most; where no other found more, the first.
+        """
+        found, outcome = _found_by(answer), "missing"
+        for backend in order:
+            if not backend.is_available_to(job.credential):
+                continue
+            if trio.current_time() >= job.deadline or not budget.withdraw(trio.current_time()):
+                outcome = "denied" if outcome == "missing" else outcome
+                break
+            job.tried.append(backend)
+            try:
+                other = Answer.of(await self._try_backend(backend, job, budget), backend)
+            except (BackendError, PoolBusyError):
+                continue
+            if _found_by(other) > found:
+                answer, found, outcome = other, _found_by(other), "found"
+        self._metrics.others_asked.labels(outcome).inc()
+        return answer
+
+    def _note(self, job: _Job, backend: Backend) -> None:
+        """Keep the client's next requests where this one leaves something that others may not have."""
+        if self._affinity is not None and job.effect >= Effect.BOUND:
+            self._affinity.note(job.principal, job.effect, backend, trio.current_time())
 
     async def _try_backend(self, backend: Backend, job: _Job, budget: RetryBudget) -> Response:
         """One try at a backend; and another, on a fresh session, where the first found the peer's end of it closed.
@@ -120,6 +236,7 @@ class Dispatcher:
         Raises BackendError and PoolBusyError.
         """
         pool = backend.pools[job.credential]
+        self._note(job, backend)  # the client's next request may come before the answer
         session = await self._lease(pool, job)
         is_reused = session.requests > 0
         try:
@@ -203,7 +320,7 @@ class Dispatcher:
 
     async def _exchange_in_time(self, session: Session, job: _Job) -> Response:
         deadline = job.deadline
-        session.is_repeatable = job.effect <= Effect.TOUCH
+        session.is_repeatable = job.effect <= Effect.TOUCH and job.source is None
         if session.is_repeatable and self._balancer.has_other(
             job.tried, job.credential, job.effect, job.request.version
         ):
@@ -245,7 +362,10 @@ class Dispatcher:
         if trio.current_time() >= job.deadline:
             return _refusal(Refusal.DEADLINE, f"no session within {self._settings.request:g} s", request)
         detail = "no key manager takes requests that change something" if failure is None else str(failure)
-        return _refusal(Refusal.NO_BACKEND, "no key manager can be reached", request, detail=detail)
+        message = "no key manager can be reached"
+        if job.source is not None:
+            message = "the key manager that holds this request's state can't be reached; try again later"
+        return _refusal(Refusal.NO_BACKEND, message, request, detail=detail)
 
     def _give_up(self, job: _Job, error: BackendError) -> Answer:
         """Say truly what became of a request that was sent: for what may not be repeated, that nobody knows."""
@@ -267,6 +387,17 @@ _LAST_WORDS = {
         "the answer is larger than this gateway passes on, so that the outcome is unknown",
     ),
 }
+_BAD_MARKS = {
+    Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: "no key manager here gave this client this asynchronous correlation value",
+    Refusal.UNKNOWN_CORRELATION_VALUE: "no key manager here gave this client this correlation value",
+    Refusal.UNKNOWN_TICKET: "no key manager here gave this client this ticket",
+    Refusal.SEVERAL_BACKENDS: "one batch can't use values that two key managers gave",
+}
+#: Header fields with which a request may show or be given a marked value, whatever its operations are.
+_MARKED_HEADERS = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
+_TOO_LARGE_WITH_MARKS = BackendError(
+    "with marks, the answer is longer than the client takes", backend="gateway", stage=Stage.READ, reason="too_large"
+)
 #: Reasons of failures that say nothing of the backend's health.
 _NOBODYS_FAULT = frozenset({"interrupted", "too_large"})
 
@@ -278,6 +409,10 @@ class _ClientGoneError(Exception):
 def _is_stale(error: BackendError) -> bool:
     """Whether a session turned out to be closed, without a byte of an answer: the race that pools can't win."""
     return error.reason == "closed" and error.stage < Stage.READ
+
+
+def _found_by(answer: Answer) -> int:
+    return 0 if answer.response is None else found_by(answer.response)
 
 
 def _refusal(refusal: Refusal, message: str, request: Request, *, detail: str = "") -> Answer:

@@ -163,6 +163,23 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.local_answers = Counter(
+            "kmip_gateway_local_answers_total",
+            "Requests that the gateway answered in the key managers' place, by operation.",
+            ["operation"],
+            registry=registry,
+        )
+        self.affinity_clients = Gauge(
+            "kmip_gateway_affinity_clients",
+            "Clients whose requests go to one backend for a while, after a change.",
+            registry=registry,
+        )
+        self.others_asked = Counter(
+            "kmip_gateway_others_asked_total",
+            "Reads of which one backend knew nothing: found by others or missing, or denied by the budget.",
+            ["result"],
+            registry=registry,
+        )
         self.client_aborts = Counter(
             "kmip_gateway_client_aborts_total",
             "Requests whose client had left before they were sent.",

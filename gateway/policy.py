@@ -8,8 +8,8 @@ from typing import Final
 
 from gateway.errors import ProtocolError, Stage
 from gateway.kmip import compose
-from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, Version
-from gateway.kmip.spec import ObjectGroupMember, Operation, ResultReason
+from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, Response, ResponseItem, Version
+from gateway.kmip.spec import ObjectGroupMember, Operation, ResultReason, ResultStatus
 
 
 class Effect(IntEnum):
@@ -113,6 +113,34 @@ def _effect_of_payload(item: RequestItem) -> Effect:
     return Effect.BOUND if is_part else Effect.READ
 
 
+#: What a key manager says of an object that it does not have: 1.x, and since 2.0.
+_MISSING: Final = frozenset({ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND})
+
+
+def found_by(response: Response) -> int:
+    """How many operations found what they were asked for: those that succeeded, but for a Locate without a match."""
+    return sum(1 for item in response.items if item.status == ResultStatus.SUCCESS and not _is_empty(item))
+
+
+def is_missing_something(response: Response) -> bool:
+    """Whether another key manager may know of an object that this one does not, or not yet."""
+    for item in response.items:
+        status = item.status
+        if status == ResultStatus.OPERATION_FAILED:
+            if item.reason in _MISSING:
+                return True
+        elif item.operation == Operation.LOCATE and _is_empty(item):
+            return True
+    return False
+
+
+def _is_empty(item: ResponseItem) -> bool:
+    try:
+        return item.operation == Operation.LOCATE and not item.unique_identifiers
+    except ProtocolError:  # what can't be read can't be judged
+        return False
+
+
 class Refusal(Enum):
     """Why the gateway itself answers. The value is the label under which it is counted and logged."""
 
@@ -126,6 +154,10 @@ class Refusal(Enum):
     BACKEND_FAILED = "backend_failed"
     OUTCOME_UNKNOWN = "outcome_unknown"
     RESPONSE_TOO_LARGE = "response_too_large"
+    UNKNOWN_ASYNCHRONOUS_VALUE = "unknown_asynchronous_value"
+    UNKNOWN_CORRELATION_VALUE = "unknown_correlation_value"
+    UNKNOWN_TICKET = "unknown_ticket"
+    SEVERAL_BACKENDS = "several_backends"
 
 
 #: Of each refusal: the Result Reason in 1.x, and the one from 2.0 on.
@@ -143,6 +175,14 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.BACKEND_FAILED: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.OUTCOME_UNKNOWN: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.RESPONSE_TOO_LARGE: (ResultReason.RESPONSE_TOO_LARGE, ResultReason.RESPONSE_TOO_LARGE),
+    # 1.4 section 11 has this for a Poll about what the server does not know; it is not about an object
+    Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: (
+        ResultReason.ITEM_NOT_FOUND,
+        ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE,
+    ),
+    Refusal.UNKNOWN_CORRELATION_VALUE: (ResultReason.INVALID_FIELD, ResultReason.INVALID_CORRELATION_VALUE),
+    Refusal.UNKNOWN_TICKET: (ResultReason.AUTHENTICATION_NOT_SUCCESSFUL, ResultReason.INVALID_TICKET),
+    Refusal.SEVERAL_BACKENDS: (ResultReason.FEATURE_NOT_SUPPORTED, ResultReason.FEATURE_NOT_SUPPORTED),
 }
 
 #: Operations that make no sense, or do harm, on a session that many clients share: they turn the session around, speak

@@ -91,6 +91,7 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Key managers' Result Reasons", "reqps", [rate("kmip_gateway_kmip_result_reasons_total", "reason")]),
             Panel("Duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
             Panel("In flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),
+            Panel("Answered in their place", "reqps", [rate("kmip_gateway_local_answers_total", "operation")]),
         ],
     ),
     (
@@ -136,6 +137,8 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Probe time", "s", quantiles("kmip_gateway_backend_probe_duration_seconds", _BACKEND)),
             Panel("Sent again", "reqps", [rate("kmip_gateway_retries_total", "reason")]),
             Panel("Not sent again", "reqps", [rate("kmip_gateway_retries_denied_total", "reason")]),
+            Panel("Asked elsewhere", "reqps", [rate("kmip_gateway_others_asked_total", "result")]),
+            Panel("Clients kept together", "short", [Query(total("kmip_gateway_affinity_clients"), "clients")]),
             Panel("Share of traffic", "reqps", [rate("kmip_gateway_backend_requests_total", "backend", _BACKEND)]),
             Panel("Exchanges by result", "reqps", [rate("kmip_gateway_backend_requests_total", "result", _BACKEND)]),
             Panel("Time to answer", "s", quantiles("kmip_gateway_backend_request_duration_seconds", _BACKEND)),

@@ -125,7 +125,7 @@ def pair(name: str) -> tuple[bytes, bytes]:
 
 def put_certificates(folder: Path, text: str) -> None:
     """Make every certificate and key that a configuration names: NAME.key belongs to NAME.pem."""
-    for name, suffix in re.findall(r'"([^"]+)\.(pem|key)"', text):
+    for name, suffix in re.findall(r'"(?!mark\.)([^"]+)\.(pem|key)"', text):  # mark.key is the gateway's own to make
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.{suffix}").write_bytes(pair(name)[0 if suffix == "pem" else 1])
 
@@ -305,8 +305,8 @@ near section
 far section
   - [admin]
   + [zoo]
-  = zoo: unknown key "zoo"; known here are listeners, backends, identities, admin, pool, balancing, failover, health,
-    deadlines, limits, log
+  = zoo: unknown key "zoo"; known here are listeners, backends, identities, admin, pool, balancing, failover,
+    replication, health, deadlines, limits, log
 near key in match
   - subject_cn
   + subject_nc
@@ -894,8 +894,36 @@ def test_the_summary_says_who_meets_whom(folder: Path) -> None:
         admin on 127.0.0.1:9696
         limits: requests of 1 MiB, responses of 1 MiB, 1000 batch items, 32 levels
         deadlines: 30 s for a request, 3 s of it to connect, 5 s of it in the queue; 10 s to drain
+        key managers have the same objects at any time; marks by mark.key
         log: info and above, as text
     """)
+
+
+def test_the_summary_says_what_is_done_about_late_replicas(folder: Path) -> None:
+    late = SMALL + '[replication]\nmode = "async"\nwindow = 2.5\nask_others_when_missing = false\nmarks = false\n'
+    assert (
+        "key managers hear of changes late: a client stays for 2.5 s where it made one, and none is asked; no marks"
+        in summary(load(write(folder, late)))
+    )
+
+
+def test_the_mark_key_file_begins_where_the_configuration_is_and_need_not_exist(folder: Path) -> None:
+    assert load(write(folder, SMALL)).replication.mark_key_file == folder / "mark.key"
+    named = load(write(folder, SMALL + '[replication]\nmark_key_file = "secrets/marks"\n'))
+    assert named.replication.mark_key_file == folder / "secrets" / "marks"
+
+
+@pytest.mark.parametrize("content", ["", "abc\n", "0" * 63, "0" * 64 + "\nno key\n"])
+def test_a_mark_key_file_with_anything_but_keys_is_refused(folder: Path, content: str) -> None:
+    (folder / "mark.key").write_text(content)
+    with pytest.raises(ConfigError, match=r"replication.mark_key_file: .*mark.key holds no keys for marks; give one"):
+        load(write(folder, SMALL))
+
+
+def test_a_mark_key_file_that_can_not_be_read_is_refused(folder: Path) -> None:
+    (folder / "mark.key").mkdir()
+    with pytest.raises(ConfigError, match=r"replication.mark_key_file: .* can't be read \(Is a directory\)"):
+        load(write(folder, SMALL))
 
 
 # The files in config/ -------------------------------------------------------------------------------------------------
@@ -954,7 +982,7 @@ def test_gateway_toml_has_the_true_defaults() -> None:
             continue
         assert live == (field.is_required() or key == "ca"), f"[{section}] {key}"
         if not live:
-            default = str(field.default) if isinstance(field.default, Address) else field.default
+            default = str(field.default) if isinstance(field.default, (Address, Path)) else field.default
             assert (tuple(value) if isinstance(value, list) else value) == default, f"[{section}] {key}"
 
 

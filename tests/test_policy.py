@@ -33,6 +33,10 @@ NUMBERS = {
     "backend_failed": (0x100, 0x2A),
     "outcome_unknown": (0x100, 0x2A),
     "response_too_large": (0x02, 0x02),  # Response Too Large
+    "unknown_asynchronous_value": (0x01, 0x2B),  # Item Not Found; Invalid Asynchronous Correlation Value
+    "unknown_correlation_value": (0x07, 0x2E),  # Invalid Field; Invalid Correlation Value
+    "unknown_ticket": (0x03, 0x19),  # Authentication Not Successful; Invalid Ticket
+    "several_backends": (0x08, 0x08),  # Feature Not Supported
 }
 
 

@@ -5,6 +5,7 @@ They are looked at while a file is loaded, and then only: values that are built 
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from gateway.config.values import a_text
 
 _PEM: Final = re.compile(rb"^-----BEGIN ", re.MULTILINE)
+_MARK_KEY: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _PRIVATE_KEY_PEM: Final = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----", re.MULTILINE)
 
 
@@ -61,6 +63,23 @@ def public_key(path: Path) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+def mark_keys(path: Path) -> list[bytes]:
+    """Read a file of keys for marks, one a line, in hexadecimal digits. Raises ValueError, and FileNotFoundError."""
+    try:
+        lines = path.read_text().split()
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text"
+        raise ValueError(f"{path} can't be read ({reason}); give a file that the gateway's user can read") from None
+    if not lines or not all(_MARK_KEY.fullmatch(line) for line in lines):
+        raise ValueError(
+            f"{path} holds no keys for marks; give one a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or"
+            " remove it to have one made"
+        )
+    return [bytes.fromhex(line) for line in lines]
+
+
 def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
@@ -73,6 +92,11 @@ def _read(path: Path) -> bytes:
     if not _PEM.search(data):
         raise ValueError(f"{path} is not PEM; convert it (`openssl x509` or `openssl pkey`, with -inform DER)")
     return data
+
+
+def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    with suppress(FileNotFoundError):  # it is made when it is needed first
+        mark_keys(path)
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
@@ -139,5 +163,6 @@ def _public_key_of(certificate: x509.Certificate) -> bytes:
 
 CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_certificate)]
 CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
+MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]
 #: Stands after a setting named ``certificate``.
 PrivateKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_private_key)]

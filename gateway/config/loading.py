@@ -29,7 +29,8 @@ def examine(document: dict[str, Any], path: Path) -> Config:
     config: Config | None = None
     mistakes: list[Mistake] = []
     try:
-        config = Config.model_validate(document, context=loading)
+        # a table that is left out has a path among its defaults, which begins where the file is
+        config = Config.model_validate({"replication": {}} | document, context=loading)
     except ValidationError as error:
         mistakes = translated(error)
     mistakes += crosschecked(Draft(document, {mistake.at for mistake in mistakes}), loading.folder)

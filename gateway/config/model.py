@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gateway.config.files import CaFile, CertificateFile, PrivateKeyFile
+from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, PrivateKeyFile
 from gateway.config.values import (
     Address,
     Bind,
@@ -198,6 +198,17 @@ class FailoverConfig(Table):
     longest_ejection: Seconds = 30.0
 
 
+class ReplicationConfig(Table):
+    """What one key manager knows and others do not: because it reaches them late, or never."""
+
+    mode: Literal["shared", "async"] = "shared"
+    window: Seconds = 10.0
+    ask_others_when_missing: bool = Field(default=True, strict=True)
+    marks: bool = Field(default=True, strict=True)
+    mark_key_file: MarkKeyFile = Field(default=Path("mark.key"), validate_default=True)
+    answer_discover_versions: bool = Field(default=True, strict=True)
+
+
 class HealthConfig(Table):
     """How backends are probed. ``credential`` is the name of an identity; empty, that of the first."""
 
@@ -263,6 +274,7 @@ class Config(Table):
     pool: PoolConfig = PoolConfig()
     balancing: BalancingConfig = BalancingConfig()
     failover: FailoverConfig = FailoverConfig()
+    replication: ReplicationConfig = ReplicationConfig()
     health: HealthConfig = HealthConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()

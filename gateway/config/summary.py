@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from gateway.config.model import BackendConfig, Config, IdentityConfig, ListenerConfig, MatchConfig
+from gateway.config.model import BackendConfig, Config, IdentityConfig, ListenerConfig, MatchConfig, ReplicationConfig
 from gateway.config.values import is_loopback
 
 _SOON = 30  # days before its end in which a certificate should be renewed
@@ -33,6 +33,7 @@ def _lines(config: Config) -> Iterator[str]:
         f"deadlines: {deadlines.request:g} s for a request, {deadlines.connect:g} s of it to connect,"
         f" {pool.queue_timeout:g} s of it in the queue; {deadlines.drain:g} s to drain"
     )
+    yield _replication(config.replication)
     yield f"log: {config.log.level} and above, as {config.log.format}"
 
 
@@ -51,6 +52,17 @@ def _backend(backend: BackendConfig) -> str:
         f"backend {backend.name} at {backend.address}: {backend.max_sessions} sessions at the most,"
         f" known as {backend.server_name} by {' and '.join(proofs)}"
     )
+
+
+def _replication(replication: ReplicationConfig) -> str:
+    follows = "have the same objects at any time"
+    if replication.mode == "async":
+        asked = (
+            "others are asked for what one does not find" if replication.ask_others_when_missing else "none is asked"
+        )
+        follows = f"hear of changes late: a client stays for {replication.window:g} s where it made one, and {asked}"
+    marks = f"marks by {replication.mark_key_file.name}" if replication.marks else "no marks"
+    return f"key managers {follows}; {marks}"
 
 
 def _identity(identity: IdentityConfig) -> str:

@@ -208,6 +208,9 @@ class Conversation:
             raise StreamClosedError(answer.detail)
         if answer.response is not None:
             result = self._metrics.response_passed_on(answer.response)
+        elif answer.refusal is None:
+            result = "success"
+            self._metrics.local_answers.labels(operation_label(request)).inc()
         else:
             result = "gateway_error"
             self._note_refusal(answer, request)

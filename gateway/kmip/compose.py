@@ -82,6 +82,14 @@ def encode_response(version: Version, results: Sequence[Result], *, now: float |
     return ttlv.structure(Tag.RESPONSE_MESSAGE, head, *items)
 
 
+def versions_discovered(request: Request, versions: Iterable[Version]) -> bytes:
+    """The answer to a Discover Versions (1.4 section 4.26), the preferred version first."""
+    item = request.items[0]
+    payload = b"".join(_encode_version(version) for version in versions)
+    result = Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=payload)
+    return encode_response(request.version, [result])
+
+
 def failure(request: Request | None, reason: int, message: str, *, version: Version = FALLBACK_VERSION) -> bytes:
     """The gateway's own answer: Operation Failed, for every item of the request.
 

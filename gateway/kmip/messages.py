@@ -5,14 +5,12 @@ somebody asks. The message itself is never changed.
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Final
 
 from gateway.errors import ProtocolError
 from gateway.kmip import ttlv
 from gateway.kmip.spec import (
     AsynchronousIndicator,
-    CredentialType,
     ItemType,
     Operation,
     ResultReason,
@@ -119,11 +117,6 @@ class RequestItem(_Item):
     __slots__ = ()
 
     PAYLOAD = Tag.REQUEST_PAYLOAD
-
-    @property
-    def asynchronous_correlation_value(self) -> bytes | None:
-        """Of Cancel, Poll and their kind (1.4 sections 4.27 and 4.28)."""
-        return self._payload_bytes(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
 
     @property
     def init_indicator(self) -> bool | None:
@@ -261,23 +254,6 @@ class Request(_Message):
         """Whether the header carries Authentication."""
         return Tag.AUTHENTICATION in self.fields
 
-    @property
-    def tickets(self) -> list[bytes]:
-        """Ticket Values of the header's Ticket credentials (2.1 section 7.4).
-
-        A credential that can't be read as items is the vendor's own affair, and has none.
-        """
-        span = self.fields.get(Tag.AUTHENTICATION)
-        if span is None:
-            return []
-        tickets = []
-        with suppress(ProtocolError):
-            for credential in ttlv.walk(self.frame, *span):
-                ticket = _ticket(self.frame, credential)
-                if ticket is not None:
-                    tickets.append(ticket)
-        return tickets
-
 
 class Response(_Message):
     """A key manager's answer. ``frame`` is the message itself, to be passed on unchanged."""
@@ -334,6 +310,17 @@ def _echoes(asked: RequestItem) -> set[_Echo]:
     return {(operation, number), (operation, None), (_NONE, number), (_NONE, None)}
 
 
+def read_version(frame: bytes, item: ttlv.Item) -> Version:
+    """A Protocol Version (1.4 section 6.1). Raises ProtocolError for what is none."""
+    if item.tag != Tag.PROTOCOL_VERSION or item.type != ItemType.STRUCTURE:
+        raise ProtocolError("not a Protocol Version")
+    major = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MAJOR)
+    minor = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MINOR)
+    if major is None or minor is None:
+        raise ProtocolError("a Protocol Version without Major or Minor")
+    return ttlv.read_integer(frame, major), ttlv.read_integer(frame, minor)
+
+
 def operation_name(number: int) -> str:
     """An operation's name as the specification writes it, without spaces; ``Unknown`` for any other number."""
     return _OPERATION_NAMES.get(number, "Unknown")
@@ -356,21 +343,3 @@ _REASON_NAMES: Final = {int(reason): _camel(reason.name) for reason in ResultRea
 def _identifier(frame: bytes, item: ttlv.Item) -> bytes:
     value = frame[item.start : item.end]
     return value.rstrip(b"\0") if item.type == ItemType.TEXT_STRING else value
-
-
-def _ticket(frame: bytes, credential: ttlv.Item) -> bytes | None:
-    """The Ticket Value of a credential; None for a credential of another type, and for one that can't be read."""
-    if credential.tag != Tag.CREDENTIAL:
-        return None
-    try:
-        kind = ttlv.find(frame, credential.start, credential.end, Tag.CREDENTIAL_TYPE)
-        if kind is None or ttlv.read_enumeration(frame, kind) != CredentialType.TICKET:
-            return None
-        item: ttlv.Item | None = credential
-        for tag in (Tag.CREDENTIAL_VALUE, Tag.TICKET, Tag.TICKET_VALUE):
-            if item is None or item.type != ttlv.STRUCTURE:
-                return None
-            item = ttlv.find(frame, item.start, item.end, tag)
-        return None if item is None else ttlv.read_bytes(frame, item)
-    except ProtocolError:
-        return None

@@ -10,7 +10,8 @@ reader finds the next item behind the padding, another without it.
 """
 
 import struct
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gateway.errors import ProtocolError
@@ -186,6 +187,33 @@ def read_bytes(buffer: bytes, item: Item) -> bytes:
 def _expect(item: Item, item_type: ItemType) -> None:
     if item.type != item_type:
         raise ProtocolError(f"item {tag_name(item.tag)} is not of type {item_type.name}")
+
+
+# Changing a value ---------------------------------------------------------------------------------------------------
+
+
+def splice(buffer: bytes, values: Mapping[int, bytes]) -> bytes:
+    """A copy in which other values stand, and every structure around them has the length that follows.
+
+    ``values`` maps the positions where values begin, as ``walk`` gives them, to what is to stand there. All else is
+    kept as it is, byte by byte. Raises ProtocolError where a structure on the way to a value can't be walked.
+    """
+    return _splice(buffer, 0, len(buffer), sorted(values), values)
+
+
+def _splice(buffer: bytes, start: int, end: int, positions: list[int], values: Mapping[int, bytes]) -> bytes:
+    parts = []
+    copied = start
+    for item in walk(buffer, start, end):
+        if item.start in values:
+            value = values[item.start]
+        elif item.type == STRUCTURE and bisect_right(positions, item.end) > bisect_right(positions, item.start):
+            value = _splice(buffer, item.start, item.end, positions, values)
+        else:
+            continue
+        parts += [buffer[copied : item.start - HEADER_SIZE], _string(item.tag << 8 | item.type, value)]
+        copied = min(end, item.start + padded(item.end - item.start))
+    return b"".join((*parts, buffer[copied:end]))
 
 
 # Writing an item ----------------------------------------------------------------------------------------------------

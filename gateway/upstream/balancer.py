@@ -32,15 +32,21 @@ class Balancer:
     def __repr__(self) -> str:
         return f"<Balancer of {len(self.backends)} backends>"
 
-    def order(self, credential: str, effect: Effect, version: Version) -> Iterator[Backend]:
+    def order(
+        self, credential: str, effect: Effect, version: Version, preferred: Backend | None = None
+    ) -> Iterator[Backend]:
         """Yield each backend that may run such a request once, best first; it is asked anew for each next one.
 
-        Those that don't speak the version are passed over, unless none does. Those that are failing come last: where
-        nothing else is left, trying them is better than giving up.
+        ``preferred`` comes before all, if it is available and may. Those that don't speak the version are passed over,
+        unless none does. Those that are failing come last: where nothing else is left, trying them is better than
+        giving up.
         """
         candidates = [backend for backend in self.backends if backend.accepts(effect)]
         speaking = [backend for backend in candidates if backend.speaks(version)]
         left = speaking or candidates
+        if preferred in left and preferred.is_available_to(credential):
+            left.remove(preferred)
+            yield preferred
         while left:
             best = _FAILING * 10
             equals: list[Backend] = []

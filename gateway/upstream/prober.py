@@ -13,7 +13,7 @@ import trio
 from gateway.errors import BackendError, ProtocolError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
-from gateway.kmip.messages import Request, Response, Version
+from gateway.kmip.messages import Request, Response, Version, read_version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
@@ -114,14 +114,6 @@ def _versions(response: Response) -> frozenset[Version] | None:
     if item.operation != Operation.DISCOVER_VERSIONS or item.status != ResultStatus.SUCCESS or span is None:
         return None
     try:
-        return frozenset(_version(response.frame, found) for found in ttlv.walk(response.frame, *span)) or None
+        return frozenset(read_version(response.frame, found) for found in ttlv.walk(response.frame, *span)) or None
     except ProtocolError:
         return None
-
-
-def _version(frame: bytes, item: ttlv.Item) -> Version:
-    major = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MAJOR)
-    minor = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MINOR)
-    if item.tag != Tag.PROTOCOL_VERSION or major is None or minor is None:
-        raise ProtocolError("not a Protocol Version")
-    return ttlv.read_integer(frame, major), ttlv.read_integer(frame, minor)

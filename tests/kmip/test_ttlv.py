@@ -373,3 +373,40 @@ def test_walking_takes_steps_in_proportion_to_size() -> None:
         return lambda: items(buffer)
 
     assert grows_in_proportion(walk)
+
+
+# Changing -----------------------------------------------------------------------------------------------------------
+
+
+def test_splicing_lengthens_every_structure_around_a_value_and_nothing_else() -> None:
+    def message(value: bytes) -> bytes:
+        inner = ttlv.structure(Tag.REQUEST_PAYLOAD, ttlv.text(Tag.UNIQUE_IDENTIFIER, "1"), ttlv.octets(0x540001, value))
+        return ttlv.structure(
+            Tag.REQUEST_MESSAGE, ttlv.integer(Tag.BATCH_COUNT, 1), inner, ttlv.text(Tag.RESULT_MESSAGE, "behind")
+        )
+
+    before = message(b"old")
+    start = before.index(b"old")
+
+    for new in (b"", b"new", b"exactly8", b"much longer than it was before"):
+        assert ttlv.splice(before, {start: new}) == message(new)
+
+
+def test_splicing_several_values_keeps_the_order() -> None:
+    def message(*values: bytes) -> bytes:
+        return ttlv.structure(Tag.REQUEST_MESSAGE, *(ttlv.structure(0x540002, ttlv.octets(1, one)) for one in values))
+
+    before = message(b"a" * 9, b"b", b"c" * 20)
+    starts = [before.index(letter) for letter in (b"a", b"b", b"c")]
+
+    assert ttlv.splice(before, {starts[2]: b"z", starts[0]: b"x" * 30}) == message(b"x" * 30, b"b", b"z")
+    assert ttlv.splice(before, {}) == before
+
+
+def test_splicing_does_not_look_into_structures_without_a_value() -> None:
+    garbage = ttlv.structure(0x540002, b"\xff" * 16)
+    before = ttlv.structure(Tag.REQUEST_MESSAGE, garbage, ttlv.octets(0x540001, b"old"), garbage)
+
+    after = ttlv.splice(before, {before.index(b"old"): b"new one, longer"})
+
+    assert after == ttlv.structure(Tag.REQUEST_MESSAGE, garbage, ttlv.octets(0x540001, b"new one, longer"), garbage)

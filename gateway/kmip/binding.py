@@ -1,0 +1,127 @@
+"""Where the values lie that bind a request to the server that gave them: correlation values and tickets.
+
+A server gives one out, and only that server knows what it stands for (1.4 sections 4.27 to 4.36, 6.1.43 and following
+of 2.1). What can't be read as items here is the vendor's own affair, and holds none.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from enum import Enum
+from typing import Final, NamedTuple
+
+from gateway.errors import ProtocolError
+from gateway.kmip import ttlv
+from gateway.kmip.messages import Request, RequestItem, Response, ResponseItem
+from gateway.kmip.spec import CredentialType, ItemType, Operation, Tag
+
+
+class Kind(Enum):
+    """What a value stands for on its server."""
+
+    ASYNCHRONOUS = "asynchronous"  # a request that is being worked on
+    STREAM = "stream"  # a cryptographic operation of several parts, or a PKCS#11 session
+    TICKET = "ticket"  # a login
+    DELEGATED = "delegated"  # a login for others
+
+
+class Bound(NamedTuple):
+    """One value, and between which positions of its frame it lies."""
+
+    kind: Kind
+    start: int
+    end: int
+
+
+#: Operations that ask about an asynchronous request (1.4 sections 4.27, 4.28; 2.1 sections 6.1.39, 6.1.40).
+ASKING: Final = frozenset({Operation.POLL, Operation.CANCEL, Operation.PROCESS, Operation.QUERY_ASYNCHRONOUS_REQUESTS})
+
+
+def presented(request: Request) -> list[Bound]:
+    """The values that a request shows to the server that gave them, in the order in which they stand."""
+    values = list(_credentials(request))
+    for item in request.items:
+        values += _readable(_presented_by(item))
+    return values
+
+
+def given(response: Response) -> list[Bound]:
+    """The values that a response gives to its client, in the order in which they stand."""
+    values = []
+    for item in response.items:
+        span = item.fields.get(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
+        if span is not None:
+            values.append(Bound(Kind.ASYNCHRONOUS, *span))
+        values += _readable(_given_by(item))
+    return values
+
+
+def _readable(values: Iterator[Bound]) -> list[Bound]:
+    try:
+        return list(values)
+    except ProtocolError:
+        return []
+
+
+def _presented_by(item: RequestItem) -> Iterator[Bound]:
+    frame, payload = item.frame, item.fields.get(Tag.REQUEST_PAYLOAD, _NOWHERE)
+    if item.operation in ASKING:
+        yield from _asynchronous(frame, payload)
+    elif item.operation == Operation.LOGOUT:
+        yield from _tickets(Kind.TICKET, frame, payload)
+    else:  # a part of a stream, or PKCS#11
+        yield from _strings(Kind.STREAM, frame, payload, Tag.CORRELATION_VALUE)
+
+
+def _given_by(item: ResponseItem) -> Iterator[Bound]:
+    """By their tags, since the answer to a Poll is that of the operation which it asks about."""
+    frame, payload = item.frame, item.fields.get(Tag.RESPONSE_PAYLOAD, _NOWHERE)
+    if item.operation in ASKING:
+        yield from _asynchronous(frame, payload)
+    yield from _strings(Kind.STREAM, frame, payload, Tag.CORRELATION_VALUE)
+    yield from _tickets(Kind.DELEGATED if item.operation == Operation.DELEGATED_LOGIN else Kind.TICKET, frame, payload)
+
+
+def _asynchronous(frame: bytes, span: tuple[int, int]) -> Iterator[Bound]:
+    """In a payload itself, and in the lists of Query Asynchronous Requests, one structure deeper."""
+    for item in ttlv.walk(frame, *span):
+        if item.type == ItemType.STRUCTURE:
+            yield from _strings(Kind.ASYNCHRONOUS, frame, (item.start, item.end), Tag.ASYNCHRONOUS_CORRELATION_VALUE)
+        elif _is_string(item, Tag.ASYNCHRONOUS_CORRELATION_VALUE):
+            yield Bound(Kind.ASYNCHRONOUS, item.start, item.end)
+
+
+def _credentials(request: Request) -> list[Bound]:
+    """Ticket Values of the header's Ticket credentials (2.1 section 7.4)."""
+    frame, span = request.frame, request.fields.get(Tag.AUTHENTICATION, _NOWHERE)
+    tickets: list[Bound] = []
+    with suppress(ProtocolError):
+        for credential in list(ttlv.walk(frame, *span)):
+            if credential.tag == Tag.CREDENTIAL and credential.type == ItemType.STRUCTURE:
+                tickets += _readable(_shown_by(frame, credential))
+    return tickets
+
+
+def _shown_by(frame: bytes, credential: ttlv.Item) -> Iterator[Bound]:
+    fields = {field.tag: field for field in ttlv.walk(frame, credential.start, credential.end)}
+    kind, value = fields.get(Tag.CREDENTIAL_TYPE), fields.get(Tag.CREDENTIAL_VALUE)
+    if kind is None or value is None or value.type != ItemType.STRUCTURE:
+        return
+    if ttlv.read_enumeration(frame, kind) == CredentialType.TICKET:
+        yield from _tickets(Kind.TICKET, frame, (value.start, value.end))
+
+
+def _tickets(kind: Kind, frame: bytes, span: tuple[int, int]) -> Iterator[Bound]:
+    for item in ttlv.walk(frame, *span):
+        if item.tag == Tag.TICKET and item.type == ItemType.STRUCTURE:
+            yield from _strings(kind, frame, (item.start, item.end), Tag.TICKET_VALUE)
+
+
+def _strings(kind: Kind, frame: bytes, span: tuple[int, int], tag: Tag) -> Iterator[Bound]:
+    return (Bound(kind, item.start, item.end) for item in ttlv.walk(frame, *span) if _is_string(item, tag))
+
+
+def _is_string(item: ttlv.Item, tag: Tag) -> bool:
+    return item.tag == tag and item.type == ItemType.BYTE_STRING
+
+
+_NOWHERE: Final = (0, 0)

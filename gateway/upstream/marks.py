@@ -1,0 +1,116 @@
+"""Marks: how a value that one key manager gave finds its way back there, through any gateway that has the same keys.
+
+A mark is put before a correlation value or a ticket on its way to the client, and taken off on its way back. It says
+which backend gave the value, and proves that this gateway, or one with its keys, put it there: for this client, before
+this value. Nothing is remembered.
+
+    "kgw", format | which backend, 4 bytes | proof, 8 bytes | the key manager's own value
+"""
+
+import hmac
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from gateway.identity import Principal
+from gateway.kmip import ttlv
+from gateway.kmip.binding import Bound, Kind, given, presented
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Request, Response
+from gateway.kmip.spec import Tag
+from gateway.policy import Refusal
+
+_MAGIC: Final = b"kgw\x01"
+_SELECTOR: Final = 4
+_PROOF: Final = 8
+_CHECKED: Final = 1 << 30  # depth and items were counted when the request came
+SIZE: Final = len(_MAGIC) + _SELECTOR + _PROOF  # bytes that a value grows by; a multiple of eight, as padding is
+
+_REFUSALS: Final = {
+    Kind.ASYNCHRONOUS: Refusal.UNKNOWN_ASYNCHRONOUS_VALUE,
+    Kind.STREAM: Refusal.UNKNOWN_CORRELATION_VALUE,
+    Kind.TICKET: Refusal.UNKNOWN_TICKET,
+}
+
+
+class Taken(NamedTuple):
+    """A request without the marks that it came with, and the backend that they name, if any; or why it is refused."""
+
+    request: Request
+    backend: str = ""
+    refusal: Refusal | None = None
+
+
+class Marks:
+    """Puts marks on and takes them off. The first of ``keys`` makes them, each of them is accepted."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = tuple(keys)
+
+    def __repr__(self) -> str:
+        return f"<Marks by {len(self._keys)} keys>"
+
+    def put(self, response: Response, principal: Principal, backend: str) -> bytes:
+        """The frame of a response of this backend, with a mark before each value that binds the client to it."""
+        frame, key = response.frame, self._keys[0]
+        marked = {}
+        for bound in given(response):
+            value = frame[bound.start : bound.end]
+            marked[bound.start] = _mark(key, bound.kind, principal, backend, value) + value
+        return ttlv.splice(frame, marked) if marked else frame
+
+    def take(
+        self, request: Request, principal: Principal, backends: Collection[str], *, leave_room: bool = False
+    ) -> Taken:
+        """Take the marks off a request. ``backends`` are the names of all there are.
+
+        A value without a mark stays. A mark that is not of these keys, for this client, is refused, as are the marks of
+        two backends in one request. To ``leave_room`` is to lower the client's Maximum Response Size by what marks
+        would add to the answer: the key manager refuses what would not fit before it does anything.
+        """
+        bare: dict[int, bytes] = {}
+        found = ""
+        for bound in presented(request):
+            value = request.frame[bound.start : bound.end]
+            if not value.startswith(_MAGIC):
+                continue
+            backend = self._verified(bound, principal, value, backends)
+            if backend is None:
+                return Taken(request, refusal=_REFUSALS[bound.kind])
+            if found not in {"", backend}:
+                return Taken(request, refusal=Refusal.SEVERAL_BACKENDS)
+            found = backend
+            bare[bound.start] = value[SIZE:]
+        most = request.maximum_response_size
+        if leave_room and most is not None:
+            left = max(0, most - SIZE * len(request.items))
+            bare[request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]] = left.to_bytes(4, "big")
+        if bare:
+            request = decode_request(ttlv.splice(request.frame, bare), max_depth=_CHECKED, max_items=_CHECKED)
+        return Taken(request, found)
+
+    def _verified(self, bound: Bound, principal: Principal, value: bytes, backends: Collection[str]) -> str | None:
+        """The backend that gave a marked value; None where the mark is not good."""
+        mark, value = value[:SIZE], value[SIZE:]
+        selector = mark[len(_MAGIC) : len(_MAGIC) + _SELECTOR]
+        kinds = (Kind.TICKET, Kind.DELEGATED) if bound.kind is Kind.TICKET else (bound.kind,)
+        for key in self._keys:
+            backend = next((name for name in backends if _selector(key, name) == selector), None)
+            if backend is not None and any(
+                hmac.compare_digest(mark, _mark(key, kind, principal, backend, value)) for kind in kinds
+            ):
+                return backend
+        return None
+
+
+def _mark(key: bytes, kind: Kind, principal: Principal, backend: str, value: bytes) -> bytes:
+    # A ticket for others may be shown by others, under the same identity: that is what it is for.
+    client = () if kind is Kind.DELEGATED else (principal.issuer, principal.subject)
+    named = "\0".join((kind.value, backend, principal.identity.name, *client)).encode()
+    proof = hmac.digest(key, len(named).to_bytes(4, "big") + named + value, "sha256")[:_PROOF]
+    return _MAGIC + _selector(key, backend) + proof
+
+
+@lru_cache(maxsize=4096)
+def _selector(key: bytes, backend: str) -> bytes:
+    return hmac.digest(key, b"backend\0" + backend.encode(), "sha256")[:_SELECTOR]

@@ -1,0 +1,78 @@
+"""Versions: the gateway's own answer to Discover Versions, from what the key managers said when they were probed.
+
+Many clients ask on every session, and some take the answer for a sign of life: so there is one only while a key manager
+is available to that client, and it says what every available one speaks.
+"""
+
+from typing import Final
+
+from gateway.errors import ProtocolError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.messages import Request, Version, read_version
+from gateway.kmip.spec import Operation, Tag
+from gateway.upstream.balancer import Balancer
+
+_SINCE: Final = (1, 1)
+
+#: Fields with which the question is still the plain one (1.4 section 7.2); with any other, a key manager answers.
+_PLAIN_HEADER: Final = frozenset(
+    {
+        Tag.PROTOCOL_VERSION,
+        Tag.MAXIMUM_RESPONSE_SIZE,
+        Tag.BATCH_ERROR_CONTINUATION_OPTION,
+        Tag.BATCH_ORDER_OPTION,
+        Tag.TIME_STAMP,
+        Tag.BATCH_COUNT,
+    }
+)
+_PLAIN_ITEM: Final = frozenset({Tag.OPERATION, Tag.UNIQUE_BATCH_ITEM_ID, Tag.REQUEST_PAYLOAD})
+
+
+class CommonVersions:
+    """Answers Discover Versions in the key managers' place."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+
+    def answer(self, request: Request, credential: str) -> bytes | None:
+        """The answer (1.4 section 4.26), or None where a key manager must give it.
+
+        That is so for other requests, for extensions and credentials, for a version that not all available key
+        managers speak, and where one of them was not asked yet, or none is available.
+        """
+        if request.items[0].operation != Operation.DISCOVER_VERSIONS or len(request.items) > 1:
+            return None
+        spoken = self._spoken(credential)
+        if request.version not in spoken or request.version < _SINCE:
+            return None
+        try:
+            asked = _asked(request)
+        except ProtocolError:
+            return None
+        if asked is None:
+            return None
+        versions = sorted((version for version in spoken if not asked or version in asked), reverse=True)
+        frame = compose.versions_discovered(request, versions)
+        most = request.maximum_response_size
+        return frame if most is None or len(frame) <= most else None
+
+    def _spoken(self, credential: str) -> frozenset[Version]:
+        """What every backend speaks that is available to a credential; nothing where that is not known."""
+        available = [backend for backend in self._balancer.backends if backend.is_available_to(credential)]
+        spoken = [backend.versions for backend in available if backend.versions is not None]
+        if not available or len(spoken) < len(available):
+            return frozenset()
+        return frozenset.intersection(*spoken)
+
+
+def _asked(request: Request) -> list[Version] | None:
+    """The versions that a client asks about, none of them for all; None where it asks for something else besides."""
+    frame = request.frame
+    parts = list(ttlv.walk(frame, ttlv.HEADER_SIZE, len(frame)))
+    if [part.tag for part in parts] != [Tag.REQUEST_HEADER, Tag.BATCH_ITEM]:
+        return None
+    for part, plain in zip(parts, (_PLAIN_HEADER, _PLAIN_ITEM), strict=True):
+        if not {field.tag for field in ttlv.walk(frame, part.start, part.end)} <= plain:
+            return None
+    span = request.items[0].fields.get(Tag.REQUEST_PAYLOAD)
+    return None if span is None else [read_version(frame, field) for field in ttlv.walk(frame, *span)]

@@ -1,0 +1,216 @@
+"""Marks: put on and taken off without a trace, good for one client, one backend and one value, and for nothing else."""
+
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.identity import Identity, Principal
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.messages import Request, Response
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.policy import Refusal
+from gateway.upstream.marks import SIZE, Marks
+from tests.kmip.material import (
+    Letter,
+    authentication,
+    batch_item,
+    letters,
+    operation,
+    payload,
+    request,
+    ticket_credential,
+)
+
+KEY, OTHER_KEY = bytes(32), b"\1" * 32
+BACKENDS = ("atlanta", "london")
+
+
+def client(subject: str = "CN=alice", identity: str = "apps") -> Principal:
+    return Principal(Identity(identity, shared=True), "CN=ca", subject, 0, 10.0)
+
+
+ALICE, BOB, STRANGER = client(), client("CN=bob"), client(identity="others")
+
+
+def pending(value: bytes = b"later") -> Response:
+    result = compose.Result(ResultStatus.OPERATION_PENDING, Operation.CREATE, asynchronous_correlation_value=value)
+    return decode_response(compose.encode_response((2, 1), [result]))
+
+
+def part(value: bytes = b"stream", number: int = Operation.ENCRYPT) -> Response:
+    result = compose.Result(ResultStatus.SUCCESS, number, payload=ttlv.octets(Tag.CORRELATION_VALUE, value))
+    return decode_response(compose.encode_response((2, 1), [result]))
+
+
+def login(number: int = Operation.LOGIN) -> Response:
+    ticket = ttlv.structure(Tag.TICKET, ttlv.enumeration(Tag.TICKET_TYPE, 1), ttlv.octets(Tag.TICKET_VALUE, b"mine"))
+    return decode_response(
+        compose.encode_response((2, 1), [compose.Result(ResultStatus.SUCCESS, number, payload=ticket)])
+    )
+
+
+def poll(*values: bytes, most: int | None = None) -> Request:
+    items = [
+        batch_item(operation(Operation.POLL), payload(ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, value)))
+        for value in values
+    ]
+    header = [] if most is None else [ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, most)]
+    return decode_request(request(*items, version=(2, 1), header=header))
+
+
+def next_part(value: bytes) -> Request:
+    correlated = payload(ttlv.octets(Tag.CORRELATION_VALUE, value))
+    return decode_request(request(batch_item(operation(Operation.ENCRYPT), correlated), version=(2, 1)))
+
+
+def with_ticket(value: bytes) -> Request:
+    return decode_request(
+        request(batch_item(operation()), version=(2, 1), header=[authentication(ticket_credential(value))])
+    )
+
+
+def marked(marks: Marks, value: bytes = b"later", principal: Principal = ALICE, backend: str = "atlanta") -> bytes:
+    """A value as a client gets it, who has been told that its request is pending."""
+    answer = decode_response(marks.put(pending(value), principal, backend))
+    return answer.items[0].asynchronous_correlation_value or b""
+
+
+def refusal(
+    marks: Marks, read: Request, principal: Principal = ALICE, backends: Collection[str] = BACKENDS
+) -> Refusal | None:
+    return marks.take(read, principal, backends).refusal
+
+
+@pytest.mark.parametrize("value", [b"", b"later", b"x" * 8, b"y" * 1000])
+def test_a_value_comes_back_as_it_was_given_and_names_its_backend(value: bytes) -> None:
+    marks = Marks([KEY])
+
+    taken = marks.take(poll(marked(marks, value)), ALICE, BACKENDS)
+
+    assert taken.request.frame == poll(value).frame
+    assert (taken.backend, taken.refusal) == ("atlanta", None)
+
+
+def test_a_mark_is_sixteen_bytes_and_the_rest_of_the_answer_is_as_it_was() -> None:
+    before = pending().frame
+
+    after = Marks([KEY]).put(pending(), ALICE, "atlanta")
+
+    assert (SIZE, len(after) - len(before)) == (16, 16)
+    value = after[-24:]
+    assert ttlv.splice(after, {len(after) - 24: value[16 : 16 + 5]}) == before
+
+
+def test_another_gateway_with_the_same_key_and_one_that_was_restarted_take_it() -> None:
+    taken = Marks([KEY]).take(poll(marked(Marks([KEY]))), ALICE, ("london", "atlanta", "paris"))
+
+    assert taken.backend == "atlanta"
+
+
+def test_keys_can_be_changed_in_two_steps() -> None:
+    """The new one is added behind, then put first, then the old one is removed."""
+    old, both = Marks([KEY]), Marks([OTHER_KEY, KEY])
+
+    assert both.take(poll(marked(old)), ALICE, BACKENDS).backend == "atlanta"
+    assert Marks([KEY, OTHER_KEY]).take(poll(marked(both)), ALICE, BACKENDS).backend == "atlanta"
+    assert refusal(old, poll(marked(both))) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+
+
+@pytest.mark.parametrize("principal", [BOB, STRANGER])
+def test_a_mark_is_good_for_its_client_only(principal: Principal) -> None:
+    marks = Marks([KEY])
+    assert refusal(marks, poll(marked(marks)), principal) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+
+
+def test_a_mark_does_not_stand_before_another_value_of_another_kind_or_of_a_backend_that_is_gone() -> None:
+    marks = Marks([KEY])
+    mark = marked(marks)[:SIZE]
+
+    assert refusal(marks, poll(mark + b"other")) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+    assert refusal(marks, next_part(mark + b"later")) is Refusal.UNKNOWN_CORRELATION_VALUE
+    assert refusal(marks, with_ticket(mark + b"later")) is Refusal.UNKNOWN_TICKET
+    assert refusal(marks, poll(mark + b"later"), backends=["london"]) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+
+
+def test_every_bit_of_a_mark_counts_and_every_length() -> None:
+    """Cut within its first word, it is none any more: the key manager says that it does not know the value."""
+    marks = Marks([KEY])
+    whole = marked(marks)
+
+    for bit in range(8 * 4, 8 * len(whole)):
+        bent = (int.from_bytes(whole, "big") ^ 1 << 8 * len(whole) - 1 - bit).to_bytes(len(whole), "big")
+        assert refusal(marks, poll(bent)) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+    for length in range(4, len(whole)):
+        assert refusal(marks, poll(whole[:length])) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+    for length in range(4):
+        assert marks.take(poll(whole[:length]), ALICE, BACKENDS).request.frame == poll(whole[:length]).frame
+
+
+def test_a_value_without_a_mark_passes_unchanged() -> None:
+    read = poll(b"from before")
+
+    assert Marks([KEY]).take(read, ALICE, BACKENDS) == (read, "", None)
+
+
+def test_a_batch_may_use_the_values_of_one_backend_and_not_of_two() -> None:
+    marks = Marks([KEY])
+    one, same, other = marked(marks, b"1"), marked(marks, b"2"), marked(marks, b"3", backend="london")
+
+    taken = marks.take(poll(one, same, b"bare"), ALICE, BACKENDS)
+    assert (taken.request.frame, taken.backend) == (poll(b"1", b"2", b"bare").frame, "atlanta")
+    assert refusal(marks, poll(one, other)) is Refusal.SEVERAL_BACKENDS
+
+
+def test_streams_are_marked_part_by_part() -> None:
+    marks = Marks([KEY])
+    frame = marks.put(part(), ALICE, "london")
+    value = decode_response(frame).items[0].correlation_value or b""
+
+    taken = marks.take(next_part(value), ALICE, BACKENDS)
+
+    assert (taken.request.frame, taken.backend) == (next_part(b"stream").frame, "london")
+
+
+def ticket_in(frame: bytes) -> bytes:
+    at = frame.index(b"kgw")
+    return frame[at : at + SIZE + 4]
+
+
+def test_a_ticket_is_good_for_who_logged_in() -> None:
+    marks = Marks([KEY])
+    ticket = ticket_in(marks.put(login(), ALICE, "london"))
+
+    taken = marks.take(with_ticket(ticket), ALICE, BACKENDS)
+
+    assert (taken.request.frame, taken.backend) == (with_ticket(b"mine").frame, "london")
+    assert refusal(marks, with_ticket(ticket), BOB) is Refusal.UNKNOWN_TICKET
+
+
+def test_a_ticket_for_others_is_good_for_others_of_the_same_identity() -> None:
+    marks = Marks([KEY])
+    ticket = ticket_in(marks.put(login(Operation.DELEGATED_LOGIN), ALICE, "london"))
+
+    assert marks.take(with_ticket(ticket), BOB, BACKENDS).backend == "london"
+    assert refusal(marks, with_ticket(ticket), STRANGER) is Refusal.UNKNOWN_TICKET
+
+
+def test_room_is_left_in_the_maximum_response_size_for_each_item() -> None:
+    taken = Marks([KEY]).take(poll(b"1", b"2", most=1000), ALICE, BACKENDS, leave_room=True)
+    assert taken.request.frame == poll(b"1", b"2", most=1000 - 2 * SIZE).frame
+
+    assert Marks([KEY]).take(poll(b"1", most=3), ALICE, BACKENDS, leave_room=True).request.maximum_response_size == 0
+    assert Marks([KEY]).take(poll(b"1", most=3), ALICE, BACKENDS).request.maximum_response_size == 3
+
+
+@given(letters, st.binary(max_size=40))
+def test_no_request_is_too_strange(letter: Letter, noise: bytes) -> None:
+    """Whatever decodes can be looked through for marks."""
+    read = decode_request(letter.encode())
+
+    taken = Marks([KEY]).take(read, ALICE, BACKENDS, leave_room=True)
+
+    assert taken.refusal is None or b"kgw" in read.frame
+    assert Marks([KEY]).take(poll(noise), ALICE, BACKENDS).request.frame == poll(noise).frame or b"kgw" in noise
