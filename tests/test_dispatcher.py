@@ -1,7 +1,7 @@
 """One request in, one answer out, whatever happens on the way. (Each fault by itself: test_failover.)"""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle
 from typing import Final, NamedTuple
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from gateway.dispatcher import Answer, Dispatcher, DispatcherSettings
+from gateway.dispatcher import Answer, Dispatcher, DispatcherSettings, Knowledge
 from gateway.errors import StreamClosedError
 from gateway.identity import Identity, Principal
 from gateway.kmip.decode import decode_response
@@ -60,6 +60,7 @@ class House:
         pool: PoolSettings,
         times: DispatcherSettings,
         places: int,
+        knowledge: Callable[[Balancer], Knowledge] | None = None,
     ) -> None:
         self.nursery = nursery
         self.key_managers = key_managers
@@ -75,15 +76,17 @@ class House:
                 self.observers.append(observer)
             self.backends.append(Backend(key_manager.name, slots, pools))
         self.metrics = Metrics("test")
-        self.dispatcher = Dispatcher(Balancer(self.backends), times, metrics=self.metrics)
+        balancer = Balancer(self.backends)
+        known = Knowledge() if knowledge is None else knowledge(balancer)
+        self.dispatcher = Dispatcher(balancer, times, metrics=self.metrics, knowledge=known)
 
     @property
     def executed(self) -> list[tuple[str, str]]:
         """What the key managers together executed: as whom, and on which object."""
         return [entry for key_manager in self.key_managers for entry in key_manager.executed]
 
-    async def ask(self, request: Request, credential: str = "red") -> Answer:
-        return await self.dispatcher.dispatch(request, principal(credential))
+    async def ask(self, request: Request, credential: str = "red", name: str = "alice") -> Answer:
+        return await self.dispatcher.dispatch(request, principal(credential, name))
 
     def nothing_is_left_behind(self) -> bool:
         """Whether every session is idle in its pool, and every connection is one of those."""
@@ -102,11 +105,12 @@ async def house(
     pool: PoolSettings = SETTINGS,
     times: DispatcherSettings | None = None,
     places: int = 4,
+    knowledge: Callable[[Balancer], Knowledge] | None = None,
 ) -> AsyncIterator[House]:
     """A house before these key managers; one that is given by its name is as it should be."""
     key_managers = [name if isinstance(name, FakeKeyManager) else FakeKeyManager(name) for name in names]
     async with trio.open_nursery() as nursery:
-        yield House(nursery, key_managers, pool, times or DispatcherSettings(), places)
+        yield House(nursery, key_managers, pool, times or DispatcherSettings(), places, knowledge)
         nursery.cancel_scope.cancel()
 
 

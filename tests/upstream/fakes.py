@@ -164,6 +164,12 @@ def never_answers(connection: Connection, request: Request) -> None:
     connection.execute(request)
 
 
+def hangs_up_after(connection: Connection, request: Request) -> None:
+    """It works, and closes instead of answering."""
+    connection.execute(request)
+    connection.hang_up()
+
+
 class FakeKeyManager:
     """A key manager in memory. What it does wrong can be set at any time, and holds from then on.
 

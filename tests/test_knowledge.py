@@ -1,0 +1,528 @@
+"""What one key manager knows and others do not: where requests go after a change, who else is asked, which values find
+their way back, and what the gateway answers itself.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from gateway.dispatcher import Answer, DispatcherSettings, Knowledge
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.messages import Request, Version
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
+from gateway.policy import Refusal
+from gateway.upstream.affinity import Affinity
+from gateway.upstream.balancer import Balancer
+from gateway.upstream.health import Verdict
+from gateway.upstream.marks import SIZE, Marks
+from gateway.upstream.versions import CommonVersions
+from tests.test_dispatcher import House, house, refusal
+from tests.upstream.fakes import Connection, FakeKeyManager, ask, hangs_up_after, in_virtual_time, name_in
+
+
+class Replica(FakeKeyManager):
+    """A key manager in memory that hears of what others made after ``lag`` seconds, as they do of what it made."""
+
+    def __init__(self, name: str, lag: float) -> None:
+        super().__init__(name, operation_cost=0.001)
+        self.lag = lag
+        self.others: list[Replica] = []
+        self.has: dict[str, float] = {}
+        self.made = 0
+        self.asked: list[int] = []
+        self.behaviour = _answers_for_itself
+
+    def answer(self, request: Request) -> bytes:
+        results = [
+            self._execute(item.operation, item.unique_identifiers, item.unique_batch_item_id) for item in request.items
+        ]
+        return compose.encode_response(request.version, results, now=0)
+
+    def _execute(self, operation: int, names: list[bytes], number: bytes | None) -> compose.Result:
+        self.asked.append(operation)
+        name = names[0].decode() if names else ""
+        found = self.has.get(name, float("inf")) <= trio.current_time()
+        if operation == Operation.CREATE:
+            self.made += 1
+            self.has[name] = trio.current_time()
+            for other in self.others:
+                other.has.setdefault(name, trio.current_time() + self.lag)
+        elif operation == Operation.LOCATE:
+            payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name) if found else b""
+            return compose.Result(ResultStatus.SUCCESS, operation, number, payload=payload)
+        elif name and not found:
+            return compose.Result(ResultStatus.OPERATION_FAILED, operation, number, ResultReason.ITEM_NOT_FOUND, "no")
+        payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name)
+        return compose.Result(ResultStatus.SUCCESS, operation, number, payload=payload)
+
+
+def _answers_for_itself(connection: Connection, request: Request) -> None:
+    key_manager = connection.key_manager
+    assert isinstance(key_manager, Replica)
+    connection.say(key_manager.answer(request), at=trio.current_time() + key_manager.operation_cost)
+
+
+def replicas(*names: str, lag: float = 2.0) -> list[Replica]:
+    group = [Replica(name, lag) for name in names]
+    for one in group:
+        one.others = [other for other in group if other is not one]
+    return group
+
+
+def late(*, window: float = 0.0, asks_others: bool = False) -> Knowledge:
+    """What is done about replicas that are late; by default, nothing."""
+    return Knowledge(Affinity(window, is_shared=False) if window else None, asks_others=asks_others)
+
+
+@asynccontextmanager
+async def late_house(
+    key_managers: Sequence[Replica], knowledge: Knowledge, times: DispatcherSettings | None = None
+) -> AsyncIterator[House]:
+    async with house(*key_managers, knowledge=lambda _balancer: knowledge, times=times) as it:
+        yield it
+
+
+def status(answer: Answer) -> tuple[int, int | None]:
+    assert answer.response is not None, answer.detail
+    item = answer.response.items[0]
+    return item.status, item.reason
+
+
+FOUND = (ResultStatus.SUCCESS, None)
+MISSING = (ResultStatus.OPERATION_FAILED, ResultReason.ITEM_NOT_FOUND)
+
+
+# Read your own writes -------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_without_a_remedy_the_next_read_meets_a_replica_that_has_not_heard() -> None:
+    async with late_house(replicas("atlanta", "london"), late()) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        assert status(await it.ask(ask("key-1"))) == MISSING
+
+
+@in_virtual_time
+async def test_a_client_reads_what_it_wrote_while_the_window_lasts() -> None:
+    key_managers = replicas("atlanta", "london", "paris")
+    async with late_house(key_managers, late(window=10.0)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        for _ in range(20):
+            assert status(await it.ask(ask("key-1"))) == FOUND
+            await trio.sleep(0.4)
+        assert [len(one.asked) for one in key_managers] == [21, 0, 0]
+
+        await trio.sleep(10)
+        for _ in range(3):
+            await it.ask(ask("key-1"))
+        assert [len(one.asked) for one in key_managers] == [22, 1, 1]
+
+
+@in_virtual_time
+async def test_a_request_that_is_sent_before_the_change_is_answered_follows_it() -> None:
+    """Two sessions of one client: the second begins while the Create of the first is under way."""
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0)) as it, trio.open_nursery() as nursery:
+        nursery.start_soon(it.ask, ask("key-1", Operation.CREATE))
+        await trio.sleep(0.0605)
+        nursery.start_soon(it.ask, ask("key-2", Operation.CREATE))
+    assert [one.made for one in key_managers] == [2, 0]
+
+
+@in_virtual_time
+async def test_other_clients_are_not_kept_from_taking_turns() -> None:
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        for _ in range(4):
+            await it.ask(ask("key-1"), name="bob")
+        assert [len(one.asked) for one in key_managers] == [3, 2]
+
+
+@in_virtual_time
+async def test_where_the_one_that_has_it_can_not_be_reached_others_serve() -> None:
+    """Better an old answer than none: but for what was just made, there is one that knows it."""
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        await trio.sleep(3)
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+        assert status(await it.ask(ask("key-1"))) == FOUND
+        assert Operation.GET in key_managers[1].asked
+
+
+# Asking others --------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+@pytest.mark.parametrize("version", [(1, 2), (2, 1)], ids=str)
+async def test_what_one_does_not_find_another_is_asked_for(version: Version) -> None:
+    key_managers = replicas("atlanta", "london", "paris")
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.CREATE, version=version))
+        for reader in ("bob", "carol", "dave"):
+            assert status(await it.ask(ask("key-1", version=version), name=reader)) == FOUND
+        assert it.metrics.others_asked.labels("found")._value.get() >= 1
+        assert it.metrics.others_asked.labels("missing")._value.get() == 0
+
+
+@in_virtual_time
+async def test_a_locate_that_comes_back_empty_is_asked_of_the_others() -> None:
+    async with late_house(replicas("atlanta", "london"), late(asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        for _ in range(2):
+            answer = await it.ask(ask("key-1", Operation.LOCATE), name="bob")
+            assert answer.response is not None
+            assert answer.response.items[0].unique_identifiers == [b"key-1"]
+
+
+@in_virtual_time
+async def test_what_nobody_has_is_missing_in_the_words_of_the_first_and_everybody_was_asked_once() -> None:
+    key_managers = replicas("atlanta", "london", "paris")
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        answer = await it.ask(ask("nothing"))
+
+        assert (status(answer), answer.backend) == (MISSING, "atlanta")
+        assert [one.asked for one in key_managers] == [[Operation.GET]] * 3
+
+
+@in_virtual_time
+async def test_of_a_batch_the_answer_that_found_most_is_passed_on() -> None:
+    """Whole: answers of two key managers are never mixed."""
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        key_managers[1].has["key-1"] = 0.0
+        request = ask("key-1", Operation.GET, Operation.GET, Operation.GET_ATTRIBUTES, numbered=True)
+        answer = await it.ask(request)
+        assert answer.response is not None
+        assert [item.status for item in answer.response.items] == [ResultStatus.SUCCESS] * 3
+        assert answer.backend == "london"
+
+
+@in_virtual_time
+async def test_a_change_of_something_missing_is_not_tried_elsewhere() -> None:
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        assert status(await it.ask(ask("nothing", Operation.ACTIVATE))) == MISSING
+        assert [len(one.asked) for one in key_managers] == [1, 0]
+
+
+@in_virtual_time
+async def test_one_that_can_not_be_reached_when_it_is_asked_too_changes_nothing() -> None:
+    key_managers = replicas("atlanta", "london", "paris")
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        key_managers[2].has["key-1"] = 0.0
+        key_managers[1].refuse()
+        assert status(await it.ask(ask("key-1"))) == FOUND
+        key_managers[2].has.clear()
+        key_managers[2].behaviour = hangs_up_after
+        assert status(await it.ask(ask("key-1"))) == MISSING
+
+
+@in_virtual_time
+async def test_asking_others_is_paid_for_by_the_retry_budget() -> None:
+    """Who polls for what is not there yet does not multiply the load by the number of key managers."""
+    key_managers = replicas("atlanta", "london", "paris")
+    times = DispatcherSettings(retry_fraction=0.1, retry_floor=0.1)
+    async with late_house(key_managers, late(asks_others=True), times=times) as it:
+        for _ in range(200):
+            assert status(await it.ask(ask("nothing"))) == MISSING
+        assert 200 < sum(len(one.asked) for one in key_managers) <= 200 * 1.1 + 20
+        assert it.metrics.others_asked.labels("denied")._value.get() > 100
+
+
+# Ten minutes of clients that make a key where they find none ----------------------------------------------------------
+
+
+async def _make_unless_it_is_there(it: House, name: str, client: str) -> None:
+    answer = await it.ask(ask(name, Operation.LOCATE), name=client)
+    assert answer.response is not None
+    if not answer.response.items[0].unique_identifiers:
+        await it.ask(ask(name, Operation.CREATE), name=client)
+
+
+async def _ten_minutes(knowledge: Knowledge, *, lag: float, clients: Sequence[str]) -> int:
+    """Second keys that were made, where clients locate one by name and make it where there is none, 40 ms apart."""
+    key_managers = replicas("atlanta", "london", "paris", lag=lag)
+    rounds = 0
+    async with late_house(key_managers, knowledge) as it:
+        while trio.current_time() < 600:
+            rounds += 1
+            for client in clients:
+                await _make_unless_it_is_there(it, f"key-{rounds}", client)
+                await trio.sleep(0.04)
+            await trio.sleep(6)  # so that the budget has grown again
+    return sum(one.made for one in key_managers) - rounds
+
+
+@in_virtual_time
+async def test_without_a_remedy_ten_minutes_make_hundreds_of_second_keys() -> None:
+    assert await _ten_minutes(late(), lag=2.0, clients=["alice"] * 4) > 100
+
+
+@in_virtual_time
+async def test_in_ten_minutes_the_window_lets_no_client_make_a_second_key() -> None:
+    assert await _ten_minutes(late(window=10.0), lag=2.0, clients=["alice"] * 4) == 0
+
+
+@in_virtual_time
+async def test_in_ten_minutes_asking_others_lets_no_two_clients_make_a_second_key() -> None:
+    assert await _ten_minutes(late(asks_others=True), lag=2.0, clients=["alice", "bob", "carol"]) == 0
+
+
+@in_virtual_time
+async def test_in_ten_minutes_both_let_nobody_make_a_second_key() -> None:
+    both = late(window=10.0, asks_others=True)
+    assert await _ten_minutes(both, lag=2.0, clients=["alice", "alice", "bob", "bob"]) == 0
+
+
+# Marks ----------------------------------------------------------------------------------------------------------------
+
+
+def begins_and_polls(connection: Connection, request: Request) -> None:
+    """It answers what may take long with a value of its own, and knows that value, and no other."""
+    value = f"later at {connection.key_manager.name}".encode()
+    item = request.items[0]
+    connection.execute(request)
+    if item.operation == Operation.POLL:
+        known = value in request.frame and b"kgw" not in request.frame
+        outcome, reason = FOUND if known else MISSING
+        result = compose.Result(outcome, Operation.CREATE, item.unique_batch_item_id, reason)
+    elif name_in(request):
+        result = compose.Result(
+            ResultStatus.OPERATION_PENDING, item.operation, None, asynchronous_correlation_value=value
+        )
+    else:
+        result = compose.Result(ResultStatus.SUCCESS, item.operation)
+    connection.say(compose.encode_response(request.version, [result], now=0))
+
+
+def patient(*names: str) -> list[FakeKeyManager]:
+    key_managers = [FakeKeyManager(name) for name in names]
+    for one in key_managers:
+        one.behaviour = begins_and_polls
+    return key_managers
+
+
+def begin(name: str, *header: bytes) -> Request:
+    return ask(name, Operation.CREATE, header=(*header, ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True)))
+
+
+def poll(value: bytes, *more: bytes) -> Request:
+    asks = [
+        compose.Ask(Operation.POLL, ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, one), bytes([index]))
+        for index, one in enumerate((value, *more))
+    ]
+    return decode_request(compose.encode_request((1, 4), asks))
+
+
+def with_marks(balancer: Balancer) -> Knowledge:
+    return Knowledge(Affinity(), Marks([bytes(32)]), CommonVersions(balancer))
+
+
+def value_in(answer: Answer) -> bytes:
+    return decode_response(answer.frame).items[0].asynchronous_correlation_value or b""
+
+
+@in_virtual_time
+async def test_polls_find_the_key_manager_that_began_through_any_gateway() -> None:
+    key_managers = patient("atlanta", "london", "paris")
+    async with house(*key_managers, knowledge=with_marks) as one, house(*key_managers, knowledge=with_marks) as other:
+        values = [value_in(await one.ask(begin(f"key-{number}"))) for number in range(6)]
+        assert len({value[SIZE:] for value in values}) == 3
+        for value in values:
+            assert status(await other.ask(poll(value))) == FOUND
+
+
+@in_virtual_time
+async def test_without_marks_values_pass_as_they_are_and_follow_the_window() -> None:
+    key_managers = patient("atlanta", "london", "paris")
+    async with house(*key_managers, knowledge=lambda _: Knowledge(Affinity())) as it:
+        for value in [b"later at atlanta"] * 3:
+            await it.ask(poll(value))
+        assert [len(one.connections) for one in key_managers] == [1, 0, 0]
+
+
+@in_virtual_time
+async def test_a_forged_value_and_somebody_elses_are_unknown_and_reach_no_key_manager() -> None:
+    (key_manager,) = patient("atlanta")
+    async with house(key_manager, knowledge=with_marks) as it:
+        value = value_in(await it.ask(begin("key-1")))
+        sent = len(key_manager.connections[0].sent)
+        for answer in (
+            await it.ask(poll(value[:-1])),
+            await it.ask(poll(value), name="bob"),
+            await it.ask(poll(value), "blue"),
+        ):
+            assert refusal(answer)[:2] == (Refusal.UNKNOWN_ASYNCHRONOUS_VALUE, ResultReason.ITEM_NOT_FOUND)
+        assert len(key_manager.connections[0].sent) == sent
+
+
+@in_virtual_time
+async def test_a_batch_with_values_of_two_key_managers_is_refused() -> None:
+    async with house(*patient("atlanta", "london"), knowledge=with_marks) as it:
+        values = [value_in(await it.ask(begin(f"key-{number}"))) for number in range(2)]
+        answer = await it.ask(poll(*values))
+        assert answer.refusal is Refusal.SEVERAL_BACKENDS
+        assert len(decode_response(answer.frame).items) == 2
+
+
+@in_virtual_time
+async def test_where_the_one_that_began_is_down_the_client_hears_that_and_no_other_is_asked() -> None:
+    key_managers = patient("atlanta", "london")
+    async with house(*key_managers, knowledge=with_marks) as it:
+        value = value_in(await it.ask(begin("key-1")))
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+
+        reason, number, message = refusal(await it.ask(poll(value)))
+
+        assert (reason, number) == (Refusal.NO_BACKEND, ResultReason.GENERAL_FAILURE)
+        assert "holds this request's state" in message
+        assert key_managers[1].connections == []
+
+        key_managers[0].recover()
+        key_managers[0].behaviour = begins_and_polls
+        await trio.sleep(60)
+        assert status(await it.ask(poll(value))) == FOUND
+
+
+@in_virtual_time
+async def test_marks_count_towards_the_maximum_response_size() -> None:
+    (key_manager,) = patient("atlanta")
+    async with house(key_manager, knowledge=with_marks) as it:
+        whole = len((await it.ask(begin("key-1"))).frame)
+        most = ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, whole)
+        fits = await it.ask(begin("key-1", most))
+        sent = decode_request(key_manager.connections[0].sent[-1])
+        too_long = await it.ask(begin("key-1", ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, whole - 1)))
+
+        assert (len(fits.frame), sent.maximum_response_size) == (whole, whole - SIZE)
+        assert refusal(too_long)[0] is Refusal.RESPONSE_TOO_LARGE
+
+
+# Discover Versions ----------------------------------------------------------------------------------------------------
+
+
+def discover(
+    *versions: Version, version: Version = (1, 1), header: tuple[bytes, ...] = (), more: bytes = b""
+) -> Request:
+    listed = b"".join(
+        ttlv.structure(
+            Tag.PROTOCOL_VERSION,
+            ttlv.integer(Tag.PROTOCOL_VERSION_MAJOR, major),
+            ttlv.integer(Tag.PROTOCOL_VERSION_MINOR, minor),
+        )
+        for major, minor in versions
+    )
+    asked = [compose.Ask(Operation.DISCOVER_VERSIONS, listed + more)]
+    return decode_request(compose.encode_request(version, asked, header=header))
+
+
+def versions_in(answer: Answer) -> list[Version]:
+    item = decode_response(answer.frame).items[0]
+    assert (item.operation, item.status) == (Operation.DISCOVER_VERSIONS, ResultStatus.SUCCESS)
+    frame = answer.frame
+    return [
+        (
+            ttlv.read_integer(frame, ttlv.find(frame, one.start, one.end, Tag.PROTOCOL_VERSION_MAJOR) or one),
+            ttlv.read_integer(frame, ttlv.find(frame, one.start, one.end, Tag.PROTOCOL_VERSION_MINOR) or one),
+        )
+        for one in ttlv.walk(frame, *item.fields[Tag.RESPONSE_PAYLOAD])
+    ]
+
+
+@asynccontextmanager
+async def house_of_versions(*spoken: Sequence[Version] | None) -> AsyncIterator[House]:
+    """Key managers that speak these versions; None for one that was not asked yet."""
+    async with house(*map(str, range(len(spoken))), knowledge=with_marks) as it:
+        for backend, versions in zip(it.backends, spoken, strict=True):
+            backend.versions = None if versions is None else frozenset(versions)
+        yield it
+
+
+OLD: list[Version] = [(1, 0), (1, 1), (1, 2)]
+NEW: list[Version] = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1)]
+
+
+@in_virtual_time
+async def test_the_gateway_answers_with_what_all_of_them_speak_the_newest_first() -> None:
+    async with house_of_versions(OLD, NEW) as it:
+        answer = await it.ask(discover())
+
+        assert versions_in(answer) == [(1, 2), (1, 1)]
+        assert (answer.response, answer.refusal) == (None, None)
+        assert not it.key_managers[0].connections + it.key_managers[1].connections
+
+
+@in_virtual_time
+async def test_a_list_is_answered_with_what_is_in_it() -> None:
+    async with house_of_versions(OLD, NEW) as it:
+        assert versions_in(await it.ask(discover((1, 0), (1, 1)))) == [(1, 1)]
+        assert versions_in(await it.ask(discover((1, 2), (1, 2), (9, 9), (-1, 0)))) == [(1, 2)]
+        assert versions_in(await it.ask(discover((3, 0)))) == []
+
+
+@in_virtual_time
+async def test_only_those_that_are_available_now_count() -> None:
+    async with house_of_versions(OLD, NEW) as it:
+        for _ in range(3):
+            it.backends[0].health.probed(Verdict.FAILS)
+        assert versions_in(await it.ask(discover())) == sorted(NEW, reverse=True)
+
+
+@in_virtual_time
+async def test_with_all_of_them_down_no_version_is_spoken() -> None:
+    """VCenter takes the answer for a sign of life."""
+    async with house_of_versions(OLD, NEW) as it:
+        for backend, key_manager in zip(it.backends, it.key_managers, strict=True):
+            key_manager.refuse()
+            for _ in range(3):
+                backend.health.probed(Verdict.FAILS)
+        assert refusal(await it.ask(discover()))[0] is Refusal.NO_BACKEND
+
+
+#: Questions that are not the plain one: a key manager answers them.
+NOT_PLAIN = {
+    "a credential": discover(header=(ttlv.structure(Tag.AUTHENTICATION),)),
+    "an extension": discover(header=(ttlv.octets(0x540001, b"vendor"),)),
+    "a correlation value": discover(header=(ttlv.text(Tag.CLIENT_CORRELATION_VALUE, "x"),)),
+    "an odd list": discover((1, 1), more=ttlv.integer(Tag.BATCH_COUNT, 1)),
+    "half a version": discover(more=ttlv.structure(Tag.PROTOCOL_VERSION)),
+    "a list that can't be read": discover(more=b"\xff" * 16),
+    "a version that one does not speak": discover(version=(1, 4)),
+    "a version without this operation": discover(version=(1, 0)),
+    "no room for the answer": discover(header=(ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 100),)),
+    "a batch": ask("", Operation.DISCOVER_VERSIONS, Operation.QUERY, numbered=True, version=(1, 1)),
+    "another operation": ask("", Operation.QUERY, version=(1, 1)),
+}
+
+
+@in_virtual_time
+@pytest.mark.parametrize("request_", NOT_PLAIN.values(), ids=NOT_PLAIN)
+async def test_anything_but_the_plain_question_is_for_a_key_manager(request_: Request) -> None:
+    async with house_of_versions(OLD, NEW) as it:
+        answer = await it.ask(request_)
+        assert (answer.response, answer.refusal) != (None, None)
+
+
+@in_virtual_time
+async def test_one_that_was_not_asked_yet_may_speak_anything() -> None:
+    async with house_of_versions(NEW, None) as it:
+        assert (await it.ask(discover())).response is not None
+
+
+@in_virtual_time
+async def test_the_plain_question_may_say_how_a_batch_is_to_be_run_and_when_it_was_asked() -> None:
+    header = (
+        ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 8192),
+        ttlv.enumeration(Tag.BATCH_ERROR_CONTINUATION_OPTION, 2),
+        ttlv.boolean(Tag.BATCH_ORDER_OPTION, value=True),
+        ttlv.date_time(Tag.TIME_STAMP, 1_700_000_000),
+    )
+    async with house_of_versions(NEW) as it:
+        assert versions_in(await it.ask(discover(header=header)))
