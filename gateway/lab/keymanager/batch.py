@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Final
 
@@ -19,9 +20,11 @@ from gateway.kmip.spec import (
     Tag,
 )
 from gateway.lab.keymanager.call import Call, Done, Placeholders
+from gateway.lab.keymanager.costs import cost_names
 from gateway.lab.keymanager.greeting import VERSIONS
 from gateway.lab.keymanager.journal import SUCCESS, Journal
-from gateway.lab.keymanager.operations import DUTIES
+from gateway.lab.keymanager.keys import MakeKeyPair, new_key_pair
+from gateway.lab.keymanager.operations import DUTIES, Standing
 from gateway.lab.keymanager.refusals import Refusal
 from gateway.lab.keymanager.store import Store
 from gateway.lab.keymanager.tree import Node
@@ -30,12 +33,19 @@ _EMPTY: Final = ttlv.Item(Tag.REQUEST_PAYLOAD, ItemType.STRUCTURE, 0, 0)
 
 
 class Engine:
-    """Executes requests on a store, in the name of one key manager, and notes them in a journal."""
+    """Executes requests on a store, in the name of one key manager, and notes them in a journal.
 
-    def __init__(self, name: str, store: Store, journal: Journal | None = None) -> None:
+    ``make_key_pair`` makes the pairs of Create Key Pair; ``in_step`` tells the replicas that have all that is here.
+    """
+
+    def __init__(
+        self, name: str, store: Store, journal: Journal | None = None, make_key_pair: MakeKeyPair = new_key_pair
+    ) -> None:
         self.name = name
         self.store = store
         self.journal = journal
+        self.make_key_pair = make_key_pair
+        self.in_step: Callable[[], tuple[str, ...]] = tuple
 
     def __repr__(self) -> str:
         return f"<Engine {self.name} on {self.store!r}>"
@@ -89,8 +99,8 @@ class Batch:
     """A request under way.
 
     ``execute`` the items one by one while there is a ``pending`` one, then send the ``answer``. Where ``undecodable``
-    is set, what follows on this connection can't be trusted, and it is closed after the answer. Set ``standby`` before
-    executing where the key manager is not master.
+    is set, what follows on this connection can't be trusted, and it is closed after the answer. Set ``standing`` before
+    executing where the key manager is not master. ``wrote`` tells whether an operation that writes has succeeded.
     """
 
     def __init__(
@@ -104,7 +114,8 @@ class Batch:
         undecodable: bool = False,
     ) -> None:
         self.undecodable = undecodable
-        self.standby = False
+        self.standing = Standing.MASTER
+        self.wrote = False
         self._engine = engine
         self._owner = owner
         self._request = request
@@ -126,6 +137,15 @@ class Batch:
     def pending(self) -> int | None:
         """The operation that ``execute`` would execute now; None when there is none left."""
         return self._left[0][0].operation if self._left else None
+
+    @property
+    def cost(self) -> tuple[tuple[str, ...], bool]:
+        """The names of the pending item's cost, and whether it is charged as any operation is. Refusing is free."""
+        item, payload = self._left[0]
+        duty = DUTIES.get(item.operation)
+        if duty is None or not self.standing.permits(duty):
+            return (), False
+        return cost_names(item.operation, payload), duty.charged
 
     def execute(self) -> None:
         """Execute the pending item, and note it in the journal."""
@@ -164,18 +184,30 @@ class Batch:
         if duty is None or self._version < duty.since:
             name = operation_name(operation)
             raise Refusal(ResultReason.OPERATION_NOT_SUPPORTED, f"operation {operation} ({name}) is not supported here")
-        if self.standby and not duty.on_standby:
+        if not self.standing.permits(duty):
             raise Refusal(ResultReason.GENERAL_FAILURE, "this key manager is a standby, not master")
-        store, now = self._engine.store, int(time.time())
-        name, version = self._engine.name, self._version
-        call = Call(store, name, self._owner, version, payload, self._placeholders, now, self.standby)
+        store = self._engine.store
+        call = Call(
+            store=store,
+            server=self._engine.name,
+            owner=self._owner,
+            version=self._version,
+            payload=payload,
+            placeholders=self._placeholders,
+            now=int(time.time()),
+            standby=self.standing is not Standing.MASTER,
+            in_step=self._engine.in_step(),
+            make_key_pair=self._engine.make_key_pair,
+        )
         try:
             with store.transaction() if duty.writes else nullcontext():
-                return duty.handler(call)
+                done = duty.handler(call)
         except ProtocolError as error:
             raise Refusal(ResultReason.INVALID_MESSAGE, str(error)) from None
         except sqlite3.Error as error:
             raise Refusal(ResultReason.INTERNAL_SERVER_ERROR, f"the store failed: {error}") from error
+        self.wrote = self.wrote or duty.writes
+        return done
 
     def _failed(self, item: RequestItem, refusal: Refusal) -> Result:
         return Result(

@@ -8,6 +8,7 @@ from gateway.kmip import ttlv
 from gateway.kmip.messages import Version
 from gateway.kmip.spec import ItemType, Operation, ResultReason, Tag
 from gateway.lab.keymanager import attributes
+from gateway.lab.keymanager.keys import MakeKeyPair, new_key_pair
 from gateway.lab.keymanager.numbers import UniqueIdentifier
 from gateway.lab.keymanager.objects import Attribute, ManagedObject
 from gateway.lab.keymanager.refusals import Refusal
@@ -81,7 +82,11 @@ class Placeholders:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler is given. ``now`` is in Unix seconds; ``standby``: the key manager is not master."""
+    """What a handler is given.
+
+    ``now`` is in Unix seconds; ``standby``: the key manager is not master; ``in_step``: the replicas that have all that
+    is here; ``make_key_pair`` is the engine's.
+    """
 
     store: Store
     server: str
@@ -91,6 +96,8 @@ class Call:
     placeholders: Placeholders
     now: int
     standby: bool = False
+    in_step: tuple[str, ...] = ()
+    make_key_pair: MakeKeyPair = new_key_pair
 
     @property
     def is_2_x(self) -> bool:

@@ -1,5 +1,6 @@
 """Which operations there are, and what each needs to be executed."""
 
+from enum import Enum
 from typing import Final, NamedTuple
 
 from gateway.kmip.messages import Version
@@ -47,7 +48,15 @@ DUTIES: Final[dict[int, Duty]] = {
 }
 
 
-def is_charged(operation: int) -> bool:
-    """Whether executing this operation keeps the HSM busy. One that is not known here costs nothing."""
-    duty = DUTIES.get(operation)
-    return duty is not None and duty.charged
+class Standing(Enum):
+    """What a key manager serves: all; nothing but Query and Discover Versions; or besides them all that only reads."""
+
+    MASTER = "master"
+    STANDBY = "standby"
+    READING_STANDBY = "reading standby"
+
+    def permits(self, duty: Duty) -> bool:
+        """Whether an operation is executed by a key manager that stands so."""
+        if self is Standing.MASTER or duty.on_standby:
+            return True
+        return self is Standing.READING_STANDBY and not duty.writes
