@@ -284,10 +284,11 @@ def running_key_managers(
 class KeyManagerProcess:
     """One simulated key manager in a process of its own: to be killed, frozen, misled, and started again.
 
-    Those with the same certificates share a store. ``options`` are further ones of ``kmip-gateway keymanager``.
+    Those with the same certificates share a store, or replicate in the directory ``cluster``. ``options`` are further
+    ones of ``kmip-gateway keymanager``.
     """
 
-    def __init__(self, certificates: Certificates, name: str, *options: str) -> None:
+    def __init__(self, certificates: Certificates, name: str, *options: str, cluster: Path | None = None) -> None:
         self.name = name
         self.port = free_port()
         self.journal = certificates.path(f"journal-{name}.jsonl")
@@ -298,7 +299,8 @@ class KeyManagerProcess:
         self._command += ["--name", name, "--bind", f"127.0.0.1:{self.port}"]
         self._command += ["--certificate", str(certificate), "--private-key", str(key)]
         self._command += ["--client-ca", str(certificates.path("kms_clients_ca.pem"))]
-        self._command += ["--store", str(certificates.path("store.db")), "--journal", str(self.journal)]
+        store = ["--cluster", str(cluster)] if cluster else ["--store", str(certificates.path("store.db"))]
+        self._command += [*store, "--journal", str(self.journal)]
         self._command += ["--faults", str(self._faults), *options]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -344,11 +346,11 @@ class KeyManagerProcess:
 
 @contextmanager
 def running_key_manager_processes(
-    certificates: Certificates, names: Sequence[str], *options: str
+    certificates: Certificates, names: Sequence[str], *options: str, cluster: Path | None = None
 ) -> Iterator[list[KeyManagerProcess]]:
-    """Simulated key managers that share a store, each in a process of its own."""
+    """Simulated key managers that share a store, or replicate in a directory, each in a process of its own."""
     Store(certificates.path("store.db")).close()  # two that make it at once get in each other's way
-    key_managers = [KeyManagerProcess(certificates, name, *options) for name in names]
+    key_managers = [KeyManagerProcess(certificates, name, *options, cluster=cluster) for name in names]
     try:
         for key_manager in key_managers:
             key_manager.launch()
