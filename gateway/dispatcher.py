@@ -88,6 +88,7 @@ class _Job:
         "deadline",
         "effect",
         "is_gone",
+        "preferred",
         "principal",
         "queue_left",
         "request",
@@ -107,6 +108,7 @@ class _Job:
         self.is_gone = is_gone
         self.tried: list[Backend] = []
         self.source: Backend | None = None  # the only one that can answer, as a mark says
+        self.preferred: Backend | None = None  # the one that the client has just changed something on
 
 
 class Dispatcher:
@@ -124,6 +126,7 @@ class Dispatcher:
         self._settings = settings
         self._metrics = metrics
         self._affinity, self._marks, self._versions, self._asks_others = knowledge
+        self._may_be_late = self._asks_others or (self._affinity is not None and not self._affinity.is_shared)
         self._budgets: dict[str, RetryBudget] = {}
 
     async def dispatch(
@@ -186,8 +189,8 @@ class Dispatcher:
                 if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
                     return self._give_up(job, error)
             else:
-                if self._asks_others and job.effect <= Effect.TOUCH and is_missing_something(response):
-                    return await self._ask_others(job, order, Answer.of(response, backend), budget)
+                if self._may_be_late and job.effect <= Effect.TOUCH and is_missing_something(response):
+                    return await self._look_elsewhere(job, order, backend, response, budget)
                 self._note(job, backend)
                 return Answer.of(response, backend)
             if trio.current_time() >= job.deadline:
@@ -198,16 +201,32 @@ class Dispatcher:
         """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
         if job.source is not None:
             return iter((job.source,))
-        preferred = None
         if self._affinity is not None:
-            preferred = self._affinity.prefers(job.principal, job.effect, trio.current_time())
-        return self._balancer.order(job.credential, job.effect, job.request.version, preferred)
+            job.preferred = self._affinity.prefers(job.principal, job.effect, trio.current_time())
+        return self._balancer.order(job.credential, job.effect, job.request.version, job.preferred)
 
-    async def _ask_others(self, job: _Job, order: Iterator[Backend], answer: Answer, budget: RetryBudget) -> Answer:
-        """One key manager does not have what was asked for, or not yet: ask the rest before the client hears it.
+    async def _look_elsewhere(
+        self, job: _Job, order: Iterator[Backend], backend: Backend, response: Response, budget: RetryBudget
+    ) -> Answer:
+        """One key manager does not have what was asked for, or not yet: see to it before the client hears that.
 
-        Gives the answer that found most; where no other found more, the first.
+        Gives the answer that found most; where no other found more, the first. But where the one that the client has
+        just changed something on can't be asked, nobody knows what is missing.
         """
+        answer, heard = Answer.of(response, backend), [backend]
+        if self._asks_others:
+            answer = await self._ask_others(job, order, answer, heard, budget)
+        if job.preferred is None or job.preferred in heard or not _is_missing_something(answer):
+            return answer
+        message = (
+            "the key manager on which this client has just changed something can't be reached, and the others do not"
+            " know what is asked for; try again later"
+        )
+        return _refusal(Refusal.BACKEND_FAILED, message, job.request, detail=f"{job.preferred.name}: {message}")
+
+    async def _ask_others(
+        self, job: _Job, order: Iterator[Backend], answer: Answer, heard: list[Backend], budget: RetryBudget
+    ) -> Answer:
         found, outcome = _found_by(answer), "missing"
         for backend in order:
             if not backend.is_available_to(job.credential):
@@ -220,6 +239,7 @@ class Dispatcher:
                 other = Answer.of(await self._try_backend(backend, job, budget), backend)
             except (BackendError, PoolBusyError):
                 continue
+            heard.append(backend)
             if _found_by(other) > found:
                 answer, found, outcome = other, _found_by(other), "found"
         self._metrics.others_asked.labels(outcome).inc()
@@ -413,6 +433,10 @@ def _is_stale(error: BackendError) -> bool:
 
 def _found_by(answer: Answer) -> int:
     return 0 if answer.response is None else found_by(answer.response)
+
+
+def _is_missing_something(answer: Answer) -> bool:
+    return answer.response is not None and is_missing_something(answer.response)
 
 
 def _refusal(refusal: Refusal, message: str, request: Request, *, detail: str = "") -> Answer:

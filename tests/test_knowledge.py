@@ -155,6 +155,29 @@ async def test_where_the_one_that_has_it_can_not_be_reached_others_serve() -> No
         assert Operation.GET in key_managers[1].asked
 
 
+@in_virtual_time
+@pytest.mark.parametrize("asks_others", [False, True])
+async def test_what_may_be_on_the_one_that_is_down_is_not_said_to_be_missing(asks_others: bool) -> None:
+    """Neither a lost key nor a Locate that makes the client create a second one; but only while the window lasts."""
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0, asks_others=asks_others)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+        for operation in (Operation.GET, Operation.LOCATE):
+            told = refusal(await it.ask(ask("key-1", operation)))
+            assert told[:2] == (Refusal.BACKEND_FAILED, ResultReason.GENERAL_FAILURE)
+            assert "try again" in told[2]
+            assert "atlanta" not in told[2]
+        assert status(await it.ask(ask("key-1"), name="bob")) == MISSING
+
+        await trio.sleep(2)
+        assert status(await it.ask(ask("key-1"))) == FOUND
+        assert status(await it.ask(ask("nothing"), name="bob")) == MISSING
+        await trio.sleep(10)
+        assert status(await it.ask(ask("nothing"))) == MISSING
+
+
 # Asking others --------------------------------------------------------------------------------------------------------
 
 

@@ -14,13 +14,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import SSL
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import tls
+from gateway import log, tls
 from gateway.config import Address, Config, load
+from gateway.config.files import mark_keys
 from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.lab.client import Client, client_context, connect, create_key, get_key
 from gateway.lab.keymanager import KeyManager, Store
+from gateway.lab.keymanager.journal import Journal, read_journal
 from gateway.worker import Bound, Worker
 from tests.e2e.harness import Certificates, GatewaySettings, free_port, write_config
 from tests.streams import descriptors
@@ -244,3 +246,55 @@ def _mistakes(errors: Iterable[BaseException]) -> list[str]:
 
 def _kms_context(certificates: Certificates) -> SSL.Context:
     return tls.server_context(*certificates.pair("kms"), certificates.path("kms_clients_ca.pem"))
+
+
+# Marks ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_mark_key_is_made_at_first_start_for_its_owner_only_and_kept(certificates: Certificates) -> None:
+    config = configure(certificates, free_port(), extra='[replication]\nmark_key_file = "made.key"')
+    async with running(config):
+        made = certificates.path("made.key").read_text()
+    async with running(config):
+        pass
+
+    assert len(mark_keys(certificates.path("made.key"))[0]) == 32
+    assert certificates.path("made.key").stat().st_mode & 0o777 == 0o600
+    assert certificates.path("made.key").read_text() == made
+    assert not list(certificates.directory.glob(".made.key*"))
+
+
+async def test_where_no_mark_key_can_be_kept_the_gateway_says_so_and_runs(
+    certificates: Certificates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("warning", "text")
+    async with running(configure(certificates, free_port(), extra='[replication]\nmark_key_file = "/proc/mark.key"')):
+        pass
+
+    told = capsys.readouterr().err
+    assert "marks end with this process" in told
+    assert "/proc/mark.key" in told
+
+
+async def test_without_marks_no_key_is_made(certificates: Certificates) -> None:
+    extra = '[replication]\nmarks = false\nmark_key_file = "unused.key"'
+    async with running(configure(certificates, free_port(), extra=extra)):
+        pass
+
+    assert not certificates.path("unused.key").exists()
+
+
+async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
+    certificates: Certificates, key_manager: KeyManager
+) -> None:
+    """Not by the probe, and not to prove that a session lives: some key managers count what they don't know."""
+    key_manager.engine.journal = Journal(certificates.path("asked.jsonl"))
+    settings = GatewaySettings([key_manager.port], backend='probe = "query"')
+    config = load(write_config(certificates, settings, free_port(), free_port()))
+    async with running(config) as (_worker, bound), client_of(certificates, bound) as client:
+        for _ in range(2):
+            await client.ask(create_key())
+            await trio.sleep(1.1)  # longer than a session is believed to live without proof
+
+    operations = {entry.operation for entry in read_journal(certificates.path("asked.jsonl"))}
+    assert operations == {"Query", "Create"}

@@ -24,7 +24,7 @@ class Affinity:
 
     def __init__(self, window: float = 10.0, *, is_shared: bool = True, most: int = _MOST) -> None:
         self._window = window
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._most = most
         self._of: dict[_Client, tuple[Backend, float]] = {}  # ordered by time, since every window is as long
 
@@ -36,7 +36,7 @@ class Affinity:
 
     def note(self, principal: Principal, effect: Effect, backend: Backend, now: float) -> None:
         """A request of this effect is about to run on a backend, or has run there."""
-        if not (effect is Effect.BOUND if self._is_shared else effect >= Effect.BOUND):
+        if not (effect is Effect.BOUND if self.is_shared else effect >= Effect.BOUND):
             return
         client = _client(principal)
         self._of.pop(client, None)
@@ -45,7 +45,7 @@ class Affinity:
 
     def prefers(self, principal: Principal, effect: Effect, now: float) -> Backend | None:
         """The backend that a request of this effect should go to, if any."""
-        if not self._of or (self._is_shared and effect is not Effect.BOUND):
+        if not self._of or (self.is_shared and effect is not Effect.BOUND):
             return None
         backend, until = self._of.get(_client(principal), _NOTHING)
         return backend if now < until else None
