@@ -115,6 +115,8 @@ class Upstream:
             health=Health(rise=config.health.rise, fall=config.health.fall),
             idle_limit=idle_limit,
             traits=Traits(settings.weight, settings.priority, settings.role == "rw"),
+            # numbers of addresses may differ from gateway to gateway
+            known_as=settings.name if name == settings.name else f"{settings.name}/{address.host}",
         )
 
     def _build_pool(

@@ -72,12 +72,12 @@ class Answer(NamedTuple):
     response: Response | None = None
     refusal: Refusal | None = None
     detail: str = ""
-    backend: str = ""
+    backend: Backend | None = None
 
     @classmethod
     def of(cls, response: Response, backend: Backend) -> Self:
         """A key manager's."""
-        return cls(response.frame, response, backend=backend.name)
+        return cls(response.frame, response, backend=backend)
 
 
 class _Job:
@@ -155,7 +155,7 @@ class Dispatcher:
     async def _try_bound(self, job: _Job, marks: Marks) -> Answer:
         """As below, for a request that may show marks, and whose answer may need some."""
         request = job.request
-        backends = {backend.name: backend for backend in self._balancer.backends}
+        backends = {backend.known_as: backend for backend in self._balancer.backends}
         can_be_given = job.effect is Effect.BOUND or Tag.ASYNCHRONOUS_INDICATOR in request.fields
         taken = marks.take(request, job.principal, backends, leave_room=can_be_given)
         if taken.refusal is not None:
@@ -163,9 +163,9 @@ class Dispatcher:
         job.request = taken.request
         job.source = backends.get(taken.backend)
         answer = await self._try_in_order(job)
-        if answer.response is None:
+        if answer.response is None or answer.backend is None:
             return answer
-        frame = marks.put(answer.response, job.principal, answer.backend)
+        frame = marks.put(answer.response, job.principal, answer.backend.known_as)
         most = request.maximum_response_size
         if most is not None and len(frame) > max(most, len(answer.frame)):
             return self._give_up(job, _TOO_LARGE_WITH_MARKS)

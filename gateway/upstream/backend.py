@@ -24,6 +24,7 @@ class Traits(NamedTuple):
 class Backend:
     """One key manager, with a pool for each credential that is shown to it. ``slots`` bounds them together.
 
+    ``known_as`` is what marks call it: what every gateway before the same key managers calls it, too.
     ``versions`` are the protocol versions that it said it speaks, or None while it has not been asked. ``outstanding``
     counts the exchanges for clients that are under way; ``turn`` belongs to the balancer.
     """
@@ -37,8 +38,10 @@ class Backend:
         health: Health | None = None,
         idle_limit: IdleLimit | None = None,
         traits: Traits | None = None,
+        known_as: str = "",
     ) -> None:
         self.name = name
+        self.known_as = known_as or name
         self.slots = slots
         self.pools = pools
         self.health = health or Health()
