@@ -116,9 +116,9 @@ async def programs(
 ) -> AsyncIterator[Running]:
     """Key managers and gateway, ready, for the length of a block.
 
-    ``handshake_cost`` is in seconds, as are ``costs`` by the names of costs.COST_NAMES. With ``roles``, such as two_plus_two(),
-    each key manager is a process and has a store of its own, and they replicate; they meet in the directory
-    ``cluster`` of the place. Without, all are one process, and share a store in memory.
+    ``handshake_cost`` is in seconds, as are ``costs`` by the names of costs.COST_NAMES. With ``roles``, such as
+    two_plus_two(), each key manager is a process and has a store of its own, and they replicate; they meet in the
+    directory ``cluster`` of the place. Without, all are one process, and share a store in memory.
     """
     groups = [list(place.key_managers)]
     options = ["--handshake-cost", str(handshake_cost)]

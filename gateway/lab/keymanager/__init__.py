@@ -4,11 +4,12 @@ Unfit for production: keys are kept unprotected, and whoever holds a client cert
 It speaks KMIP 1.0 to 2.1 and keeps its objects in a Store, which several key managers may share; or each has one of its
 own, and they replicate.
 
-From top to bottom: ``command`` starts them; ``server`` has the connections; ``costs`` is the HSM; ``batch`` executes
-a request item by item, by the table in ``operations``, and notes it in the ``journal``; ``making``, ``reading``,
-``changing``, ``lifecycle`` and ``greeting`` are the operations; ``call`` is what they are given; ``keys`` and
-``attributes`` know what objects are made of; ``store`` keeps ``objects``. For ``replication``, by the ``roles`` of a
-cluster, the store logs its ``changes``, and a master is ``sending`` them over the ``wire``.
+From top to bottom: ``command`` starts them; ``server`` has the connections; ``costs`` is the HSM; ``batch`` executes a
+request item by item, by the table in ``operations``, and notes it in the ``journal``; ``making``, ``reading``,
+``changing``, ``lifecycle``, ``asking`` and ``greeting`` are the operations; ``call`` is what they are given;
+``deferred`` are those that are executed later; ``keys`` and ``attributes`` know what objects are made of; ``store``
+keeps ``objects``. For ``replication``, by the ``roles`` of a cluster, the store logs its ``changes``, and a master is
+``sending`` them over the ``wire``.
 """
 
 from gateway.lab.keymanager.journal import Journal, read_journal

@@ -144,6 +144,9 @@ Faults that take them lift themselves after "times" requests, and meet only thos
 )
 @click.option("--store", type=_NEW_FILE, help="SQLite file for the objects, shared by all [default: in memory].")
 @click.option("--cluster", type=_DIRECTORY, help="Directory for replication, in place of --store; see below.")
+@click.option(
+    "--pending-for", type=click.FloatRange(0), help="Answer asynchronously where asked to; execute seconds later."
+)
 @click.option("--journal", type=_NEW_FILE, help="File to note executed operations in, as JSON lines.")
 @click.option("--faults", type=_NEW_FILE, help="JSON file of faults to have, watched for changes.")
 def keymanager(
@@ -158,6 +161,7 @@ def keymanager(
     costs: dict[str, float],
     store: Path | None,
     cluster: Path | None,
+    pending_for: float | None,
     journal: Path | None,
     faults: Path | None,
 ) -> None:
@@ -191,6 +195,7 @@ def keymanager(
             operation_cost=operation_cost,
             costs=costs,
             journal=notes,
+            pending_for=pending_for,
             replication=replication,
         )
         for name, replication in zip(names, replications, strict=True)

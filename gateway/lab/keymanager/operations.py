@@ -5,15 +5,15 @@ from typing import Final, NamedTuple
 
 from gateway.kmip.messages import Version
 from gateway.kmip.spec import Operation
-from gateway.lab.keymanager import changing, greeting, lifecycle, making, reading
+from gateway.lab.keymanager import asking, changing, greeting, lifecycle, making, reading
 from gateway.lab.keymanager.call import Call, Done, Handler
 
 
 class Duty(NamedTuple):
     """One operation.
 
-    ``writes``: it is executed within a transaction. ``charged``: it keeps the HSM busy. ``since``: the first version
-    that has it. ``on_standby``: a key manager executes it that is not master, too.
+    ``writes``: it is executed within a transaction. ``charged``: it keeps the HSM busy, and may be deferred. ``since``:
+    the first version that has it. ``on_standby``: a key manager executes it that is not master, too.
     """
 
     handler: Handler
@@ -44,6 +44,8 @@ DUTIES: Final[dict[int, Duty]] = {
     Operation.DESTROY: Duty(lifecycle.destroy, writes=True),
     Operation.QUERY: Duty(_query, charged=False, on_standby=True),
     Operation.DISCOVER_VERSIONS: Duty(greeting.discover_versions, charged=False, since=(1, 1), on_standby=True),
+    Operation.POLL: Duty(asking.poll, charged=False),
+    Operation.CANCEL: Duty(asking.cancel, charged=False),
     Operation.SET_ATTRIBUTE: Duty(changing.set_attribute, writes=True, since=(2, 0)),
 }
 

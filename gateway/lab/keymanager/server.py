@@ -5,10 +5,11 @@ and its cost, the messages, the objects and their owners.
 """
 
 import errno
+import math
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 from OpenSSL import SSL
@@ -21,6 +22,7 @@ from gateway.lab.certs import common_name
 from gateway.lab.faults import Exchange, Fault, Faults, FaultyStream, Point
 from gateway.lab.keymanager.batch import Batch, Engine
 from gateway.lab.keymanager.costs import CREATE_RSA, Hsm
+from gateway.lab.keymanager.deferred import Deferred
 from gateway.lab.keymanager.journal import Journal
 from gateway.lab.keymanager.keys import KeyPairPool, new_key_pair
 from gateway.lab.keymanager.operations import Standing
@@ -35,6 +37,14 @@ _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 _PAUSE: Final = 0.1  # seconds before accepting again when there is no room for another connection
 
 
+class _Later(NamedTuple):
+    """An operation that was deferred, and when it is to be executed."""
+
+    due: float
+    deferred: Deferred
+    batch: Batch
+
+
 class KeyManager:
     """One key manager: a name, an HSM of its own, and a store that it may share with others.
 
@@ -42,8 +52,9 @@ class KeyManager:
     handshake, ``operation_cost`` before every operation but Query and Discover Versions, and ``costs``, by name
     (costs.COST_NAMES), come before both; the HSM does one thing at a time. Where RSA key pairs have a cost of their
     own, a KeyPairPool makes them. With ``replication``, the store is the replication's, and its roles say whether this
-    is a master. Clients are told apart by the common name of their certificate, and see their own objects only.
-    ``faults`` may be switched at any time.
+    is a master. With ``pending_for``, seconds, an operation that is to be asynchronous is answered with Operation
+    Pending, and executed that much later. Clients are told apart by the common name of their certificate, and see their
+    own objects only. ``faults`` may be switched at any time.
     """
 
     def __init__(
@@ -56,6 +67,7 @@ class KeyManager:
         operation_cost: float = 0.0,
         costs: Mapping[str, float] | None = None,
         journal: Journal | None = None,
+        pending_for: float | None = None,
         replication: Replication | None = None,
     ) -> None:
         self.name = name
@@ -63,6 +75,10 @@ class KeyManager:
         self.hsm = Hsm(handshake_cost, operation_cost, costs or {})
         self.faults = Faults()
         self.replication = replication
+        self._send_deferred, self._deferred = trio.open_memory_channel[_Later](math.inf)
+        self._pending_for = pending_for or 0.0
+        if pending_for is not None:
+            self.engine.defer = self._defer
         if replication is not None:
             replication.thawed = self.faults.thawed
             self.engine.in_step = lambda: replication.in_step
@@ -103,6 +119,7 @@ class KeyManager:
         async with trio.open_nursery() as connections:
             if self.replication is not None:
                 await connections.start(self.replication.run)
+            connections.start_soon(self._execute_deferred)
             task_status.started(self.port)
             while True:
                 await self._accept_until_refused(sock, connections)
@@ -214,6 +231,18 @@ class KeyManager:
             batch.execute()
         if batch.wrote and self.replication is not None:
             await self.replication.synchronize()
+
+    def _defer(self, deferred: Deferred, batch: Batch) -> None:
+        self._send_deferred.send_nowait(_Later(trio.current_time() + self._pending_for, deferred, batch))
+
+    async def _execute_deferred(self) -> None:
+        """Execute what was deferred, in turn."""
+        async for due, deferred, batch in self._deferred:
+            await trio.sleep_until(due)
+            await self.faults.thawed()
+            if deferred.start():
+                await self._execute(batch)
+                deferred.finish(batch.results[0])
 
     def _standing(self, standby: bool) -> Standing:
         if standby:
