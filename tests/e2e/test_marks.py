@@ -1,0 +1,167 @@
+"""Requests that are bound to one key manager, through two gateways that share nothing but the key of their marks."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import trio
+
+from gateway.kmip import compose, ttlv
+from gateway.kmip.messages import Response, Version
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
+from gateway.lab.client import Client, client_context, connect, create_key, get_key
+from gateway.lab.keymanager.roles import Member, Role, write_roles
+from tests.e2e.harness import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
+
+MASTERS = ("kms-1", "kms-2", "kms-3")
+PENDING = 0.5  # s until what is asked for is executed
+
+both_versions = pytest.mark.parametrize("version", [(1, 4), (2, 1)], ids=str)
+
+
+@pytest.fixture(scope="module")
+def key_managers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Certificates, list[int]]]:
+    certificates = Certificates(tmp_path_factory.mktemp("marks"))
+    cluster = certificates.path("cluster")
+    cluster.mkdir()
+    write_roles(cluster, {name: Member(Role.MASTER) for name in MASTERS})
+    options = ("--cluster", str(cluster), "--pending-for", str(PENDING))
+    with running_key_managers(certificates, MASTERS, *options) as ports:
+        yield certificates, ports
+
+
+@contextmanager
+def gateway_before(key_managers: tuple[Certificates, list[int]], extra: str = "") -> Iterator[Gateway]:
+    certificates, ports = key_managers
+    with running_gateway(certificates, GatewaySettings(ports, extra=extra)) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def gateways(key_managers: tuple[Certificates, list[int]]) -> Iterator[list[Gateway]]:
+    with gateway_before(key_managers) as one, gateway_before(key_managers) as other:
+        yield [one, other]
+
+
+@asynccontextmanager
+async def session(gateway: Gateway, name: str = "alice") -> AsyncIterator[Client]:
+    context = client_context(*gateway.certificates.client(name), gateway.certificates.path("gateway_ca.pem"))
+    async with connect(gateway.address, context, server_name="localhost") as client:
+        yield client
+
+
+async def ask(gateway: Gateway, frame: bytes, name: str = "alice") -> Response:
+    async with session(gateway, name) as client:
+        return await client.ask(frame)
+
+
+def later(version: Version) -> bytes:
+    """A Register of nothing much that is to be answered later."""
+    indicator = ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True)
+    if version >= (2, 0):
+        indicator = ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 1)
+    listed = ttlv.enumeration(Tag.OBJECT_TYPE, 2)
+    return compose.encode_request(version, [compose.Ask(Operation.LOCATE, listed)], header=[indicator])
+
+
+def about(operation: int, value: bytes, version: Version) -> bytes:
+    """A Poll or a Cancel."""
+    payload = ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, value)
+    return compose.encode_request(version, [compose.Ask(operation, payload)])
+
+
+async def begin(gateway: Gateway, version: Version) -> bytes:
+    item = (await ask(gateway, later(version))).items[0]
+    assert item.status == ResultStatus.OPERATION_PENDING
+    return item.asynchronous_correlation_value or b""
+
+
+async def polled(gateway: Gateway, value: bytes, version: Version, name: str = "alice") -> Response:
+    """What a Poll says when it is no more pending."""
+    while True:
+        response = await ask(gateway, about(Operation.POLL, value, version), name)
+        if response.items[0].status != ResultStatus.OPERATION_PENDING:
+            return response
+        value = response.items[0].asynchronous_correlation_value or value
+        await trio.sleep(0.1)
+
+
+@both_versions
+async def test_polls_through_another_gateway_find_what_was_begun(gateways: list[Gateway], version: Version) -> None:
+    one, other = gateways
+    values = [await begin(one, version) for _ in range(len(MASTERS) * 2)]
+
+    for value in values:
+        item = (await polled(other, value, version)).items[0]
+        assert (item.operation, item.status) == (Operation.LOCATE, ResultStatus.SUCCESS)
+    assert {value[:4] for value in values} == {b"kgw\x01"}
+    assert len({value[4:8] for value in values}) == len(MASTERS)
+
+
+@both_versions
+async def test_what_is_forged_foreign_or_cut_short_is_unknown(gateways: list[Gateway], version: Version) -> None:
+    value = await begin(gateways[0], version)
+    reason = ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE if version >= (2, 0) else ResultReason.ITEM_NOT_FOUND
+
+    for bent in (value[:-1], value[:8], value[:5] + b"x" + value[6:], value[:15] + b"x" + value[16:], value + b"x"):
+        item = (await polled(gateways[1], bent, version)).items[0]
+        assert (item.operation, item.status, item.reason) == (Operation.POLL, ResultStatus.OPERATION_FAILED, reason)
+    assert (await polled(gateways[1], value, version, "bob")).items[0].reason == reason
+    assert (await polled(gateways[1], value, version)).items[0].status == ResultStatus.SUCCESS
+
+
+async def test_a_value_outlives_the_gateway_that_gave_it(key_managers: tuple[Certificates, list[int]]) -> None:
+    with gateway_before(key_managers) as before:
+        value = await begin(before, (1, 4))
+    with gateway_before(key_managers) as after:
+        assert (await polled(after, value, (1, 4))).items[0].status == ResultStatus.SUCCESS
+
+
+async def test_a_cancel_reaches_what_was_begun(gateways: list[Gateway]) -> None:
+    value = await begin(gateways[0], (1, 4))
+
+    item = (await ask(gateways[1], about(Operation.CANCEL, value, (1, 4)))).items[0]
+
+    assert (item.operation, item.status) == (Operation.CANCEL, ResultStatus.SUCCESS)
+    assert value in item.frame  # the answer names it as the client knows it
+
+
+async def test_without_marks_not_a_byte_is_changed(key_managers: tuple[Certificates, list[int]]) -> None:
+    with gateway_before(key_managers, "[replication]\nmarks = false") as gateway:
+        value = await begin(gateway, (1, 4))
+        assert not value.startswith(b"kgw")
+
+
+def encrypt(uid: str, *fields: bytes, data: bytes) -> bytes:
+    payload = b"".join((ttlv.text(Tag.UNIQUE_IDENTIFIER, uid), ttlv.octets(Tag.DATA, data), *fields))
+    return compose.encode_request((1, 4), [compose.Ask(Operation.ENCRYPT, payload)])
+
+
+async def test_a_stream_of_ten_parts_goes_through_two_gateways_in_turn(gateways: list[Gateway]) -> None:
+    """And says the same as in one piece."""
+    created = await ask(gateways[0], create_key((1, 4)))
+    uid = created.items[0].unique_identifiers[0].decode()
+    parts = [bytes([number]) * 48 for number in range(10)]
+    turns = itertools.cycle(gateways)
+    said, value = b"", b""
+    for number, part in enumerate(parts):
+        fields = [
+            *([ttlv.octets(Tag.CORRELATION_VALUE, value)] if value else []),
+            *([ttlv.boolean(Tag.INIT_INDICATOR, value=True)] if number == 0 else []),
+            *([ttlv.boolean(Tag.FINAL_INDICATOR, value=True)] if number == 9 else []),
+        ]
+        response = await ask(next(turns), encrypt(uid, *fields, data=part))
+        item = response.items[0]
+        assert item.status == ResultStatus.SUCCESS, item.message
+        said += data_in(response)
+        value = item.correlation_value or value
+        assert number == 9 or value.startswith(b"kgw")
+
+    assert len(said) == 480
+    assert (await ask(gateways[0], get_key(uid))).items[0].status == ResultStatus.SUCCESS
+
+
+def data_in(response: Response) -> bytes:
+    found = ttlv.find(response.frame, *response.items[0].fields[Tag.RESPONSE_PAYLOAD], Tag.DATA)
+    return b"" if found is None else ttlv.read_bytes(response.frame, found)
