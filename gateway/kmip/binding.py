@@ -38,7 +38,7 @@ ASKING: Final = frozenset({Operation.POLL, Operation.CANCEL, Operation.PROCESS, 
 
 def presented(request: Request) -> list[Bound]:
     """The values that a request shows to the server that gave them, in the order in which they stand."""
-    values = list(_credentials(request))
+    values = list(credentials(request))
     for item in request.items:
         values += _readable(_presented_by(item))
     return values
@@ -90,8 +90,8 @@ def _asynchronous(frame: bytes, span: tuple[int, int]) -> Iterator[Bound]:
             yield Bound(Kind.ASYNCHRONOUS, item.start, item.end)
 
 
-def _credentials(request: Request) -> list[Bound]:
-    """Ticket Values of the header's Ticket credentials (2.1 section 7.4)."""
+def credentials(request: Request) -> list[Bound]:
+    """The tickets with which a request says who asks: those of the header's Ticket credentials (2.1 section 7.4)."""
     frame, span = request.frame, request.fields.get(Tag.AUTHENTICATION, _NOWHERE)
     tickets: list[Bound] = []
     with suppress(ProtocolError):

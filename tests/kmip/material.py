@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ProtocolError
 from gateway.kmip import compose, ttlv
-from gateway.kmip.binding import Kind, presented
+from gateway.kmip.binding import credentials
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import CredentialType, ItemType, Operation, Tag
@@ -271,7 +271,7 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 def tickets_of(read: Request) -> list[bytes]:
     """The tickets that a request shows."""
-    return [read.frame[bound.start : bound.end] for bound in presented(read) if bound.kind is Kind.TICKET]
+    return [read.frame[bound.start : bound.end] for bound in credentials(read)]
 
 
 class Wish(NamedTuple):

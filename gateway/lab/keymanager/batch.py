@@ -8,6 +8,7 @@ from typing import Final
 
 from gateway.errors import ProtocolError
 from gateway.kmip import compose, ttlv
+from gateway.kmip.binding import credentials
 from gateway.kmip.compose import Result
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, operation_name, reason_name
@@ -73,7 +74,7 @@ class Engine:
     def _refuse_tickets(self, request: Request, owner: str) -> bytes | None:
         """The answer to a request that shows a ticket which is not valid here; None for all others."""
         try:
-            for ticket in request.tickets:
+            for ticket in (request.frame[bound.start : bound.end] for bound in credentials(request)):
                 self.local.tickets.find(ticket, owner)
         except Refusal as refusal:
             return compose.failure(request, refusal.reason_in(request.version), str(refusal))
