@@ -161,6 +161,7 @@ class Conversation:
                 return None
             frame = self._reader.feed(data)
             if frame is None:
+                self._stream.acknowledge()
                 if self.phase is Phase.IDLE:
                     self._begin(Phase.READING, limits.request_timeout)
                 self._hold(len(self._reader))
