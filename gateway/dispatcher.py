@@ -6,6 +6,7 @@ request would do if it ran twice and how far the attempt came, whether it may be
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -187,7 +188,7 @@ class Dispatcher:
         is_reused = session.requests > 0
         backend.outstanding += 1
         try:
-            response = await self._exchange_in_time(session, job)
+            response = await self._exchange_in_time(pool, session, job)
             result = "answered"
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -201,16 +202,26 @@ class Dispatcher:
         pool.answered()
         return response
 
-    async def _exchange_in_time(self, session: Session, job: _Job) -> Response:
-        deadline = job.deadline
+    async def _exchange_in_time(self, pool: Pool, session: Session, job: _Job) -> Response:
+        """Exchange within the request's deadline; within the try's, where another backend is left when that comes."""
         session.is_repeatable = job.effect <= Effect.TOUCH
-        if session.is_repeatable and self._balancer.has_other(
-            job.tried, job.credential, job.effect, job.request.version
-        ):
-            deadline = min(deadline, trio.current_time() + self._settings.try_timeout)
-        with trio.CancelScope(deadline=deadline):
+        due = job.deadline
+        if session.is_repeatable:
+            due = min(due, trio.current_time() + self._settings.try_timeout)
+        pool.alarms.set(session.alarm, due, partial(self._overdue, pool, session, job))
+        try:
             return await session.exchange(job.request)
-        raise BackendError("no answer in time", backend=session.backend, stage=session.stage, reason="timeout")
+        finally:
+            session.alarm.stop()
+
+    def _overdue(self, pool: Pool, session: Session, job: _Job) -> None:
+        request = job.request
+        if trio.current_time() >= job.deadline or self._balancer.has_other(
+            job.tried, job.credential, job.effect, request.version
+        ):
+            session.expire()
+        else:
+            pool.alarms.set(session.alarm, job.deadline, session.expire)
 
     # Deciding --------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from gateway.alarm import Alarms
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
@@ -112,6 +113,7 @@ class Pool:
         self.observer = observer
         self.probe = probe
         self.answered_at = float("-inf")
+        self.alarms = Alarms(spawn)
         self._breaker = breaker or Breaker()
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
         self._idle: list[Session] = []  # longest idle first

@@ -16,6 +16,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import tls
+from gateway.alarm import Alarm
 from gateway.config import Address
 from gateway.errors import BackendError, MessageTooLargeError, ProtocolError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
@@ -58,12 +59,15 @@ class Session:
     """A connection that the key manager has accepted.
 
     ``backend`` is its name. ``expires_at`` and ``idle_since`` are in trio's time and belong to the pool, which lends
-    the session. ``is_repeatable`` says whether the request under way may be repeated elsewhere.
+    the session. ``is_repeatable`` says whether the request under way may be repeated elsewhere; ``alarm`` is for its
+    deadline.
     """
 
     __slots__ = (
+        "_is_overdue",
         "_reader",
         "_stream",
+        "alarm",
         "backend",
         "expires_at",
         "idle_since",
@@ -82,6 +86,8 @@ class Session:
         self.stage = Stage.CONNECT
         self.requests = 0
         self.is_repeatable = False
+        self.alarm = Alarm()
+        self._is_overdue = False
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
@@ -134,7 +140,14 @@ class Session:
         self.state = State.IDLE
         return response
 
+    def expire(self) -> None:
+        """The answer has not come in time: whoever waits for it gets a BackendError, and the session is done for."""
+        self._is_overdue = True
+        self._stream.close()
+
     def _broken(self, error: StreamClosedError | TlsError) -> BackendError:
+        if self._is_overdue:
+            return self._error("no answer in time", "timeout")
         if self.state is State.CLOSED:
             return self._error("closed on this side, for the request to go elsewhere", "interrupted")
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
