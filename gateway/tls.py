@@ -298,7 +298,7 @@ class TlsStream:
             except SSL.Error as error:
                 raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Send everything. What fits into one record goes out as one: some clients read an answer with two reads.
 
         Raises StreamClosedError where the peer is gone.
