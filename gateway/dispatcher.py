@@ -7,7 +7,7 @@ request would do if it ran twice and how far the attempt came, whether it may be
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -38,6 +38,9 @@ class DispatcherSettings(NamedTuple):
     proof: float = 3.0
     retry_fraction: float = 0.2
     retry_floor: float = 1.0
+
+
+_REPEATABLE: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
 
 
 class Answer(NamedTuple):
@@ -137,7 +140,7 @@ class Dispatcher:
 
     async def _lease(self, pool: Pool, job: _Job) -> Session:
         session = pool.take()
-        if session is not None and job.effect > Effect.TOUCH:
+        if session is not None and job.effect > _REPEATABLE:
             session = await self._proved(pool, session, job)
         if session is None:
             session = await self._wait(pool, job)
@@ -204,7 +207,7 @@ class Dispatcher:
 
     async def _exchange_in_time(self, pool: Pool, session: Session, job: _Job) -> Response:
         """Exchange within the request's deadline; within the try's, where another backend is left when that comes."""
-        session.is_repeatable = job.effect <= Effect.TOUCH
+        session.is_repeatable = job.effect <= _REPEATABLE
         due = job.deadline
         if session.is_repeatable:
             due = min(due, trio.current_time() + self._settings.try_timeout)
@@ -260,7 +263,7 @@ class Dispatcher:
 
     def _give_up(self, job: _Job, error: BackendError) -> Answer:
         """Say truly what became of a request that was sent: for what may not be repeated, that nobody knows."""
-        is_repeatable = job.effect <= Effect.TOUCH
+        is_repeatable = job.effect <= _REPEATABLE
         refusal, message = _LAST_WORDS[error.reason == "too_large", is_repeatable]
         return _refusal(refusal, message, job.request, detail=str(error))
 

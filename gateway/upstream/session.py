@@ -36,6 +36,15 @@ class State(Enum):
     CLOSED = "closed"
 
 
+# A member of an enumeration is slow to come by; these are needed in every exchange.
+_IDLE: Final = State.IDLE
+_BUSY: Final = State.BUSY
+_CONNECT: Final = Stage.CONNECT
+_SEND: Final = Stage.SEND
+_WAIT: Final = Stage.WAIT
+_READ: Final = Stage.READ
+
+
 class Stream(Protocol):
     """What a session needs of its connection; TlsStream is the one that runs."""
 
@@ -97,7 +106,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether its last exchange ended properly, so that it can have another."""
-        return self.state is State.IDLE
+        return self.state is _IDLE
 
     def is_quiet(self) -> bool:
         """Whether an idle session is as it was left: the key manager neither closed it nor spoke unasked."""
@@ -109,21 +118,21 @@ class Session:
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage. The deadline is the
         caller's; a session whose exchange did not end is of no further use.
         """
-        self.state = State.BUSY
-        is_first = self.stage is Stage.CONNECT
-        self.stage = Stage.CONNECT
+        self.state = _BUSY
+        is_first = self.stage is _CONNECT
+        self.stage = _CONNECT
         if not is_first and not self.is_quiet():  # what it said since it was lent would be taken for the answer
             raise self._error("closed, or spoken on unasked", "closed")
-        self.stage = Stage.SEND
+        self.stage = _SEND
         try:
             await self._stream.send_all(request.frame)
-            self.stage = Stage.WAIT
+            self.stage = _WAIT
             frame = None
             while frame is None:
                 data = await self._stream.receive_some()
                 if not data:
-                    raise self._error("closed without an answer" if self.stage is Stage.WAIT else "closed", "closed")
-                self.stage = Stage.READ
+                    raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
+                self.stage = _READ
                 frame = self._reader.feed(data)
             response = decode_response(frame)
         except (StreamClosedError, TlsError) as error:
@@ -137,7 +146,7 @@ class Session:
         self.requests += 1
         if len(self._reader):
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
-        self.state = State.IDLE
+        self.state = _IDLE
         return response
 
     def expire(self) -> None:
