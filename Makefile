@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check chaos mutants fmt lock clean
+.PHONY: demo test check chaos mutants instructions growth fmt lock clean
 
 demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it gains
 	$(BIN)/kmip-gateway demo $(ARGS)
@@ -24,6 +24,12 @@ check: $(VENV)/development  ## Format, lint, types, layers
 
 mutants: $(VENV)/development  ## Flip each row of the policy tables: a test must notice
 	$(BIN)/python -m tests.mutants
+
+instructions: $(VENV)/development  ## Instructions per request against the baseline, under valgrind; ARGS=--update takes them as the new one
+	$(BIN)/python -m tests.benchmarks instructions $(ARGS)
+
+growth: $(VENV)/development  ## How these grow with messages, batches, backends, identities, idle clients, pools
+	$(BIN)/python -m tests.benchmarks growth $(ARGS)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff format .

@@ -6,7 +6,8 @@ request would do if it ran twice and how far the attempt came, whether it may be
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from functools import partial
+from typing import Final, NamedTuple, Self
 
 import trio
 
@@ -63,6 +64,10 @@ class Knowledge(NamedTuple):
     marks: Marks | None = None
     versions: CommonVersions | None = None
     asks_others: bool = False
+
+
+_REPEATABLE: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
+_BOUND: Final = Effect.BOUND
 
 
 class Answer(NamedTuple):
@@ -146,7 +151,7 @@ class Dispatcher:
                 return Answer(frame)
         job = _Job(request, principal, is_gone, self._settings)
         try:
-            if self._marks is not None and (job.effect >= Effect.BOUND or _MARKED_HEADERS & request.fields.keys()):
+            if self._marks is not None and (job.effect >= _BOUND or _MARKED_HEADERS & request.fields.keys()):
                 return await self._try_bound(job, self._marks)
             return await self._try_in_order(job)
         except _ClientGoneError:
@@ -189,7 +194,7 @@ class Dispatcher:
                 if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
                     return self._give_up(job, error)
             else:
-                if self._may_be_late and job.effect <= Effect.TOUCH and is_missing_something(response):
+                if self._may_be_late and job.effect <= _REPEATABLE and is_missing_something(response):
                     return await self._look_elsewhere(job, order, backend, response, budget)
                 self._note(job, backend)
                 return Answer.of(response, backend)
@@ -247,7 +252,7 @@ class Dispatcher:
 
     def _note(self, job: _Job, backend: Backend) -> None:
         """Keep the client's next requests where this one leaves something that others may not have."""
-        if self._affinity is not None and job.effect >= Effect.BOUND:
+        if self._affinity is not None and job.effect >= _BOUND:
             self._affinity.note(job.principal, job.effect, backend, trio.current_time())
 
     async def _try_backend(self, backend: Backend, job: _Job, budget: RetryBudget) -> Response:
@@ -273,7 +278,7 @@ class Dispatcher:
 
     async def _lease(self, pool: Pool, job: _Job) -> Session:
         session = pool.take()
-        if session is not None and job.effect > Effect.TOUCH:
+        if session is not None and job.effect > _REPEATABLE:
             session = await self._proved(pool, session, job)
         if session is None:
             session = await self._wait(pool, job)
@@ -324,7 +329,7 @@ class Dispatcher:
         is_reused = session.requests > 0
         backend.outstanding += 1
         try:
-            response = await self._exchange_in_time(session, job)
+            response = await self._exchange_in_time(pool, session, job)
             result = "answered"
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -338,16 +343,26 @@ class Dispatcher:
         pool.answered()
         return response
 
-    async def _exchange_in_time(self, session: Session, job: _Job) -> Response:
-        deadline = job.deadline
-        session.is_repeatable = job.effect <= Effect.TOUCH and job.source is None
-        if session.is_repeatable and self._balancer.has_other(
-            job.tried, job.credential, job.effect, job.request.version
-        ):
-            deadline = min(deadline, trio.current_time() + self._settings.try_timeout)
-        with trio.CancelScope(deadline=deadline):
+    async def _exchange_in_time(self, pool: Pool, session: Session, job: _Job) -> Response:
+        """Exchange within the request's deadline; within the try's, where another backend is left when that comes."""
+        session.is_repeatable = job.effect <= _REPEATABLE and job.source is None
+        due = job.deadline
+        if session.is_repeatable:
+            due = min(due, trio.current_time() + self._settings.try_timeout)
+        pool.alarms.set(session.alarm, due, partial(self._overdue, pool, session, job))
+        try:
             return await session.exchange(job.request)
-        raise BackendError("no answer in time", backend=session.backend, stage=session.stage, reason="timeout")
+        finally:
+            session.alarm.stop()
+
+    def _overdue(self, pool: Pool, session: Session, job: _Job) -> None:
+        request = job.request
+        if trio.current_time() >= job.deadline or self._balancer.has_other(
+            job.tried, job.credential, job.effect, request.version
+        ):
+            session.expire()
+        else:
+            pool.alarms.set(session.alarm, job.deadline, session.expire)
 
     # Deciding --------------------------------------------------------------------------------------------------------
 
@@ -389,7 +404,7 @@ class Dispatcher:
 
     def _give_up(self, job: _Job, error: BackendError) -> Answer:
         """Say truly what became of a request that was sent: for what may not be repeated, that nobody knows."""
-        is_repeatable = job.effect <= Effect.TOUCH
+        is_repeatable = job.effect <= _REPEATABLE
         refusal, message = _LAST_WORDS[error.reason == "too_large", is_repeatable]
         return _refusal(refusal, message, job.request, detail=str(error))
 

@@ -22,6 +22,7 @@ from gateway.kmip.spec import ResultStatus
 REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 REUSE_BUCKETS: Final = (0, 1, 2, 5, 10, 100, 1000)
+_SUCCESS: Final = int(ResultStatus.SUCCESS)
 _VERSIONS: Final = {(1, minor): f"1.{minor}" for minor in range(5)} | {(2, 0): "2.0", (2, 1): "2.1", (3, 0): "3.0"}
 
 
@@ -229,7 +230,7 @@ class Metrics:
         result = "success"
         for item in response.items:
             status = item.status
-            if status == ResultStatus.SUCCESS:
+            if status == _SUCCESS:
                 continue
             if status == ResultStatus.OPERATION_PENDING:
                 result = "operation_pending" if result == "success" else result

@@ -69,6 +69,9 @@ STREAMING: Final = frozenset(
     }
 )
 
+_JUDGED_BY_PAYLOAD: Final = STREAMING | {Operation.LOCATE}
+_WORST: Final = Effect.MUTATE
+
 #: The strictest effect that may be repeated after an attempt that failed at this stage. In CONNECT nothing was sent.
 REPEATABLE: Final[dict[Stage, Effect]] = {
     Stage.CONNECT: Effect.MUTATE,
@@ -93,8 +96,8 @@ def may_repeat(effect: Effect, stage: Stage) -> bool:
 
 def _effect_of_item(item: RequestItem) -> Effect:
     operation = item.operation
-    effect = EFFECTS.get(operation, Effect.MUTATE)
-    if operation == Operation.LOCATE or operation in STREAMING:
+    effect = EFFECTS.get(operation, _WORST)
+    if operation in _JUDGED_BY_PAYLOAD:
         try:
             return max(effect, _effect_of_payload(item))
         except ProtocolError:  # what can't be read can't be judged
@@ -200,7 +203,10 @@ REFUSED_OPERATIONS: Final = frozenset(
 
 def refused_operation(request: Request) -> int | None:
     """The first operation of a request that the gateway never forwards, or None."""
-    return next((item.operation for item in request.items if item.operation in REFUSED_OPERATIONS), None)
+    for item in request.items:
+        if item.operation in REFUSED_OPERATIONS:
+            return item.operation
+    return None
 
 
 def refuse(refusal: Refusal, message: str, request: Request | None, *, version: Version | None = None) -> bytes:

@@ -207,13 +207,15 @@ class TlsStream:
         with suppress(OSError):  # a peer may be gone already; the handshake will tell
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
+        self._descriptor = sock.fileno()  # -1 once closed
+        self._poll: select.poll | None = None
         self._server_side = server_side
         self._verification = _Verification()
         self.connection = SSL.Connection(context, sock)
         self.connection.set_app_data(self._verification)
         if server_side:
             self.connection.set_accept_state()
-            self._acknowledge_quickly()
+            self.acknowledge()
         else:
             if server_name is not None and not _is_ip_address(server_name):
                 self.connection.set_tlsext_host_name(server_name.encode("idna"))
@@ -221,11 +223,11 @@ class TlsStream:
 
     def __repr__(self) -> str:
         side = "server" if self._server_side else "client"
-        return f"<TlsStream {side} side, descriptor {self._socket.fileno()}>"
+        return f"<TlsStream {side} side, descriptor {self._descriptor}>"
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 once closed."""
-        return self._socket.fileno()
+        return self._descriptor
 
     @property
     def resumed(self) -> bool:
@@ -260,7 +262,7 @@ class TlsStream:
             except SSL.Error as error:
                 raise self._handshake_error(error) from None
         if self._server_side:
-            self._acknowledge_quickly()
+            self.acknowledge()
 
     def _handshake_error(self, error: SSL.Error) -> TlsError:
         words = _words(error)
@@ -275,16 +277,19 @@ class TlsStream:
         An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
         an alert.
         """
-        waited = self.connection.pending() > 0
+        connection = self.connection
+        waits = not connection.pending()
         while True:
-            if not waited:
+            if waits:
                 await self._wait(wait_readable)
-                waited = True
             try:
-                return self.connection.recv(_RECORD)
-            except SSL.WantReadError:
-                waited = False
+                return connection.recv(_RECORD)
+            except SSL.WantReadError:  # a part of a record, or one in which TLS spoke to itself
+                waits = True
+                if self._server_side:
+                    self.acknowledge()
             except SSL.WantWriteError:
+                waits = False
                 await self._wait(wait_writable)
             except SSL.ZeroReturnError:
                 return b""
@@ -293,7 +298,7 @@ class TlsStream:
             except SSL.Error as error:
                 raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Send everything. What fits into one record goes out as one: some clients read an answer with two reads.
 
         Raises StreamClosedError where the peer is gone.
@@ -303,8 +308,19 @@ class TlsStream:
             with memoryview(data) as view:
                 while sent < len(data):
                     sent += await self._send_some(view[sent:])
-        if self._server_side:
-            self._acknowledge_quickly()
+
+    def send_now(self, data: bytes) -> int:
+        """Send what can be sent without waiting, of one record at the most. Returns how many bytes that was.
+
+        Where it was not all, ``send_all`` of the rest must follow. Raises as it does.
+        """
+        self._check_open()
+        try:
+            return self.connection.send(data)
+        except (SSL.WantWriteError, SSL.WantReadError):
+            return 0
+        except SSL.Error as error:
+            raise StreamClosedError(f"connection broken: {_words(error)}") from None
 
     async def _send_some(self, data: bytes | memoryview, *, is_first: bool = False) -> int:
         nothing_sent = is_first
@@ -320,18 +336,18 @@ class TlsStream:
             except SSL.Error as error:
                 raise StreamClosedError(f"connection broken: {_words(error)}", nothing_sent=nothing_sent) from None
 
-    async def _wait(self, ready: Callable[[socket.socket], Awaitable[None]]) -> None:
+    async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
         """Wait for the socket to be ready. Raises StreamClosedError where this side closes it first."""
         self._check_open()
         try:
-            await ready(self._socket)
+            await ready(self._descriptor)
         except trio.ClosedResourceError:
             raise StreamClosedError("closed on this side") from None
         self._check_open()
 
     def _check_open(self) -> None:
         """Raise StreamClosedError once closed: OpenSSL would go on with a descriptor that is another's by now."""
-        if self._socket.fileno() < 0:
+        if self._descriptor < 0:
             raise StreamClosedError("closed on this side")
 
     def is_quiet(self) -> bool:
@@ -340,11 +356,12 @@ class TlsStream:
         TLS may have things to say to itself (tickets, a key update), so that a readable socket is read: only bytes for
         us, an end or an error count. Costs one system call in the usual case.
         """
-        if self.connection.pending() or self._socket.fileno() < 0:
+        if self.connection.pending() or self._descriptor < 0:
             return False
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
-        if not poll.poll(0):
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLIN | select.POLLRDHUP)
+        if not self._poll.poll(0):
             return True
         try:
             self.connection.recv(1)
@@ -356,16 +373,17 @@ class TlsStream:
 
     def is_reset(self) -> bool:
         """Whether the peer has left altogether, by a reset; one that only stopped sending has not."""
-        if self._socket.fileno() < 0:
+        if self._descriptor < 0:
             return True
         poll = select.poll()
-        poll.register(self._socket, 0)  # errors and hang-ups are always told
+        poll.register(self._descriptor, 0)  # errors and hang-ups are always told
         return bool(poll.poll(0))
 
-    def _acknowledge_quickly(self) -> None:
-        """Have the kernel acknowledge at once; it forgets, so that this is said again after every answer.
+    def acknowledge(self) -> None:
+        """Have the kernel acknowledge at once what has come: more is to come, which the peer may hold back until then.
 
-        Clients that write header and body apart without TCP_NODELAY would wait 40 ms for the acknowledgement.
+        Clients that write header and body apart without TCP_NODELAY would wait 40 ms. It is said only where it is
+        needed, since the kernel forgets, and an answer acknowledges by itself.
         """
         with suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
@@ -376,7 +394,7 @@ class TlsStream:
         With ``linger``, what the peer still sends is read and thrown away for up to so many seconds, until it closes
         too: bytes left unread would have the kernel answer with a reset, which destroys what was sent last.
         """
-        if self._socket.fileno() < 0:
+        if self._descriptor < 0:
             return
         try:
             with suppress(SSL.Error):
@@ -403,15 +421,16 @@ class TlsStream:
 
     def close_politely(self) -> None:
         """Say close_notify, if that can be done without waiting, and close."""
-        if self._socket.fileno() >= 0:
+        if self._descriptor >= 0:
             with suppress(SSL.Error):
                 self.connection.shutdown()
             self.close()
 
     def close(self) -> None:
         """Close at once, without a word. May be called again."""
-        if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
+        if self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)
+            self._descriptor = -1
             self._socket.close()
 
 

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
+from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import StreamClosedError, TlsError
 from gateway.lab.certs import Authority
@@ -464,16 +465,40 @@ async def test_a_record_may_arrive_byte_by_byte(certificates: Certificates) -> N
     server.close()
 
 
-async def test_delays_are_kept_out_of_both_directions(pair: Pair) -> None:
-    """Neither end waits for full segments, and the server acknowledges at once, again after every answer."""
+async def test_neither_end_waits_for_full_segments(pair: Pair) -> None:
     for stream in pair:
         assert stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_a_part_of_a_message_is_acknowledged_when_it_is_asked_for(pair: Pair) -> None:
+    """On a kept connection the kernel would put it off for 40 ms, in the hope of an answer to send it with."""
     for _ in range(5):
         await pair.client.send_all(b"request")
         assert await pair.server.receive_some() == b"request"
         await pair.server.send_all(b"answer")
-        assert pair.server._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
         assert await pair.client.receive_some() == b"answer"
+    await pair.client.send_all(b"half of a request")
+    assert await pair.server.receive_some()
+    pair.server.acknowledge()
+    assert _unacknowledged(pair.client) == 0
+
+
+async def test_a_part_of_a_record_is_acknowledged_at_once(pair: Pair) -> None:
+    server = pair.server
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.receive_some)
+        await wait_all_tasks_blocked()
+        pair.client._socket.send(b"\x17\x03\x03\x00\x20")
+        await wait_all_tasks_blocked(0.005)
+        assert _unacknowledged(pair.client) == 0
+        nursery.cancel_scope.cancel()
+
+
+def _unacknowledged(stream: TlsStream) -> int:
+    """Segments under way: tcpi_unacked of linux/tcp.h."""
+    information = stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    unacknowledged: int = struct.unpack_from("=8x5I", information)[4]
+    return unacknowledged
 
 
 # Ends -----------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from gateway.policy import Refusal, refuse
 from gateway.tls import TlsStream
 
 _SMALL: Final = 16384  # bytes of a request that are not worth counting
+_LAZINESS: Final = 0.01  # of the idle timeout: how much earlier it may come
+_LONGEST_ANSWER: Final = 120.0  # s; the configuration allows a request no more than a minute
 _LINGER: Final = 1.0  # s for a client to take its last answer before the connection is closed
 
 
@@ -150,9 +152,8 @@ class Conversation:
         frame = self._reader.next_frame() if len(self._reader) else None
         if len(self._reader):
             self._begin(Phase.READING, limits.request_timeout)
-        else:  # who is to be refused, for want of a rule or a place, may ask once, and not keep a place until then
-            welcome = self._principal is not None and self._over is None
-            self._begin(Phase.IDLE, limits.idle_timeout if welcome else limits.request_timeout)
+        else:
+            self._begin_to_idle()
         while frame is None:
             data = await self._stream.receive_some()
             await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher may give up
@@ -161,6 +162,7 @@ class Conversation:
                 return None
             frame = self._reader.feed(data)
             if frame is None:
+                self._stream.acknowledge()
                 if self.phase is Phase.IDLE:
                     self._begin(Phase.READING, limits.request_timeout)
                 self._hold(len(self._reader))
@@ -182,6 +184,29 @@ class Conversation:
         self.phase = phase
         self._scope.deadline = trio.current_time() + seconds
 
+    def _begin_to_idle(self) -> None:
+        """Enter IDLE. To move a deadline costs as much as to decode a request, and so it is moved only now and then.
+
+        It comes early by a hundredth at the most.
+        """
+        seconds = self._limits.idle_timeout
+        if not self._is_welcome:  # who is to be refused may ask once, and not keep a place until then
+            seconds = self._limits.request_timeout
+        self.phase = Phase.IDLE
+        deadline = trio.current_time() + seconds
+        if not deadline - seconds * _LAZINESS <= self._scope.deadline <= deadline:
+            self._scope.deadline = deadline
+
+    def _begin_to_answer(self, now: float) -> None:
+        """Enter ANSWERING, in which the dispatcher keeps a deadline of its own; one left from IDLE must not come."""
+        self.phase = Phase.ANSWERING
+        if self._scope.deadline < now + _LONGEST_ANSWER:
+            self._scope.deadline = float("inf")
+
+    @property
+    def _is_welcome(self) -> bool:
+        return self._principal is not None and self._over is None
+
     def _check_whole(self) -> None:
         """Raise ProtocolError where the client has left in the middle of a request."""
         if len(self._reader):
@@ -189,8 +214,9 @@ class Conversation:
 
     async def _answer(self, request: Request, principal: Principal, account: Account) -> None:
         began = time.perf_counter()
-        self._begin(Phase.ANSWERING, float("inf"))  # the dispatcher keeps a deadline of its own
-        limit = account.begin(trio.current_time())
+        now = trio.current_time()
+        self._begin_to_answer(now)
+        limit = account.begin(now)
         if limit is not None:
             self._hold(0)
             await self._refuse_over(limit, request)
@@ -228,8 +254,10 @@ class Conversation:
         )
 
     async def _send(self, frame: bytes) -> None:
-        self._begin(Phase.SENDING, self._limits.send_timeout)
-        await self._stream.send_all(frame)
+        sent = self._stream.send_now(frame)
+        if sent < len(frame):
+            self._begin(Phase.SENDING, self._limits.send_timeout)
+            await self._stream.send_all(memoryview(frame)[sent:])
 
     async def _turn_away(self, request: Request, principal: Principal | None) -> str:
         if principal is None:

@@ -4,6 +4,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -133,9 +134,9 @@ class Listener:
     async def _serve_client(self, sock: socket.socket, peer: str, over: Limit | None) -> None:
         self._connections.inc()
         try:
-            stream = TlsStream(sock, self._context, server_side=True)
-            if await self._shake_hands(stream, peer):
-                await self._have_conversation(stream, peer, over)
+            with closing(TlsStream(sock, self._context, server_side=True)) as stream:
+                if await self._shake_hands(stream, peer):
+                    await self._have_conversation(stream, peer, over)
         except Exception as error:  # noqa: BLE001 - a fault of ours that one client meets must not end the others
             self._failed("internal")
             self._log.error("client lost to a fault of the gateway", peer=peer, exc_info=error)

@@ -27,7 +27,10 @@ _UNIQUE_IDENTIFIERS: Final = frozenset(
     {Tag.UNIQUE_IDENTIFIER, Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER, Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER}
 )
 
+# A member of an enumeration is slow to come by; these are needed in every message.
 _OPERATION: Final = int(Tag.OPERATION)
+_UNIQUE_BATCH_ITEM_ID: Final = int(Tag.UNIQUE_BATCH_ITEM_ID)
+_RESULT_STATUS: Final = int(Tag.RESULT_STATUS)
 _POLL: Final = int(Operation.POLL)
 
 Fields = dict[int, tuple[int, int]]
@@ -68,7 +71,7 @@ class _Item(_Fields):
     @property
     def unique_batch_item_id(self) -> bytes | None:
         """Unique Batch Item ID, as the peer wrote it."""
-        return self._raw(Tag.UNIQUE_BATCH_ITEM_ID)
+        return self._raw(_UNIQUE_BATCH_ITEM_ID)
 
     @property
     def unique_identifiers(self) -> list[bytes]:
@@ -153,7 +156,7 @@ class ResponseItem(_Item):
     @property
     def status(self) -> int:
         """Result Status; a response is not decoded without one."""
-        status = self._number(Tag.RESULT_STATUS)
+        status = self._number(_RESULT_STATUS)
         return ResultStatus.OPERATION_FAILED if status is None else status
 
     @property
@@ -280,6 +283,8 @@ class Response(_Message):
         """
         if len(self.items) > len(request.items):
             return False
+        if len(request.items) == 1 == len(self.items):
+            return _echoes_one(self.items[0], request.items[0])
         left: dict[_Echo, int] = {}
         for asked in request.items:
             for echo in _echoes(asked):
@@ -298,6 +303,14 @@ _Echo = tuple[int, bytes | None]
 
 _NONE: Final = -1  # what an item's operation is where it has none
 _ANY: Final = -2
+
+
+def _echoes_one(item: ResponseItem, asked: RequestItem) -> bool:
+    """What ``_echoes`` comes to where one item is asked for and one answered, as it nearly always is."""
+    number = item.unique_batch_item_id
+    return (number is None or number == asked.unique_batch_item_id) and (
+        item.operation in {asked.operation, _NONE} or asked.operation == _POLL
+    )
 
 
 def _echoes(asked: RequestItem) -> set[_Echo]:

@@ -13,6 +13,9 @@ from gateway.upstream.slots import Slots
 _SICK_CREDENTIALS: Final = 2  # whose sessions fail, before that is the backend's fault and not theirs
 
 
+_TOUCH: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
+
+
 class Traits(NamedTuple):
     """What the configuration says of a backend: its share, its tier (the lowest serves), and whether it may write."""
 
@@ -77,7 +80,7 @@ class Backend:
 
     def accepts(self, effect: Effect) -> bool:
         """Whether its role lets it run requests of this effect."""
-        return self.traits.writable or effect <= Effect.TOUCH
+        return self.traits.writable or effect <= _TOUCH
 
     def speaks(self, version: Version) -> bool:
         """Whether it may speak a protocol version: it said so, or nobody has asked."""

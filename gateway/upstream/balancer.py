@@ -41,9 +41,8 @@ class Balancer:
         unless none does. Those that are failing come last: where nothing else is left, trying them is better than
         giving up.
         """
-        candidates = [backend for backend in self.backends if backend.accepts(effect)]
-        speaking = [backend for backend in candidates if backend.speaks(version)]
-        left = speaking or candidates
+        left = [backend for backend in self.backends if backend.accepts(effect) and backend.speaks(version)]
+        left = left or [backend for backend in self.backends if backend.accepts(effect)]
         if preferred in left and preferred.is_available_to(credential):
             left.remove(preferred)
             yield preferred

@@ -122,7 +122,7 @@ class Health:
     @property
     def serves(self) -> bool:
         """Whether requests should be sent to it."""
-        return self.state is State.UP
+        return self.state is _UP
 
     def probed(self, verdict: Verdict) -> bool:
         """Take a probe's verdict into account. Returns whether the state has changed."""
@@ -143,4 +143,5 @@ class Health:
         return self._rise
 
 
+_UP: Final = State.UP  # a member of an enumeration is slow to come by
 _STATE_AFTER: Final = {Verdict.SERVES: State.UP, Verdict.STANDBY: State.STANDBY, Verdict.FAILS: State.DOWN}

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from gateway.alarm import Alarms
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
@@ -21,6 +22,7 @@ from gateway.upstream.session import PROBES, Opener, Session, State
 from gateway.upstream.slots import Slots
 
 _OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential, when all is well
+_IDLE: Final = State.IDLE  # a member of an enumeration is slow to come by
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 
@@ -112,6 +114,7 @@ class Pool:
         self.observer = observer
         self.probe = probe
         self.answered_at = float("-inf")
+        self.alarms = Alarms(spawn)
         self._breaker = breaker or Breaker()
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
         self._idle: list[Session] = []  # longest idle first
@@ -215,16 +218,17 @@ class Pool:
     def give_back(self, session: Session) -> None:
         """Take back what was lent: keep it if its exchange ended properly, throw it away if not."""
         self._busy.remove(session)  # raises where it is not lent: given back twice, it would be lent twice
-        if session.state is not State.IDLE:
+        now = trio.current_time()
+        if session.state is not _IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
             self._discard(session, "drain")
-        elif trio.current_time() >= session.expires_at:
+        elif now >= session.expires_at:
             self._discard(session, "lifetime")
         elif self._slots.owed_by(self):
             self._discard(session, "yielded")
         else:
-            self._offer(session)
+            self._offer(session, now)
 
     def answered(self) -> None:
         """A client's request was answered here."""
@@ -248,10 +252,10 @@ class Pool:
             if session.is_repeatable:
                 session.close()
 
-    def _offer(self, session: Session) -> None:
+    def _offer(self, session: Session, now: float) -> None:
         """Hand an idle session to the first waiter, or keep it. As in ``take``, only a quiet one is lent."""
         if not self._waiters:
-            session.idle_since = trio.current_time()
+            session.idle_since = now
             self._idle.append(session)
         elif not session.is_quiet():
             self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
@@ -331,12 +335,13 @@ class Pool:
         self._breaker.session_opened()
         self._pace = min(self._pace + 1, _OPENING_AT_ONCE)
         spread = 1 - self._settings.lifetime_spread * random.random()  # noqa: S311 - spreads load, hides nothing
-        session.expires_at = trio.current_time() + self._settings.max_lifetime * spread
+        now = trio.current_time()
+        session.expires_at = now + self._settings.max_lifetime * spread
         self.observer.session_opened(seconds)
         if self._closed:
             self._discard(session, "drain")
             return
-        self._offer(session)
+        self._offer(session, now)
         self.open_if_wanted()
 
     def _failed(self, error: BackendError) -> None:

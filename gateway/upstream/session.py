@@ -16,6 +16,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import tls
+from gateway.alarm import Alarm
 from gateway.config import Address
 from gateway.errors import BackendError, MessageTooLargeError, ProtocolError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
@@ -33,6 +34,15 @@ class State(Enum):
     IDLE = "idle"
     BUSY = "busy"
     CLOSED = "closed"
+
+
+# A member of an enumeration is slow to come by; these are needed in every exchange.
+_IDLE: Final = State.IDLE
+_BUSY: Final = State.BUSY
+_CONNECT: Final = Stage.CONNECT
+_SEND: Final = Stage.SEND
+_WAIT: Final = Stage.WAIT
+_READ: Final = Stage.READ
 
 
 class Stream(Protocol):
@@ -58,12 +68,15 @@ class Session:
     """A connection that the key manager has accepted.
 
     ``backend`` is its name. ``expires_at`` and ``idle_since`` are in trio's time and belong to the pool, which lends
-    the session. ``is_repeatable`` says whether the request under way may be repeated elsewhere.
+    the session. ``is_repeatable`` says whether the request under way may be repeated elsewhere; ``alarm`` is for its
+    deadline.
     """
 
     __slots__ = (
+        "_is_overdue",
         "_reader",
         "_stream",
+        "alarm",
         "backend",
         "expires_at",
         "idle_since",
@@ -82,6 +95,8 @@ class Session:
         self.stage = Stage.CONNECT
         self.requests = 0
         self.is_repeatable = False
+        self.alarm = Alarm()
+        self._is_overdue = False
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
@@ -91,7 +106,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether its last exchange ended properly, so that it can have another."""
-        return self.state is State.IDLE
+        return self.state is _IDLE
 
     def is_quiet(self) -> bool:
         """Whether an idle session is as it was left: the key manager neither closed it nor spoke unasked."""
@@ -103,21 +118,21 @@ class Session:
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage. The deadline is the
         caller's; a session whose exchange did not end is of no further use.
         """
-        self.state = State.BUSY
-        is_first = self.stage is Stage.CONNECT
-        self.stage = Stage.CONNECT
+        self.state = _BUSY
+        is_first = self.stage is _CONNECT
+        self.stage = _CONNECT
         if not is_first and not self.is_quiet():  # what it said since it was lent would be taken for the answer
             raise self._error("closed, or spoken on unasked", "closed")
-        self.stage = Stage.SEND
+        self.stage = _SEND
         try:
             await self._stream.send_all(request.frame)
-            self.stage = Stage.WAIT
+            self.stage = _WAIT
             frame = None
             while frame is None:
                 data = await self._stream.receive_some()
                 if not data:
-                    raise self._error("closed without an answer" if self.stage is Stage.WAIT else "closed", "closed")
-                self.stage = Stage.READ
+                    raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
+                self.stage = _READ
                 frame = self._reader.feed(data)
             response = decode_response(frame)
         except (StreamClosedError, TlsError) as error:
@@ -131,10 +146,17 @@ class Session:
         self.requests += 1
         if len(self._reader):
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
-        self.state = State.IDLE
+        self.state = _IDLE
         return response
 
+    def expire(self) -> None:
+        """The answer has not come in time: whoever waits for it gets a BackendError, and the session is done for."""
+        self._is_overdue = True
+        self._stream.close()
+
     def _broken(self, error: StreamClosedError | TlsError) -> BackendError:
+        if self._is_overdue:
+            return self._error("no answer in time", "timeout")
         if self.state is State.CLOSED:
             return self._error("closed on this side, for the request to go elsewhere", "interrupted")
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:

@@ -35,15 +35,11 @@ class Slots:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.used = 0  # places taken: the sum of what is held, which every request asks for
         self._held: dict[Tenant, int] = {}
 
     def __repr__(self) -> str:
         return f"<Slots {self.used} of {self.limit}>"
-
-    @property
-    def used(self) -> int:
-        """Places taken."""
-        return sum(self._held.values())
 
     def add(self, tenant: Tenant) -> None:
         """Let a pool take part."""
@@ -58,6 +54,7 @@ class Slots:
         if not self.has_room() and not self._evict_for(taker):
             return False
         self._held[taker] += 1
+        self.used += 1
         return True
 
     def _evict_for(self, taker: Tenant) -> bool:
@@ -68,12 +65,14 @@ class Slots:
             may_move = not self._held[taker] or self._would_even_out(taker, other)
             if other.close_oldest_idle(float("inf") if may_move else unused):
                 self._held[other] -= 1
+                self.used -= 1
                 return True
         return False
 
     def give_back(self, holder: Tenant) -> None:
         """Free a place for a waiter: of a pool that holds fewest, and of those the one that has waited longest."""
         self._held[holder] -= 1
+        self.used -= 1
         for tenant in sorted(self._held, key=lambda each: (self._held[each], each.waiting_since)):
             if not self.has_room():
                 break
@@ -81,7 +80,7 @@ class Slots:
 
     def owed_by(self, holder: Tenant) -> bool:
         """Whether a session that comes back should rather make place: for another pool's waiter, or a lower limit."""
-        if self.has_room():
+        if self.used < self.limit:
             return False
         if self.used > self.limit:
             return True

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ProtocolError
-from gateway.kmip import ttlv
+from gateway.kmip import decode, ttlv
 from gateway.kmip.decode import MAX_BATCH_ITEMS, MAX_DEPTH, decode_request, decode_response
-from gateway.kmip.messages import Request, Response, Version
+from gateway.kmip.messages import Fields, Request, Response, Version
 from gateway.kmip.spec import ItemType, Operation, Tag
 from tests.kmip.material import (
     CARELESS,
@@ -718,3 +718,54 @@ def test_broken_messages_are_neither_all_refused_nor_all_read() -> None:
     collect()
 
     assert 0.05 < sum(view is not None for view in seen) / len(seen) < 0.95
+
+
+# What is remembered -------------------------------------------------------------------------------------------------
+
+ANSWER = response(success(Operation.GET, None, identifier("1")))
+
+
+def _outcome(read: Callable[[], tuple[Version, Fields, list[Fields]]]) -> object:
+    try:
+        return read()
+    except ProtocolError as error:
+        return str(error), error.version
+
+
+@pytest.mark.parametrize(("frame", "side"), [(GET, decode._REQUEST), (ANSWER, decode._RESPONSE)])
+def test_what_begins_like_another_message_reads_as_if_it_were_the_first(frame: bytes, side: decode._Side) -> None:
+    decode._decode(frame, side, MAX_DEPTH, MAX_BATCH_ITEMS)
+    assert any(frame.startswith(beginning) for beginning in side.shapes)
+    changed = [
+        frame[:position] + bytes([frame[position] ^ change]) + frame[position + 1 :]
+        for position in range(len(frame))
+        for change in (1, 4, 8, 16, 128)
+    ]
+    cut = [frame[:end] for end in range(len(frame))]
+    longer = [frame + bytes(8), frame + frame]
+    for each in changed + cut + longer:
+        remembered = _outcome(lambda each=each: decode._decode(each, side, MAX_DEPTH, MAX_BATCH_ITEMS))  # type: ignore[misc]
+        assert remembered == _outcome(lambda each=each: decode._read(each, side, MAX_DEPTH, MAX_BATCH_ITEMS))  # type: ignore[misc]
+
+
+def test_a_deep_payload_is_refused_behind_the_beginning_of_a_flat_one() -> None:
+    deep = request(batch_item(operation(Operation.GET), payload(nested(40))))
+    size = len(deep) - len(request(batch_item(operation(Operation.GET), payload())))
+    flat = request(batch_item(operation(Operation.GET), payload(ttlv.octets(Tag.DATA, bytes(size - 8)))))
+    assert len(flat) == len(deep)
+    decode_request(flat)
+    with pytest.raises(ProtocolError, match="too deeply") as raised:
+        decode_request(deep)
+    assert raised.value.version == decode_request(flat).version
+
+
+def test_no_credential_is_remembered() -> None:
+    before = set(decode._REQUEST.shapes)
+    decode_request(request(get(), header=[authentication(credential(1))]))
+    assert set(decode._REQUEST.shapes) == before
+
+
+def test_no_more_is_remembered_than_is_good() -> None:
+    for number in range(2 * decode._SHAPES):
+        decode_response(response(success(Operation.GET, None, ttlv.octets(Tag.DATA, bytes(8 * number)))))
+    assert 0 < len(decode._RESPONSE.shapes) <= decode._SHAPES

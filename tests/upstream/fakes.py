@@ -101,8 +101,10 @@ class FakeStream:
     async def send_all(self, data: bytes) -> None:
         if self.closed:
             raise StreamClosedError("closed on this side", nothing_sent=True)
-        if not self.takes_bytes:
-            await trio.sleep_forever()
+        while not self.takes_bytes:
+            await self._news.park()
+            if self.closed:
+                raise StreamClosedError("closed on this side")
         self.sent.append(data)
         self.say(*self.next_answer)
         self.next_answer = ()

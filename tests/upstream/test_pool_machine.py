@@ -302,6 +302,7 @@ class PoolMachine(RuleBasedStateMachine):
         for pool in self.pools.values():
             counts = pool.statistics()
             assert self.slots._held[pool] == counts.idle + counts.busy + counts.opening
+        assert self.slots.used == sum(self.slots._held.values())
         self.most = max(self.slots.limit, min(self.most, self.slots.used))
         assert self.slots.used <= self.most, "more than the limit, and more than there were when it was lowered"
 

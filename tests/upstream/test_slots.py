@@ -33,6 +33,7 @@ class FakeTenant:
         self.opened = 0
         slots.add(self)
         slots._held[self] = holds
+        slots.used += holds
 
     @property
     def held(self) -> int:

@@ -195,6 +195,8 @@ class KeyManager:
                     if not await self._request(stream, frame, owner):
                         return
                     frame = reader.next_frame()
+                if len(reader):
+                    stream.acknowledge()
             except ProtocolError as error:
                 self.requests += 1
                 await stream.send_all(compose.failure(None, ResultReason.INVALID_MESSAGE, str(error)))

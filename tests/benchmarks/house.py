@@ -1,0 +1,213 @@
+"""A whole gateway in this process, and its key managers and its client in processes of their own, to be counted.
+
+All over real mutual TLS on the loopback interface. The gateway is that of ``kmip-gateway run``, with everything on;
+only its probes are as rare as they may be, since they would be counted by the clock and not by the request.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+from OpenSSL import SSL
+
+from gateway import log
+from gateway.config import load
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.messages import Request
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.worker import Worker
+from tests.e2e.harness import Certificates, GatewaySettings, Identity, write_config
+
+_MAX_SIZE = 16 << 20
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_EXTRA = """
+[health]
+interval = 3600.0
+[log]
+level = "error"
+[pool]
+min_idle = {pool_size}
+idle_timeout = 3600.0
+validate_after = 3600.0
+"""
+
+
+class Size(NamedTuple):
+    """What a request may cost more by: of the message in bytes, of everything else in numbers."""
+
+    message: int = 0
+    items: int = 1
+    backends: int = 2
+    identities: int = 1
+    idle_clients: int = 0
+    pool: int = 1
+
+
+def request_frame(size: Size) -> bytes:
+    """A Get, or a batch of them, of at least so many bytes."""
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f")
+    if size.message:
+        payload += ttlv.octets(Tag.DATA, bytes(size.message))
+    numbered = size.items > 1
+    return compose.encode_request(
+        (1, 2),
+        [
+            compose.Ask(Operation.GET, payload, index.to_bytes(2, "big") if numbered else None)
+            for index in range(size.items)
+        ],
+    )
+
+
+def response_frame(request: Request, size: Size) -> bytes:
+    """Its answer, of some 320 bytes or of as many as the request's."""
+    payload = ttlv.octets(Tag.KEY_MATERIAL, bytes(max(200, size.message)))
+    results = [
+        compose.Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=payload)
+        for item in request.items
+    ]
+    return compose.encode_response(request.version, results, now=0)
+
+
+@cache
+def certificates() -> Certificates:
+    """One set for all cases; it goes with the process that has asked for it first."""
+    made = Certificates(Path(tempfile.mkdtemp(prefix="kmip-gateway-house-")))
+    made.client("alice")
+    made.credential("gateway")
+    return made
+
+
+def serve_kept(count: int, size: Size) -> None:
+    """Run a gateway while a client asks so often over one kept connection."""
+    _serve(count, size, fresh=False)
+
+
+def serve_fresh(count: int, size: Size) -> None:
+    """Run a gateway while a client asks so often, over a connection of its own each time."""
+    _serve(count, size, fresh=True)
+
+
+def _serve(count: int, size: Size, *, fresh: bool) -> None:
+    log.configure("error", "text")
+    identities = [Identity("everyone")] + [
+        Identity(f"nobody-{index}", f'{{ subject_cn = "nobody-{index}" }}', shared=False)
+        for index in range(1, size.identities)
+    ]
+    listening = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(size.backends)]
+    _apart(lambda: _be_key_managers(listening, size))
+    ports = [sock.getsockname()[1] for sock in listening]
+    settings = GatewaySettings(ports, identities, extra=_EXTRA.format(pool_size=size.pool))
+    config = load(write_config(certificates(), settings, 0, 0))
+    read_port, write_port = os.pipe()
+    read_end, write_end = os.pipe()
+    _apart(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
+    os.close(write_end)
+    trio.run(_run, Worker(config), write_port, read_end)
+
+
+async def _run(worker: Worker, write_port: int, read_end: int) -> None:
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(worker.run)
+        await trio.sleep(0.5)  # the pools fill; the count without requests has this, too
+        os.write(write_port, bound.listeners[0].port.to_bytes(2, "big"))
+        await trio.lowlevel.wait_readable(read_end)
+        if not os.read(read_end, 1):
+            raise RuntimeError("the client has not been served")
+        nursery.cancel_scope.cancel()
+
+
+def _apart(work: Callable[[], None]) -> None:
+    """Do something in a process of its own, which ends with this one at the latest."""
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent
+            print(f"benchmark: {error!r}", file=sys.stderr)
+        finally:
+            os._exit(0)
+
+
+def _be_client(port: int, done: int, count: int, size: Size, *, fresh: bool) -> None:
+    """Connect, ask, check the last answer, and say that it is done; where it ends without, that is a failure."""
+    context = _context(*certificates().client("alice"))
+    address = ("127.0.0.1", int.from_bytes(os.read(port, 2), "big"))
+    frame = request_frame(size)
+    idle = [_connect(address, context) for _ in range(size.idle_clients)]
+    connection = _connect(address, context)
+    for _ in range(count):
+        if fresh:
+            connection.close()
+            connection = _connect(address, context)
+        connection.sendall(frame)
+        answer = _read_message(connection, FrameReader(Tag.RESPONSE_MESSAGE, _MAX_SIZE))
+    if decode_response(answer, max_items=size.items).items[0].status == ResultStatus.SUCCESS:
+        os.write(done, b"!")
+    del idle
+
+
+def _context(certificate: Path, private_key: Path) -> SSL.Context:
+    """For a peer that trusts everybody: what it verifies is not counted."""
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.use_certificate_chain_file(str(certificate))
+    context.use_privatekey_file(str(private_key))
+    return context
+
+
+def _connect(address: tuple[str, int], context: SSL.Context) -> SSL.Connection:
+    connection = SSL.Connection(context, socket.create_connection(address))
+    connection.set_connect_state()
+    connection.do_handshake()
+    return connection
+
+
+def _be_key_managers(listening: Sequence[socket.socket], size: Size) -> None:
+    """Answer on all of these, until killed with the gateway."""
+    context = _context(*certificates().pair("kms"))
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_arguments: True)
+    for sock in listening[1:]:
+        _in_background(_accept, sock, context, size)
+    _accept(listening[0], context, size)
+
+
+def _accept(listening: socket.socket, context: SSL.Context, size: Size) -> None:
+    answers: dict[bytes, bytes] = {}
+    while True:
+        connected, _address = listening.accept()
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _in_background(_answer, SSL.Connection(context, connected), answers, size)
+
+
+def _answer(connection: SSL.Connection, answers: dict[bytes, bytes], size: Size) -> None:
+    connection.set_accept_state()
+    reader = FrameReader(Tag.REQUEST_MESSAGE, _MAX_SIZE)
+    with suppress(SSL.Error):
+        while True:
+            frame = _read_message(connection, reader)
+            if frame not in answers:
+                answers[frame] = response_frame(decode_request(frame, max_items=100_000), size)
+            connection.sendall(answers[frame])
+
+
+def _in_background(work: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def _read_message(connection: SSL.Connection, reader: FrameReader) -> bytes:
+    while True:
+        frame = reader.feed(connection.recv(16384))
+        if frame is not None:
+            return frame

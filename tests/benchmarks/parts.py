@@ -1,0 +1,105 @@
+"""Parts of a request's path by themselves, in this process: the codec, and the dispatcher over pools in memory."""
+
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+import trio.testing
+
+from gateway.dispatcher import Dispatcher, DispatcherSettings
+from gateway.identity import Identity, Principal
+from gateway.kmip.decode import decode_request, decode_response
+from gateway.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.balancer import Balancer
+from gateway.upstream.meter import Meter
+from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.session import Session
+from gateway.upstream.slots import Slots
+from tests.benchmarks.house import Size, request_frame, response_frame
+from tests.upstream.fakes import MAX_RESPONSE_SIZE, proved
+
+_CREDENTIAL: Final = "everyone"
+_PRINCIPAL: Final = Principal(Identity(_CREDENTIAL, shared=True), "CN=CA", "CN=alice", 0.0, float("inf"))
+
+
+def decode_requests(count: int, size: Size) -> None:
+    """Decode a request so often."""
+    frame = request_frame(size)
+    for _ in range(count):
+        decode_request(frame)
+
+
+def decode_responses(count: int, size: Size) -> None:
+    """Decode a response so often."""
+    frame = response_frame(decode_request(request_frame(size)), size)
+    for _ in range(count):
+        decode_response(frame)
+
+
+class _Echo:
+    """A connection whose answer is there as soon as it is asked for."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    async def receive_some(self) -> bytes:
+        """The answer."""
+        return self._answer
+
+    async def send_all(self, data: bytes) -> None:
+        """Nothing to do."""
+
+    def is_quiet(self) -> bool:
+        """As it is."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def close_politely(self) -> None:
+        """Nothing to do."""
+
+
+def dispatch(count: int, size: Size) -> None:
+    """Have a dispatcher answer so many requests, one after the other: no TLS, no sockets, no waiting."""
+    trio.run(_dispatch, count, size)
+
+
+async def _dispatch(count: int, size: Size) -> None:
+    request = decode_request(request_frame(size))
+    answer = response_frame(request, size)
+    metrics = Metrics("0")
+    async with trio.open_nursery() as nursery:
+        backends = [_backend(f"kms-{index}", answer, size, metrics, nursery) for index in range(size.backends)]
+        for backend in backends:
+            for pool in backend.pools.values():
+                pool.tend()
+        await trio.testing.wait_all_tasks_blocked()
+        dispatcher = Dispatcher(Balancer(backends), DispatcherSettings(), metrics=metrics)
+        for _ in range(count):
+            answered = await dispatcher.dispatch(request, _PRINCIPAL)
+            assert answered.response is not None
+
+
+def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: trio.Nursery) -> Backend:
+    async def open_session() -> Session:
+        return proved(Session(_Echo(answer), name, max_response_size=MAX_RESPONSE_SIZE))
+
+    slots = Slots(1000)
+    credentials = [_CREDENTIAL, *(f"nobody-{index}" for index in range(1, size.identities))]
+    make = partial(Pool, name, slots=slots, opener=open_session, spawn=nursery.start_soon)
+    log = structlog.wrap_logger(None)
+    return Backend(
+        name,
+        slots,
+        {
+            credential: make(
+                credential,
+                PoolSettings(min_idle=size.pool),
+                observer=Meter(name, credential, metrics, log),
+            )
+            for credential in credentials
+        },
+    )
