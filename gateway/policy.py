@@ -117,7 +117,7 @@ def _effect_of_payload(item: RequestItem) -> Effect:
 
 
 #: What a key manager says of an object that it does not have: 1.x, and since 2.0.
-_MISSING: Final = frozenset({ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND})
+MISSING: Final = frozenset({ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND})
 
 
 def found_by(response: Response) -> int:
@@ -130,7 +130,7 @@ def is_missing_something(response: Response) -> bool:
     for item in response.items:
         status = item.status
         if status == ResultStatus.OPERATION_FAILED:
-            if item.reason in _MISSING:
+            if item.reason in MISSING:
                 return True
         elif item.operation == Operation.LOCATE and _is_empty(item):
             return True

@@ -10,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gateway import policy
 from gateway.errors import Stage
-from gateway.kmip.spec import Operation
-from gateway.policy import EFFECTS, REFUSED_OPERATIONS, REPEATABLE, STREAMING, Effect
+from gateway.kmip.spec import Operation, ResultReason
+from gateway.policy import EFFECTS, MISSING, REFUSED_OPERATIONS, REPEATABLE, STREAMING, Effect
 
 _VARIABLE = "KMIP_GATEWAY_MUTANT"
 _COMMAND = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.mutants", "--no-header"]
-_TESTS = ["tests/test_failover.py", "tests/test_policy.py"]
+_TESTS = ["tests/test_failover.py", "tests/test_policy.py", "tests/test_knowledge.py"]
+
+#: Tables that are read under another name, into which they were put together.
+_READ_AS = {"STREAMING": ["STREAMING", "_JUDGED_BY_PAYLOAD"]}
 
 
 def mutants() -> list[str]:
@@ -24,7 +27,8 @@ def mutants() -> list[str]:
     stages = [f"REPEATABLE:{stage.name}" for stage in Stage]
     refused = [f"REFUSED_OPERATIONS:{operation.name}" for operation in Operation if operation in REFUSED_OPERATIONS]
     streaming = [f"STREAMING:{operation.name}" for operation in Operation if operation in STREAMING]
-    return [*effects, *stages, *refused, *streaming]
+    missing = [f"MISSING:{reason.name}" for reason in sorted(MISSING)]
+    return [*effects, *stages, *refused, *streaming, *missing]
 
 
 def flip(mutant: str) -> None:
@@ -35,8 +39,11 @@ def flip(mutant: str) -> None:
         EFFECTS[Operation[name]] = Effect.MUTATE if effect <= Effect.TOUCH else Effect.READ
     elif table == "REPEATABLE":
         REPEATABLE[Stage[name]] = Effect.READ if Stage[name] is Stage.CONNECT else Effect.MUTATE
+    elif table == "MISSING":
+        policy.MISSING -= {ResultReason[name]}  # type: ignore[misc]
     else:
-        setattr(policy, table, getattr(policy, table) - {Operation[name]})
+        for where in _READ_AS.get(table, [table]):
+            setattr(policy, where, getattr(policy, where) - {Operation[name]})
 
 
 def pytest_configure() -> None:

@@ -36,12 +36,14 @@ class Replica(FakeKeyManager):
         self.behaviour = _answers_for_itself
 
     def answer(self, request: Request) -> bytes:
+        missing = ResultReason.ITEM_NOT_FOUND if request.version < (2, 0) else ResultReason.OBJECT_NOT_FOUND
         results = [
-            self._execute(item.operation, item.unique_identifiers, item.unique_batch_item_id) for item in request.items
+            self._execute(item.operation, item.unique_identifiers, item.unique_batch_item_id, missing)
+            for item in request.items
         ]
         return compose.encode_response(request.version, results, now=0)
 
-    def _execute(self, operation: int, names: list[bytes], number: bytes | None) -> compose.Result:
+    def _execute(self, operation: int, names: list[bytes], number: bytes | None, missing: int) -> compose.Result:
         self.asked.append(operation)
         name = names[0].decode() if names else ""
         found = self.has.get(name, float("inf")) <= trio.current_time()
@@ -54,7 +56,7 @@ class Replica(FakeKeyManager):
             payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name) if found else b""
             return compose.Result(ResultStatus.SUCCESS, operation, number, payload=payload)
         elif name and not found:
-            return compose.Result(ResultStatus.OPERATION_FAILED, operation, number, ResultReason.ITEM_NOT_FOUND, "no")
+            return compose.Result(ResultStatus.OPERATION_FAILED, operation, number, missing, "no")
         payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name)
         return compose.Result(ResultStatus.SUCCESS, operation, number, payload=payload)
 
