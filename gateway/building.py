@@ -189,15 +189,14 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
 
 def _mark_keys(path: Path) -> list[bytes]:
     """The keys of a file, which is made where there is none; where it can't be, one that ends with the process."""
-    try:
-        return mark_keys(path)
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        raise ConfigError([f"replication.mark_key_file: {error}"]) from None
     key = secrets.token_bytes(32)
     try:
+        with suppress(FileNotFoundError):
+            return mark_keys(path)
         _write_once(path, key.hex() + "\n")
+        return mark_keys(path)
+    except ValueError as error:
+        raise ConfigError([f"replication.mark_key_file: {error}"]) from None
     except OSError as error:
         log.get("worker").warning(
             "marks end with this process: after a restart, values that they stand before are unknown; name a file that"
@@ -207,7 +206,6 @@ def _mark_keys(path: Path) -> list[bytes]:
             reason=error.strerror,
         )
         return [key]
-    return mark_keys(path)
 
 
 def _write_once(path: Path, text: str) -> None:
@@ -216,8 +214,13 @@ def _write_once(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-        with suppress(FileExistsError):
+        try:
             os.link(file.name, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links: the moment in which it is half written is a short one
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as plain:
+                plain.write(text)
 
 
 def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> list[Listener]:

@@ -22,7 +22,10 @@ from gateway.policy import (
     Refusal,
     effect_of,
     found_by,
+    has_done_something,
     is_missing_something,
+    makes_only_new,
+    may_be_given_values,
     may_repeat,
     refuse,
     refused_operation,
@@ -98,6 +101,7 @@ class _Job:
         "queue_left",
         "request",
         "source",
+        "stays",
         "tried",
     )
 
@@ -113,7 +117,8 @@ class _Job:
         self.is_gone = is_gone
         self.tried: list[Backend] = []
         self.source: Backend | None = None  # the only one that can answer, as a mark says
-        self.preferred: Backend | None = None  # the one that the client has just changed something on
+        self.preferred: Backend | None = None  # the one to try first
+        self.stays: list[str] = []  # on which backends the client has just left something
 
 
 class Dispatcher:
@@ -133,6 +138,7 @@ class Dispatcher:
         self._affinity, self._marks, self._versions, self._asks_others = knowledge
         self._may_be_late = self._asks_others or (self._affinity is not None and not self._affinity.is_shared)
         self._budgets: dict[str, RetryBudget] = {}
+        self._asking_budgets: dict[str, RetryBudget] = {}
 
     async def dispatch(
         self, request: Request, principal: Principal, is_gone: Callable[[], bool] = lambda: False
@@ -161,30 +167,34 @@ class Dispatcher:
         """As below, for a request that may show marks, and whose answer may need some."""
         request = job.request
         backends = {backend.known_as: backend for backend in self._balancer.backends}
-        can_be_given = job.effect is Effect.BOUND or Tag.ASYNCHRONOUS_INDICATOR in request.fields
-        taken = marks.take(request, job.principal, backends, leave_room=can_be_given)
+        taken = marks.take(request, job.principal, backends, leave_room=may_be_given_values(request))
         if taken.refusal is not None:
             return _refusal(taken.refusal, _BAD_MARKS[taken.refusal], request)
         job.request = taken.request
-        job.source = backends.get(taken.backend)
+        source = backends.get(taken.backend)
+        if taken.is_ticket:  # another key manager may know it, too, or says that one must log in again
+            job.preferred = source
+        else:
+            job.source = source
         answer = await self._try_in_order(job)
         if answer.response is None or answer.backend is None:
             return answer
-        frame = marks.put(answer.response, job.principal, answer.backend.known_as)
+        frame = marks.put(answer.response, request, job.principal, answer.backend.known_as)
         most = request.maximum_response_size
-        if most is not None and len(frame) > max(most, len(answer.frame)):
+        if most is not None and len(answer.frame) <= most < len(frame):
             return self._give_up(job, _TOO_LARGE_WITH_MARKS)
         return answer._replace(frame=frame)
 
     async def _try_in_order(self, job: _Job) -> Answer:
         """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
-        budget = self._budget(job.credential)
+        budget = self._budget(self._budgets, job.credential)
         budget.request()
         failure: BackendError | None = None
         busy: PoolBusyError | None = None
         order = self._order(job)
         for backend in order:
             job.tried.append(backend)
+            is_news = job.effect >= _BOUND and self._note(job, backend)  # its next request may come before the answer
             try:
                 response = await self._try_backend(backend, job, budget)
             except PoolBusyError as error:
@@ -194,10 +204,14 @@ class Dispatcher:
                 if error.stage > Stage.CONNECT and not self._may_repeat(job, error, budget):
                     return self._give_up(job, error)
             else:
-                if self._may_be_late and job.effect <= _REPEATABLE and is_missing_something(response):
-                    return await self._look_elsewhere(job, order, backend, response, budget)
-                self._note(job, backend)
-                return Answer.of(response, backend)
+                if job.effect >= _BOUND:
+                    self._settle(job, backend, response, is_news=is_news)
+                answer = Answer.of(response, backend)
+                if self._may_be_late and _may_be_known_elsewhere(job.effect, response):
+                    return await self._look_elsewhere(job, order, answer)
+                return answer
+            if is_news:
+                self._drop(job, backend)
             if trio.current_time() >= job.deadline:
                 break
         return self._nothing_left(job, failure, busy)
@@ -206,54 +220,76 @@ class Dispatcher:
         """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
         if job.source is not None:
             return iter((job.source,))
-        if self._affinity is not None:
-            job.preferred = self._affinity.prefers(job.principal, job.effect, trio.current_time())
+        if self._affinity is not None and len(self._affinity):
+            is_bound = job.effect is _BOUND or Tag.AUTHENTICATION in job.request.fields
+            job.stays = self._affinity.stays(job.principal, trio.current_time(), is_bound=is_bound)
+            if job.stays and job.preferred is None:
+                job.preferred = self._balancer.where_it_stays(
+                    job.stays, job.credential, is_new=makes_only_new(job.request)
+                )
         return self._balancer.order(job.credential, job.effect, job.request.version, job.preferred)
 
-    async def _look_elsewhere(
-        self, job: _Job, order: Iterator[Backend], backend: Backend, response: Response, budget: RetryBudget
-    ) -> Answer:
+    # What one key manager does not know ------------------------------------------------------------------------------
+
+    async def _look_elsewhere(self, job: _Job, order: Iterator[Backend], answer: Answer) -> Answer:
         """One key manager does not have what was asked for, or not yet: see to it before the client hears that.
 
-        Gives the answer that found most; where no other found more, the first. But where the one that the client has
-        just changed something on can't be asked, nobody knows what is missing.
+        A read is asked of the others; what failed for want of its object has not run, and goes to those on which the
+        client has just changed something. Gives the answer that found most; where no other found more, the first. But
+        where one of those can't be asked, nobody knows what is missing.
         """
-        answer, heard = Answer.of(response, backend), [backend]
-        if self._asks_others:
-            answer = await self._ask_others(job, order, answer, heard, budget)
-        if job.preferred is None or job.preferred in heard or not _is_missing_something(answer):
-            return answer
-        message = (
-            "the key manager on which this client has just changed something can't be reached, and the others do not"
-            " know what is asked for; try again later"
-        )
-        return _refusal(Refusal.BACKEND_FAILED, message, job.request, detail=f"{job.preferred.name}: {message}")
-
-    async def _ask_others(
-        self, job: _Job, order: Iterator[Backend], answer: Answer, heard: list[Backend], budget: RetryBudget
-    ) -> Answer:
+        unheard = set(job.stays) - {backend.known_as for backend in job.tried[-1:]}
         found, outcome = _found_by(answer), "missing"
+        budget = self._budget(self._asking_budgets, job.credential)
+        budget.request()
+        whole = job.deadline
         for backend in order:
-            if not backend.is_available_to(job.credential):
+            asks = backend.known_as in unheard or (self._asks_others and job.effect <= _REPEATABLE)
+            if not asks or not backend.is_available_to(job.credential):
                 continue
-            if trio.current_time() >= job.deadline or not budget.withdraw(trio.current_time()):
+            now = trio.current_time()
+            if now >= whole or not budget.withdraw(now):
                 outcome = "denied" if outcome == "missing" else outcome
                 break
             job.tried.append(backend)
+            if job.effect <= _REPEATABLE:  # there is an answer already, which should not wait for long
+                job.deadline = min(whole, now + self._settings.try_timeout)
             try:
                 other = Answer.of(await self._try_backend(backend, job, budget), backend)
-            except (BackendError, PoolBusyError):
+            except PoolBusyError:
                 continue
-            heard.append(backend)
+            except BackendError as error:
+                if error.stage > Stage.CONNECT and job.effect > _REPEATABLE:
+                    return self._give_up(job, error)
+                continue
+            unheard.discard(backend.known_as)
             if _found_by(other) > found:
                 answer, found, outcome = other, _found_by(other), "found"
+                if job.effect > _REPEATABLE:
+                    break
         self._metrics.others_asked.labels(outcome).inc()
+        if unheard and _is_missing_something(answer):
+            return _refusal(Refusal.BACKEND_FAILED, _UNHEARD, job.request, detail=f"{sorted(unheard)}: {_UNHEARD}")
         return answer
 
-    def _note(self, job: _Job, backend: Backend) -> None:
+    def _note(self, job: _Job, backend: Backend) -> bool:
         """Keep the client's next requests where this one leaves something that others may not have."""
-        if self._affinity is not None and job.effect >= _BOUND:
-            self._affinity.note(job.principal, job.effect, backend, trio.current_time())
+        if self._affinity is None:
+            return False
+        return self._affinity.note(job.principal, job.effect, backend.known_as, trio.current_time())
+
+    def _settle(self, job: _Job, backend: Backend, response: Response, *, is_news: bool) -> None:
+        """The answer says whether something was left: the window begins anew, or it is as it was before."""
+        if has_done_something(response):
+            self._note(job, backend)
+        elif is_news:
+            self._drop(job, backend)
+
+    def _drop(self, job: _Job, backend: Backend) -> None:
+        if self._affinity is not None:
+            self._affinity.drop(job.principal, job.effect, backend.known_as)
+
+    # Trying ----------------------------------------------------------------------------------------------------------
 
     async def _try_backend(self, backend: Backend, job: _Job, budget: RetryBudget) -> Response:
         """One try at a backend; and another, on a fresh session, where the first found the peer's end of it closed.
@@ -261,7 +297,6 @@ class Dispatcher:
         Raises BackendError and PoolBusyError.
         """
         pool = backend.pools[job.credential]
-        self._note(job, backend)  # the client's next request may come before the answer
         session = await self._lease(pool, job)
         is_reused = session.requests > 0
         try:
@@ -290,7 +325,10 @@ class Dispatcher:
     async def _wait(self, pool: Pool, job: _Job) -> Session:
         began = trio.current_time()
         try:
-            with trio.move_on_at(min(began + job.queue_left, job.deadline)):
+            left = job.queue_left
+            if job.preferred is not None and pool is job.preferred.pools[job.credential]:
+                left /= 2  # others, where one need not wait, may serve it
+            with trio.move_on_at(min(began + left, job.deadline)):
                 return await pool.wait(job.principal)
         except BackendError:
             began = trio.current_time()  # it was not the queue that took so long
@@ -366,13 +404,13 @@ class Dispatcher:
 
     # Deciding --------------------------------------------------------------------------------------------------------
 
-    def _budget(self, credential: str) -> RetryBudget:
+    def _budget(self, budgets: dict[str, RetryBudget], credential: str) -> RetryBudget:
         """One for each identity: none uses up the retries of another."""
-        budget = self._budgets.get(credential)
+        budget = budgets.get(credential)
         if budget is None:
             settings = self._settings
             budget = RetryBudget(fraction=settings.retry_fraction, floor=settings.retry_floor)
-            self._budgets[credential] = budget
+            budgets[credential] = budget
         return budget
 
     def _may_repeat(self, job: _Job, error: BackendError, budget: RetryBudget) -> bool:
@@ -399,7 +437,7 @@ class Dispatcher:
         detail = "no key manager takes requests that change something" if failure is None else str(failure)
         message = "no key manager can be reached"
         if job.source is not None:
-            message = "the key manager that holds this request's state can't be reached; try again later"
+            message = _BAD_MARKS[Refusal.NO_BACKEND]
         return _refusal(Refusal.NO_BACKEND, message, request, detail=detail)
 
     def _give_up(self, job: _Job, error: BackendError) -> Answer:
@@ -426,8 +464,13 @@ _BAD_MARKS = {
     Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: "no key manager here gave this client this asynchronous correlation value",
     Refusal.UNKNOWN_CORRELATION_VALUE: "no key manager here gave this client this correlation value",
     Refusal.UNKNOWN_TICKET: "no key manager here gave this client this ticket",
+    Refusal.NO_BACKEND: "the key manager that holds this request's state can't be reached; try again later",
     Refusal.SEVERAL_BACKENDS: "one batch can't use values that two key managers gave",
 }
+_UNHEARD = (
+    "this is not known where it was looked for, and a key manager on which this client has just changed something can't"
+    " be asked; try again later"
+)
 #: Header fields with which a request may show or be given a marked value, whatever its operations are.
 _MARKED_HEADERS = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
 _TOO_LARGE_WITH_MARKS = BackendError(
@@ -448,6 +491,11 @@ def _is_stale(error: BackendError) -> bool:
 
 def _found_by(answer: Answer) -> int:
     return 0 if answer.response is None else found_by(answer.response)
+
+
+def _may_be_known_elsewhere(effect: Effect, response: Response) -> bool:
+    """Whether something is missing in the answer to a read, or for want of which nothing else was done."""
+    return is_missing_something(response) and (effect <= _REPEATABLE or not has_done_something(response))
 
 
 def _is_missing_something(answer: Answer) -> bool:

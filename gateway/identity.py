@@ -28,6 +28,8 @@ class Identity(NamedTuple):
 class Principal(NamedTuple):
     """One client under an identity: issuer and subject of its certificate, in RFC 4514 form.
 
+    Where the subject is empty, as in certificates for services, its alternative names stand for it.
+
     ``not_before`` and ``not_after`` are the certificate's, in Unix seconds.
     """
 
@@ -84,10 +86,14 @@ class Identities:
         return Principal(
             identity,
             certificate.issuer.rfc4514_string(),
-            certificate.subject.rfc4514_string(),
+            certificate.subject.rfc4514_string() or _names_of(facts),
             certificate.not_valid_before_utc.timestamp(),
             certificate.not_valid_after_utc.timestamp(),
         )
+
+
+def _names_of(facts: _Facts) -> str:
+    return " ".join((*facts.san_uri, *facts.san_dns, *facts.san_email, *facts.san_ip)) or facts.fingerprint_sha256[0]
 
 
 def _read(certificate: x509.Certificate) -> _Facts:

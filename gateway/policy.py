@@ -9,7 +9,7 @@ from typing import Final
 from gateway.errors import ProtocolError, Stage
 from gateway.kmip import compose
 from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, Response, ResponseItem, Version
-from gateway.kmip.spec import ObjectGroupMember, Operation, ResultReason, ResultStatus
+from gateway.kmip.spec import ObjectGroupMember, Operation, ResultReason, ResultStatus, Tag
 
 
 class Effect(IntEnum):
@@ -116,13 +116,36 @@ def _effect_of_payload(item: RequestItem) -> Effect:
     return Effect.BOUND if is_part else Effect.READ
 
 
+#: Operations whose result depends on no object that is there already (1.4 sections 4.1 to 4.3).
+_MAKING: Final = frozenset({Operation.CREATE, Operation.CREATE_KEY_PAIR, Operation.REGISTER})
+
+
+def makes_only_new(request: Request) -> bool:
+    """Whether a request does nothing but make objects: it may run anywhere."""
+    return all(item.operation in _MAKING for item in request.items)
+
+
+def may_be_given_values(request: Request) -> bool:
+    """Whether the answer may hold a value that binds the client to the server."""
+    return Tag.ASYNCHRONOUS_INDICATOR in request.fields or any(
+        item.operation not in _KNOWN or _effect_of_item(item) is Effect.BOUND for item in request.items
+    )
+
+
+_KNOWN: Final = frozenset(Operation)
+
 #: What a key manager says of an object that it does not have: 1.x, and since 2.0.
 MISSING: Final = frozenset({ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND})
 
 
 def found_by(response: Response) -> int:
-    """How many operations found what they were asked for: those that succeeded, but for a Locate without a match."""
-    return sum(1 for item in response.items if item.status == ResultStatus.SUCCESS and not _is_empty(item))
+    """How many operations found what they were asked for: those that did not fail, but for a Locate without a match."""
+    return sum(1 for item in response.items if item.status != ResultStatus.OPERATION_FAILED and not _is_empty(item))
+
+
+def has_done_something(response: Response) -> bool:
+    """Whether an operation of a request has run, or is still to run."""
+    return any(item.status != ResultStatus.OPERATION_FAILED for item in response.items)
 
 
 def is_missing_something(response: Response) -> bool:
@@ -138,8 +161,11 @@ def is_missing_something(response: Response) -> bool:
 
 
 def _is_empty(item: ResponseItem) -> bool:
+    """Whether it is a Locate that found nothing; with Maximum Items or Offset it may only say how many there are."""
+    if item.operation != Operation.LOCATE or item.status != ResultStatus.SUCCESS:
+        return False
     try:
-        return item.operation == Operation.LOCATE and not item.unique_identifiers
+        return not item.unique_identifiers and not item.located_items
     except ProtocolError:  # what can't be read can't be judged
         return False
 

@@ -15,12 +15,23 @@ from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
 from gateway.upstream.affinity import Affinity
+from gateway.upstream.backend import Traits
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
+from gateway.upstream.keeper import keep_warm
 from gateway.upstream.marks import SIZE, Marks
 from gateway.upstream.versions import CommonVersions
+from tests.kmip.material import authentication, ticket_credential
 from tests.test_dispatcher import House, house, refusal
-from tests.upstream.fakes import Connection, FakeKeyManager, ask, hangs_up_after, in_virtual_time, name_in
+from tests.upstream.fakes import (
+    Connection,
+    FakeKeyManager,
+    ask,
+    hangs_up_after,
+    in_virtual_time,
+    name_in,
+    never_answers,
+)
 
 
 class Replica(FakeKeyManager):
@@ -180,6 +191,111 @@ async def test_what_may_be_on_the_one_that_is_down_is_not_said_to_be_missing(ask
         assert status(await it.ask(ask("nothing"))) == MISSING
 
 
+@in_virtual_time
+@pytest.mark.parametrize("asks_others", [False, True])
+async def test_a_change_that_went_elsewhere_does_not_make_what_was_made_before_missing(asks_others: bool) -> None:
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0, asks_others=asks_others)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+        assert status(await it.ask(ask("key-2", Operation.CREATE))) == FOUND
+        assert refusal(await it.ask(ask("key-1")))[0] is Refusal.BACKEND_FAILED
+
+
+@in_virtual_time
+async def test_a_change_that_reached_nobody_leaves_the_window_as_it_was() -> None:
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0)) as it:
+        for key_manager in key_managers:
+            key_manager.refuse()
+        assert refusal(await it.ask(ask("key-1", Operation.CREATE)))[0] is Refusal.NO_BACKEND
+        for key_manager in key_managers:
+            key_manager.recover()
+            key_manager.behaviour = _answers_for_itself
+        await trio.sleep(1)
+        assert status(await it.ask(ask("nothing", Operation.ACTIVATE))) == MISSING
+        assert status(await it.ask(ask("nothing"))) == MISSING
+
+
+@in_virtual_time
+@pytest.mark.parametrize("operation", [Operation.ACTIVATE, Operation.ENCRYPT, Operation.DESTROY], ids=str)
+async def test_nor_is_it_said_to_be_missing_to_what_uses_or_changes_it(operation: Operation) -> None:
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+        assert refusal(await it.ask(ask("key-1", operation)))[0] is Refusal.BACKEND_FAILED
+        assert refusal(await it.ask(ask("key-1")))[0] is Refusal.BACKEND_FAILED
+
+
+@in_virtual_time
+async def test_what_needs_an_object_goes_to_where_the_client_made_it_and_runs_once() -> None:
+    """Also where the client has changed something elsewhere since; but not to those that it has nothing on."""
+    key_managers = replicas("atlanta", "london", "paris", lag=1e9)
+    async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+        await it.ask(ask("key-2", Operation.CREATE))
+        key_managers[0].recover()
+        key_managers[0].behaviour = _answers_for_itself
+        it.nursery.start_soon(keep_warm, it.backends[0].pools.values(), 3.0)
+        await trio.sleep(5)
+        assert status(await it.ask(ask("key-1", Operation.ACTIVATE))) == FOUND
+        assert [one.asked.count(Operation.ACTIVATE) for one in key_managers] == [1, 1, 0]
+
+
+@in_virtual_time
+async def test_a_poll_that_a_mark_leads_elsewhere_does_not_end_the_window_of_a_change() -> None:
+    key_managers = replicas("atlanta", "london")
+    knows = Knowledge(Affinity(10.0, is_shared=False), Marks([bytes(32)]))
+    async with late_house(key_managers, knows) as it:
+        key_managers[0].behaviour = begins_and_polls
+        value = value_in(await it.ask(begin("job")))
+        key_managers[0].behaviour = key_managers[1].behaviour
+        await trio.sleep(11)
+        await it.ask(ask("key-2", Operation.CREATE))
+        await it.ask(poll(value))
+        assert status(await it.ask(ask("key-2"))) == FOUND
+
+
+@in_virtual_time
+@pytest.mark.parametrize("window", [0.0, 20.0])
+async def test_the_wait_for_the_preferred_one_leaves_time_for_another_that_is_free(window: float) -> None:
+    key_managers = replicas("atlanta", "london")
+    async with (
+        house(*key_managers, knowledge=lambda _: late(window=window), places=1) as it,
+        trio.open_nursery() as run,
+    ):
+        await it.ask(ask("key-1", Operation.CREATE))
+        await trio.sleep(3)
+        await it.ask(ask("key-1"))
+        key_managers[0].operation_cost = 25.0
+        run.start_soon(it.ask, ask("key-2", Operation.CREATE))
+        await trio.sleep(0.1)
+        assert status(await it.ask(ask("key-1"))) == FOUND
+
+
+@in_virtual_time
+async def test_a_client_that_keeps_changing_things_goes_back_to_its_tier() -> None:
+    """With what it makes anew; what it made before is found where it is."""
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
+        it.backends[1].traits = Traits(priority=1)
+        for _ in range(3):
+            it.backends[0].health.probed(Verdict.FAILS)
+        await it.ask(ask("key-0", Operation.CREATE))
+        for _ in range(2):
+            it.backends[0].health.probed(Verdict.SERVES)
+        await it.ask(ask("key-1", Operation.CREATE))
+        assert [one.made for one in key_managers] == [1, 1]
+        for name in ("key-0", "key-1"):
+            assert status(await it.ask(ask(name))) == FOUND
+            assert status(await it.ask(ask(name, Operation.ACTIVATE))) == FOUND
+
+
 # Asking others --------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +374,55 @@ async def test_asking_others_is_paid_for_by_the_retry_budget() -> None:
             assert status(await it.ask(ask("nothing"))) == MISSING
         assert 200 < sum(len(one.asked) for one in key_managers) <= 200 * 1.1 + 20
         assert it.metrics.others_asked.labels("denied")._value.get() > 100
+
+
+@in_virtual_time
+async def test_one_that_hangs_does_not_keep_back_the_answer_that_is_there() -> None:
+    key_managers = replicas("atlanta", "london")
+    key_managers[1].behaviour = never_answers
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        assert status(await it.ask(ask("nothing"))) == MISSING
+        assert trio.current_time() < 6
+
+
+@in_virtual_time
+async def test_asking_others_does_not_use_up_the_retries_after_failures() -> None:
+    key_managers = replicas("atlanta", "london", lag=0.0)
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.CREATE))
+        for _ in range(60):
+            await it.ask(ask("nothing", Operation.LOCATE))
+        key_managers[0].behaviour = hangs_up_after
+        for _ in range(2):
+            assert status(await it.ask(ask("key-1"))) == FOUND
+
+
+@in_virtual_time
+async def test_a_locate_that_is_pending_is_begun_once_and_missing_nothing() -> None:
+    key_managers = replicas("atlanta", "london", "paris")
+    for one in key_managers:
+        one.behaviour = begins_and_polls
+    later = (ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True),)
+    async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.LOCATE, header=later))
+        assert [len(one.executed) for one in key_managers] == [1, 0, 0]
+
+
+def says_how_many(connection: Connection, request: Request) -> None:
+    """Seven, and none of them by name: as asked for with Maximum Items 0."""
+    connection.execute(request)
+    result = compose.Result(ResultStatus.SUCCESS, Operation.LOCATE, payload=ttlv.integer(Tag.LOCATED_ITEMS, 7))
+    connection.say(compose.encode_response(request.version, [result], now=0))
+
+
+@in_virtual_time
+async def test_a_locate_that_says_how_many_there_are_is_not_empty() -> None:
+    key_managers = replicas("atlanta", "london")
+    for one in key_managers:
+        one.behaviour = says_how_many
+    async with late_house(key_managers, late(asks_others=True)) as it:
+        await it.ask(ask("key-1", Operation.LOCATE))
+        assert [len(one.executed) for one in key_managers] == [1, 0]
 
 
 # Ten minutes of clients that make a key where they find none ----------------------------------------------------------
@@ -428,6 +593,63 @@ async def test_marks_count_towards_the_maximum_response_size() -> None:
 
         assert (len(fits.frame), sent.maximum_response_size) == (whole, whole - SIZE)
         assert refusal(too_long)[0] is Refusal.RESPONSE_TOO_LARGE
+
+
+def logs_in_and_makes(connection: Connection, request: Request) -> None:
+    """A ticket for each Login; what does not fit is refused before it is done."""
+    ticket = ttlv.structure(Tag.TICKET, ttlv.enumeration(Tag.TICKET_TYPE, 1), ttlv.octets(Tag.TICKET_VALUE, b"mine"))
+    results = [
+        compose.Result(
+            ResultStatus.SUCCESS,
+            item.operation,
+            item.unique_batch_item_id,
+            payload=ticket if item.operation == Operation.LOGIN else ttlv.text(Tag.UNIQUE_IDENTIFIER, "key-1"),
+        )
+        for item in request.items
+    ]
+    frame = compose.encode_response(request.version, results, now=0)
+    if len(frame) > (request.maximum_response_size or 1 << 20):
+        frame = compose.failure(request, ResultReason.RESPONSE_TOO_LARGE, "too large")
+    else:
+        connection.execute(request)
+    connection.say(frame)
+
+
+@in_virtual_time
+async def test_room_for_marks_is_left_in_a_batch_that_also_changes_something() -> None:
+    key_manager = FakeKeyManager("atlanta")
+    key_manager.behaviour = logs_in_and_makes
+    async with house(key_manager, knowledge=with_marks) as it:
+        both = (Operation.LOGIN, Operation.CREATE)
+        whole = len((await it.ask(ask("key-1", *both, numbered=True))).frame)
+        key_manager.executed.clear()
+        most = ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, whole - 1)
+        await it.ask(ask("key-1", *both, numbered=True, header=(most,)))
+        assert key_manager.executed == []
+
+
+@in_virtual_time
+async def test_a_mark_does_not_cost_the_client_an_answer_that_was_longer_than_it_asked_for_anyway() -> None:
+    (key_manager,) = patient("atlanta")  # which does not look at Maximum Response Size
+    async with house(key_manager, knowledge=with_marks) as it:
+        assert value_in(await it.ask(begin("key-1", ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 0))))
+
+
+@in_virtual_time
+async def test_who_can_not_show_a_ticket_where_it_was_given_hears_what_another_says_of_it() -> None:
+    """It may know the ticket, or say that one must log in again."""
+    key_managers = [FakeKeyManager("atlanta"), FakeKeyManager("london")]
+    for one in key_managers:
+        one.behaviour = logs_in_and_makes
+    async with house(*key_managers, knowledge=with_marks) as it:
+        frame = (await it.ask(ask("", Operation.LOGIN, version=(2, 1)))).frame
+        ticket = frame[frame.index(b"kgw") :][: SIZE + 4]
+        shown = (authentication(ticket_credential(ticket)),)
+        for _ in range(3):
+            assert (await it.ask(ask("key-1", version=(2, 1), header=shown))).backend is it.backends[0]
+        key_managers[0].refuse()
+        key_managers[0].hang_up()
+        assert (await it.ask(ask("key-1", version=(2, 1), header=shown))).backend is it.backends[1]
 
 
 # Discover Versions ----------------------------------------------------------------------------------------------------

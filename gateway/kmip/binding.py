@@ -44,14 +44,16 @@ def presented(request: Request) -> list[Bound]:
     return values
 
 
-def given(response: Response) -> list[Bound]:
-    """The values that a response gives to its client, in the order in which they stand."""
+def given(response: Response, request: Request) -> list[Bound]:
+    """The values that a response to a request gives to its client, in the order in which they stand."""
     values = []
-    for item in response.items:
+    asked = request.items if len(request.items) == len(response.items) else [None] * len(response.items)
+    for item, question in zip(response.items, asked, strict=True):
         span = item.fields.get(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
         if span is not None:
             values.append(Bound(Kind.ASYNCHRONOUS, *span))
-        values += _readable(_given_by(item))
+        operation = question.operation if item.operation < 0 and question is not None else item.operation
+        values += _readable(_given_by(item, operation))
     return values
 
 
@@ -72,13 +74,13 @@ def _presented_by(item: RequestItem) -> Iterator[Bound]:
         yield from _strings(Kind.STREAM, frame, payload, Tag.CORRELATION_VALUE)
 
 
-def _given_by(item: ResponseItem) -> Iterator[Bound]:
+def _given_by(item: ResponseItem, operation: int) -> Iterator[Bound]:
     """By their tags, since the answer to a Poll is that of the operation which it asks about."""
     frame, payload = item.frame, item.fields.get(Tag.RESPONSE_PAYLOAD, _NOWHERE)
-    if item.operation in ASKING:
+    if operation in ASKING:
         yield from _asynchronous(frame, payload)
     yield from _strings(Kind.STREAM, frame, payload, Tag.CORRELATION_VALUE)
-    yield from _tickets(Kind.DELEGATED if item.operation == Operation.DELEGATED_LOGIN else Kind.TICKET, frame, payload)
+    yield from _tickets(Kind.DELEGATED if operation == Operation.DELEGATED_LOGIN else Kind.TICKET, frame, payload)
 
 
 def _asynchronous(frame: bytes, span: tuple[int, int]) -> Iterator[Bound]:

@@ -171,6 +171,11 @@ class ResponseItem(_Item):
         return None if raw is None else raw.rstrip(b"\0").decode(errors="replace")
 
     @property
+    def located_items(self) -> int | None:
+        """Located Items: how many a Locate found, of which it may list fewer (1.3 and later)."""
+        return self._payload_number(Tag.LOCATED_ITEMS, ItemType.INTEGER)
+
+    @property
     def asynchronous_correlation_value(self) -> bytes | None:
         """Given with Operation Pending."""
         return self._raw(Tag.ASYNCHRONOUS_CORRELATION_VALUE)

@@ -60,6 +60,19 @@ class Balancer:
             left.remove(chosen)
             yield chosen
 
+    def where_it_stays(self, stays: Sequence[str], credential: str, *, is_new: bool) -> Backend | None:
+        """The first of these backends that is available to a credential.
+
+        None for a request that only makes something new (``is_new``), where one of a better tier is available: nothing
+        binds that to a backend, and the client comes back to its tier.
+        """
+        available = {backend.known_as: backend for backend in self.backends if backend.is_available_to(credential)}
+        preferred = next((available[name] for name in stays if name in available), None)
+        if preferred is None or not is_new:
+            return preferred
+        best = min((one.traits.priority for one in available.values() if one.traits.writable), default=0)
+        return preferred if preferred.traits.priority <= best else None
+
     def has_other(self, tried: Collection[Backend], credential: str, effect: Effect, version: Version) -> bool:
         """Whether a backend that was not tried yet is available for such a request.
 

@@ -52,6 +52,8 @@ class Member:
         wanted = list(hosts) if len(hosts) > 1 else [self.address.host]
         gone = [self.backends.pop(host) for host in list(self.backends) if host not in wanted]
         come = [self._add(host) for host in wanted if host not in self.backends]
+        if len(hosts) == 1:  # as it is known where the name has this address and others
+            self.backends[self.address.host].known_as = f"{self.name}/{hosts[0]}"
         return come, gone
 
     def _add(self, host: str) -> Backend:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from gateway.identity import Principal
 from gateway.kmip import ttlv
-from gateway.kmip.binding import Bound, Kind, given, presented
+from gateway.kmip.binding import Kind, given, presented
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
@@ -34,11 +34,15 @@ _REFUSALS: Final = {
 
 
 class Taken(NamedTuple):
-    """A request without the marks that it came with, and the backend that they name, if any; or why it is refused."""
+    """A request without the marks that it came with, and the backend that they name, if any; or why it is refused.
+
+    ``is_ticket`` says that nothing but a ticket binds it.
+    """
 
     request: Request
     backend: str = ""
     refusal: Refusal | None = None
+    is_ticket: bool = False
 
 
 class Marks:
@@ -50,13 +54,13 @@ class Marks:
     def __repr__(self) -> str:
         return f"<Marks by {len(self._keys)} keys>"
 
-    def put(self, response: Response, principal: Principal, backend: str) -> bytes:
-        """The frame of a response of this backend, with a mark before each value that binds the client to it."""
+    def put(self, response: Response, request: Request, principal: Principal, backend: str) -> bytes:
+        """The frame of a backend's response to a request, with a mark before each value that binds the client to it."""
         frame, key = response.frame, self._keys[0]
         marked = {}
-        for bound in given(response):
+        for bound in given(response, request):
             value = frame[bound.start : bound.end]
-            marked[bound.start] = _mark(key, bound.kind, principal, backend, value) + value
+            marked[bound.start] = _mark(key, bound.kind, principal, _selector(key, backend), value) + value
         return ttlv.splice(frame, marked) if marked else frame
 
     def take(
@@ -64,51 +68,58 @@ class Marks:
     ) -> Taken:
         """Take the marks off a request. ``backends`` are the names of all there are.
 
-        A value without a mark stays. A mark that is not of these keys, for this client, is refused, as are the marks of
-        two backends in one request. To ``leave_room`` is to lower the client's Maximum Response Size by what marks
-        would add to the answer: the key manager refuses what would not fit before it does anything.
+        A value without a mark stays. A mark that is not of these keys, for this client, is refused, as is a good one of
+        a backend that is not there, and as are the marks of two backends in one request. To ``leave_room`` is to lower
+        the client's Maximum Response Size by what marks would add to the answer: the key manager refuses what would not
+        fit before it does anything.
         """
         bare: dict[int, bytes] = {}
-        found = ""
+        known: dict[tuple[Kind, bytes], bytes | None] = {}
+        selectors: set[bytes] = set()
+        kinds: set[Kind] = set()
         for bound in presented(request):
             value = request.frame[bound.start : bound.end]
             if not value.startswith(_MAGIC):
                 continue
-            backend = self._verified(bound, principal, value, backends)
-            if backend is None:
+            if (bound.kind, value) not in known:
+                known[bound.kind, value] = self._verified(bound.kind, principal, value)
+            selector = known[bound.kind, value]
+            if selector is None:
                 return Taken(request, refusal=_REFUSALS[bound.kind])
-            if found not in {"", backend}:
-                return Taken(request, refusal=Refusal.SEVERAL_BACKENDS)
-            found = backend
+            selectors.add(selector)
+            kinds.add(bound.kind)
             bare[bound.start] = value[SIZE:]
+        named = {_selector(key, name): name for key in self._keys for name in backends} if selectors else {}
+        found = {named.get(selector, "") for selector in selectors}
+        if len(found) > 1:
+            return Taken(request, refusal=Refusal.SEVERAL_BACKENDS)
+        if found == {""}:
+            return Taken(request, refusal=Refusal.UNKNOWN_TICKET if kinds == {Kind.TICKET} else Refusal.NO_BACKEND)
         most = request.maximum_response_size
         if leave_room and most is not None:
             left = max(0, most - SIZE * len(request.items))
             bare[request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]] = left.to_bytes(4, "big")
         if bare:
             request = decode_request(ttlv.splice(request.frame, bare), max_depth=_CHECKED, max_items=_CHECKED)
-        return Taken(request, found)
+        return Taken(request, next(iter(found), ""), is_ticket=kinds == {Kind.TICKET})
 
-    def _verified(self, bound: Bound, principal: Principal, value: bytes, backends: Collection[str]) -> str | None:
-        """The backend that gave a marked value; None where the mark is not good."""
+    def _verified(self, kind: Kind, principal: Principal, value: bytes) -> bytes | None:
+        """What stands for the backend in a marked value; None where the mark is not good."""
         mark, value = value[:SIZE], value[SIZE:]
         selector = mark[len(_MAGIC) : len(_MAGIC) + _SELECTOR]
-        kinds = (Kind.TICKET, Kind.DELEGATED) if bound.kind is Kind.TICKET else (bound.kind,)
+        kinds = (Kind.TICKET, Kind.DELEGATED) if kind is Kind.TICKET else (kind,)
         for key in self._keys:
-            backend = next((name for name in backends if _selector(key, name) == selector), None)
-            if backend is not None and any(
-                hmac.compare_digest(mark, _mark(key, kind, principal, backend, value)) for kind in kinds
-            ):
-                return backend
+            if any(hmac.compare_digest(mark, _mark(key, one, principal, selector, value)) for one in kinds):
+                return selector
         return None
 
 
-def _mark(key: bytes, kind: Kind, principal: Principal, backend: str, value: bytes) -> bytes:
+def _mark(key: bytes, kind: Kind, principal: Principal, selector: bytes, value: bytes) -> bytes:
     # A ticket for others may be shown by others, under the same identity: that is what it is for.
     client = () if kind is Kind.DELEGATED else (principal.issuer, principal.subject)
-    named = "\0".join((kind.value, backend, principal.identity.name, *client)).encode()
-    proof = hmac.digest(key, len(named).to_bytes(4, "big") + named + value, "sha256")[:_PROOF]
-    return _MAGIC + _selector(key, backend) + proof
+    named = "\0".join((kind.value, principal.identity.name, *client)).encode()
+    proof = hmac.digest(key, len(named).to_bytes(4, "big") + named + selector + value, "sha256")[:_PROOF]
+    return _MAGIC + selector + proof
 
 
 @lru_cache(maxsize=4096)

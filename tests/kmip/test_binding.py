@@ -47,7 +47,7 @@ def shown(read: Request) -> list[tuple[Kind, bytes]]:
 
 
 def got(read: Response) -> list[tuple[Kind, bytes]]:
-    return texts(read.frame, given(read))
+    return texts(read.frame, given(read, asked(read.items[0].operation)))
 
 
 @pytest.mark.parametrize("number", [Operation.POLL, Operation.CANCEL, Operation.PROCESS])
@@ -81,6 +81,13 @@ def test_a_ticket_is_given_by_login_and_one_for_others_by_delegated_login() -> N
 
 def test_what_is_pending_has_its_value_beside_the_payload() -> None:
     assert got(answered(Operation.CREATE, pending=b"later")) == [(Kind.ASYNCHRONOUS, b"later")]
+
+
+def test_where_the_answer_leaves_its_operation_out_that_of_the_question_counts() -> None:
+    bare = compose.Result(ResultStatus.SUCCESS, payload=TICKET)
+    answer = decode_response(compose.encode_response((2, 1), [bare]))
+
+    assert texts(answer.frame, given(answer, asked(Operation.DELEGATED_LOGIN))) == [(Kind.DELEGATED, b"mine")]
 
 
 def test_others_show_nothing() -> None:

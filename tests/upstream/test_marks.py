@@ -1,18 +1,24 @@
 """Marks: put on and taken off without a trace, good for one client, one backend and one value, and for nothing else."""
 
+import hmac
 from collections.abc import Collection
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.config import Address
 from gateway.identity import Identity, Principal
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.policy import Refusal
+from gateway.upstream.backend import Backend
+from gateway.upstream.fleet import Member
 from gateway.upstream.marks import SIZE, Marks
+from gateway.upstream.slots import Slots
 from tests.kmip.material import (
     Letter,
     authentication,
@@ -32,6 +38,7 @@ def client(subject: str = "CN=alice", identity: str = "apps") -> Principal:
     return Principal(Identity(identity, shared=True), "CN=ca", subject, 0, 10.0)
 
 
+ANY = decode_request(request(batch_item(operation())))  # what was asked, where the answer says it as well
 ALICE, BOB, STRANGER = client(), client("CN=bob"), client(identity="others")
 
 
@@ -74,7 +81,7 @@ def with_ticket(value: bytes) -> Request:
 
 def marked(marks: Marks, value: bytes = b"later", principal: Principal = ALICE, backend: str = "atlanta") -> bytes:
     """A value as a client gets it, who has been told that its request is pending."""
-    answer = decode_response(marks.put(pending(value), principal, backend))
+    answer = decode_response(marks.put(pending(value), ANY, principal, backend))
     return answer.items[0].asynchronous_correlation_value or b""
 
 
@@ -97,7 +104,7 @@ def test_a_value_comes_back_as_it_was_given_and_names_its_backend(value: bytes) 
 def test_a_mark_is_sixteen_bytes_and_the_rest_of_the_answer_is_as_it_was() -> None:
     before = pending().frame
 
-    after = Marks([KEY]).put(pending(), ALICE, "atlanta")
+    after = Marks([KEY]).put(pending(), ANY, ALICE, "atlanta")
 
     assert (SIZE, len(after) - len(before)) == (16, 16)
     value = after[-24:]
@@ -132,7 +139,52 @@ def test_a_mark_does_not_stand_before_another_value_of_another_kind_or_of_a_back
     assert refusal(marks, poll(mark + b"other")) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
     assert refusal(marks, next_part(mark + b"later")) is Refusal.UNKNOWN_CORRELATION_VALUE
     assert refusal(marks, with_ticket(mark + b"later")) is Refusal.UNKNOWN_TICKET
-    assert refusal(marks, poll(mark + b"later"), backends=["london"]) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+
+
+def test_a_good_mark_of_a_backend_that_is_not_there_is_no_forgery() -> None:
+    """Its addresses come and go: it may be back. But whose ticket it gave can log in again."""
+    marks = Marks([KEY])
+    gone = "kms/192.0.2.1"
+    ticket = ticket_in(marks.put(login(), ANY, ALICE, gone))
+
+    assert refusal(marks, poll(marked(marks, backend=gone))) is Refusal.NO_BACKEND
+    assert refusal(marks, poll(marked(marks, backend=gone), marked(marks))) is Refusal.SEVERAL_BACKENDS
+    assert refusal(marks, with_ticket(ticket)) is Refusal.UNKNOWN_TICKET
+
+
+def test_a_mark_of_an_address_outlives_the_addresses_beside_it() -> None:
+    def build(name: str, address: Address) -> Backend:
+        return Backend(name, Slots(1), {}, known_as="kms" if name == "kms" else f"kms/{address.host}")
+
+    member, marks = Member("kms", Address("kms.example.com", 5696), build), Marks([KEY])
+    member.update(["192.0.2.1"])
+    alone = poll(marked(marks, backend=member.backends["kms.example.com"].known_as))
+    member.update(["192.0.2.1", "192.0.2.2"])
+    beside = poll(marked(marks, backend=member.backends["192.0.2.1"].known_as))
+
+    def names() -> list[str]:
+        return [one.known_as for one in member.backends.values()]
+
+    assert refusal(marks, alone, backends=names()) is None
+    member.update(["192.0.2.1"])
+    assert refusal(marks, beside, backends=names()) is None
+
+
+def test_the_same_value_many_times_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks, names = Marks([KEY, OTHER_KEY]), [f"kms-{number}" for number in range(20)]
+    value = ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, marked(marks, b"", backend=names[-1]))
+    item = batch_item(operation(Operation.QUERY_ASYNCHRONOUS_REQUESTS), payload(value * 10_000))
+    read = decode_request(request(item, version=(2, 1)))
+    calls, digest = [], hmac.digest
+
+    def counted(*arguments: Any) -> bytes:
+        calls.append(arguments)
+        return digest(*arguments)
+
+    monkeypatch.setattr(hmac, "digest", counted)
+
+    assert marks.take(read, ALICE, names).backend == names[-1]
+    assert len(calls) < 1000
 
 
 def test_every_bit_of_a_mark_counts_and_every_length() -> None:
@@ -152,7 +204,7 @@ def test_every_bit_of_a_mark_counts_and_every_length() -> None:
 def test_a_value_without_a_mark_passes_unchanged() -> None:
     read = poll(b"from before")
 
-    assert Marks([KEY]).take(read, ALICE, BACKENDS) == (read, "", None)
+    assert Marks([KEY]).take(read, ALICE, BACKENDS) == (read, "", None, False)
 
 
 def test_a_batch_may_use_the_values_of_one_backend_and_not_of_two() -> None:
@@ -166,7 +218,7 @@ def test_a_batch_may_use_the_values_of_one_backend_and_not_of_two() -> None:
 
 def test_streams_are_marked_part_by_part() -> None:
     marks = Marks([KEY])
-    frame = marks.put(part(), ALICE, "london")
+    frame = marks.put(part(), ANY, ALICE, "london")
     value = decode_response(frame).items[0].correlation_value or b""
 
     taken = marks.take(next_part(value), ALICE, BACKENDS)
@@ -181,7 +233,7 @@ def ticket_in(frame: bytes) -> bytes:
 
 def test_a_ticket_is_good_for_who_logged_in() -> None:
     marks = Marks([KEY])
-    ticket = ticket_in(marks.put(login(), ALICE, "london"))
+    ticket = ticket_in(marks.put(login(), ANY, ALICE, "london"))
 
     taken = marks.take(with_ticket(ticket), ALICE, BACKENDS)
 
@@ -191,7 +243,7 @@ def test_a_ticket_is_good_for_who_logged_in() -> None:
 
 def test_a_ticket_for_others_is_good_for_others_of_the_same_identity() -> None:
     marks = Marks([KEY])
-    ticket = ticket_in(marks.put(login(Operation.DELEGATED_LOGIN), ALICE, "london"))
+    ticket = ticket_in(marks.put(login(Operation.DELEGATED_LOGIN), ANY, ALICE, "london"))
 
     assert marks.take(with_ticket(ticket), BOB, BACKENDS).backend == "london"
     assert refusal(marks, with_ticket(ticket), STRANGER) is Refusal.UNKNOWN_TICKET
