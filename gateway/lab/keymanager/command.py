@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 import trio
+from OpenSSL import SSL
 
 from gateway import tls
 from gateway.config import Address
@@ -91,6 +92,7 @@ Faults that take them lift themselves after "times" requests, and meet only thos
 @click.option("--tls-policy", type=_POLICY, default="compatible", show_default=True, help="TLS versions and suites.")
 @click.option("--handshake-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per full handshake.")
 @click.option("--operation-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per operation.")
+@click.option("--resumption/--no-resumption", default=True, help="Whether clients may resume sessions [default: yes].")
 @click.option("--store", type=_NEW_FILE, help="SQLite file for the objects, shared by all [default: in memory].")
 @click.option("--journal", type=_NEW_FILE, help="File to note executed operations in, as JSON lines.")
 @click.option("--faults", type=_NEW_FILE, help="JSON file of faults to have, watched for changes.")
@@ -103,6 +105,7 @@ def keymanager(
     tls_policy: str,
     handshake_cost: float,
     operation_cost: float,
+    resumption: bool,
     store: Path | None,
     journal: Path | None,
     faults: Path | None,
@@ -116,6 +119,9 @@ def keymanager(
         raise click.UsageError(f"there are {len(addresses)} --bind and {len(names)} --name")
     try:
         context = tls.server_context(certificate, private_key, client_ca, tls_policy)
+        if not resumption:
+            context.set_options(SSL.OP_NO_TICKET)
+            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         objects = Store(store or ":memory:")
         notes = None if journal is None else Journal(journal)
     except (TlsError, OSError, sqlite3.Error) as error:
