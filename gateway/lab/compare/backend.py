@@ -7,11 +7,11 @@ it, all proxies would look alike.
 
 import select
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import click
 from OpenSSL import SSL
 
 from gateway.lab.compare import wire
@@ -76,12 +76,17 @@ def serve(context: SSL.Context, listeners: list[socket.socket]) -> None:
                 connections.pop(number).close()  # which takes it out of epoll
 
 
-def main(arguments: list[str]) -> None:
+@click.command()
+@click.argument("certificate", type=click.Path(path_type=Path))
+@click.argument("private_key", type=click.Path(path_type=Path))
+@click.argument("client_ca", type=click.Path(path_type=Path))
+@click.argument("ports", type=int, nargs=-1)
+@click.option("--resumption/--no-resumption", default=True)
+def main(certificate: Path, private_key: Path, client_ca: Path, ports: tuple[int, ...], resumption: bool) -> None:
     """Serve as the command line says."""
-    certificate, private_key, client_ca, *ports = arguments
-    context = wire.server_context(Path(certificate), Path(private_key), Path(client_ca))
-    serve(context, [socket.create_server(("127.0.0.1", int(port)), backlog=_BACKLOG) for port in ports])
+    context = wire.server_context(certificate, private_key, client_ca, resumes=resumption)
+    serve(context, [socket.create_server(("127.0.0.1", port), backlog=_BACKLOG) for port in ports])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

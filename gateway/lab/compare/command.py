@@ -88,7 +88,7 @@ def _run(plan: Plan) -> list[Sample]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as progress:
         task = progress.add_task("starting", total=plan.steps())
-        begun = 0
+        begun, aborted = 0, False
 
         def tell(what: str) -> None:
             nonlocal begun
@@ -100,6 +100,10 @@ def _run(plan: Plan) -> list[Sample]:
             samples = trio.run(run_all, plan, tell)
         except* click.ClickException as errors:
             mistakes = _leaves(errors)
+        except* KeyboardInterrupt:
+            aborted = True
+    if aborted:
+        raise click.Abort
     if mistakes:
         raise mistakes[0]
     return samples

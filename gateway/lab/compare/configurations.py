@@ -43,7 +43,8 @@ server_name = "localhost"
 _HAPROXY: Final = """
 global
     nbthread 1
-    maxconn 8000
+    maxconn 4000
+    no strict-limits
     ssl-default-bind-options ssl-min-ver TLSv1.2
     ssl-default-bind-curves X25519:P-256
     ssl-default-server-options ssl-min-ver TLSv1.2

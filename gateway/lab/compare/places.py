@@ -80,23 +80,24 @@ async def place(
 
 def _backends(directory: Path, kind: Backends, addresses: Sequence[Address]) -> list[str]:
     files = [str(directory / name) for name in ("kms.pem", "kms.key", "kms-clients-ca.pem")]
-    if kind is Backends.FREE:
+    resumption = "--resumption" if kind.resumes else "--no-resumption"
+    if kind.is_free:
         ports = [str(address.port) for address in addresses]
-        return [sys.executable, "-m", "gateway.lab.compare.backend", *files, *ports]
+        return [sys.executable, "-m", "gateway.lab.compare.backend", resumption, *files, *ports]
     options = ("--certificate", "--private-key", "--client-ca")
     return [
         *(sys.executable, "-m", "gateway", "keymanager"),
         *(word for pair in zip(options, files, strict=True) for word in pair),
         *(word for address in addresses for word in ("--bind", str(address))),
         *("--handshake-cost", str(HANDSHAKE_COST), "--operation-cost", str(OPERATION_COST)),
-        *(["--no-resumption"] if kind is Backends.HSM_FULL else []),
+        resumption,
     ]
 
 
 async def _request(directory: Path, kind: Backends, direct: Target) -> bytes:
     """The Get that the backends will answer; simulated key managers need a key to give."""
-    await _until_serving(directory, direct, wire.REQUEST, must_succeed=kind is Backends.FREE)
-    if kind is Backends.FREE:
+    await _until_serving(directory, direct, wire.REQUEST, must_succeed=kind.is_free)
+    if kind.is_free:
         return wire.REQUEST
     context = client_context(*_pair(directory, direct.credential), directory / direct.ca)
     async with connect(direct.addresses[0], context, server_name="localhost") as client:

@@ -98,13 +98,15 @@ def size(data: bytes | bytearray) -> int:
     return HEADER + int.from_bytes(data[4:HEADER], "big") if len(data) >= HEADER else len(data) + 1
 
 
-def server_context(certificate: Path, private_key: Path, client_ca: Path) -> SSL.Context:
-    """For the free backends: TLS 1.2 and 1.3, a client certificate required, sessions resumed."""
+def server_context(certificate: Path, private_key: Path, client_ca: Path, *, resumes: bool = True) -> SSL.Context:
+    """For the free backends: TLS 1.2 and 1.3, a client certificate required."""
     context = _context(certificate, private_key, client_ca)
     context.load_client_ca(str(client_ca).encode())
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     context.set_session_id(b"backend")
-    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
+    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER if resumes else SSL.SESS_CACHE_OFF)
+    if not resumes:
+        context.set_options(SSL.OP_NO_TICKET)
     return context
 
 
