@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Sequence
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import click
@@ -18,7 +19,7 @@ from gateway.lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, missi
 from gateway.lab.compare.running import Plan
 from gateway.lab.compare.running import compare as run_all
 
-_ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:9} {case.title}" for case in CASES.values())
+_ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
 _ABOUT_OTHERS: Final = f"""\b
 HAProxy and nginx come from Debian's packages, and are left out where they are missing:
   {INSTALL}
@@ -86,27 +87,44 @@ def _cases(names: Sequence[str]) -> list[Case]:
 def _run(plan: Plan) -> list[Sample]:
     mistakes: list[click.ClickException] = []
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=1, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("starting", total=plan.steps())
-        begun, aborted = 0, False
+        begun = 0
 
         def tell(what: str) -> None:
             nonlocal begun
             progress.update(task, description=what, completed=begun)
             begun += 1
 
-        samples: list[Sample] = []
+        samples: list[Sample] | None = None
         try:
-            samples = trio.run(run_all, plan, tell)
+            samples = trio.run(_unless_ended, plan, tell)
         except* click.ClickException as errors:
             mistakes = _leaves(errors)
-        except* KeyboardInterrupt:
-            aborted = True
-    if aborted:
-        raise click.Abort
     if mistakes:
         raise mistakes[0]
+    if samples is None:
+        raise click.Abort
     return samples
+
+
+async def _unless_ended(plan: Plan, tell: Callable[[str], None]) -> list[Sample] | None:
+    """Run all; None where a signal ended it, and all its programs."""
+    samples = None
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end, signals, nursery.cancel_scope)
+            samples = await run_all(plan, tell)
+            nursery.cancel_scope.cancel()
+    return samples
+
+
+async def _end(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
 
 
 def _leaves(group: BaseExceptionGroup[click.ClickException]) -> list[click.ClickException]:

@@ -124,9 +124,12 @@ async def _program(name: str, command: list[str], processors: set[int] | None) -
 
     Raises ClickException, with its last words, where it ends before that.
     """
-    process = await trio.lowlevel.open_process(
-        command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True
-    )
+    try:
+        process = await trio.lowlevel.open_process(
+            command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True
+        )
+    except OSError as error:
+        raise click.ClickException(f"{name} can't be started: {error}") from None
     if processors is not None:
         os.sched_setaffinity(process.pid, processors)  # before it has begun any thread or process
     said = bytearray()
