@@ -49,7 +49,7 @@ class Case:
         return self.clients == 1
 
 
-_HSM_WARM_UP: Final = 1.0  # s: ten clients need five sessions to each backend, 60 ms each
+_HSM_WARM_UP: Final = 0.7  # s: ten clients need five sessions to each backend, 60 ms each
 
 _TABLE: Final = (
     Case("fresh", "new connection + 1 Get", "fresh", 8, Backends.FREE, "fresh"),

@@ -19,6 +19,7 @@ from gateway.lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, missi
 from gateway.lab.compare.running import Plan
 from gateway.lab.compare.running import compare as run_all
 
+_QUIET: Final = 0.5  # processes that want a processor, before anything was begun
 _ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
 _ABOUT_OTHERS: Final = f"""\b
 HAProxy and nginx come from Debian's packages, and are left out where they are missing:
@@ -28,7 +29,7 @@ this command's own, on free ports, and end with it."""
 
 
 @click.command(epilog=f"{_ABOUT_CASES}\n\n{_ABOUT_OTHERS}")
-@click.option("--seconds", default=2.0, show_default=True, type=click.FloatRange(0.2), help="How long each run counts.")
+@click.option("--seconds", default=1.8, show_default=True, type=click.FloatRange(0.2), help="How long each run counts.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="How often; medians are shown.")
 @click.option("--only", "names", multiple=True, type=click.Choice(list(CASES)), help="This case; may be repeated.")
 @click.option(
@@ -64,8 +65,8 @@ def compare(
     absent = {name: why for name in asked if (why := missing(name)) is not None}
     there = [name for name in dict.fromkeys(asked) if name not in absent]
     plan = Plan(_cases(names), there, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin)
-    figures = Figures(_run(plan))
     about = _about(plan, absent)
+    figures = Figures(_run(plan))
     if as_json:
         click.echo(report.as_json(figures, about))
     elif markdown:
@@ -144,5 +145,7 @@ def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
         f"{os.cpu_count()} processors; {'; '.join(versions)}.",
         f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {plan.rounds} rounds, {plan.seconds:g} s for each run.",
     ]
+    if os.getloadavg()[0] > _QUIET:
+        lines.append(f"Load average {os.getloadavg()[0]:.1f} at the beginning: the work of others is in these figures.")
     lines += [f"{why}: it is left out. To have it: {INSTALL}" for why in absent.values()]
     return lines

@@ -37,7 +37,7 @@ class Verdict:
     def words(self) -> tuple[str, str, str, str]:
         """Title, value, limit and outcome, to be read."""
         mark = self.mark
-        found = "-" if self.value is None else f"{self.value:.2f}{mark.unit}"
+        found = "-" if self.value is None else f"{self.value:.3g}{mark.unit}"
         limit = f"{'>=' if mark.is_floor else '<='} {mark.limit:g}{mark.unit}"
         outcome = {True: "met", False: "NOT met", None: f"not checked: {mark.needs}"}[self.met]
         return mark.title, found, limit, outcome

@@ -57,4 +57,4 @@ def test_a_rate_that_does_not_count_meets_no_mark() -> None:
 
 
 def test_a_verdict_can_be_read() -> None:
-    assert verdicts(Figures(GOOD))[1].words() == ("hsm: uncached clients' rate / direct", "8.00 x", ">= 8 x", "met")
+    assert verdicts(Figures(GOOD))[1].words() == ("hsm: uncached clients' rate / direct", "8 x", ">= 8 x", "met")
