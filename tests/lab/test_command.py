@@ -1,6 +1,8 @@
 """The command: key managers in a process of their own."""
 
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,3 +110,19 @@ def test_a_file_that_can_not_be_made(certificates: Path, tmp_path: Path, option:
 
 def test_help_says_what_it_is_not_for() -> None:
     assert "NOT FOR PRODUCTION" in CliRunner().invoke(keymanager, ["--help"]).output
+
+
+@pytest.mark.parametrize(("option", "resumed"), [("--resumption", True), ("--no-resumption", False)])
+def test_sessions_are_resumed_unless_that_is_switched_off(certificates: Path, option: str, resumed: bool) -> None:
+    context = ssl.create_default_context(cafile=certificates / "kms-ca.pem")
+    context.load_cert_chain(certificates / "gateway-client.pem", certificates / "gateway-client.key")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # where the session is there once hands are shaken
+    with running("--bind=127.0.0.1:0", "--name=one", option, *options(certificates)) as process:
+        address = "127.0.0.1", ready_port(process, "one")
+        with socket.create_connection(address) as sock, context.wrap_socket(sock, server_hostname="localhost") as first:
+            session = first.session
+        with (
+            socket.create_connection(address) as sock,
+            context.wrap_socket(sock, server_hostname="localhost", session=session) as second,
+        ):
+            assert second.session_reused is resumed

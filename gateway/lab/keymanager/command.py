@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 import trio
+from OpenSSL import SSL
 
 from gateway import tls
 from gateway.config import Address
@@ -142,6 +143,7 @@ Faults that take them lift themselves after "times" requests, and meet only thos
     callback=_costs,
     help="Seconds of one kind of work; see below.",
 )
+@click.option("--resumption/--no-resumption", default=True, help="Whether clients may resume sessions [default: yes].")
 @click.option("--store", type=_NEW_FILE, help="SQLite file for the objects, shared by all [default: in memory].")
 @click.option("--cluster", type=_DIRECTORY, help="Directory for replication, in place of --store; see below.")
 @click.option(
@@ -159,6 +161,7 @@ def keymanager(
     handshake_cost: float,
     operation_cost: float,
     costs: dict[str, float],
+    resumption: bool,
     store: Path | None,
     cluster: Path | None,
     pending_for: float | None,
@@ -182,6 +185,9 @@ def keymanager(
         context = tls.server_context(certificate, private_key, client_ca, tls_policy)
         if cluster is not None:
             replications = [Replication(cluster, name, complain=_complain) for name in names]
+        if not resumption:
+            context.set_options(SSL.OP_NO_TICKET)
+            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         shared = Store(store or ":memory:")
         notes = None if journal is None else Journal(journal)
     except (TlsError, OSError, ValueError, sqlite3.Error) as error:
