@@ -1,8 +1,8 @@
 """A whole gateway in this process, and its key managers and its client in processes of their own, to be counted.
 
-All over real mutual TLS on the loopback interface. The gateway is that of ``kmip-gateway run``, with everything on; only
-what it does by the clock, probes and rounds of the pools, is as rare as may be: it would be counted, too, and the more
-of it the slower the machine.
+All over real mutual TLS on the loopback interface. The gateway is that of ``kmip-gateway run``, with everything on.
+Only what it does by the clock, probes and rounds of the pools, is as rare as may be: it would be counted, too, and the
+more of it the slower the machine.
 """
 
 import ctypes
