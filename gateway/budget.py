@@ -35,6 +35,25 @@ class RetryBudget:
         return self._floor.take(now)
 
 
+class RetryBudgets:
+    """A RetryBudget for each identity: none uses up the retries of another. ``fraction`` and ``floor`` are theirs."""
+
+    def __init__(self, fraction: float, floor: float) -> None:
+        self._fraction = fraction
+        self._floor = floor
+        self._of: dict[str, RetryBudget] = {}
+
+    def __repr__(self) -> str:
+        return f"<RetryBudgets {self._of}>"
+
+    def of(self, identity: str) -> RetryBudget:
+        """The budget of an identity, by its name."""
+        budget = self._of.get(identity)
+        if budget is None:
+            budget = self._of[identity] = RetryBudget(fraction=self._fraction, floor=self._floor)
+        return budget
+
+
 class TokenBucket:
     """``rate`` tokens a second, at most ``burst`` of them held. Times are trio's, in seconds."""
 
