@@ -1,5 +1,6 @@
 """The doorbell: the command line."""
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,8 @@ def check(config: Path) -> None:
 
 async def _run(worker: Worker) -> None:
     """Run a worker until it has drained; a signal begins that, a second one ends the process at once."""
+    gc.collect()
+    gc.freeze()  # what was imported lives as long as the process: a collection that looks at it stops all clients
     async with trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, worker)
         await worker.run()

@@ -118,18 +118,26 @@ def _serve(count: int, size: Size, *, fresh: bool) -> None:
     read_end, write_end = os.pipe()
     _apart(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
     os.close(write_end)
-    trio.run(_run, Worker(config), write_port, read_end)
+    trio.run(_run, Worker(config), size, write_port, read_end)
 
 
-async def _run(worker: Worker, write_port: int, read_end: int) -> None:
+async def _run(worker: Worker, size: Size, write_port: int, read_end: int) -> None:
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(worker.run)
-        await trio.sleep(0.5)  # the pools fill; the count without requests has this, too
+        while not _is_full(worker, size):  # noqa: ASYNC110 - a gauge tells nobody that it has changed
+            await trio.sleep(0.1)
         os.write(write_port, bound.listeners[0].port.to_bytes(2, "big"))
         await trio.lowlevel.wait_readable(read_end)
         if not os.read(read_end, 1):
             raise RuntimeError("the client has not been served")
         nursery.cancel_scope.cancel()
+
+
+def _is_full(worker: Worker, size: Size) -> bool:
+    """Whether every session that the pools keep is open."""
+    labels = [{"backend": f"kms-{number}", "state": "idle"} for number in range(1, size.backends + 1)]
+    idle = [worker.metrics.registry.get_sample_value("kmip_gateway_sessions", label) for label in labels]
+    return all(count == size.pool * size.identities for count in idle)
 
 
 def _apart(work: Callable[[], None]) -> None:
