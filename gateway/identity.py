@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from gateway.config import IdentityConfig, MatchConfig
@@ -66,13 +65,16 @@ class Identities:
     def __repr__(self) -> str:
         return f"<Identities {len(self._rules)} rules, {len(self._known)} certificates remembered>"
 
-    def identify(self, certificate: x509.Certificate) -> Principal | None:
-        """The principal of a certificate that the handshake has verified, or None where no rule matches."""
-        der = certificate.public_bytes(Encoding.DER)
+    def identify(self, der: bytes) -> Principal | None:
+        """The principal of a certificate that the handshake has verified, or None where no rule matches.
+
+        The certificate is in DER. Raises one of UNREADABLE_CERTIFICATE where it can't be read.
+        """
         if der not in self._known:
+            principal = self._identify(x509.load_der_x509_certificate(der))
             if len(self._known) >= _REMEMBERED:
                 self._known.pop(next(iter(self._known)))
-            self._known[der] = self._identify(certificate)
+            self._known[der] = principal
         return self._known[der]
 
     def _identify(self, certificate: x509.Certificate) -> Principal | None:

@@ -205,8 +205,22 @@ class Metrics:
         )
         self.draining = Gauge("kmip_gateway_draining", "1 while the gateway takes no new clients.", registry=registry)
 
+        self._handshakes: dict[tuple[str, str, bool], tuple[Counter, Histogram]] = {}
         self._answered: dict[tuple[str, str, str], Counter] = {}
         self._durations: dict[str, Histogram] = {}
+
+    def handshake_succeeded(self, listener: str, tls_version: str, seconds: float, *, resumed: bool) -> None:
+        """Count a client's handshake."""
+        key = (listener, tls_version, resumed)
+        if key not in self._handshakes:
+            label = "true" if resumed else "false"
+            self._handshakes[key] = (
+                self.client_handshakes.labels(listener, tls_version, label),
+                self.client_handshake_duration.labels(label),
+            )
+        count, duration = self._handshakes[key]
+        count.inc()
+        duration.observe(seconds)
 
     def request_answered(self, request: Request | None, result: str, seconds: float) -> None:
         """Count an answer to a client; ``request`` is None where it could not be decoded."""

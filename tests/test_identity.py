@@ -57,8 +57,12 @@ def rule(rule_name: str, *, shared: bool = False, **match: Any) -> IdentityConfi
     return IdentityConfig.model_construct(name=rule_name, match=MatchConfig(**match), shared=shared)
 
 
+def der(of: x509.Certificate) -> bytes:
+    return of.public_bytes(Encoding.DER)
+
+
 def who(caller: x509.Certificate, *rules: IdentityConfig) -> str | None:
-    principal = Identities(rules).identify(caller)
+    principal = Identities(rules).identify(der(caller))
     return None if principal is None else principal.identity.name
 
 
@@ -208,9 +212,9 @@ def test_without_a_rule_that_matches_nobody_is_let_in() -> None:
 def test_a_principal_is_known_by_issuer_and_subject() -> None:
     identities = Identities([rule("all", shared=True, subject_cn="*")])
 
-    alice = identities.identify(certificate("alice"))
-    renewed = identities.identify(certificate("alice", days=2))
-    other = identities.identify(certificate("alice", issuer=name("Other CA")))
+    alice = identities.identify(der(certificate("alice")))
+    renewed = identities.identify(der(certificate("alice", days=2)))
+    other = identities.identify(der(certificate("alice", issuer=name("Other CA"))))
 
     assert alice is not None
     assert renewed is not None
@@ -220,8 +224,23 @@ def test_a_principal_is_known_by_issuer_and_subject() -> None:
     assert (other.issuer, other.subject) != (alice.issuer, alice.subject)
 
 
+def test_where_the_subject_is_empty_the_alternative_names_tell_principals_apart() -> None:
+    """As in certificates of services: all of them would otherwise be one client under their rule."""
+    identities = Identities([rule("all", shared=True, issuer="CN=Clients CA")])
+    names = [(x509.UniformResourceIdentifier(f"spiffe://example.com/{who}"),) for who in ("backup", "web")]
+
+    backup, web = (identities.identify(der(certificate(sans=sans))) for sans in names)
+    nobody = identities.identify(der(certificate()))
+
+    assert backup is not None
+    assert web is not None
+    assert nobody is not None
+    assert (backup.subject, web.subject) == ("spiffe://example.com/backup", "spiffe://example.com/web")
+    assert len(nobody.subject) == 64
+
+
 def test_a_certificate_is_valid_from_its_first_second_to_its_last() -> None:
-    principal = Identities([rule("all", subject_cn="*")]).identify(certificate("alice", days=1))
+    principal = Identities([rule("all", subject_cn="*")]).identify(der(certificate("alice", days=1)))
     begin, end = BEGIN.timestamp(), BEGIN.timestamp() + 86400
 
     assert principal is not None
@@ -250,9 +269,8 @@ def test_a_certificate_is_looked_at_once_whether_it_is_let_in_or_not(looked_at: 
     alice, mallory = certificate("alice"), certificate("mallory")
 
     for _ in range(3):
-        copy = x509.load_der_x509_certificate(alice.public_bytes(Encoding.DER))
-        assert identities.identify(copy) is not None
-        assert identities.identify(mallory) is None
+        assert identities.identify(der(alice)) is not None
+        assert identities.identify(der(mallory)) is None
 
     assert len(looked_at) == 2
     assert repr(identities) == "<Identities 1 rules, 2 certificates remembered>"
@@ -264,7 +282,7 @@ def test_what_is_remembered_is_bounded(looked_at: list[x509.Certificate], monkey
     one, two, three = certificate("one"), certificate("two"), certificate("three")
 
     for caller in (one, two, three, three, one):
-        assert identities.identify(caller) is not None
+        assert identities.identify(der(caller)) is not None
 
     assert looked_at == [one, two, three, one]
     assert repr(identities) == "<Identities 1 rules, 2 certificates remembered>"

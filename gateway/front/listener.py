@@ -162,9 +162,9 @@ class Listener:
         if reason:
             self._failed(reason)
             return False
-        resumed = "true" if stream.resumed else "false"
-        self._metrics.client_handshake_duration.labels(resumed).observe(time.perf_counter() - began)
-        self._metrics.client_handshakes.labels(self._settings.name, stream.version, resumed).inc()
+        self._metrics.handshake_succeeded(
+            self._settings.name, stream.version, time.perf_counter() - began, resumed=stream.resumed
+        )
         return True
 
     async def _try_to_shake_hands(self, stream: TlsStream) -> str:
@@ -194,7 +194,7 @@ class Listener:
     def _identify(self, stream: TlsStream, peer: str) -> Principal | None:
         """Ask on every connection, resumed ones included: on those, no handshake has looked at the certificate."""
         try:
-            certificate = stream.peer_certificate()
+            certificate = stream.peer_certificate_der()
             return None if certificate is None else self._identities.identify(certificate)
         except (TlsError, *UNREADABLE_CERTIFICATE) as error:
             self._log.warning("client certificate can't be read", peer=peer, detail=repr(error))
