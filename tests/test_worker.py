@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -267,9 +268,11 @@ async def test_a_mark_key_is_made_at_first_start_for_its_owner_only_and_kept(cer
 async def test_where_no_mark_key_can_be_kept_the_gateway_says_so_and_runs(
     certificates: Certificates, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = structlog.get_config()
     log.configure("warning", "text")
     async with running(configure(certificates, free_port(), extra='[replication]\nmark_key_file = "/proc/mark.key"')):
         pass
+    structlog.configure(**before)
 
     told = capsys.readouterr().err
     assert "marks end with this process" in told
