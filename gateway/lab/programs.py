@@ -2,11 +2,12 @@
 
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
+from types import MappingProxyType
 from typing import Final
 
 import click
@@ -14,6 +15,7 @@ import trio
 
 from gateway.config import Address
 from gateway.lab.certs import write_development_set
+from gateway.lab.keymanager import Member, write_roles
 
 _KEY_MANAGERS: Final = {"atlanta-001": 15696, "atlanta-002": 15697, "london-001": 15698, "london-002": 15699}
 _GATEWAY_PORT: Final = 5696
@@ -71,10 +73,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Running:
-    """The process numbers of the programs."""
+    """The process numbers of the programs.
+
+    ``by_name`` has the one of each key manager: where they don't replicate, all are in one process, ``key_managers``.
+    """
 
     key_managers: int
     gateway: int
+    by_name: dict[str, int]
 
 
 def prepare(directory: Path) -> Place:
@@ -102,20 +108,47 @@ def free_address(preferred: int = 0) -> Address:
 
 
 @asynccontextmanager
-async def programs(place: Place, *, handshake_cost: float = 0.0) -> AsyncIterator[Running]:
-    """Key managers and gateway, ready, for the length of a block. ``handshake_cost`` is in seconds."""
-    key_managers = [
+async def programs(
+    place: Place,
+    *,
+    handshake_cost: float = 0.0,
+    costs: Mapping[str, float] = MappingProxyType({}),
+    roles: Mapping[str, Member] | None = None,
+) -> AsyncIterator[Running]:
+    """Key managers and gateway, ready, for the length of a block.
+
+    ``handshake_cost`` is in seconds, as are ``costs`` by the names of costs.COST_NAMES. With ``roles``, such as
+    two_plus_two(), each key manager is a process and has a store of its own, and they replicate; they meet in the
+    directory ``cluster`` of the place. Without, all are one process, and share a store in memory.
+    """
+    groups = [list(place.key_managers)]
+    options = ["--handshake-cost", str(handshake_cost)]
+    options += [word for name, seconds in costs.items() for word in ("--cost", f"{name}={seconds}")]
+    if roles is not None:
+        groups = [[name] for name in place.key_managers]
+        cluster = place.file("cluster")
+        cluster.mkdir(exist_ok=True)
+        write_roles(cluster, roles)
+        options += ["--cluster", str(cluster)]
+    async with AsyncExitStack() as stack:
+        by_name: dict[str, int] = {}
+        for names in groups:
+            addresses = [place.key_managers[name] for name in names]
+            running = program(_key_managers(place, names, options), addresses)
+            by_name |= dict.fromkeys(names, await stack.enter_async_context(running))
+        gateway = ["run", str(place.file("gateway.toml"))]
+        gateway_id = await stack.enter_async_context(program(gateway, [place.gateway, place.admin]))
+        yield Running(next(iter(by_name.values())), gateway_id, by_name)
+
+
+def _key_managers(place: Place, names: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The command of one process of key managers."""
+    return [
         "keymanager",
-        *(word for name, address in place.key_managers.items() for word in ("--name", name, "--bind", str(address))),
+        *(word for name in names for word in ("--name", name, "--bind", str(place.key_managers[name]))),
         *("--certificate", str(place.file("kms.pem")), "--private-key", str(place.file("kms.key"))),
-        *("--client-ca", str(place.file("kms-clients-ca.pem")), "--handshake-cost", str(handshake_cost)),
+        *("--client-ca", str(place.file("kms-clients-ca.pem")), *options),
     ]
-    gateway = ["run", str(place.file("gateway.toml"))]
-    async with (
-        program(key_managers, list(place.key_managers.values())) as key_managers_id,
-        program(gateway, [place.gateway, place.admin]) as gateway_id,
-    ):
-        yield Running(key_managers_id, gateway_id)
 
 
 @asynccontextmanager

@@ -80,6 +80,9 @@ def test_a_port_that_is_taken(certificates: Path) -> None:
         (["--bind=somewhere"], "has no port"),
         (["--bind=127.0.0.1:1", "--name=a", "--name=b"], "1 --bind and 2 --name"),
         (["--handshake-cost=-1"], "--handshake-cost"),
+        (["--cost=Sing=1"], "no cost called 'Sing'"),
+        (["--cost=Get"], "not NAME=SECONDS"),
+        (["--cost=Get=-1"], "from 0 on"),
     ],
 )
 def test_mistakes_are_named(certificates: Path, arguments: list[str], words: str) -> None:

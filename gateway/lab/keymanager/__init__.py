@@ -1,16 +1,34 @@
 """A simulated key manager: a KMIP server over mutual TLS for the demo, the tests and the measurements.
 
 Unfit for production: keys are kept unprotected, and whoever holds a client certificate may make as many as they like.
-It speaks KMIP 1.0 to 2.1 and keeps its objects in a Store, which several key managers may share.
+It speaks KMIP 1.0 to 2.1 and keeps its objects in a Store, which several key managers may share; or each has one of its
+own, and they replicate.
 
-From top to bottom: ``command`` starts them; ``server`` has the connections; ``costs`` is the HSM; ``batch`` executes
-a request item by item, by the table in ``operations``, and notes it in the ``journal``; ``making``, ``reading``,
-``changing``, ``lifecycle`` and ``greeting`` are the operations; ``call`` is what they are given; ``keys`` and
-``attributes`` know what objects are made of; ``store`` keeps ``objects``.
+From top to bottom: ``command`` starts them; ``server`` has the connections; ``costs`` is the HSM; ``batch`` executes a
+request item by item, by the table in ``operations``, and notes it in the ``journal``; ``making``, ``reading``,
+``changing``, ``lifecycle``, ``asking`` and ``greeting`` are the operations; ``call`` is what they are given;
+``deferred`` are those that are executed later; ``keys`` and ``attributes`` know what objects are made of; ``store``
+keeps ``objects``. For ``replication``, by the ``roles`` of a cluster, the store logs its ``changes``, and a master is
+``sending`` them over the ``wire``.
 """
 
 from gateway.lab.keymanager.journal import Journal, read_journal
+from gateway.lab.keymanager.replication import Replication
+from gateway.lab.keymanager.roles import Link, Member, Role, promote, read_roles, two_plus_two, write_roles
 from gateway.lab.keymanager.server import KeyManager
 from gateway.lab.keymanager.store import Store
 
-__all__ = ["Journal", "KeyManager", "Store", "read_journal"]
+__all__ = [
+    "Journal",
+    "KeyManager",
+    "Link",
+    "Member",
+    "Replication",
+    "Role",
+    "Store",
+    "promote",
+    "read_journal",
+    "read_roles",
+    "two_plus_two",
+    "write_roles",
+]

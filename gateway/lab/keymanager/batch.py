@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Final
 
@@ -19,9 +20,12 @@ from gateway.kmip.spec import (
     Tag,
 )
 from gateway.lab.keymanager.call import Call, Done, Placeholders
+from gateway.lab.keymanager.costs import cost_names
+from gateway.lab.keymanager.deferred import Deferrals, Deferred
 from gateway.lab.keymanager.greeting import VERSIONS
 from gateway.lab.keymanager.journal import SUCCESS, Journal
-from gateway.lab.keymanager.operations import DUTIES
+from gateway.lab.keymanager.keys import MakeKeyPair, new_key_pair
+from gateway.lab.keymanager.operations import DUTIES, Duty, Standing
 from gateway.lab.keymanager.refusals import Refusal
 from gateway.lab.keymanager.store import Store
 from gateway.lab.keymanager.tree import Node
@@ -30,12 +34,22 @@ _EMPTY: Final = ttlv.Item(Tag.REQUEST_PAYLOAD, ItemType.STRUCTURE, 0, 0)
 
 
 class Engine:
-    """Executes requests on a store, in the name of one key manager, and notes them in a journal."""
+    """Executes requests on a store, in the name of one key manager, and notes them in a journal.
 
-    def __init__(self, name: str, store: Store, journal: Journal | None = None) -> None:
+    ``make_key_pair`` makes the pairs of Create Key Pair; ``in_step`` tells the replicas that have all that is here.
+    ``defer``, where there is one, is given the operations that are to be executed later, each as a batch of its own.
+    """
+
+    def __init__(
+        self, name: str, store: Store, journal: Journal | None = None, make_key_pair: MakeKeyPair = new_key_pair
+    ) -> None:
         self.name = name
         self.store = store
         self.journal = journal
+        self.make_key_pair = make_key_pair
+        self.in_step: Callable[[], tuple[str, ...]] = tuple
+        self.deferrals = Deferrals()
+        self.defer: Callable[[Deferred, Batch], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Engine {self.name} on {self.store!r}>"
@@ -47,13 +61,13 @@ class Engine:
         """
         try:
             request = decode_request(frame)
-            payloads = [_grow(item) for item in request.items]
+            left = [(item, _grow(item)) for item in request.items]
         except ProtocolError as error:
             return Batch(self, owner, answer=_unreadable(error), undecodable=True)
-        refusal = _refuse_whole(request)
+        refusal = _refuse_whole(request, may_defer=self.defer is not None)
         if refusal is not None:
             return Batch(self, owner, answer=refusal)
-        return Batch(self, owner, request, payloads)
+        return Batch(self, owner, request, left)
 
     def handle(self, frame: bytes, owner: str) -> bytes:
         """Execute a whole request at once and return the answer."""
@@ -73,24 +87,32 @@ def _unreadable(error: ProtocolError) -> bytes:
     return compose.failure(None, ResultReason.INVALID_MESSAGE, str(error), version=version or FALLBACK_VERSION)
 
 
-def _refuse_whole(request: Request) -> bytes | None:
+def _refuse_whole(request: Request, *, may_defer: bool) -> bytes | None:
     """The answer to a request that can be read, and of which nothing is executed; None for all others."""
     if request.version not in VERSIONS:
         message = "protocol version {}.{} is not spoken here".format(*request.version)
         return compose.failure(None, ResultReason.INVALID_MESSAGE, message)
     if request.batch_error_continuation_option == BatchErrorContinuationOption.UNDO:
         return compose.failure(request, ResultReason.FEATURE_NOT_SUPPORTED, "batches can't be undone here")
-    if request.asynchronous_indicator == AsynchronousIndicator.MANDATORY:
+    if request.asynchronous_indicator == AsynchronousIndicator.MANDATORY and not may_defer:
         return compose.failure(request, ResultReason.FEATURE_NOT_SUPPORTED, "everything is answered at once here")
     return None
+
+
+def _is_asynchronous(request: Request) -> bool:
+    """Whether a request is to be deferred: where it must be. In 1.x, it can only say that it may be."""
+    indicator = request.asynchronous_indicator
+    if indicator == AsynchronousIndicator.OPTIONAL:
+        return request.version < (2, 0)
+    return indicator == AsynchronousIndicator.MANDATORY
 
 
 class Batch:
     """A request under way.
 
     ``execute`` the items one by one while there is a ``pending`` one, then send the ``answer``. Where ``undecodable``
-    is set, what follows on this connection can't be trusted, and it is closed after the answer. Set ``standby`` before
-    executing where the key manager is not master.
+    is set, what follows on this connection can't be trusted, and it is closed after the answer. Set ``standing`` before
+    executing where the key manager is not master. ``wrote`` tells whether an operation that writes has succeeded.
     """
 
     def __init__(
@@ -98,17 +120,19 @@ class Batch:
         engine: Engine,
         owner: str,
         request: Request | None = None,
-        payloads: list[Node] | None = None,
+        left: Sequence[tuple[RequestItem, Node]] = (),
         *,
         answer: bytes | None = None,
         undecodable: bool = False,
     ) -> None:
         self.undecodable = undecodable
-        self.standby = False
+        self.standing = Standing.MASTER
+        self.wrote = False
         self._engine = engine
         self._owner = owner
         self._request = request
-        self._left = [] if request is None else list(zip(request.items, payloads or (), strict=True))
+        self._left = list(left)
+        self._deferring = request is not None and engine.defer is not None and _is_asynchronous(request)
         self._placeholders = Placeholders()
         self._results: list[Result] = []
         self._answer = answer
@@ -127,11 +151,24 @@ class Batch:
         """The operation that ``execute`` would execute now; None when there is none left."""
         return self._left[0][0].operation if self._left else None
 
+    @property
+    def cost(self) -> tuple[tuple[str, ...], bool]:
+        """The names of the pending item's cost, and whether it is charged as any operation is. Refusing is free."""
+        item, payload = self._left[0]
+        duty = DUTIES.get(item.operation)
+        if duty is None or not self.standing.permits(duty) or self._defers(duty):
+            return (), False
+        return cost_names(item.operation, payload), duty.charged
+
     def execute(self) -> None:
         """Execute the pending item, and note it in the journal."""
         item, payload = self._left.pop(0)
         try:
-            done = self._perform(item.operation, payload)
+            duty = self._duty(item.operation)
+            if self._defers(duty):
+                self._results.append(self._defer(item, payload))
+                return
+            done = self._perform(duty, payload)
         except Refusal as refusal:
             self._placeholders.note(item.operation, ())
             self._note(item, _asked_uids(item), reason_name(refusal.reason_in(self._version)))
@@ -141,10 +178,14 @@ class Batch:
         else:
             self._placeholders.note(item.operation, done.uids)
             self._note(item, list(done.uids), SUCCESS)
-            self._results.append(
-                Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=done.payload)
-            )
+            result = done.result or Result(ResultStatus.SUCCESS, item.operation, payload=done.payload)
+            self._results.append(result._replace(unique_batch_item_id=item.unique_batch_item_id))
         self._results[-1] = self._fit(item, self._results[-1])
+
+    @property
+    def results(self) -> list[Result]:
+        """The results of what was executed so far."""
+        return self._results
 
     def answer(self) -> bytes:
         """The response: a result for every item that was executed. Items behind a failure may have none."""
@@ -159,23 +200,56 @@ class Batch:
         option = None if self._request is None else self._request.batch_error_continuation_option
         return option != BatchErrorContinuationOption.CONTINUE
 
-    def _perform(self, operation: int, payload: Node) -> Done:
+    def _defers(self, duty: Duty) -> bool:
+        return self._deferring and duty.charged
+
+    def _defer(self, item: RequestItem, payload: Node) -> Result:
+        """Have an item executed later: by itself, whatever becomes of those before it."""
+        engine = self._engine
+        later = Batch(engine, self._owner, self._request, [(item, payload)])
+        later._deferring, later._room = False, None
+        later._placeholders = self._placeholders
+        deferred = Deferred(self._owner, item.operation)
+        value = engine.deferrals.add(deferred)
+        if engine.defer is not None:
+            engine.defer(deferred, later)
+        status, number = ResultStatus.OPERATION_PENDING, item.unique_batch_item_id
+        return Result(status, item.operation, number, asynchronous_correlation_value=value)
+
+    def _duty(self, operation: int) -> Duty:
+        """What is needed to execute an operation. Raises Refusal where it isn't executed here and now."""
         duty = DUTIES.get(operation)
         if duty is None or self._version < duty.since:
             name = operation_name(operation)
             raise Refusal(ResultReason.OPERATION_NOT_SUPPORTED, f"operation {operation} ({name}) is not supported here")
-        if self.standby and not duty.on_standby:
+        if not self.standing.permits(duty):
             raise Refusal(ResultReason.GENERAL_FAILURE, "this key manager is a standby, not master")
-        store, now = self._engine.store, int(time.time())
-        name, version = self._engine.name, self._version
-        call = Call(store, name, self._owner, version, payload, self._placeholders, now, self.standby)
+        return duty
+
+    def _perform(self, duty: Duty, payload: Node) -> Done:
+        store = self._engine.store
+        call = Call(
+            store=store,
+            server=self._engine.name,
+            owner=self._owner,
+            version=self._version,
+            payload=payload,
+            placeholders=self._placeholders,
+            now=int(time.time()),
+            standby=self.standing is not Standing.MASTER,
+            in_step=self._engine.in_step(),
+            make_key_pair=self._engine.make_key_pair,
+            deferrals=self._engine.deferrals,
+        )
         try:
             with store.transaction() if duty.writes else nullcontext():
-                return duty.handler(call)
+                done = duty.handler(call)
         except ProtocolError as error:
             raise Refusal(ResultReason.INVALID_MESSAGE, str(error)) from None
         except sqlite3.Error as error:
             raise Refusal(ResultReason.INTERNAL_SERVER_ERROR, f"the store failed: {error}") from error
+        self.wrote = self.wrote or duty.writes
+        return done
 
     def _failed(self, item: RequestItem, refusal: Refusal) -> Result:
         return Result(

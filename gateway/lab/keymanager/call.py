@@ -1,13 +1,16 @@
 """One operation being executed: who asks for what, and what the batch has come upon so far."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 from gateway.kmip import ttlv
+from gateway.kmip.compose import Result
 from gateway.kmip.messages import Version
 from gateway.kmip.spec import ItemType, Operation, ResultReason, Tag
 from gateway.lab.keymanager import attributes
+from gateway.lab.keymanager.deferred import Deferrals
+from gateway.lab.keymanager.keys import MakeKeyPair, new_key_pair
 from gateway.lab.keymanager.numbers import UniqueIdentifier
 from gateway.lab.keymanager.objects import Attribute, ManagedObject
 from gateway.lab.keymanager.refusals import Refusal
@@ -18,10 +21,14 @@ _T = TypeVar("_T")
 
 
 class Done(NamedTuple):
-    """An operation that succeeded: its answer's items, encoded, and the unique identifiers that it was about."""
+    """An operation that succeeded: its answer's items, encoded, and the unique identifiers that it was about.
+
+    ``result`` is another operation's, where that is the answer.
+    """
 
     payload: bytes
     uids: tuple[str, ...] = ()
+    result: Result | None = None
 
 
 #: What a Unique Identifier given as an Enumeration stands for: position in Done's uids (2.1 section 11.61).
@@ -81,7 +88,11 @@ class Placeholders:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler is given. ``now`` is in Unix seconds; ``standby``: the key manager is not master."""
+    """What a handler is given.
+
+    ``now`` is in Unix seconds; ``standby``: the key manager is not master; ``in_step``: the replicas that have all that
+    is here; ``make_key_pair`` and ``deferrals`` are the engine's.
+    """
 
     store: Store
     server: str
@@ -91,6 +102,9 @@ class Call:
     placeholders: Placeholders
     now: int
     standby: bool = False
+    in_step: tuple[str, ...] = ()
+    make_key_pair: MakeKeyPair = new_key_pair
+    deferrals: Deferrals = field(default_factory=Deferrals)
 
     @property
     def is_2_x(self) -> bool:

@@ -1,5 +1,6 @@
 """The command ``keymanager``: simulated key managers in a process of their own."""
 
+import math
 import signal
 import sqlite3
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from gateway import tls
 from gateway.config import Address
 from gateway.errors import TlsError
 from gateway.lab.faults import NATURES, Fault, FaultFile, Nature
+from gateway.lab.keymanager.costs import COST_NAMES
 from gateway.lab.keymanager.journal import Journal
+from gateway.lab.keymanager.replication import Replication
 from gateway.lab.keymanager.server import KeyManager
 from gateway.lab.keymanager.store import Store
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _POLICY: Final = click.Choice([policy.name.lower() for policy in tls.Policy])
+_DIRECTORY: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 _NEW_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -43,6 +47,22 @@ async def serve_many(
                 nursery.cancel_scope.cancel()
 
 
+def _costs(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """NAME=SECONDS, by name."""
+    costs = {}
+    for value in values:
+        name, _, seconds = value.partition("=")
+        if name not in COST_NAMES:
+            raise click.BadParameter(f"there is no cost called {name!r}")
+        try:
+            costs[name] = float(seconds)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not NAME=SECONDS") from None
+        if not 0 <= costs[name] < math.inf:
+            raise click.BadParameter(f"{value!r} is not a number of seconds from 0 on")
+    return costs
+
+
 def _about(fault: Fault, nature: Nature) -> str:
     parameters = ", ".join((*nature.needs, *(f"[{parameter}]" for parameter in nature.takes)))
     return f"{fault.value}: {nature.does}." + (f" Parameters: {parameters}." if parameters else "")
@@ -60,7 +80,30 @@ def _addresses(_context: click.Context, _parameter: click.Parameter, values: tup
 
 
 #: For --help; \b keeps click from filling the lines.
-_ABOUT_FAULTS: Final = """\b
+_EPILOG: Final = """\b
+Costs are of operations ("Get", "CreateKeyPair"), of "handshake", and of what
+s_speed measures: "Wrap" is a Get that wraps, "CreateRSA" and "CreateECC" are
+Create Key Pair. With a cost for CreateRSA, a few RSA key pairs that were made
+beforehand are given out again and again.
+
+\b
+--cluster is for replication. Each key manager keeps a store of its own in the
+directory, and may be in a process of its own. roles.json there says, a line
+for each key manager of the cluster, who is master and how it replicates:
+  {"atlanta-001": {"role": "master", "links": {
+      "atlanta-002": {"synchronous": true, "delay": 0.001},
+      "london-001": {"delay": 0.04}}},
+   "atlanta-002": {"role": "standby"}, "london-001": {"role": "master"}}
+A change is at the other "delay" seconds after it was made. A write is answered
+when the synchronous ones have it; not longer than "patience" (1) seconds, and
+not at all where they are gone: then the master goes on alone until they have
+caught up. A standby refuses all but Query and Discover Versions; with
+"serves_reads": true it refuses changes only. The file may be changed at any
+time, for example to promote a standby:
+  sed -i 's/"atlanta-002": {"role": "standby"/"atlanta-002": {"role": "master"/'
+    DIR/roles.json
+
+\b
 The file of --faults names key managers, and the faults that each of them has
 from now on; without the file, or without its name there, it has none:
   {"atlanta-001": [{"fault": "slow", "seconds": 2, "operations": ["Get"]},
@@ -73,7 +116,7 @@ Faults that take them lift themselves after "times" requests, and meet only thos
 """ + "\n\n".join(_about(fault, nature) for fault, nature in NATURES.items())
 
 
-@click.command(epilog=_ABOUT_FAULTS)
+@click.command(epilog=_EPILOG)
 @click.option(
     "--bind",
     "addresses",
@@ -91,7 +134,19 @@ Faults that take them lift themselves after "times" requests, and meet only thos
 @click.option("--tls-policy", type=_POLICY, default="compatible", show_default=True, help="TLS versions and suites.")
 @click.option("--handshake-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per full handshake.")
 @click.option("--operation-cost", type=click.FloatRange(0), default=0, help="Seconds of the HSM per operation.")
+@click.option(
+    "--cost",
+    "costs",
+    metavar="NAME=SECONDS",
+    multiple=True,
+    callback=_costs,
+    help="Seconds of one kind of work; see below.",
+)
 @click.option("--store", type=_NEW_FILE, help="SQLite file for the objects, shared by all [default: in memory].")
+@click.option("--cluster", type=_DIRECTORY, help="Directory for replication, in place of --store; see below.")
+@click.option(
+    "--pending-for", type=click.FloatRange(0), help="Answer asynchronously where asked to; execute seconds later."
+)
 @click.option("--journal", type=_NEW_FILE, help="File to note executed operations in, as JSON lines.")
 @click.option("--faults", type=_NEW_FILE, help="JSON file of faults to have, watched for changes.")
 def keymanager(
@@ -103,33 +158,47 @@ def keymanager(
     tls_policy: str,
     handshake_cost: float,
     operation_cost: float,
+    costs: dict[str, float],
     store: Path | None,
+    cluster: Path | None,
+    pending_for: float | None,
     journal: Path | None,
     faults: Path | None,
 ) -> None:
     """Run simulated key managers: real KMIP over mutual TLS, for demos, tests and measurements.
 
-    NOT FOR PRODUCTION: keys are kept unprotected. All key managers of one command share one store; each has an HSM of
-    its own, which does one thing at a time and takes its time for it.
+    NOT FOR PRODUCTION: keys are kept unprotected. All key managers of one command share one store, or replicate with
+    --cluster; each has an HSM of its own, which does one thing at a time and takes its time for it.
     """
     if names and len(names) != len(addresses):
         raise click.UsageError(f"there are {len(addresses)} --bind and {len(names)} --name")
+    if cluster is not None and store is not None:
+        raise click.UsageError("with --cluster, each key manager has a store of its own: there is no --store")
+    if cluster is not None and not names:
+        raise click.UsageError("with --cluster, --name says which of its key managers these are")
+    names = names or tuple(f"key-manager-{number + 1}" for number in range(len(addresses)))
+    replications: list[Replication | None] = [None] * len(names)
     try:
         context = tls.server_context(certificate, private_key, client_ca, tls_policy)
-        objects = Store(store or ":memory:")
+        if cluster is not None:
+            replications = [Replication(cluster, name, complain=_complain) for name in names]
+        shared = Store(store or ":memory:")
         notes = None if journal is None else Journal(journal)
-    except (TlsError, OSError, sqlite3.Error) as error:
+    except (TlsError, OSError, ValueError, sqlite3.Error) as error:
         raise click.ClickException(str(error)) from None
     key_managers = [
         KeyManager(
             name,
-            objects,
+            shared if replication is None else replication.store,
             context=context,
             handshake_cost=handshake_cost,
             operation_cost=operation_cost,
+            costs=costs,
             journal=notes,
+            pending_for=pending_for,
+            replication=replication,
         )
-        for name in names or [f"key-manager-{number + 1}" for number in range(len(addresses))]
+        for name, replication in zip(names, replications, strict=True)
     ]
     try:
         trio.run(serve_many, key_managers, addresses, faults)

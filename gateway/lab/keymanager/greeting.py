@@ -30,7 +30,10 @@ def discover_versions(call: Call) -> Done:
 
 
 def query(call: Call, operations: Iterable[int]) -> Done:
-    """Query (1.4 section 4.25): operations, objects and server information; what else is asked for is left out."""
+    """Query (1.4 section 4.25): operations, objects and server information; what else is asked for is left out.
+
+    Cluster Info tells the role and, of a master that replicates, the replicas that are in step.
+    """
     asked = {node.as_number() for node in call.payload.find_all(Tag.QUERY_FUNCTION)}
     parts: list[bytes] = []
     if QueryFunction.QUERY_OPERATIONS in asked:
@@ -40,7 +43,11 @@ def query(call: Call, operations: Iterable[int]) -> Done:
     if QueryFunction.QUERY_SERVER_INFORMATION in asked:
         parts.append(ttlv.text(Tag.VENDOR_IDENTIFICATION, VENDOR))
         role = "standby" if call.standby else "master"
-        name, cluster = ttlv.text(Tag.SERVER_NAME, call.server), ttlv.text(_CLUSTER_INFO, f"ServerType={role}")
+        replicas = f";InStep={','.join(call.in_step)}" if call.in_step else ""
+        name, cluster = (
+            ttlv.text(Tag.SERVER_NAME, call.server),
+            ttlv.text(_CLUSTER_INFO, f"ServerType={role}{replicas}"),
+        )
         parts.append(ttlv.structure(Tag.SERVER_INFORMATION, name, cluster))
     return Done(b"".join(parts))
 

@@ -46,7 +46,7 @@ def create_key_pair(call: Call) -> Done:
         raise Refusal(ResultReason.INVALID_FIELD, "the two keys of a pair have one algorithm and one length")
     _usage_mask(for_private)
     _usage_mask(for_public)
-    pair = keys.new_key_pair(*parameters)
+    pair = call.make_key_pair(*parameters)
     private, public = str(uuid.uuid4()), str(uuid.uuid4())
     to_public, to_private = _link(LinkType.PUBLIC_KEY, public), _link(LinkType.PRIVATE_KEY, private)
     _keep(call, ObjectType.PRIVATE_KEY, pair.private, _merge(for_private, (to_public,)), private)

@@ -94,6 +94,16 @@ class QueryFunction(IntEnum):
     QUERY_SERVER_INFORMATION = 0x3
 
 
+class CancellationResult(IntEnum):
+    """Cancellation Result, 1.4 section 9.1.3.2.25."""
+
+    CANCELED = 0x1
+    UNABLE_TO_CANCEL = 0x2
+    COMPLETED = 0x3
+    FAILED = 0x4
+    UNAVAILABLE = 0x5
+
+
 class StorageStatusMask(IntFlag):
     """Storage Status Mask, 1.4 section 9.1.3.3.2; DESTROYED since 2.0."""
 

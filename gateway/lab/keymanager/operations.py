@@ -1,18 +1,19 @@
 """Which operations there are, and what each needs to be executed."""
 
+from enum import Enum
 from typing import Final, NamedTuple
 
 from gateway.kmip.messages import Version
 from gateway.kmip.spec import Operation
-from gateway.lab.keymanager import changing, greeting, lifecycle, making, reading
+from gateway.lab.keymanager import asking, changing, greeting, lifecycle, making, reading
 from gateway.lab.keymanager.call import Call, Done, Handler
 
 
 class Duty(NamedTuple):
     """One operation.
 
-    ``writes``: it is executed within a transaction. ``charged``: it keeps the HSM busy. ``since``: the first version
-    that has it. ``on_standby``: a key manager executes it that is not master, too.
+    ``writes``: it is executed within a transaction. ``charged``: it keeps the HSM busy, and may be deferred. ``since``:
+    the first version that has it. ``on_standby``: a key manager executes it that is not master, too.
     """
 
     handler: Handler
@@ -43,11 +44,21 @@ DUTIES: Final[dict[int, Duty]] = {
     Operation.DESTROY: Duty(lifecycle.destroy, writes=True),
     Operation.QUERY: Duty(_query, charged=False, on_standby=True),
     Operation.DISCOVER_VERSIONS: Duty(greeting.discover_versions, charged=False, since=(1, 1), on_standby=True),
+    Operation.POLL: Duty(asking.poll, charged=False),
+    Operation.CANCEL: Duty(asking.cancel, charged=False),
     Operation.SET_ATTRIBUTE: Duty(changing.set_attribute, writes=True, since=(2, 0)),
 }
 
 
-def is_charged(operation: int) -> bool:
-    """Whether executing this operation keeps the HSM busy. One that is not known here costs nothing."""
-    duty = DUTIES.get(operation)
-    return duty is not None and duty.charged
+class Standing(Enum):
+    """What a key manager serves: all; nothing but Query and Discover Versions; or besides them all that only reads."""
+
+    MASTER = "master"
+    STANDBY = "standby"
+    READING_STANDBY = "reading standby"
+
+    def permits(self, duty: Duty) -> bool:
+        """Whether an operation is executed by a key manager that stands so."""
+        if self is Standing.MASTER or duty.on_standby:
+            return True
+        return self is Standing.READING_STANDBY and not duty.writes

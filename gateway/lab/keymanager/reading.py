@@ -65,9 +65,12 @@ def _wrapping_key(call: Call, specification: Node) -> bytes:
 
 
 def _used(call: Call, found: ManagedObject) -> None:
-    """Take Fresh away. The object is read again, since Get itself keeps nobody from writing."""
+    """Take Fresh away. The object is read again, since Get itself keeps nobody from writing.
+
+    Not on a standby: what is written there would not reach the master.
+    """
     fresh = found.instance("Fresh")
-    if fresh is not None and fresh.value == _YES:
+    if fresh is not None and fresh.value == _YES and not call.standby:
         with call.store.transaction():
             call.store.save(call.owned(found.uid).put((attributes.of_number("Fresh", False),)))
 

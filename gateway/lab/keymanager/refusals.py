@@ -29,6 +29,7 @@ _IN_1_X: Final[dict[ResultReason, ResultReason]] = {
     ResultReason.ATTRIBUTE_SINGLE_VALUED: ResultReason.INVALID_FIELD,
     ResultReason.INCOMPATIBLE_CRYPTOGRAPHIC_USAGE_MASK: ResultReason.PERMISSION_DENIED,
     ResultReason.INTERNAL_SERVER_ERROR: ResultReason.GENERAL_FAILURE,
+    ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE: ResultReason.ITEM_NOT_FOUND,
     ResultReason.INVALID_ATTRIBUTE_VALUE: ResultReason.INVALID_FIELD,
     ResultReason.INVALID_DATA_TYPE: ResultReason.INVALID_FIELD,
     ResultReason.INVALID_OBJECT_TYPE: ResultReason.INVALID_FIELD,

@@ -5,9 +5,11 @@ and its cost, the messages, the objects and their owners.
 """
 
 import errno
+import math
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 from OpenSSL import SSL
@@ -19,9 +21,12 @@ from gateway.kmip.spec import ResultReason, Tag
 from gateway.lab.certs import common_name
 from gateway.lab.faults import Exchange, Fault, Faults, FaultyStream, Point
 from gateway.lab.keymanager.batch import Batch, Engine
-from gateway.lab.keymanager.costs import Hsm
+from gateway.lab.keymanager.costs import CREATE_RSA, Hsm
+from gateway.lab.keymanager.deferred import Deferred
 from gateway.lab.keymanager.journal import Journal
-from gateway.lab.keymanager.operations import is_charged
+from gateway.lab.keymanager.keys import KeyPairPool, new_key_pair
+from gateway.lab.keymanager.operations import Standing
+from gateway.lab.keymanager.replication import Replication
 from gateway.lab.keymanager.store import Store
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds
@@ -32,13 +37,24 @@ _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 _PAUSE: Final = 0.1  # seconds before accepting again when there is no room for another connection
 
 
+class _Later(NamedTuple):
+    """An operation that was deferred, and when it is to be executed."""
+
+    due: float
+    deferred: Deferred
+    batch: Batch
+
+
 class KeyManager:
     """One key manager: a name, an HSM of its own, and a store that it may share with others.
 
     ``context`` is a server's (tls.server_context). Costs are in seconds: ``handshake_cost`` is spent after every full
-    handshake, ``operation_cost`` before every operation but Query and Discover Versions; the HSM does one thing at a
-    time. Clients are told apart by the common name of their certificate, and see their own objects only. ``faults`` may
-    be switched at any time.
+    handshake, ``operation_cost`` before every operation but Query and Discover Versions, and ``costs``, by name
+    (costs.COST_NAMES), come before both; the HSM does one thing at a time. Where RSA key pairs have a cost of their
+    own, a KeyPairPool makes them. With ``replication``, the store is the replication's, and its roles say whether this
+    is a master. With ``pending_for``, seconds, an operation that is to be asynchronous is answered with Operation
+    Pending, and executed that much later. Clients are told apart by the common name of their certificate, and see their
+    own objects only. ``faults`` may be switched at any time.
     """
 
     def __init__(
@@ -49,12 +65,23 @@ class KeyManager:
         context: SSL.Context,
         handshake_cost: float = 0.0,
         operation_cost: float = 0.0,
+        costs: Mapping[str, float] | None = None,
         journal: Journal | None = None,
+        pending_for: float | None = None,
+        replication: Replication | None = None,
     ) -> None:
         self.name = name
-        self.engine = Engine(name, store, journal)
-        self.hsm = Hsm(handshake_cost, operation_cost)
+        self.engine = Engine(name, store, journal, KeyPairPool() if costs and CREATE_RSA in costs else new_key_pair)
+        self.hsm = Hsm(handshake_cost, operation_cost, costs or {})
         self.faults = Faults()
+        self.replication = replication
+        self._send_deferred, self._deferred = trio.open_memory_channel[_Later](math.inf)
+        self._pending_for = pending_for or 0.0
+        if pending_for is not None:
+            self.engine.defer = self._defer
+        if replication is not None:
+            replication.thawed = self.faults.thawed
+            self.engine.in_step = lambda: replication.in_step
         #: The port that is listened on; 0 before ``serve`` has begun.
         self.port = 0
         #: Sessions whose handshake succeeded; those of them that shook hands in full; those that are open now.
@@ -73,6 +100,12 @@ class KeyManager:
         """Execute one request of the client ``owner`` and return the answer; no TLS, and no cost."""
         return self.engine.handle(frame, owner)
 
+    async def ask(self, frame: bytes, owner: str) -> bytes:
+        """As ``handle``, with the HSM's cost, and answered when the synchronous replicas have what was written."""
+        batch = self.engine.begin(frame, owner)
+        await self._execute(batch)
+        return batch.answer()
+
     async def serve(
         self, listener: socket.socket | tuple[str, int], *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -84,6 +117,9 @@ class KeyManager:
         sock = listen(listener) if isinstance(listener, tuple) else listener
         host, self.port = sock.getsockname()[:2]
         async with trio.open_nursery() as connections:
+            if self.replication is not None:
+                await connections.start(self.replication.run)
+            connections.start_soon(self._execute_deferred)
             task_status.started(self.port)
             while True:
                 await self._accept_until_refused(sock, connections)
@@ -175,8 +211,7 @@ class KeyManager:
         batch = self.engine.begin(frame, owner)
         exchange = Exchange(stream, batch.operations)
         await self.faults.at(Point.REQUEST, exchange)
-        batch.standby = exchange.standby
-        await self._execute(batch)
+        await self._execute(batch, standby=exchange.standby)
         exchange.answer = batch.answer()
         await self.faults.at(Point.EXECUTED, exchange)
         await self.faults.at(Point.ANSWER, exchange)
@@ -185,12 +220,36 @@ class KeyManager:
             await stream.aclose(linger=_LINGER)
         return not batch.undecodable
 
-    async def _execute(self, batch: Batch) -> None:
+    async def _execute(self, batch: Batch, *, standby: bool = False) -> None:
+        """Execute all of it, ``standby`` as a fault has it or as the roles have it at each item."""
         while batch.pending is not None:
-            if is_charged(batch.pending):
-                await self.hsm.operation()
-                await self.faults.thawed()
+            batch.standing = self._standing(standby)
+            names, charged = batch.cost
+            await self.hsm.operation(names, charged=charged)
+            await self.faults.thawed()
+            batch.standing = self._standing(standby)  # anew: it may have changed while the HSM was busy
             batch.execute()
+        if batch.wrote and self.replication is not None:
+            await self.replication.synchronize()
+
+    def _defer(self, deferred: Deferred, batch: Batch) -> None:
+        self._send_deferred.send_nowait(_Later(trio.current_time() + self._pending_for, deferred, batch))
+
+    async def _execute_deferred(self) -> None:
+        """Execute what was deferred, in turn."""
+        async for due, deferred, batch in self._deferred:
+            await trio.sleep_until(due)
+            await self.faults.thawed()
+            if deferred.start():
+                await self._execute(batch)
+                deferred.finish(batch.results[0])
+
+    def _standing(self, standby: bool) -> Standing:
+        if standby:
+            return Standing.STANDBY
+        if self.replication is None:
+            return Standing.MASTER
+        return self.replication.standing()
 
 
 def listen(address: tuple[str, int]) -> socket.socket:

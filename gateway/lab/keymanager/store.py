@@ -1,7 +1,7 @@
 """Where managed objects are kept: SQLite, in memory or in a file.
 
-Key managers in one process share one Store; several processes share one file. Nothing is ever synced to disk, since
-what is kept here is not worth it.
+Key managers in one process may share one Store, several processes one file; or each has a Store of its own, which logs
+its changes for replication. Nothing is ever synced to disk, since what is kept here is not worth it.
 """
 
 import sqlite3
@@ -11,6 +11,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from gateway.lab.keymanager.changes import Change, ChangeLog
 from gateway.lab.keymanager.objects import Attribute, ManagedObject
 
 _BUSY_TIMEOUT: Final = 5.0  # seconds to wait for another process's transaction
@@ -64,17 +65,19 @@ class Criterion(NamedTuple):
 class Store:
     """Managed objects, by unique identifier.
 
-    ``path`` is a file that other processes may use too, or ``:memory:``. Methods are quick and don't wait, except for
-    another process's transaction, up to five seconds. They raise sqlite3.Error where that was not enough.
+    ``path`` is a file that other processes may use too, or ``:memory:``. With ``logged_as``, a key manager's name,
+    there is a ``log`` of its changes for replication, and nobody shares the store. Methods are quick and don't wait,
+    except for another process's transaction, up to five seconds. They raise sqlite3.Error where that was not enough.
     """
 
-    def __init__(self, path: str | Path = ":memory:") -> None:
+    def __init__(self, path: str | Path = ":memory:", *, logged_as: str | None = None) -> None:
         self._path = str(path)
         self._connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         self._connection.create_function("covers", 2, _covers, deterministic=True)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.executescript(_SCHEMA)
+        self.log = None if logged_as is None else ChangeLog(self._connection, logged_as)
 
     def __repr__(self) -> str:
         return f"<Store {self._path}>"
@@ -99,8 +102,12 @@ class Store:
             yield
         except BaseException:
             self._connection.execute("ROLLBACK")
+            if self.log is not None:
+                self.log.undone()
             raise
         self._connection.execute("COMMIT")
+        if self.log is not None:
+            self.log.committed()
 
     def get(self, uid: str) -> ManagedObject | None:
         """The object with this unique identifier, whoever owns it."""
@@ -117,6 +124,20 @@ class Store:
 
     def save(self, saved: ManagedObject) -> None:
         """Keep this value of an object in the place of any earlier one. To be called within a transaction."""
+        self._write(saved)
+        if self.log is not None:
+            self.log.note(saved)
+
+    def take(self, change: Change) -> None:
+        """Keep a change that was made in another store, unless a later one of the same object is here."""
+        if self.log is None:
+            raise ValueError(f"{self!r} is not replicated")
+        with self.transaction():
+            given = self.log.take(change)
+            if given is not None:
+                self._write(given)
+
+    def _write(self, saved: ManagedObject) -> None:
         self._connection.execute(_SAVE, (saved.uid, saved.owner, saved.object_type, saved.state, saved.material))
         self._connection.execute("DELETE FROM attributes WHERE uid = ?", (saved.uid,))
         self._connection.executemany(

@@ -75,6 +75,15 @@ class Node:
         """The first Enumeration with this tag, or None."""
         return self.number(tag, ItemType.ENUMERATION)
 
+    def octets(self, tag: int) -> bytes | None:
+        """The first Byte String with this tag, or None."""
+        child = self._typed(tag, ItemType.BYTE_STRING)
+        return None if child is None else child.value
+
+    def flag(self, tag: int) -> bool:
+        """Whether the first Boolean with this tag is true; False where there is none."""
+        return bool(self.number(tag, ItemType.BOOLEAN))
+
     def integer(self, tag: int) -> int | None:
         """The first Integer with this tag, or None."""
         return self.number(tag, ItemType.INTEGER)

@@ -15,7 +15,8 @@ from gateway.lab.speed.operations import Keys
 from gateway.lab.speed.report.cases import CASES, Case
 from gateway.lab.speed.report.costs import COSTS, bound, factor
 from gateway.lab.speed.report.house import House, house
-from gateway.lab.speed.report.results import BEYOND, NOTE, Point
+from gateway.lab.speed.report.links import VARIANTS, roles_of
+from gateway.lab.speed.report.results import BEYOND, NOTE, REPLICATION, Point
 from gateway.lab.speed.result import Measurement
 from gateway.lab.speed.running import measure
 from gateway.lab.speed.worker import Plan
@@ -30,6 +31,11 @@ BEYOND_CASES: Final = ("single_kept", "two_fresh", "two_kept", "gateway_two")
 BEYOND_CLIENTS: Final = (10, 20, 40, 80)
 
 _BEYOND_OPERATION: Final = "get"
+
+#: What replication is measured with.
+REPLICATION_CASES: Final = ("two_kept", "gateway_two")
+REPLICATION_CLIENTS: Final = (1, 5, 10)
+_REPLICATION_OPERATION: Final = "create"
 
 
 class Step(NamedTuple):
@@ -50,6 +56,7 @@ class Settings:
     operations: Sequence[str]
     clients: Sequence[int]
     beyond: Sequence[int] = BEYOND_CLIENTS
+    replication: Sequence[int] = REPLICATION_CLIENTS
 
     def repeat(self, operation: str, case: Case, clients: int) -> int:
         """How often each client does an operation: the note's number by the scale, but more where that is soon done."""
@@ -66,6 +73,12 @@ class Settings:
                 for clients in self.clients
             ),
             *(Step(BEYOND, _BEYOND_OPERATION, case, clients) for case in BEYOND_CASES for clients in self.beyond),
+            *(
+                Step(REPLICATION, _REPLICATION_OPERATION, case, clients, variant)
+                for variant in VARIANTS
+                for case in REPLICATION_CASES
+                for clients in self.replication
+            ),
         ]
 
     def seconds(self) -> float:
@@ -80,8 +93,8 @@ class Settings:
 
 async def run(settings: Settings, begin: Callable[[Step], None], keep: Callable[[Point], None]) -> None:
     """All measurements, one after the other: ``begin`` is told of each, ``keep`` is given what comes out."""
-    for operation, steps in groupby(settings.plan(), lambda step: step.operation):
-        async with _laboratory(operation, settings) as laboratory:
+    for (operation, variant), steps in groupby(settings.plan(), lambda step: (step.operation, step.variant)):
+        async with _laboratory(operation, variant, settings) as laboratory:
             for step in steps:
                 begin(step)
                 keep(await laboratory.measure(step))
@@ -124,10 +137,11 @@ class _Laboratory:
 
 
 @asynccontextmanager
-async def _laboratory(operation: str, settings: Settings) -> AsyncIterator[_Laboratory]:
-    costs = COSTS.faster(factor(operation, settings.scale))
+async def _laboratory(operation: str, variant: str, settings: Settings) -> AsyncIterator[_Laboratory]:
+    times = factor(operation, settings.scale)
+    costs, roles = COSTS.faster(times), roles_of(variant, times)
     with tempfile.TemporaryDirectory(prefix="kmip-gateway-report-") as directory:
-        async with house(Path(directory), costs.handshake, costs.operations[operation]) as place:
+        async with house(Path(directory), costs.handshake, costs.operations[operation], roles) as place:
             maker = Maker(place.masters())
             keys = await trio.to_thread.run_sync(maker.prepare, [operation])
             yield _Laboratory(place, keys, settings)

@@ -1,21 +1,19 @@
 """The programs of the experiment: two master key managers, two that stand by, and two gateways before them."""
 
-import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from gateway.config import Address
 from gateway.lab.certs import write_development_set
+from gateway.lab.keymanager.roles import Roles, write_roles
 from gateway.lab.programs import free_address, program
 from gateway.lab.speed.report.cases import Case
 from gateway.lab.speed.target import Target
 
-#: The note's "2+2": each master with its synchronous partner.
 MASTERS: Final = ("atlanta-001", "london-001")
-STANDBYS: Final = ("atlanta-002", "london-002")
 
 _GATEWAY: Final = """
 [[listeners]]
@@ -72,35 +70,30 @@ class House:
 
 
 @asynccontextmanager
-async def house(
-    directory: Path, handshake_cost: float, operation_cost: float, replication: Sequence[str] = ()
-) -> AsyncIterator[House]:
-    """All programs, ready, for the length of a block; costs in seconds, ``replication`` are further options."""
+async def house(directory: Path, handshake_cost: float, operation_cost: float, roles: Roles) -> AsyncIterator[House]:
+    """All programs, ready, for the length of a block. Costs are in seconds; ``roles`` say how changes are replicated."""
     write_development_set(directory, force=True)
-    names = [*MASTERS, *STANDBYS]
-    place = House(directory, {name: free_address() for name in names}, {1: free_address(), 2: free_address()})
-    (directory / "faults.json").write_text(json.dumps({name: [{"fault": "standby"}] for name in STANDBYS}))
-    key_managers = [
-        "keymanager",
-        *(word for name in names for word in ("--name", name, "--bind", str(place.key_managers[name]))),
+    write_roles(directory, roles)
+    place = House(directory, {name: free_address() for name in roles}, {1: free_address(), 2: free_address()})
+    options = [
         *("--certificate", str(directory / "kms.pem"), "--private-key", str(directory / "kms.key")),
-        *("--client-ca", str(directory / "kms-clients-ca.pem"), "--same-key-pairs"),
+        *("--client-ca", str(directory / "kms-clients-ca.pem"), "--cluster", str(directory)),
         *("--handshake-cost", str(handshake_cost), "--operation-cost", str(operation_cost)),
-        *("--faults", str(directory / "faults.json")),
-        *replication,
+        *("--cost", f"CreateRSA={operation_cost}"),  # named: key pairs are then made beforehand
     ]
-    one = _configure(place, 1, MASTERS[:1])
-    two = _configure(place, 2, names)
-    async with (
-        program(key_managers, list(place.key_managers.values())),
-        program(["run", str(one)], [place.gateways[1]]),
-        program(["run", str(two)], [place.gateways[2]]),
-    ):
+    async with AsyncExitStack() as stack:
+        for name, address in place.key_managers.items():
+            key_manager = program(["keymanager", "--name", name, "--bind", str(address), *options], [address])
+            await stack.enter_async_context(key_manager)
+        for masters, names in ((1, MASTERS[:1]), (2, tuple(roles))):
+            listen = place.gateways[masters]
+            await stack.enter_async_context(program(["run", str(_configure(place, listen, names))], [listen]))
         yield place
 
 
-def _configure(place: House, masters: int, names: Sequence[str]) -> Path:
+def _configure(place: House, listen: Address, names: Sequence[str]) -> Path:
+    """A gateway's configuration: the address to listen on, and the key managers behind it."""
     backends = (_BACKEND.format(name=name, address=place.key_managers[name]) for name in names)
-    path = place.directory / f"gateway-{masters}.toml"
-    path.write_text(_GATEWAY.format(listen=place.gateways[masters]) + "".join(backends))
+    path = place.directory / f"gateway-{listen.port}.toml"
+    path.write_text(_GATEWAY.format(listen=listen) + "".join(backends))
     return path

@@ -40,7 +40,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A whole experiment. ``factors`` has, by operation, what costs were divided by; ``environment`` is for the page."""
+    """A whole experiment.
+
+    ``factors`` has, by operation, what costs were divided by; ``repeat`` is how often each client does an operation, at
+    the least; ``environment`` is told on the page.
+    """
 
     scale: float
     repeat: int
