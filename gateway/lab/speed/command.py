@@ -77,7 +77,7 @@ def _operation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--repeat", default=100, show_default=True, type=click.IntRange(1), help="How often each client does it.")
 @click.option("--no-reuse", is_flag=True, help='A fresh session for every operation (the note\'s "not cached").')
 @click.option("--resume", is_flag=True, help="As --no-reuse, but each session resumes the TLS session before it.")
-@clients_option
+@clients_option("1")
 @target_options
 @click.option("--keep", is_flag=True, help="Leave the keys that were made; else they are destroyed after measuring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

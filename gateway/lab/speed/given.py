@@ -101,14 +101,16 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-clients_option = click.option(
-    "--clients",
-    default="1",
-    show_default=True,
-    callback=_clients,
-    metavar="N|N-N|N,N",
-    help="Clients at once, each a process of its own: one measurement for each number, as 5, 1-10 or 1,2,5.",
-)
+def clients_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option for numbers of clients."""
+    return click.option(
+        "--clients",
+        default=default,
+        show_default=True,
+        callback=_clients,
+        metavar="N|N-N|N,N",
+        help="Clients at once, each a process of its own: one measurement for each number, as 5, 1-10 or 1,2,5.",
+    )
 
 
 def target_of(configuration: Path | None, *, no_discover: bool, **given: Any) -> Target:

@@ -24,6 +24,7 @@ from gateway.lab.speed.worker import Plan
 _REPEAT: Final = 100  # the note's
 _FEWEST: Final = 5  # repeats at any scale
 _SHORTEST: Final = 1.5  # seconds that a measurement should take, if the note's repeats do
+_PAUSE: Final = 0.1  # seconds
 _WARM_UP: Final = 3  # repeats of each client before the clock runs, through a gateway
 
 #: More clients than the note's: what is measured with them, and which numbers.
@@ -61,7 +62,12 @@ class Settings:
     def repeat(self, operation: str, case: Case, clients: int) -> int:
         """How often each client does an operation: the note's number by the scale, but more where that is soon done."""
         soon = bound(operation, case) * factor(operation, self.scale) / 60 * _SHORTEST / clients
-        return round(min(_REPEAT, max(_FEWEST, _REPEAT / self.scale, soon)))
+        return round(min(_REPEAT, max(self.least_repeat, soon)))
+
+    @property
+    def least_repeat(self) -> int:
+        """How often each client does an operation at the least."""
+        return max(_FEWEST, round(_REPEAT / self.scale))
 
     def plan(self) -> list[Step]:
         """All measurements, in order."""
@@ -131,6 +137,13 @@ class _Laboratory:
             variant=step.variant,
         )
 
+    async def settle(self, operation: str) -> None:
+        """Wait until the keys have been replicated to every master."""
+        masters = self._place.masters()
+        plan = Plan(masters, operation, 1, "kept", self._keys)
+        while not (await self._measure(plan, len(masters.addresses))).faultless:  # noqa: ASYNC110 - others' affair
+            await trio.sleep(_PAUSE)
+
     async def _measure(self, plan: Plan, clients: int) -> Measurement:
         measured, _ = await trio.to_thread.run_sync(measure, plan, clients, abandon_on_cancel=True)
         return measured
@@ -144,7 +157,9 @@ async def _laboratory(operation: str, variant: str, settings: Settings) -> Async
         async with house(Path(directory), costs.handshake, costs.operations[operation], roles) as place:
             maker = Maker(place.masters())
             keys = await trio.to_thread.run_sync(maker.prepare, [operation])
-            yield _Laboratory(place, keys, settings)
+            laboratory = _Laboratory(place, keys, settings)
+            await laboratory.settle(operation)
+            yield laboratory
 
 
 def _times(seconds: float | None, factor: float) -> float | None:

@@ -30,6 +30,9 @@ shared = true
 certificate = "gateway-client.pem"
 private_key = "gateway-client.key"
 
+[admin]
+bind = "{admin}"
+
 [health]
 serving_text = "ServerType=master"
 
@@ -71,7 +74,7 @@ class House:
 
 @asynccontextmanager
 async def house(directory: Path, handshake_cost: float, operation_cost: float, roles: Roles) -> AsyncIterator[House]:
-    """All programs, ready, for the length of a block. Costs are in seconds; ``roles`` say how changes are replicated."""
+    """All programs, ready, for the length of a block. Costs are in seconds; ``roles`` say how changes travel."""
     write_development_set(directory, force=True)
     write_roles(directory, roles)
     place = House(directory, {name: free_address() for name in roles}, {1: free_address(), 2: free_address()})
@@ -95,5 +98,5 @@ def _configure(place: House, listen: Address, names: Sequence[str]) -> Path:
     """A gateway's configuration: the address to listen on, and the key managers behind it."""
     backends = (_BACKEND.format(name=name, address=place.key_managers[name]) for name in names)
     path = place.directory / f"gateway-{listen.port}.toml"
-    path.write_text(_GATEWAY.format(listen=listen) + "".join(backends))
+    path.write_text(_GATEWAY.format(listen=listen, admin=free_address()) + "".join(backends))
     return path
