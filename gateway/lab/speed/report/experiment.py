@@ -23,7 +23,7 @@ from gateway.lab.speed.worker import Plan
 
 _REPEAT: Final = 100  # the note's
 _FEWEST: Final = 5  # repeats at any scale
-_SHORTEST: Final = 1.5  # seconds that a measurement should take, if the note's repeats do
+_SHORTEST: Final = 10.0  # seconds that a measurement should take, by the scale; it may take the note's repeats
 _PAUSE: Final = 0.1  # seconds
 _WARM_UP: Final = 3  # repeats of each client before the clock runs, through a gateway
 
@@ -61,7 +61,7 @@ class Settings:
 
     def repeat(self, operation: str, case: Case, clients: int) -> int:
         """How often each client does an operation: the note's number by the scale, but more where that is soon done."""
-        soon = bound(operation, case) * factor(operation, self.scale) / 60 * _SHORTEST / clients
+        soon = bound(operation, case) * factor(operation, self.scale) / 60 * _SHORTEST / self.scale / clients
         return round(min(_REPEAT, max(self.least_repeat, soon)))
 
     @property

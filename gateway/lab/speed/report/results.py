@@ -64,11 +64,6 @@ class Results:
         """Of the note's part: operations a minute by number of clients."""
         return {point.clients: point.per_minute for point in self.all(NOTE, operation, case)}
 
-    @property
-    def clients(self) -> list[int]:
-        """The numbers of clients in the note's part."""
-        return sorted({point.clients for point in self.all(NOTE)})
-
     def write(self, path: Path) -> None:
         """Keep them in a file, JSON. Raises OSError."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
