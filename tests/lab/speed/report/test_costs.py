@@ -36,5 +36,5 @@ def test_the_gateway_can_do_no_more_than_clients_that_cache(operation: str) -> N
 def test_costs_are_divided_by_the_scale_as_far_as_the_processors_can_follow() -> None:
     assert factor("create_rsa", 6) == 6
     assert factor("get", 1) == 1
-    assert 1 <= factor("get", 6) < factor("create", 6) <= 6
+    assert 1 <= factor("get", 6) < factor("create", 6) < 6
     assert COSTS.faster(2).handshake == COSTS.handshake / 2
