@@ -67,12 +67,18 @@ async def connect(address: Address, context: SSL.Context, *, server_name: str | 
         stream.close_politely()
 
 
-def create_key(version: Version = (1, 2), *, contact: str = "") -> bytes:
-    """A Create of an AES-256 key for encryption and decryption, in 1.x; ``contact`` is its Contact Information."""
+#: Cryptographic Usage Mask, 1.4 section 9.1.3.3.1.
+SIGN, VERIFY, ENCRYPT, DECRYPT, WRAP_KEY = 0x1, 0x2, 0x4, 0x8, 0x10
+_RSA, _ECDSA = 4, 6  # Cryptographic Algorithm
+_NIST_KEY_WRAP = 0x0D  # Block Cipher Mode
+
+
+def create_key(version: Version = (1, 2), *, contact: str = "", usage: int = ENCRYPT | DECRYPT) -> bytes:
+    """A Create of an AES-256 key, in 1.x; ``contact`` is its Contact Information, ``usage`` its usage mask."""
     attributes = [
         _attribute("Cryptographic Algorithm", ttlv.enumeration(Tag.ATTRIBUTE_VALUE, 3)),
         _attribute("Cryptographic Length", ttlv.integer(Tag.ATTRIBUTE_VALUE, 256)),
-        _attribute("Cryptographic Usage Mask", ttlv.integer(Tag.ATTRIBUTE_VALUE, 12)),
+        _attribute("Cryptographic Usage Mask", ttlv.integer(Tag.ATTRIBUTE_VALUE, usage)),
     ]
     if contact:
         attributes.append(_attribute("Contact Information", ttlv.text(Tag.ATTRIBUTE_VALUE, contact)))
@@ -86,6 +92,46 @@ def get_key(unique_identifier: str, version: Version = (1, 2)) -> bytes:
     """A Get."""
     payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, unique_identifier)
     return compose.encode_request(version, [compose.Ask(Operation.GET, payload)])
+
+
+def wrap_key(unique_identifier: str, wrapping_key: str, version: Version = (1, 2)) -> bytes:
+    """A Get of a key wrapped with NIST AES key wrap (RFC 3394) under an active key that may wrap."""
+    parameters = ttlv.structure(Tag.CRYPTOGRAPHIC_PARAMETERS, ttlv.enumeration(Tag.BLOCK_CIPHER_MODE, _NIST_KEY_WRAP))
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, unique_identifier) + ttlv.structure(
+        Tag.KEY_WRAPPING_SPECIFICATION,
+        ttlv.enumeration(Tag.WRAPPING_METHOD, 1),
+        ttlv.structure(Tag.ENCRYPTION_KEY_INFORMATION, ttlv.text(Tag.UNIQUE_IDENTIFIER, wrapping_key), parameters),
+        ttlv.enumeration(Tag.ENCODING_OPTION, 1),
+    )
+    return compose.encode_request(version, [compose.Ask(Operation.GET, payload)])
+
+
+def create_rsa_pair(version: Version = (1, 2)) -> bytes:
+    """A Create Key Pair of RSA-2048, in 1.x."""
+    return _create_pair(version, _RSA, 2048)
+
+
+def create_ecdsa_pair(version: Version = (1, 2)) -> bytes:
+    """A Create Key Pair of ECDSA on the curve P-256, in 1.x."""
+    return _create_pair(version, _ECDSA, 256)
+
+
+def _create_pair(version: Version, algorithm: int, length: int) -> bytes:
+    common = (
+        _attribute("Cryptographic Algorithm", ttlv.enumeration(Tag.ATTRIBUTE_VALUE, algorithm)),
+        _attribute("Cryptographic Length", ttlv.integer(Tag.ATTRIBUTE_VALUE, length)),
+    )
+    payload = ttlv.structure(Tag.COMMON_TEMPLATE_ATTRIBUTE, *common)
+    for tag, usage in ((Tag.PRIVATE_KEY_TEMPLATE_ATTRIBUTE, SIGN), (Tag.PUBLIC_KEY_TEMPLATE_ATTRIBUTE, VERIFY)):
+        mask = _attribute("Cryptographic Usage Mask", ttlv.integer(Tag.ATTRIBUTE_VALUE, usage))
+        payload += ttlv.structure(tag, mask)
+    return compose.encode_request(version, [compose.Ask(Operation.CREATE_KEY_PAIR, payload)])
+
+
+def activate(unique_identifier: str, version: Version = (1, 2)) -> bytes:
+    """An Activate."""
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, unique_identifier)
+    return compose.encode_request(version, [compose.Ask(Operation.ACTIVATE, payload)])
 
 
 def key_value(response: Response) -> bytes:

@@ -141,7 +141,7 @@ def test_items_are_answered_by_operation_and_id(talk: Talk) -> None:
 
 
 def test_an_operation_that_is_not_known_here(talk: Talk) -> None:
-    for operation in (Operation.ENCRYPT, Operation.REKEY, 0x8000_0001):
+    for operation in (Operation.SIGN, Operation.REKEY, 0x8000_0001):
         answer = talk.ask(operation)
         refused(answer, ResultReason.OPERATION_NOT_SUPPORTED)
         assert answer.item.operation == operation

@@ -9,11 +9,12 @@ import trio
 from click.testing import CliRunner
 
 from gateway.config import Address
+from gateway.errors import StreamClosedError
 from gateway.kmip.compose import query
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.lab.client import Client, client_context, connect, create_key, get_key
-from gateway.lab.keymanager import Link, Member, Role, promote, write_roles
+from gateway.lab.keymanager import Link, Member, Role, Store, promote, write_roles
 from gateway.lab.keymanager.command import keymanager
 from tests.lab.test_command import options, ready_port, running
 
@@ -67,6 +68,40 @@ async def test_what_no_replica_had_is_lost_with_a_killed_master(
             async with connect(standby, context, server_name="localhost") as client:
                 request = get_key(made.unique_identifiers[0].decode())
                 await until_answered(client, request, lambda response: not response.items[0].status)
+
+
+async def test_no_write_that_was_answered_is_lost_with_a_killed_master(certificates: Path, tmp_path: Path) -> None:
+    """Two writers that never pause: the master dies under them, and its partner has all that they know of."""
+    context = client_context(
+        certificates / "gateway-client.pem", certificates / "gateway-client.key", certificates / "kms-ca.pem"
+    )
+    write_roles(tmp_path, {"a": Member(Role.MASTER, {"b": Link(0.001, synchronous=True)}), "b": Member()})
+    answered: list[str] = []
+    enough = trio.Event()
+
+    async def write(master: Address) -> None:
+        with contextlib.suppress(StreamClosedError, OSError):
+            async with connect(master, context, server_name="localhost") as client:
+                await until_answered(client, query(), lambda response: b"InStep=b" in response.frame)
+                while True:
+                    made = (await client.ask(create_key())).items[0]
+                    answered.append(made.unique_identifiers[0].decode())
+                    if len(answered) >= 50:
+                        enough.set()
+
+    with (
+        process_of("a", certificates, tmp_path) as (master, kill_master),
+        process_of("b", certificates, tmp_path),
+        trio.fail_after(60),
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, master)
+            nursery.start_soon(write, master)
+            await enough.wait()
+            kill_master.close()
+        replica = Store(tmp_path / "b.sqlite")
+        assert [uid for uid in answered if replica.get(uid) is None] == []
+        replica.close()
 
 
 @pytest.mark.parametrize(

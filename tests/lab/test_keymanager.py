@@ -128,6 +128,26 @@ async def test_a_key_is_wrapped(tell: Any) -> None:
     await tell(story)
 
 
+async def test_data_is_encrypted_and_decrypted(tell: Any, version: KMIPVersion) -> None:
+    def story(client: ProxyKmipClient) -> None:
+        uid = client.create(AES, 256, cryptographic_usage_mask=[Mask.ENCRYPT, Mask.DECRYPT])
+        client.activate(uid)
+        how = {
+            "cryptographic_algorithm": AES,
+            "block_cipher_mode": enums.BlockCipherMode.CBC,
+            "padding_method": enums.PaddingMethod.PKCS5,
+        }
+        secret, nonce = client.encrypt(b"attack at dawn", uid, cryptographic_parameters=how)
+        assert secret != b"attack at dawn"
+        assert client.decrypt(secret, uid, cryptographic_parameters=how, iv_counter_nonce=nonce) == b"attack at dawn"
+
+    if version in (KMIPVersion.KMIP_1_0, KMIPVersion.KMIP_1_1):
+        with pytest.raises(KmipOperationFailure, match="OPERATION_NOT_SUPPORTED"):
+            await tell(story)
+    else:
+        await tell(story)
+
+
 def attribute(kind: enums.AttributeType, value: object) -> Any:
     return AttributeFactory().create_attribute(kind, value)
 

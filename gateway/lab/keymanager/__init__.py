@@ -6,10 +6,10 @@ own, and they replicate.
 
 From top to bottom: ``command`` starts them; ``server`` has the connections; ``costs`` is the HSM; ``batch`` executes a
 request item by item, by the table in ``operations``, and notes it in the ``journal``; ``making``, ``reading``,
-``changing``, ``lifecycle``, ``asking`` and ``greeting`` are the operations; ``call`` is what they are given;
-``deferred`` are those that are executed later; ``keys`` and ``attributes`` know what objects are made of; ``store``
-keeps ``objects``. For ``replication``, by the ``roles`` of a cluster, the store logs its ``changes``, and a master is
-``sending`` them over the ``wire``.
+``changing``, ``lifecycle``, ``asking``, ``ciphering``, ``tickets`` and ``greeting`` are the operations; ``call`` is
+what they are given; ``local`` is what no other key manager knows: ``deferred`` operations, streams of ``ciphers``,
+tickets; ``keys`` and ``attributes`` know what objects are made of; ``store`` keeps ``objects``. For ``replication``, by
+the ``roles`` of a cluster, the store logs its ``changes``, and a master is ``sending`` them over the ``wire``.
 """
 
 from gateway.lab.keymanager.journal import Journal, read_journal

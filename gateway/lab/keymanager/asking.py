@@ -22,7 +22,7 @@ def poll(call: Call) -> Done:
     if deferred.result is None:
         pending = Result(ResultStatus.OPERATION_PENDING, Operation.POLL, asynchronous_correlation_value=value)
         return Done(b"", result=pending)
-    call.deferrals.drop(value)
+    call.local.deferred.drop(value)
     return Done(b"", result=deferred.result)
 
 
@@ -42,4 +42,4 @@ def cancel(call: Call) -> Done:
 def _asked(call: Call) -> tuple[bytes, Deferred]:
     value = call.payload.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
     value = required(value, "Asynchronous Correlation Value")
-    return value, call.deferrals.find(value, call.owner)
+    return value, call.local.deferred.find(value, call.owner)

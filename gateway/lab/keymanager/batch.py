@@ -21,10 +21,11 @@ from gateway.kmip.spec import (
 )
 from gateway.lab.keymanager.call import Call, Done, Placeholders
 from gateway.lab.keymanager.costs import cost_names
-from gateway.lab.keymanager.deferred import Deferrals, Deferred
+from gateway.lab.keymanager.deferred import Deferred
 from gateway.lab.keymanager.greeting import VERSIONS
 from gateway.lab.keymanager.journal import SUCCESS, Journal
 from gateway.lab.keymanager.keys import MakeKeyPair, new_key_pair
+from gateway.lab.keymanager.local import Local
 from gateway.lab.keymanager.operations import DUTIES, Duty, Standing
 from gateway.lab.keymanager.refusals import Refusal
 from gateway.lab.keymanager.store import Store
@@ -48,7 +49,7 @@ class Engine:
         self.journal = journal
         self.make_key_pair = make_key_pair
         self.in_step: Callable[[], tuple[str, ...]] = tuple
-        self.deferrals = Deferrals()
+        self.local = Local()
         self.defer: Callable[[Deferred, Batch], None] | None = None
 
     def __repr__(self) -> str:
@@ -64,10 +65,19 @@ class Engine:
             left = [(item, _grow(item)) for item in request.items]
         except ProtocolError as error:
             return Batch(self, owner, answer=_unreadable(error), undecodable=True)
-        refusal = _refuse_whole(request, may_defer=self.defer is not None)
+        refusal = _refuse_whole(request, may_defer=self.defer is not None) or self._refuse_tickets(request, owner)
         if refusal is not None:
             return Batch(self, owner, answer=refusal)
         return Batch(self, owner, request, left)
+
+    def _refuse_tickets(self, request: Request, owner: str) -> bytes | None:
+        """The answer to a request that shows a ticket which is not valid here; None for all others."""
+        try:
+            for ticket in request.tickets:
+                self.local.tickets.find(ticket, owner)
+        except Refusal as refusal:
+            return compose.failure(request, refusal.reason_in(request.version), str(refusal))
+        return None
 
     def handle(self, frame: bytes, owner: str) -> bytes:
         """Execute a whole request at once and return the answer."""
@@ -209,8 +219,8 @@ class Batch:
         later = Batch(engine, self._owner, self._request, [(item, payload)])
         later._deferring, later._room = False, None
         later._placeholders = self._placeholders
-        deferred = Deferred(self._owner, item.operation)
-        value = engine.deferrals.add(deferred)
+        deferred = Deferred(item.operation)
+        value = engine.local.deferred.add(self._owner, deferred)
         if engine.defer is not None:
             engine.defer(deferred, later)
         status, number = ResultStatus.OPERATION_PENDING, item.unique_batch_item_id
@@ -239,7 +249,7 @@ class Batch:
             standby=self.standing is not Standing.MASTER,
             in_step=self._engine.in_step(),
             make_key_pair=self._engine.make_key_pair,
-            deferrals=self._engine.deferrals,
+            local=self._engine.local,
         )
         try:
             with store.transaction() if duty.writes else nullcontext():

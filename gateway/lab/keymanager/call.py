@@ -9,8 +9,8 @@ from gateway.kmip.compose import Result
 from gateway.kmip.messages import Version
 from gateway.kmip.spec import ItemType, Operation, ResultReason, Tag
 from gateway.lab.keymanager import attributes
-from gateway.lab.keymanager.deferred import Deferrals
 from gateway.lab.keymanager.keys import MakeKeyPair, new_key_pair
+from gateway.lab.keymanager.local import Local
 from gateway.lab.keymanager.numbers import UniqueIdentifier
 from gateway.lab.keymanager.objects import Attribute, ManagedObject
 from gateway.lab.keymanager.refusals import Refusal
@@ -91,7 +91,7 @@ class Call:
     """What a handler is given.
 
     ``now`` is in Unix seconds; ``standby``: the key manager is not master; ``in_step``: the replicas that have all that
-    is here; ``make_key_pair`` and ``deferrals`` are the engine's.
+    is here; ``make_key_pair`` and ``local`` are the engine's.
     """
 
     store: Store
@@ -104,7 +104,7 @@ class Call:
     standby: bool = False
     in_step: tuple[str, ...] = ()
     make_key_pair: MakeKeyPair = new_key_pair
-    deferrals: Deferrals = field(default_factory=Deferrals)
+    local: Local = field(default_factory=Local)
 
     @property
     def is_2_x(self) -> bool:

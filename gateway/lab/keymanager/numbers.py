@@ -30,6 +30,8 @@ class CryptographicAlgorithm(IntEnum):
 class CryptographicUsageMask(IntFlag):
     """Cryptographic Usage Mask, 1.4 section 9.1.3.3.1: the bits that are acted on here."""
 
+    ENCRYPT = 0x04
+    DECRYPT = 0x08
     WRAP_KEY = 0x10
 
 
@@ -55,10 +57,26 @@ class EncodingOption(IntEnum):
 
 
 class BlockCipherMode(IntEnum):
-    """Block Cipher Mode, 1.4 section 9.1.3.2.14: those that wrap keys."""
+    """Block Cipher Mode, 1.4 section 9.1.3.2.14: those that encrypt here, and those that wrap keys."""
 
+    CBC = 0x01
+    CTR = 0x06
+    GCM = 0x09
     AES_KEY_WRAP_PADDING = 0x0C
     NIST_KEY_WRAP = 0x0D
+
+
+class PaddingMethod(IntEnum):
+    """Padding Method, 1.4 section 9.1.3.2.15: those that are known here."""
+
+    NONE = 0x1
+    PKCS5 = 0x3
+
+
+class TicketType(IntEnum):
+    """Ticket Type, 2.1 section 11.60."""
+
+    LOGIN = 0x1
 
 
 class RecommendedCurve(IntEnum):

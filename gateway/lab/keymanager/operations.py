@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from gateway.kmip.messages import Version
 from gateway.kmip.spec import Operation
-from gateway.lab.keymanager import asking, changing, greeting, lifecycle, making, reading
+from gateway.lab.keymanager import asking, changing, ciphering, greeting, lifecycle, making, reading, tickets
 from gateway.lab.keymanager.call import Call, Done, Handler
 
 
@@ -44,9 +44,13 @@ DUTIES: Final[dict[int, Duty]] = {
     Operation.DESTROY: Duty(lifecycle.destroy, writes=True),
     Operation.QUERY: Duty(_query, charged=False, on_standby=True),
     Operation.DISCOVER_VERSIONS: Duty(greeting.discover_versions, charged=False, since=(1, 1), on_standby=True),
+    Operation.ENCRYPT: Duty(ciphering.encrypt, since=(1, 2)),
+    Operation.DECRYPT: Duty(ciphering.decrypt, since=(1, 2)),
     Operation.POLL: Duty(asking.poll, charged=False),
     Operation.CANCEL: Duty(asking.cancel, charged=False),
     Operation.SET_ATTRIBUTE: Duty(changing.set_attribute, writes=True, since=(2, 0)),
+    Operation.LOGIN: Duty(tickets.login, charged=False, since=(2, 0)),
+    Operation.LOGOUT: Duty(tickets.logout, charged=False, since=(2, 0)),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from gateway.lab.keymanager.operations import Standing
-from gateway.lab.keymanager.roles import Link, Member, Role, Roles, read_roles, roles_file, roles_state
+from gateway.lab.keymanager.roles import Link, Member, Role, Roles, read_roles, roles_file, roles_state, socket_path
 from gateway.lab.keymanager.sending import Sender
 from gateway.lab.keymanager.store import Store
 from gateway.lab.keymanager.wire import Lines, decode_change, encode_have
@@ -91,11 +91,18 @@ class Replication:
         if self._roles.get(self.name) != roles[self.name] or self._roles.keys() != roles.keys():
             self._changed.set()
             self._changed = trio.Event()
+        for sender in self._senders:
+            # Of a master that is gone, one may have what another lacks. For this, no synchronous partner is left alone.
+            if not sender.link.synchronous:
+                sender.begin_anew()
         self._roles = roles
 
     @property
     def in_step(self) -> tuple[str, ...]:
-        """The replicas that have all that was written here, but perhaps what is younger than their links' patience."""
+        """The replicas that have all that was written here, but for what is under way just now.
+
+        A synchronous one that is in step has all that was answered.
+        """
         return tuple(sender.name for sender in self._senders if sender.in_step)
 
     async def synchronize(self) -> None:
@@ -123,7 +130,7 @@ class Replication:
     def _send_to_all(self, sending: trio.Nursery) -> None:
         for other in self._roles:
             if other != self.name:
-                link, path = self.member.links.get(other, Link()), _socket_path(self.directory, other)
+                link, path = self.member.links.get(other, Link()), socket_path(self.directory, other)
                 sender = Sender(other, self._log, link, path, self.thawed)
                 self._senders.append(sender)
                 sending.start_soon(sender.run)
@@ -140,7 +147,7 @@ class Replication:
     # As a replica ---------------------------------------------------------------------------------------------------
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        path = _socket_path(self.directory, self.name)
+        path = socket_path(self.directory, self.name)
         path.unlink(missing_ok=True)  # of a process that was killed
         sock = trio.socket.socket(socket.AF_UNIX)
         await sock.bind(str(path))
@@ -153,16 +160,12 @@ class Replication:
         with suppress(trio.BrokenResourceError):
             await self.thawed()
             await stream.send_all(encode_have(self._log.have()))
-            async for line in Lines(stream):
+            lines = Lines(stream)
+            while changes := [decode_change(line) for line in await lines.receive()]:
                 await self.thawed()
-                change = decode_change(line)
-                self.store.take(change)
-                await stream.send_all(encode_have({change.origin: change.number}))
+                self.store.take(changes)
+                await stream.send_all(encode_have({change.origin: change.number for change in changes}))
 
 
 def _keep_quiet(_words: str) -> None:
     pass
-
-
-def _socket_path(directory: Path, name: str) -> Path:
-    return directory / f"{name}.socket"

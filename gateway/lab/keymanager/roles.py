@@ -12,6 +12,7 @@ from pydantic import ConfigDict, NonNegativeFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 _FILE_NAME: Final = "roles.json"
+_LONGEST: Final = 107  # bytes of a Unix socket's name, which end with a zero
 
 
 class Role(Enum):
@@ -60,6 +61,11 @@ def roles_file(directory: Path) -> Path:
     return directory / _FILE_NAME
 
 
+def socket_path(directory: Path, name: str) -> Path:
+    """Where a key manager of the cluster in this directory takes changes."""
+    return directory / f"{name}.socket"
+
+
 def roles_state(directory: Path) -> tuple[int, int, int] | None:
     """What is another after every change of the roles' file; None where there is none."""
     try:
@@ -80,6 +86,10 @@ def read_roles(directory: Path, name: str | None = None) -> Roles:
     if name is not None and name not in roles:
         raise ValueError(f"there is no {name} in this cluster")
     for one, member in roles.items():
+        if len(os.fsencode(socket_path(directory, one))) > _LONGEST:
+            raise ValueError(
+                f"{socket_path(directory, one)} is longer than the {_LONGEST} bytes of a Unix socket's name"
+            )
         for other in member.links:
             if other == one or other not in roles:
                 raise ValueError(f"{one} can't have a link to {other}: that is no other key manager of this cluster")

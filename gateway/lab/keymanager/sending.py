@@ -1,9 +1,10 @@
 """A master's side of one link: it sends changes to one replica, and knows how far the replica has come."""
 
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +29,16 @@ class Sender:
     ) -> None:
         self.name = name
         self.link = link
-        #: Whether writes wait for this replica, where the link is synchronous.
-        self.in_step = False
         self._log = log
         self._path = path
         self._thawed = thawed
+        self._is_awaited = False  # by writes, where the link is synchronous
+        self._alone_up_to = 0  # the last change for which nobody waited
         self._acknowledged = 0
-        # Changes not yet acknowledged, and when they were made: those from before this link, long ago.
-        self._made: deque[tuple[int, float]] = deque([(log.last, -math.inf)])
+        self._connection = trio.CancelScope()
+        self._seen = log.last
+        # When changes were made that are not yet acknowledged: those from before this link are not here.
+        self._made: OrderedDict[int, float] = OrderedDict()
         self._more = trio.lowlevel.ParkingLot()
         self._moved = trio.lowlevel.ParkingLot()
 
@@ -43,24 +46,35 @@ class Sender:
         step = "in step" if self.in_step else "behind"
         return f"<Sender to {self.name}: {self._acknowledged} of {self._log.last}, {step}>"
 
+    @property
+    def in_step(self) -> bool:
+        """Whether the replica is awaited, and has all that was written when it was not."""
+        return self._is_awaited and self._acknowledged >= self._alone_up_to
+
     def written(self) -> None:
         """Changes were made here."""
-        self._made.append((self._log.last, trio.current_time()))
+        now = trio.current_time()
+        self._made.update(dict.fromkeys(range(self._seen + 1, self._log.last + 1), now))
+        self._seen = self._log.last
         self._more.unpark_all()
 
     async def reach(self, number: int) -> None:
-        """Wait until the replica has this change, if it is in step; for patience, after which it no longer is."""
+        """Wait until the replica has this change, if it is awaited; for patience, after which it no longer is."""
         with trio.move_on_after(self.link.patience) as scope:
-            while self.in_step and self._acknowledged < number:
+            while self._is_awaited and self._acknowledged < number:
                 await self._moved.park()
         if scope.cancelled_caught:
             self._fall_behind()
+
+    def begin_anew(self) -> None:
+        """Connect again, and so send what the replica lacks by now of others' changes."""
+        self._connection.cancel()
 
     async def run(self) -> None:
         """Send until cancelled, through all that befalls the replica."""
         try:
             while True:
-                with suppress(OSError):
+                with suppress(OSError), trio.CancelScope() as self._connection:
                     stream = await trio.open_unix_socket(self._path)
                     async with stream, trio.open_nursery() as both:
                         both.start_soon(self._converse, stream, both)
@@ -72,46 +86,55 @@ class Sender:
     async def _converse(self, stream: trio.SocketStream, both: trio.Nursery) -> None:
         """Send and be acknowledged, until the replica leaves."""
         with suppress(trio.BrokenResourceError):
-            first = True
-            async for line in Lines(stream):
-                have = decode_have(line)
-                self._acknowledge(have)
-                if first:
-                    both.start_soon(self._send, stream, have)
-                    first = False
+            lines, is_first = Lines(stream), True
+            while received := await lines.receive():
+                for have in map(decode_have, received):
+                    self._acknowledge(have)
+                    if is_first:
+                        both.start_soon(self._send, stream, have)
+                        is_first = False
         both.cancel_scope.cancel()
 
     async def _send(self, stream: trio.SocketStream, have: dict[str, int]) -> None:
         """Send what the replica lacks of others' changes, and from then on each change of this master."""
         with suppress(trio.BrokenResourceError):  # the other task sees it, too
             for change in self._log.lacking(have):
-                await self._send_one(stream, change)
+                await self._send_all(stream, [change])
             position = have.get(self._log.origin, 0)
             while True:
                 changes = self._log.after(self._log.origin, position, _MOST)
-                for change in changes:
-                    await trio.sleep_until(self._due(change.number))
-                    await self._send_one(stream, change)
-                    position = change.number
                 if not changes:
                     await self._more.park()
+                    continue
+                await trio.sleep_until(self._due(changes[0].number))
+                due = self._those_due(changes)
+                await self._send_all(stream, due)
+                position = due[-1].number
 
-    async def _send_one(self, stream: trio.SocketStream, change: Change) -> None:
+    def _those_due(self, changes: Sequence[Change]) -> list[Change]:
+        now = trio.current_time()
+        return list(takewhile(lambda change: self._due(change.number) <= now, changes))
+
+    async def _send_all(self, stream: trio.SocketStream, changes: Sequence[Change]) -> None:
         await self._thawed()
-        await stream.send_all(encode_change(change))
+        await stream.send_all(b"".join(map(encode_change, changes)))
 
     def _due(self, number: int) -> float:
         """When a change is to be there."""
-        return next((made + self.link.delay for last, made in self._made if last >= number), -math.inf)
+        return self._made.get(number, -math.inf) + self.link.delay
 
     def _acknowledge(self, have: dict[str, int]) -> None:
         self._acknowledged = max(self._acknowledged, have.get(self._log.origin, 0))
-        while self._made and self._made[0][0] <= self._acknowledged:
-            self._made.popleft()
-        oldest = self._made[0][1] if self._made else math.inf
-        self.in_step = oldest > trio.current_time() - self.link.patience
+        while self._made and next(iter(self._made)) <= self._acknowledged:
+            self._made.popitem(last=False)
+        waiting_since = self._made.get(self._acknowledged + 1, -math.inf)
+        has_all = self._acknowledged >= self._log.last
+        was_awaited = self._is_awaited
+        self._is_awaited = has_all or waiting_since > trio.current_time() - self.link.patience
+        if self._is_awaited and not was_awaited:
+            self._alone_up_to = self._log.last
         self._moved.unpark_all()
 
     def _fall_behind(self) -> None:
-        self.in_step = False
+        self._is_awaited = False
         self._moved.unpark_all()

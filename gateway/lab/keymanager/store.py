@@ -5,7 +5,7 @@ its changes for replication. Nothing is ever synced to disk, since what is kept 
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 from pathlib import Path
@@ -128,14 +128,15 @@ class Store:
         if self.log is not None:
             self.log.note(saved)
 
-    def take(self, change: Change) -> None:
-        """Keep a change that was made in another store, unless a later one of the same object is here."""
+    def take(self, changes: Iterable[Change]) -> None:
+        """Keep changes that were made in other stores, but for those of objects of which a later one is here."""
         if self.log is None:
             raise ValueError(f"{self!r} is not replicated")
         with self.transaction():
-            given = self.log.take(change)
-            if given is not None:
-                self._write(given)
+            for change in changes:
+                given = self.log.take(change)
+                if given is not None:
+                    self._write(given)
 
     def _write(self, saved: ManagedObject) -> None:
         self._connection.execute(_SAVE, (saved.uid, saved.owner, saved.object_type, saved.state, saved.material))

@@ -1,4 +1,4 @@
-"""What key managers say to each other when they replicate: lines of JSON over a stream."""
+"""What key managers say to each other when they replicate: lines of JSON over a stream, many at once."""
 
 import json
 from typing import Final
@@ -11,24 +11,22 @@ _MAX_LINE: Final = 8 << 20  # bytes
 
 
 class Lines:
-    """The lines of a stream, up to its end; half a line at the end is none. Raises trio.BrokenResourceError."""
+    """The lines of a stream; half a line at its end is none."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._bytes = bytearray()
+        self._bytes = b""
 
-    def __aiter__(self) -> "Lines":
-        return self
-
-    async def __anext__(self) -> bytes:
-        while (end := self._bytes.find(b"\n")) < 0:
+    async def receive(self) -> list[bytes]:
+        """All lines that have come, at least one; none at the end. Raises trio.BrokenResourceError."""
+        while len(self._bytes) < _MAX_LINE:
             data = await self._stream.receive_some()
-            if not data or len(self._bytes) > _MAX_LINE:
-                raise StopAsyncIteration
-            self._bytes += data
-        line = bytes(self._bytes[:end])
-        del self._bytes[: end + 1]
-        return line
+            if not data:
+                break
+            *lines, self._bytes = (self._bytes + data).split(b"\n")
+            if lines:
+                return lines
+        return []
 
 
 def encode_change(change: Change) -> bytes:
