@@ -15,9 +15,10 @@ from gateway.lab.speed.worker import Plan, work
 _TICK: Final = 0.1  # seconds between two looks at the clients' progress
 _END: Final = 5.0  # seconds that a client may take to end after its last word
 
-#: Clients are forked from a process without threads, which has loaded everything before.
+#: Clients are forked from a process without threads, which has loaded everything before: what a client does, and the
+#: command line, since each process loads the program that was started once more.
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["gateway.lab.speed.worker"])
+_PROCESSES.set_forkserver_preload(["gateway.lab.speed.worker", "gateway.cli"])
 
 
 class ClientDiedError(GatewayError):

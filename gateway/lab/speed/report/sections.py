@@ -1,6 +1,7 @@
 """The page's sections of results, in Markdown. Pure: from results to text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from gateway.lab.speed.report import note
 from gateway.lab.speed.report.cases import CASES, OPERATIONS
@@ -13,25 +14,35 @@ from gateway.lab.speed.report.results import BEYOND, REPLICATION, Point, Results
 CROWDED = 0.9
 _AT_THE_BOUND = 0.9  # of what the costs allow; what is left is beginning and ending
 
+#: By the number of servers: clients that don't cache, clients that do, and those that don't through the gateway.
+_COMPARED: Final = {
+    "1": ("single_fresh", "single_kept", "gateway_single"),
+    "2": ("two_fresh", "two_kept", "gateway_two"),
+}
+
 
 def gains(results: Results, operations: Iterable[str]) -> str:
     """What the gateway makes of clients that don't cache, beside what it could at the most."""
     rows = []
     for operation in operations:
-        direct, cached, through = (
-            mean(rate for clients, rate in results.rates(operation, case).items() if clients > 1)
-            for case in ("two_fresh", "two_kept", "gateway_two")
-        )
-        most = bound(operation, CASES["gateway_two"]) / bound(operation, CASES["two_fresh"])
-        ratio = f"**{through / direct:.1f} x**" if direct else "-"
-        rows.append((OPERATIONS[operation], *map(number, (direct, through)), ratio, f"{most:.1f} x", number(cached)))
-    header = ("operation", "not cached, direct", "not cached, through the gateway", "ratio", "bound", "cached, direct")
+        for servers, cases in _COMPARED.items():
+            direct, cached, through = (_mean_of_many(results.rates(operation, case)) for case in cases)
+            most = bound(operation, CASES[cases[2]]) / bound(operation, CASES[cases[0]])
+            ratio = f"**{through / direct:.1f} x**" if direct else "-"
+            rates = map(number, (direct, through))
+            rows.append((OPERATIONS[operation], servers, *rates, ratio, f"{most:.1f} x", number(cached)))
+    header = ("operation", "servers", "not cached, direct", "not cached, gateway", "ratio", "bound", "cached, direct")
     return f"""\
-Two servers, means over all numbers of clients but one. The gateway keeps sessions for clients that don't; it can't do
+Means over all numbers of clients but one. The gateway keeps sessions for clients that don't; it can't do
 more than clients that cache, so that the ratio can't be greater than (handshake + operation) / operation: the bound
 follows from the calibrated costs alone, how near the gateway comes to it is measured.
 
 {table(header, rows)}"""
+
+
+def _mean_of_many(rates: Mapping[int, float]) -> float:
+    """The mean without the single client's rate, which has the server wait for it."""
+    return mean(rate for clients, rate in rates.items() if clients > 1)
 
 
 def operation_section(results: Results, operation: str, charts_at: str) -> str:
@@ -102,7 +113,7 @@ def _verdict(points: Sequence[Point]) -> str:
     share = last.per_minute / bound(last.operation, case)
     if last.cpu >= CROWDED:
         limit = f"this machine's processors are the limit ({last.cpu:.0%} busy), at {share:.0%} of what the costs allow"
-    elif share >= 0.9:
+    elif share >= _AT_THE_BOUND:
         limit = f"the key managers are the limit: {share:.0%} of what their costs allow"
     else:
         limit = f"{share:.0%} of what the costs allow, with {last.cpu:.0%} of the processors busy"
