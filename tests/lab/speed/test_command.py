@@ -197,3 +197,10 @@ def test_a_key_that_is_not_the_certificates(certificates: Path) -> None:
     first, second = result.stderr.splitlines()
     assert "give the two that belong together" in first
     assert second.startswith(f"CA {certificates / 'client.key'}: holds no certificate in PEM; give the CA")
+
+
+def test_speed_by_itself_measures_and_its_other_commands_are_loaded_when_they_are_asked_for() -> None:
+    own, other = speed("--help"), speed("report", "--help")
+    assert "--no-reuse" in own.stdout
+    assert "speed report" in own.stdout
+    assert "--scale" in other.stdout
