@@ -91,8 +91,7 @@ def _beyond_chart(results: Results) -> bytes:
     figure = _figure(11.0)
     left, right = figure.subplots(1, 2)
     _draw(left, rates, "Operations/minute")
-    _draw(right, waits, "99 % of operations take up to, in ms")
-    right.set_yscale("log")
+    _draw(right, waits, "99 % of operations take up to, in ms", logarithmic=True)
     figure.suptitle("More than ten clients: Get AES-256 symmetric key")
     return _svg(figure, left)
 
@@ -124,7 +123,7 @@ def _figure(width: float) -> "Figure":
     return Figure(figsize=(width, 5.2), layout="constrained")
 
 
-def _draw(panel: "Axes", lines: Lines, title: str) -> None:
+def _draw(panel: "Axes", lines: Lines, title: str, *, logarithmic: bool = False) -> None:
     for number, (name, rates) in enumerate(lines.items()):
         colour, mark, dashes = _STYLES.get(name, _OTHERS[number % len(_OTHERS)])
         clients = sorted(rates)
@@ -133,7 +132,10 @@ def _draw(panel: "Axes", lines: Lines, title: str) -> None:
     panel.set_title(title, fontsize="medium")
     panel.set_xlabel(_CLIENTS)
     panel.set_xticks(sorted({count for rates in lines.values() for count in rates}))
-    panel.set_ylim(bottom=0)
+    if logarithmic:
+        panel.set_yscale("log")
+    else:
+        panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter("{x:,.0f}")
     panel.grid(visible=True, axis="y", color="#DDDDDD")
     for side in ("top", "right"):

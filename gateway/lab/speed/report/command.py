@@ -48,9 +48,16 @@ _OPERATIONS: Final = [name.replace("_", "-") for name in OPERATIONS]
     type=click.Path(file_okay=False, path_type=Path),
     help="Where to write speed-report.md, and its charts into charts/.",
 )
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep the results in this file, JSON.")
 @click.option(
-    "--from", "source", type=click.Path(dir_okay=False, path_type=Path), help="Write the page from such a file."
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the results in this file, JSON, from the first one on.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Measure nothing, and write the page from such a file.",
 )
 def report(
     scale: float,
@@ -72,9 +79,7 @@ def report(
     settings = Settings(scale, chosen, clients, **({"beyond": (), "replication": ()} if note_only else {}))
     try:
         charts.check()
-        results = _measure(settings) if source is None else Results.read(source)
-        if save is not None:
-            results.write(save)
+        results = _measure(settings, save) if source is None else Results.read(source)
         charts.write(results, directory / "charts")
         (directory / "speed-report.md").write_text(page.write(results))
     except GatewayError as error:
@@ -88,8 +93,8 @@ def report(
         sys.exit(1)
 
 
-def _measure(settings: Settings) -> Results:
-    """Measure everything, with progress on stderr."""
+def _measure(settings: Settings, save: Path | None) -> Results:
+    """Measure everything, with progress on stderr; what there is so far is in the file ``save`` at any time."""
     results = Results(
         scale=settings.scale,
         repeat=settings.least_repeat,
@@ -108,6 +113,8 @@ def _measure(settings: Settings) -> Results:
 
         def keep(point: Point) -> None:
             results.points.append(point)
+            if save is not None:
+                results.write(save)
             progress.advance(task)
 
         trio.run(run, settings, begin, keep)

@@ -15,6 +15,8 @@ from gateway.lab.speed.target import Target
 
 MASTERS: Final = ("atlanta-001", "london-001")
 
+#: By what is under way, and not in turn: clients begin each session with Discover Versions, so that in turn one key
+#: manager would answer all of those, and the other do all the work.
 _GATEWAY: Final = """
 [[listeners]]
 name = "kmip"
@@ -32,6 +34,9 @@ private_key = "gateway-client.key"
 
 [admin]
 bind = "{admin}"
+
+[balancing]
+policy = "least-outstanding"
 
 [health]
 serving_text = "ServerType=master"

@@ -111,10 +111,10 @@ def _verdict(points: Sequence[Point]) -> str:
     first, last = points[0], points[-1]
     case = CASES[last.case]
     share = last.per_minute / bound(last.operation, case)
-    if last.cpu >= CROWDED:
-        limit = f"this machine's processors are the limit ({last.cpu:.0%} busy), at {share:.0%} of what the costs allow"
-    elif share >= _AT_THE_BOUND:
+    if share >= _AT_THE_BOUND:
         limit = f"the key managers are the limit: {share:.0%} of what their costs allow"
+    elif last.cpu >= CROWDED:
+        limit = f"this machine's processors are the limit ({last.cpu:.0%} busy), at {share:.0%} of what the costs allow"
     else:
         limit = f"{share:.0%} of what the costs allow, with {last.cpu:.0%} of the processors busy"
     change = last.per_minute / first.per_minute if first.per_minute else 0
