@@ -60,9 +60,9 @@ synchronously, and to the other two asynchronously. Two gateways, before one mas
 masters by themselves, and have the `least-outstanding` policy. (With `round-robin`, two requests for each session would
 mean that one master answers Discover Versions, and the other does the work.) Clients are processes that begin together;
 each does its operations one after the other, as the note's `s_speed` does, and begins each session with Discover
-Versions, as qClient does. In the direct cases with two servers, sessions go to the masters in turn, as behind the note's
-load balancer. A gateway has been used by as many clients for a moment before the clock runs: it stands for one that has
-been running for long.
+Versions, as qClient does. In the direct cases with two servers, sessions go to the masters in turn, as behind the
+note's load balancer. A gateway has been used by as many clients for a moment before the clock runs: it stands for one
+that has been running for long.
 
 * Environment: {environment}.
 * `--scale {results.scale:g}`: costs are divided by a factor, so that rates are higher by it; the rates on this page are
