@@ -140,6 +140,6 @@ answered when the synchronous partner has it: operations a minute, and the media
 ![Create, operations a minute by kind of replication]({charts_at}/speed-replication.svg)
 
 {table(header, rows)}
-A remote partner costs every write its round trip; the key manager itself does other things in that time, so that enough
-clients at once make up for it in operations a minute, but never in latency.
+A client by itself pays a remote partner's round trip with every write. The key manager does other things in that time,
+so that many clients at once lose little: they wait for its HSM anyway.
 """
