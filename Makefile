@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check chaos mutants instructions growth fmt lock clean
+.PHONY: demo test check chaos report report-full mutants instructions growth fmt lock clean
 
 demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it gains
 	$(BIN)/kmip-gateway demo $(ARGS)
@@ -15,6 +15,12 @@ test: $(VENV)/development  ## All tests; ARGS for pytest
 
 chaos: $(VENV)/development  ## A minute of it, and the balance; CHAOS_SECONDS, SEED, ARGS for pytest
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
+
+report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for speed report
+	$(BIN)/kmip-gateway speed report $(ARGS)
+
+report-full: $(VENV)/development  ## The same at the note's own size, with one to ten clients: some hours
+	$(BIN)/kmip-gateway speed report --scale 1 --clients 1-10 $(ARGS)
 
 check: $(VENV)/development  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -37,7 +43,7 @@ fmt: $(VENV)/development  ## Format, and mend what can be mended
 
 lock: $(VENV)/development  ## Pin all dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml --extra lab --group dev -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -88,9 +88,9 @@ def prepare(directory: Path) -> Place:
     write_development_set(directory, force=True)
     place = Place(
         directory,
-        {name: _free_address(port) for name, port in _KEY_MANAGERS.items()},
-        _free_address(_GATEWAY_PORT),
-        _free_address(_ADMIN_PORT),
+        {name: free_address(port) for name, port in _KEY_MANAGERS.items()},
+        free_address(_GATEWAY_PORT),
+        free_address(_ADMIN_PORT),
     )
     backends = (_CONFIG_BACKEND.format(name=name, address=address) for name, address in place.key_managers.items())
     text = _CONFIG.format(gateway=place.gateway, admin=place.admin) + "".join(backends)
@@ -98,7 +98,8 @@ def prepare(directory: Path) -> Place:
     return place
 
 
-def _free_address(preferred: int) -> Address:
+def free_address(preferred: int = 0) -> Address:
+    """An address of this machine's own that nobody listens on: with this port, if it is free."""
     for port in (preferred, 0):
         with socket.socket() as sock, suppress(OSError):
             sock.bind(("127.0.0.1", port))
@@ -133,10 +134,10 @@ async def programs(
         by_name: dict[str, int] = {}
         for names in groups:
             addresses = [place.key_managers[name] for name in names]
-            program = _program(_key_managers(place, names, options), addresses)
-            by_name |= dict.fromkeys(names, await stack.enter_async_context(program))
+            running = program(_key_managers(place, names, options), addresses)
+            by_name |= dict.fromkeys(names, await stack.enter_async_context(running))
         gateway = ["run", str(place.file("gateway.toml"))]
-        gateway_id = await stack.enter_async_context(_program(gateway, [place.gateway, place.admin]))
+        gateway_id = await stack.enter_async_context(program(gateway, [place.gateway, place.admin]))
         yield Running(next(iter(by_name.values())), gateway_id, by_name)
 
 
@@ -151,7 +152,11 @@ def _key_managers(place: Place, names: Sequence[str], options: Sequence[str]) ->
 
 
 @asynccontextmanager
-async def _program(arguments: Sequence[str], addresses: Sequence[Address]) -> AsyncIterator[int]:
+async def program(arguments: Sequence[str], addresses: Sequence[Address]) -> AsyncIterator[int]:
+    """``kmip-gateway`` with these arguments, for the length of a block, from when it listens on all of the addresses.
+
+    Gives its process number. Raises ClickException where it does not start.
+    """
     command = [sys.executable, "-m", "gateway", *arguments]
     process = await trio.lowlevel.open_process(command, stdin=DEVNULL, stdout=DEVNULL, start_new_session=True)
     try:

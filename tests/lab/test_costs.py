@@ -3,7 +3,7 @@
 import pytest
 import trio
 from OpenSSL import SSL
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.kmip import ttlv
 from gateway.kmip.compose import Ask, encode_request
@@ -74,3 +74,27 @@ def test_a_pool_gives_its_rsa_pairs_again_and_makes_others_anew() -> None:
     assert first == third
     assert first != second
     assert pool(EC, 256) != pool(EC, 256)
+
+
+async def test_what_a_timer_is_late_by_is_not_added_up(mock_clock: MockClock) -> None:
+    """Whoever waits while the HSM is busy is done when its work would be, had every timer been in time."""
+    hsm = Hsm(operation_cost=1.0)
+    done: list[float] = []
+
+    async def work() -> None:
+        await hsm.operation()
+        done.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        nursery.start_soon(work)
+        nursery.start_soon(work)
+        await wait_all_tasks_blocked()
+        for late in (1.5, 0.5):
+            mock_clock.jump(late)
+            await wait_all_tasks_blocked()
+        assert [moment - began for moment in done] == pytest.approx([1.5, 2.0])
+        nursery.start_soon(work)  # after a pause, it begins now
+        await wait_all_tasks_blocked()
+        mock_clock.jump(1.0)
+    assert done[-1] - began == pytest.approx(3.0)

@@ -1,0 +1,125 @@
+"""``kmip-gateway speed``: the application note's s_speed, for any KMIP server, and what else is measured."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+from rich.console import Console
+
+from gateway.errors import ConfigError
+from gateway.lab.speed.campaign import Campaign
+from gateway.lab.speed.given import clients_option, target_of, target_options
+from gateway.lab.speed.operations import OPERATIONS
+from gateway.lab.speed.running import ClientDiedError
+from gateway.lab.speed.table import show
+from gateway.lab.speed.trouble import TroubleError
+
+_MISTAKE: Final = 2  # exit status where what was given is to blame
+_OWN: Final = "measure"  # what `speed` does by itself
+
+#: Further commands, and where they live; one that is not there is not offered.
+_COMMANDS: Final = {
+    "compare": "gateway.lab.compare.command",
+    "report": "gateway.lab.speed.report.command",
+}
+
+
+class _Group(click.Group):
+    """A group that also runs by itself: what names none of its commands is for ``measure``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *filter(_exists, _COMMANDS)])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS and _exists(cmd_name):
+            command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.list_commands(ctx):
+            args = [_OWN, *args]
+        return super().parse_args(ctx, args)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(_COMMANDS[name]) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@click.group(cls=_Group)
+def speed() -> None:
+    """Measure how many operations a minute a KMIP server or a gateway does."""
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def _operation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, measurable in reversed(OPERATIONS.items()):
+        option = click.option(f"--{name.replace('_', '-')}", name, is_flag=True, help=f"{measurable.title}.")
+        command = option(command)
+    return command
+
+
+@speed.command(
+    _OWN,
+    epilog="Commands of their own: `speed report` repeats the application note's experiment with simulated key "
+    "managers, and `speed compare` sets the gateway beside other proxies, where it is there; each has a --help.",
+)
+@_operation_options
+@click.option("--repeat", default=100, show_default=True, type=click.IntRange(1), help="How often each client does it.")
+@click.option("--no-reuse", is_flag=True, help='A fresh session for every operation (the note\'s "not cached").')
+@click.option("--resume", is_flag=True, help="As --no-reuse, but each session resumes the TLS session before it.")
+@clients_option("1")
+@target_options
+@click.option("--keep", is_flag=True, help="Leave the keys that were made; else they are destroyed after measuring.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def measure_command(
+    *,
+    repeat: int,
+    no_reuse: bool,
+    resume: bool,
+    clients: list[int],
+    keep: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Measure operations a minute against a KMIP server, or a gateway, as the application note's s_speed does.
+
+    The server and the client's certificate come from options, or from a qClient configuration file, given as @FILE;
+    options go before what the file says. Clients are processes; they begin together, and each repeats the operation.
+    Sessions are kept open between operations unless --no-reuse or --resume is given. The keys that --get and --wrap
+    need are made before. Operations a minute are those of all clients, from the common start to the end of the last.
+
+    Exit status: 0, 1 where an operation failed, 2 where options or files are wrong.
+    """
+    names = [name for name in OPERATIONS if given.pop(name)]
+    if not names:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in OPERATIONS)
+        raise click.UsageError(f"nothing to measure; give one or more of {options}")
+    try:
+        target = target_of(given.pop("configuration"), **given)
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            click.echo(mistake, err=True)
+        sys.exit(_MISTAKE)
+    sessions = "resumed" if resume else "fresh" if no_reuse else "kept"
+    campaign = Campaign(target, sessions, repeat, keep=keep)
+    try:
+        measurements = campaign.all(names, clients)
+    except (TroubleError, ClientDiedError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(campaign.as_json(measurements), indent=2))
+    else:
+        show(Console(), measurements)
+    for warning in campaign.warnings:
+        click.echo(warning, err=True)
+    sys.exit(0 if all(one.faultless for one in measurements) else 1)

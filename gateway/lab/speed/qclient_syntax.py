@@ -1,0 +1,141 @@
+"""The form of a qClient configuration file, as the application note prints one ("Establishing a connection").
+
+    Presentation={Protocol=KMIP, Version='1.3':'1.2', Format=TTLV},
+    Session={Protocol=SSL, Host='kmip.example.com', Port='5696', Private=PEM:'key.pem':'password', Authenticate}
+
+Quotes are typographic ones or plain ones, in any mixture; a backslash stands before a quote or a backslash that is
+meant itself. Line ends mean nothing.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_SINGLE: Final = "'\u2018\u2019\u201a\u201b"
+_DOUBLE: Final = '"\u201c\u201d\u201e\u201f'
+_QUOTES: Final = _SINGLE + _DOUBLE
+_TOKEN: Final = re.compile(
+    rf"(?P<space>\s+)"
+    rf"|(?P<sign>[={{}},:])"
+    rf"|[{_SINGLE}](?P<single>(?:\\[\\{_SINGLE}]|[^{_SINGLE}\n])*)[{_SINGLE}]"
+    rf"|[{_DOUBLE}](?P<double>(?:\\[\\{_DOUBLE}]|[^{_DOUBLE}\n])*)[{_DOUBLE}]"
+    rf"|(?P<word>[^\s={{}},:{_QUOTES}]+)"
+)
+_ESCAPED: Final = re.compile(rf"\\([\\{_QUOTES}])")
+_END: Final = ""
+
+
+class MistakeError(Exception):
+    """Something in the file that can't be so: where, what, and what to do."""
+
+    def __init__(self, line: int, words: str) -> None:
+        super().__init__(f"{line}: {words}")
+
+
+class Setting(NamedTuple):
+    """``name=value:value``, or a name alone, which has no values."""
+
+    name: str
+    line: int
+    values: tuple[str, ...]
+
+
+class Section(NamedTuple):
+    """``name={setting, setting}``, its settings by name."""
+
+    name: str
+    line: int
+    settings: dict[str, Setting]
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    line: int
+
+
+def parse(text: str) -> dict[str, Section]:
+    """The sections of a file by name. Raises MistakeError for the first thing that is not of this form."""
+    return _Parser(text).sections()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._tokens = _tokens(text.removeprefix("\ufeff"))
+        self._next = next(self._tokens)
+
+    def sections(self) -> dict[str, Section]:
+        found: dict[str, Section] = {}
+        while self._next.text != _END or self._next.kind != "end":
+            name = self._word("a section, as Session={...}")
+            self._sign("=", f"after {name.text}")
+            self._sign("{", f"after {name.text}=")
+            if name.text in found:
+                raise MistakeError(name.line, f"{name.text}: stands twice; leave one out")
+            found[name.text] = Section(name.text, name.line, self._settings(name.text))
+            if not self._skip(",") and self._next.kind != "end":
+                raise MistakeError(self._next.line, f"{_seen(self._next)} where a comma or the end should be")
+        return found
+
+    def _settings(self, section: str) -> dict[str, Setting]:
+        found: dict[str, Setting] = {}
+        while not self._skip("}"):
+            name = self._word(f"a setting of {section}")
+            if name.text in found:
+                raise MistakeError(name.line, f"{section}: {name.text} stands twice; leave one out")
+            values: list[str] = []
+            if self._skip("="):
+                values.append(self._value(section, name.text))
+                while self._skip(":"):
+                    values.append(self._value(section, name.text))
+            found[name.text] = Setting(name.text, name.line, tuple(values))
+            if not self._skip(",") and self._next.text != "}":
+                words = f"{section}: {_seen(self._next)} behind {name.text}; a comma or }} should be there"
+                raise MistakeError(self._next.line, words)
+        return found
+
+    def _word(self, what: str) -> _Token:
+        if self._next.kind != "word":
+            raise MistakeError(self._next.line, f"{_seen(self._next)} where {what}, should be")
+        return self._advance()
+
+    def _value(self, section: str, name: str) -> str:
+        if self._next.kind not in {"word", "text"}:
+            words = f"{section}: {name} has {_seen(self._next)} where a value should be; give it one, in quotes"
+            raise MistakeError(self._next.line, words)
+        return self._advance().text
+
+    def _sign(self, sign: str, where: str) -> None:
+        if not self._skip(sign):
+            raise MistakeError(self._next.line, f"{_seen(self._next)} {where}; {sign} should be there")
+
+    def _skip(self, sign: str) -> bool:
+        found = self._next.kind == "sign" and self._next.text == sign
+        if found:
+            self._advance()
+        return found
+
+    def _advance(self) -> _Token:
+        token, self._next = self._next, next(self._tokens, self._next)
+        return token
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    position, line = 0, 1
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise MistakeError(line, "a quote is opened and not closed on the same line; close it")
+        kind = str(match.lastgroup)
+        if kind in {"single", "double"}:
+            yield _Token("text", _ESCAPED.sub(r"\1", match[kind]), line)
+        elif kind != "space":
+            yield _Token(kind, match[kind], line)
+        line += match[0].count("\n")
+        position = match.end()
+    yield _Token("end", _END, line)
+
+
+def _seen(token: _Token) -> str:
+    """What stands there, without repeating what may be a password."""
+    return {"end": "the file ends", "text": "a text in quotes stands"}.get(token.kind, f"{token.text!r} stands")

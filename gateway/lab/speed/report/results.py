@@ -1,0 +1,86 @@
+"""What the experiment gives: points, as they stand on the page, and how they are kept in a file."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from gateway.errors import GatewayError
+
+#: The parts of the experiment that are not the note's: more clients than ten, and replication.
+NOTE: Final = "note"
+BEYOND: Final = "beyond"
+REPLICATION: Final = "replication"
+
+
+class UnreadableResultsError(GatewayError):
+    """A file of results that can't be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement: operations a minute, and latencies in seconds, multiplied back from the scale.
+
+    ``part`` of the experiment; ``variant`` is what else it was measured with, as a mode of replication. ``cpu`` is the
+    share of this machine's processors that was busy, from 0 to 1.
+    """
+
+    part: str
+    operation: str
+    case: str
+    clients: int
+    per_minute: float
+    p50: float | None
+    p99: float | None
+    cpu: float
+    errors: int = 0
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A whole experiment.
+
+    ``factors`` has, by operation, what costs were divided by; ``repeat`` is how often each client does an operation, at
+    the least; ``environment`` is told on the page.
+    """
+
+    scale: float
+    repeat: int
+    factors: dict[str, float]
+    environment: dict[str, str]
+    points: list[Point] = field(default_factory=list)
+
+    def all(self, part: str, operation: str | None = None, case: str | None = None) -> list[Point]:
+        """The points of a part, of one operation and one case where they are given."""
+        return [
+            point
+            for point in self.points
+            if point.part == part and operation in {None, point.operation} and case in {None, point.case}
+        ]
+
+    def rates(self, operation: str, case: str) -> dict[int, float]:
+        """Of the note's part: operations a minute by number of clients."""
+        return {point.clients: point.per_minute for point in self.all(NOTE, operation, case)}
+
+    def write(self, path: Path) -> None:
+        """Keep them in a file, JSON. Raises OSError."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what was written. Raises UnreadableResultsError."""
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+            return cls(**(found | {"points": [Point(**point) for point in found["points"]]}))
+        except OSError as error:
+            raise UnreadableResultsError(f"{path}: {error.strerror}; give a file that --save has written") from None
+        except (ValueError, TypeError, KeyError):
+            raise UnreadableResultsError(f"{path}: holds no results; give a file that --save has written") from None
+
+
+def mean(rates: Iterable[float]) -> float:
+    """The mean of some rates; 0 of none."""
+    found = list(rates)
+    return sum(found) / len(found) if found else 0.0

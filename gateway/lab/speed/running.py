@@ -1,0 +1,75 @@
+"""Client processes: started, set off together, watched, gathered."""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Final
+
+from gateway.errors import GatewayError
+from gateway.lab.speed.result import Measurement, Tally
+from gateway.lab.speed.worker import Plan, work
+
+_TICK: Final = 0.1  # seconds between two looks at the clients' progress
+_END: Final = 5.0  # seconds that a client may take to end after its last word
+
+#: Clients are forked from a process without threads, which has loaded everything before: what a client does, and the
+#: command line, since each process loads the program that was started once more.
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["gateway.lab.speed.worker", "gateway.cli"])
+
+
+class ClientDiedError(GatewayError):
+    """A client process ended without a result."""
+
+
+def measure(
+    plan: Plan, clients: int, progress: Callable[[int], None] = lambda _done: None
+) -> tuple[Measurement, list[str]]:
+    """Have so many client processes follow the plan at once; blocks until all have ended.
+
+    ``progress`` is called now and then with the operations done so far. Returns the measurement, and the unique
+    identifiers of the keys that were made. Raises ClientDiedError.
+    """
+    slots = _PROCESSES.RawArray("L", clients)
+    barrier = _PROCESSES.Barrier(clients)
+    with ExitStack() as stack:
+        readers = []
+        for number in range(clients):
+            reader, writer = _PROCESSES.Pipe(duplex=False)
+            stack.callback(reader.close)
+            process = _PROCESSES.Process(target=work, args=(plan, number, barrier, slots, writer), daemon=True)
+            process.start()
+            stack.push(partial(_end, process))
+            writer.close()
+            readers.append(reader)
+        tallies = _gather(readers, lambda: progress(sum(slots)))
+    made = [uid for tally in tallies for uid in tally.made]
+    return Measurement.of(plan.operation, plan.sessions, plan.repeat, tallies), made
+
+
+def _gather(readers: Sequence[connection.Connection], tick: Callable[[], None]) -> list[Tally]:
+    tallies: list[Tally] = []
+    waiting: list[connection.Connection] = list(readers)
+    while waiting:
+        for ready in connection.wait(waiting, _TICK):
+            assert isinstance(ready, connection.Connection)  # noqa: S101 - what was put in
+            waiting.remove(ready)
+            try:
+                tallies.append(ready.recv())
+            except EOFError:
+                raise ClientDiedError("a client process died; what it said stands above") from None
+        tick()
+    return tallies
+
+
+def _end(process: BaseProcess, failed: type[BaseException] | None, *_details: object) -> None:
+    """Wait for the process, which has said its last word; where something failed, end it."""
+    if failed is None:
+        process.join(_END)
+    if process.exitcode is None:
+        process.terminate()
+        process.join()
+    process.close()

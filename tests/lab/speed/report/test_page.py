@@ -1,0 +1,143 @@
+"""The page and the charts, of results that nobody measured."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from click.testing import CliRunner
+
+from gateway.lab.speed.report import charts, note, page
+from gateway.lab.speed.report.cases import CASES, OPERATIONS
+from gateway.lab.speed.report.command import report
+from gateway.lab.speed.report.results import BEYOND, NOTE, Results, UnreadableResultsError
+from tests.lab.speed.report.conftest import point
+
+CHARTS = [
+    *("speed-get.svg", "speed-wrap.svg", "speed-create.svg", "speed-create-rsa.svg", "speed-create-ecc.svg"),
+    *("speed-beyond-ten.svg", "speed-replication.svg"),
+]
+
+
+def rows(text: str, beginning: str) -> list[list[str]]:
+    """The cells of the table rows that begin so."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {beginning} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_notes_numbers_stand_beside_ours(results: Results) -> None:
+    text = page.write(results)
+    found = rows(text, "5")
+    assert len(found) == len(OPERATIONS)
+    for operation, cells in zip(OPERATIONS, found, strict=True):
+        noted = [f"{note.per_minute(operation, case, 5):,}" for case in note.COLUMNS]
+        here = [f"{results.rates(operation, case)[5]:,.0f}" for case in CASES]
+        assert cells[1:9:2] == noted
+        assert [*cells[2:9:2], *cells[9:]] == here
+
+
+def test_all_tables_have_as_many_cells_in_every_row(results: Results) -> None:
+    table: list[int] = []
+    for line in [*page.write(results).splitlines(), ""]:
+        if line.startswith("|"):
+            table.append(line.count("|"))
+        else:
+            assert len(set(table)) <= 1
+            table = []
+
+
+def test_the_ratio_and_its_bound(results: Results) -> None:
+    found = rows(page.write(results).partition("## What the gateway changes")[2], OPERATIONS["get"])[:2]
+    assert [cells[1] for cells in found] == ["1", "2"]
+    assert [cells[4:6] for cells in found] == [["**9.3 x**", "9.3 x"]] * 2
+
+
+def test_every_chart_of_the_page_is_drawn_and_the_other_way_round(results: Results) -> None:
+    text = page.write(results)
+    assert list(charts.files(results)) == CHARTS
+    assert all(f"(charts/{name})" in text for name in CHARTS)
+
+
+def test_parts_that_were_not_measured_are_not_on_the_page(results: Results) -> None:
+    some = [one for one in results.points if one.part == NOTE and one.operation == "get"]
+    only = replace(results, points=some, factors={"get": 1.0})
+    text = page.write(only)
+    assert list(charts.files(only)) == ["speed-get.svg"]
+    assert "RSA" not in text.partition("## What the gateway changes")[2]
+    assert "More than ten" not in text
+    assert "recommendation" not in text
+
+
+def test_numbers_of_clients_that_the_note_does_not_have(results: Results) -> None:
+    results.points.append(point(NOTE, "get", "single_fresh", 12))
+    ((_, noted, here, *others),) = rows(page.write(results), "12")
+    assert (noted, here) == ("-", "787")
+    assert set(others) == {"-"}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "rate", "words"),
+    [
+        (0.95, 0.5, "this machine's processors are the limit (95% busy), at 50% of what the costs allow"),
+        (0.5, 0.97, "the key managers are the limit: 97% of what their costs allow"),
+        (0.5, 0.6, "60% of what the costs allow, with 50% of the processors busy"),
+    ],
+)
+def test_the_page_says_what_limits(results: Results, cpu: float, rate: float, words: str) -> None:
+    results.points[:] = [one for one in results.points if one.part != BEYOND]
+    found = point(BEYOND, "get", "gateway_two", 80, cpu=cpu)
+    results.points.append(replace(found, per_minute=found.per_minute / 0.9 * rate))
+    assert words in page.write(results)
+
+
+def test_busy_processors_and_errors_are_told(results: Results) -> None:
+    assert "In none of" in page.write(results)
+    results.points.append(replace(point(NOTE, "wrap", "two_kept", 7, cpu=0.99), errors=3))
+    text = page.write(results)
+    assert "In 1 of" in text
+    assert rows(text, OPERATIONS["wrap"])[-1][2:] == ["99%", "Two load-balanced servers (cached), 7 clients", "3"]
+
+
+def test_charts_are_the_same_for_the_same_numbers(results: Results, tmp_path: Path) -> None:
+    charts.write(results, tmp_path / "one")
+    charts.write(results, tmp_path / "two")
+    for name in CHARTS:
+        drawn = (tmp_path / "one" / name).read_bytes()
+        assert drawn == (tmp_path / "two" / name).read_bytes()
+        assert ET.fromstring(drawn).tag.endswith("svg")  # noqa: S314 - our own
+        assert b"dc:date" not in drawn
+
+
+def test_results_are_kept_in_a_file_and_the_page_written_from_it(results: Results, tmp_path: Path) -> None:
+    kept = tmp_path / "results.json"
+    results.write(kept)
+    assert Results.read(kept) == results
+    done = CliRunner().invoke(report, [f"--from={kept}", f"--directory={tmp_path / 'docs'}"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "docs" / "speed-report.md").read_text() == page.write(results)
+    assert {path.name for path in (tmp_path / "docs" / "charts").iterdir()} == set(CHARTS)
+
+
+def test_a_report_with_errors_has_an_exit_status_for_them(results: Results, tmp_path: Path) -> None:
+    results.points.append(replace(point(NOTE, "get", "two_kept", 7), errors=3))
+    results.write(tmp_path / "results.json")
+    done = CliRunner().invoke(report, [f"--from={tmp_path / 'results.json'}", f"--directory={tmp_path}"])
+    assert done.exit_code == 1
+    assert "3 operations failed" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"points": [{}]}'])
+def test_a_file_that_holds_no_results(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UnreadableResultsError, match=r"holds no results; give a file that --save has written"):
+        Results.read(path)
+
+
+def test_without_matplotlib_it_says_what_to_install(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = CliRunner().invoke(report, [])
+    assert done.exit_code == 1
+    assert done.stderr == "Error: charts need matplotlib; install it with: pip install 'kmip-gateway[lab]'\n"
+    assert results.points
