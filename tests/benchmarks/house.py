@@ -106,13 +106,13 @@ def _serve(count: int, size: Size, *, fresh: bool) -> None:
     log.configure("error", "text")
     setattr(keeper, "_ROUND", _FOR_EVER)  # noqa: B010 - it is final everywhere else
     identities = [Identity("everyone")] + [
-        Identity(f"nobody-{index}", f'{{ subject_cn = "nobody-{index}" }}', shared=False)
-        for index in range(1, size.identities)
+        Identity(f"nobody-{index}", f'{{ subject_cn = "nobody-{index}" }}') for index in range(1, size.identities)
     ]
     listening = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(size.backends)]
     _apart(lambda: _be_key_managers(listening, size))
     ports = [sock.getsockname()[1] for sock in listening]
-    settings = GatewaySettings(ports, identities, extra=_EXTRA.format(pool_size=size.pool))
+    backend = f"max_sessions = {size.pool * size.identities + 1}"
+    settings = GatewaySettings(ports, identities, backend=backend, extra=_EXTRA.format(pool_size=size.pool))
     config = load(write_config(certificates(), settings, 0, 0))
     read_port, write_port = os.pipe()
     read_end, write_end = os.pipe()
@@ -125,7 +125,7 @@ async def _run(worker: Worker, size: Size, write_port: int, read_end: int) -> No
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(worker.run)
         while not _is_full(worker, size):  # noqa: ASYNC110 - a gauge tells nobody that it has changed
-            await trio.sleep(0.1)
+            await trio.sleep(1)
         os.write(write_port, bound.listeners[0].port.to_bytes(2, "big"))
         await trio.lowlevel.wait_readable(read_end)
         if not os.read(read_end, 1):
