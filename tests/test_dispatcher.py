@@ -76,9 +76,9 @@ class House:
                 self.observers.append(observer)
             self.backends.append(Backend(key_manager.name, slots, pools))
         self.metrics = Metrics("test")
-        balancer = Balancer(self.backends)
-        known = Knowledge() if knowledge is None else knowledge(balancer)
-        self.dispatcher = Dispatcher(balancer, times, metrics=self.metrics, knowledge=known)
+        self.balancer = Balancer(self.backends)
+        known = Knowledge() if knowledge is None else knowledge(self.balancer)
+        self.dispatcher = Dispatcher(self.balancer, times, metrics=self.metrics, knowledge=known)
 
     @property
     def executed(self) -> list[tuple[str, str]]:

@@ -115,7 +115,7 @@ MISSING = (ResultStatus.OPERATION_FAILED, ResultReason.ITEM_NOT_FOUND)
 async def test_without_a_remedy_the_next_read_meets_a_replica_that_has_not_heard() -> None:
     async with late_house(replicas("atlanta", "london"), late()) as it:
         await it.ask(ask("key-1", Operation.CREATE))
-        assert status(await it.ask(ask("key-1"))) == MISSING
+        assert [status(await it.ask(ask("key-1"))) for _ in range(2)] == [FOUND, MISSING]
 
 
 @in_virtual_time
@@ -284,6 +284,7 @@ async def test_a_client_that_keeps_changing_things_goes_back_to_its_tier() -> No
     key_managers = replicas("atlanta", "london")
     async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
         it.backends[1].traits = Traits(priority=1)
+        it.balancer.backends = it.backends
         for _ in range(3):
             it.backends[0].health.probed(Verdict.FAILS)
         await it.ask(ask("key-0", Operation.CREATE))

@@ -1,6 +1,7 @@
 """The balancer: backends in the order in which a request should try them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import Final
 
 from gateway.kmip.messages import Version
@@ -16,6 +17,8 @@ _FAILING: Final = 1_000
 _DOWN: Final = 2_000
 _STANDBY: Final = 3_000  # it would answer, and refuse
 
+_TOUCH: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
+
 Choose = Callable[[Sequence[Backend]], Backend]
 
 
@@ -26,11 +29,22 @@ class Balancer:
     """
 
     def __init__(self, backends: Iterable[Backend], policy: str = "round-robin") -> None:
-        self.backends: Sequence[Backend] = tuple(backends)
         self._choose: Choose = _POLICIES[policy]
+        self._takes_turns = self._choose is _in_turn
+        self.backends = tuple(backends)
 
     def __repr__(self) -> str:
         return f"<Balancer of {len(self.backends)} backends>"
+
+    @property
+    def backends(self) -> Sequence[Backend]:
+        """All backends there are."""
+        return self._backends
+
+    @backends.setter
+    def backends(self, backends: Sequence[Backend]) -> None:
+        self._backends = backends
+        self._turns = [_turns(backends, Effect.READ), _turns(backends, Effect.MUTATE)] if self._takes_turns else []
 
     def order(
         self, credential: str, effect: Effect, version: Version, preferred: Backend | None = None
@@ -41,11 +55,17 @@ class Balancer:
         unless none does. Those that are failing come last: where nothing else is left, trying them is better than
         giving up.
         """
-        left = [backend for backend in self.backends if backend.accepts(effect) and backend.speaks(version)]
-        left = left or [backend for backend in self.backends if backend.accepts(effect)]
-        if preferred in left and preferred.is_available_to(credential):
-            left.remove(preferred)
-            yield preferred
+        backends = self._backends
+        if preferred is not None:
+            may = preferred in backends and preferred.accepts(effect) and preferred.speaks(version)
+            first = preferred if may and preferred.is_available_to(credential) else None
+        else:
+            first = self._next_if_ready(credential, effect, version)
+        if first is not None:
+            yield first
+        left = [one for one in backends if one is not first and one.accepts(effect) and one.speaks(version)]
+        if not left and first is None:
+            left = [one for one in backends if one.accepts(effect)]
         while left:
             best = _FAILING * 10
             equals: list[Backend] = []
@@ -59,6 +79,19 @@ class Balancer:
             chosen = equals[0] if len(equals) == 1 else self._choose(equals)
             left.remove(chosen)
             yield chosen
+
+    def _next_if_ready(self, credential: str, effect: Effect, version: Version) -> Backend | None:
+        """Whose turn it is in the best tier, if no other can be better: it is up, and has a session at hand.
+
+        That is so nearly always, and costs the same however many backends there are.
+        """
+        if not self._takes_turns:
+            return None
+        backend = next(self._turns[effect > _TOUCH], None)
+        if backend is None or not backend.serves or not backend.speaks(version):
+            return None
+        pool = backend.pools[credential]
+        return backend if pool.has_room and not pool.is_failing else None
 
     def where_it_stays(self, stays: Sequence[str], credential: str, *, is_new: bool) -> Backend | None:
         """The first of these backends that is available to a credential.
@@ -92,6 +125,14 @@ def _rank(backend: Backend, credential: str) -> int:
     if pool.is_failing:
         return rank + _FAILING
     return rank if pool.has_room else rank + _WAIT
+
+
+def _turns(backends: Iterable[Backend], effect: Effect) -> Iterator[Backend]:
+    """The backends of the best tier that may run requests of an effect, in turn, for ever."""
+    candidates = [backend for backend in backends if backend.accepts(effect)]
+    best = min((backend.traits.priority for backend in candidates), default=0)
+    tier = [backend for backend in candidates if backend.traits.priority == best]
+    return cycle([_in_turn(tier) for _ in range(sum(backend.traits.weight for backend in tier))])
 
 
 def _in_turn(backends: Sequence[Backend]) -> Backend:

@@ -93,9 +93,14 @@ def finds(client: ProxyKmipClient, uid: str) -> bool:
 
 
 def share_found(gateway: Gateway, reader: str) -> float:
-    """Of keys that one client made, the share that another, or itself, gets at once on a new session."""
+    """Of keys that one client made, the share that another, or itself, gets at once on a new session.
+
+    Others ask for something now and then, so that turns are not in step.
+    """
     found = 0
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
+        if number % 2:
+            assert not finds(gateway.client("somebody"), "nothing")
         with gateway.client("writer") as client:
             uid = client.create(enums.CryptographicAlgorithm.AES, 256)
         found += finds(gateway.client(reader), uid)

@@ -59,7 +59,8 @@ Four simulated key managers, each a process: two masters, each with a standby th
 synchronously, and to the other two asynchronously. Two gateways, before one master and before all four, which find the
 masters by themselves, have the default settings otherwise, and so take the masters in turn and answer Discover Versions
 themselves. Clients are processes that begin together; each does its operations one after the other, as the note's
-`s_speed` does, and begins each session with Discover Versions, as qClient does. In the direct cases with two servers, sessions go to the masters in turn, as behind the
+`s_speed` does, and begins each session with Discover Versions, as qClient does.
+In the direct cases with two servers, sessions go to the masters in turn, as behind the
 note's load balancer. A gateway has been used by as many clients for a moment before the clock runs: it stands for one
 that has been running for long.
 
