@@ -18,6 +18,7 @@ from prometheus_client import (
 
 from gateway.kmip.messages import Request, Response, operation_name, reason_name
 from gateway.kmip.spec import ResultStatus
+from gateway.tallies import Count, Counts, Times, Timings
 
 REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -64,17 +65,17 @@ class Metrics:
             buckets=REUSE_BUCKETS,
             registry=registry,
         )
-        self.requests = Counter(
+        self.requests = Counts(
             "kmip_gateway_requests_total",
             "Requests answered; result is success, operation_failed, operation_pending or gateway_error.",
             ["operation", "result", "protocol_version"],
             registry=registry,
         )
-        self.request_duration = Histogram(
+        self.request_duration = Timings(
             "kmip_gateway_request_duration_seconds",
             "From a whole request to its answer handed to TLS.",
             ["operation"],
-            buckets=REQUEST_BUCKETS,
+            bounds=REQUEST_BUCKETS,
             registry=registry,
         )
         self.requests_in_flight = Gauge(
@@ -92,17 +93,17 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self.backend_requests = Counter(
+        self.backend_requests = Counts(
             "kmip_gateway_backend_requests_total",
             "Exchanges with a backend; result is answered, or the stage and reason of the failure.",
             ["backend", "result"],
             registry=registry,
         )
-        self.backend_request_duration = Histogram(
+        self.backend_request_duration = Timings(
             "kmip_gateway_backend_request_duration_seconds",
             "Exchanges with a backend that were answered.",
             ["backend"],
-            buckets=REQUEST_BUCKETS,
+            bounds=REQUEST_BUCKETS,
             registry=registry,
         )
         self.sessions_opened = Counter(
@@ -206,8 +207,7 @@ class Metrics:
         self.draining = Gauge("kmip_gateway_draining", "1 while the gateway takes no new clients.", registry=registry)
 
         self._handshakes: dict[tuple[str, str, bool], tuple[Counter, Histogram]] = {}
-        self._answered: dict[tuple[str, str, str], Counter] = {}
-        self._durations: dict[str, Histogram] = {}
+        self._answered: dict[tuple[str, str, str], tuple[Count, Times]] = {}
 
     def handshake_succeeded(self, listener: str, tls_version: str, seconds: float, *, resumed: bool) -> None:
         """Count a client's handshake."""
@@ -227,12 +227,11 @@ class Metrics:
         operation = operation_label(request)
         version = "other" if request is None else _VERSIONS.get(request.version, "other")
         key = (operation, result, version)
-        counter = self._answered.get(key)
-        if counter is None:
-            counter = self._answered[key] = self.requests.labels(*key)
-            self._durations[operation] = self.request_duration.labels(operation)
-        counter.inc()
-        self._durations[operation].observe(seconds)
+        instruments = self._answered.get(key)
+        if instruments is None:
+            instruments = self._answered[key] = self.requests.labels(*key), self.request_duration.labels(operation)
+        instruments[0].inc()
+        instruments[1].observe(seconds)
 
     def probed(self, backend: str, verdict: str, seconds: float) -> None:
         """Count a probe."""
