@@ -288,8 +288,8 @@ class Response(_Message):
         """
         if len(self.items) > len(request.items):
             return False
-        if len(request.items) == 1 == len(self.items):
-            return _echoes_one(self.items[0], request.items[0])
+        if len(request.items) == len(self.items) and all(map(_echoes_one, self.items, request.items)):
+            return True  # in order, as they nearly always are
         left: dict[_Echo, int] = {}
         for asked in request.items:
             for echo in _echoes(asked):
@@ -311,7 +311,7 @@ _ANY: Final = -2
 
 
 def _echoes_one(item: ResponseItem, asked: RequestItem) -> bool:
-    """What ``_echoes`` comes to where one item is asked for and one answered, as it nearly always is."""
+    """What ``_echoes`` comes to for one item that is asked for and one that is answered."""
     number = item.unique_batch_item_id
     return (number is None or number == asked.unique_batch_item_id) and (
         item.operation in {asked.operation, _NONE} or asked.operation == _POLL
