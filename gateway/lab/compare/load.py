@@ -19,6 +19,7 @@ from typing import Final
 from OpenSSL import SSL
 
 from gateway.lab.compare import usage, wire
+from gateway.lab.compare.pace import Pace
 
 _RECORD: Final = 16384
 _PATIENCE: Final = 10.0  # s for one step of an idle client, and for a connection to be taken
@@ -29,7 +30,10 @@ _ERROR_PAUSE: Final = 0.05  # s; a proxy that refuses everything must not be ref
 
 @dataclass(frozen=True)
 class Job:
-    """What to do: ``work`` is fresh, resumed, kept or idle; ``request`` is hexadecimal; ``sessions``, the proxy's."""
+    """What to do: ``work`` is fresh, resumed, kept or idle; ``request`` is hexadecimal; ``sessions``, the proxy's.
+
+    ``rate`` is for kept: Gets a second of all clients together, or 0 for as many as they can.
+    """
 
     work: str
     addresses: list[tuple[str, int]]
@@ -42,6 +46,7 @@ class Job:
     warm_up: float = 0.5
     seconds: float = 2.0
     is_tls_1_3: bool = True
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class _Load:
         self.turns: Iterator[tuple[str, int]] = cycle(job.addresses)
         self.poll = select.epoll()
         self.clients: dict[int, _Client] = {}
+        self.team = [_Client(self, number) for number in range(job.clients)]
+        self.pace = Pace(job.rate, job.clients, time.perf_counter()) if job.rate else None
         self.durations: list[float] = []
         self.errors = 0
         self.full_handshakes = 0
@@ -88,8 +95,8 @@ class _Load:
 
     def measure(self) -> Measured:
         """Run the clients, first to warm up, then to count."""
-        for _ in range(self.job.clients):
-            _Client(self).connect()
+        for client in self.team:
+            client.connect()
         self._run(self.job.warm_up)
         self.durations.clear()
         self.errors = self.full_handshakes = 0
@@ -112,17 +119,31 @@ class _Load:
         clients, poll = self.clients, self.poll
         end = time.perf_counter() + seconds
         while (left := end - time.perf_counter()) > 0:
+            if self.pace is not None:
+                left = self._paced(self.pace, left)
             for number, _event in poll.poll(left):
                 clients[number].step()
+
+    def _paced(self, pace: Pace, left: float) -> float:
+        """Wait until an answer or somebody's time has come, let those ask, and say how long epoll may wait: not at all.
+
+        epoll's timeout is rounded up to milliseconds, in which four Gets are due; that of select is not. To turn round
+        until the time comes would take the processor from the backends.
+        """
+        select.select([self.poll], [], [], pace.delay(time.perf_counter(), left))
+        for number in pace.due(time.perf_counter()):
+            self.team[number].ask(time.perf_counter())
+        return 0.0
 
 
 class _Client:
     """One client: connects, asks, reads, and begins anew."""
 
-    __slots__ = ("address", "began", "connection", "is_handshaken", "load", "received", "sessions", "sock")
+    __slots__ = ("address", "began", "connection", "is_handshaken", "load", "number", "received", "sessions", "sock")
 
-    def __init__(self, load: _Load) -> None:
+    def __init__(self, load: _Load, number: int) -> None:
         self.load = load
+        self.number = number
         self.sessions: dict[tuple[str, int], SSL.Session] = {}
 
     def connect(self) -> None:
@@ -149,7 +170,7 @@ class _Client:
             if not self.is_handshaken:
                 self.connection.do_handshake()
                 self.is_handshaken = True
-                self.connection.send(self.load.request)
+                self._ask_or_wait(self.began)
                 return
             self.received += self.connection.recv(_RECORD)
         except (SSL.WantReadError, SSL.WantWriteError):
@@ -172,8 +193,22 @@ class _Client:
             self.connect()
         else:
             self.received = b""
-            self.began = time.perf_counter()
-            self.connection.send(load.request)
+            self._ask_or_wait(time.perf_counter())
+
+    def _ask_or_wait(self, since: float) -> None:
+        """Ask at once, or when the pace says so; where that is past, the wait for the last answer counts, too."""
+        pace = self.load.pace
+        began = since if pace is None else pace.ready(self.number, time.perf_counter())
+        if began is not None:
+            self.ask(began)
+
+    def ask(self, began: float) -> None:
+        """Send a Get that takes its time from ``began`` on."""
+        self.began = began
+        try:
+            self.connection.send(self.load.request)
+        except (SSL.Error, OSError):
+            self._fail()
 
     def _remember(self) -> None:
         session = self.connection.get_session()
@@ -182,6 +217,8 @@ class _Client:
 
     def _fail(self) -> None:
         self.load.errors += 1
+        if self.load.pace is not None:
+            self.load.pace.leave(self.number)
         self._close()
         time.sleep(_ERROR_PAUSE)
         self.connect()

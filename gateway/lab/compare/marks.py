@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.lab.compare.cases import EVEN_RATE
 from gateway.lab.compare.figures import Figures, cpu, memory, p50, rate
 from gateway.lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX
 
@@ -55,6 +56,10 @@ def _kept(figures: Figures) -> float | None:
     return figures.ratio("kept", GATEWAY, (NGINX,), cpu)
 
 
+def _kept_even(figures: Figures) -> float | None:
+    return figures.ratio("kept-even", GATEWAY, (NGINX,), cpu)
+
+
 def _added(figures: Figures) -> float | None:
     seconds = figures.difference("kept-1", GATEWAY, DIRECT, p50)
     return None if seconds is None else seconds * 1e3
@@ -69,6 +74,7 @@ MARKS: Final = (
     Mark("fresh: CPU per Get / best of HAProxy and nginx", _fresh, 0.75, "", "case fresh, HAProxy or nginx"),
     Mark("hsm: uncached clients' rate / direct", _hsm, 8, " x", "case hsm, and a rate that counts", is_floor=True),
     Mark("kept: CPU per Get / nginx", _kept, 3.0, "", "case kept, nginx"),
+    Mark(f"kept-even: CPU per Get / nginx at {EVEN_RATE:,} a second", _kept_even, 3.0, "", "case kept-even, nginx"),
     Mark("kept-1: p50 added by the gateway", _added, 0.4, " ms", "case kept-1"),
     Mark("idle: memory per client connection", _idle, 45, " KiB", "case idle"),
 )

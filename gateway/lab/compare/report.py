@@ -117,7 +117,7 @@ def _ratio_rows(figures: Figures, case: Case) -> list[list[str]]:
         kinds = [("memory", memory, "min")]
     else:
         kinds = [("CPU per Get", cpu, "min"), ("p50", p50, "min"), ("p99", p99, "min")]
-        if figures.rates_count(case.name) and not case.is_latency:
+        if figures.rates_count(case.name) and case.compares_rates:
             kinds.append(("rate", rate, "max"))
     rows = []
     for title, value, best in kinds:

@@ -92,6 +92,7 @@ def _job(plan: Plan, case: Case, target: Target, request: bytes, directory: Path
         case.warm_up,
         plan.seconds,
         plan.is_tls_1_3,
+        case.rate,
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.lab.compare import places, proxies
-from gateway.lab.compare.cases import CASES, Backends
+from gateway.lab.compare import places, proxies, report
+from gateway.lab.compare.cases import CASES, EVEN_RATE, Backends
 from gateway.lab.compare.command import compare
+from gateway.lab.compare.figures import Figures, Sample
+from gateway.lab.compare.load import Measured
 from gateway.lab.compare.places import cores
 from gateway.lab.compare.proxies import INSTALL, missing
 from gateway.lab.compare.running import Plan
@@ -41,6 +43,30 @@ def test_the_gateway_is_measured_beside_direct_connections() -> None:
     assert found["fresh", "gateway"]["cpu"] > 0
     assert found["fresh", "direct"]["cpu"] == 0
     assert 0 < found["kept-1", "gateway"]["p50"] <= found["kept-1", "gateway"]["p99"]
+
+
+def test_an_even_load_asks_no_more_than_its_rate_says_of_whoever_answers() -> None:
+    found = measured("--proxy", "gateway", "--only", "kept-even")
+    assert set(found) == {("kept-even", "gateway"), ("kept-even", "direct"), ("kept", "direct")}
+    waited = CASES["kept-even"].warm_up  # what was late then may be made up for while it counts
+    for proxy in ("gateway", "direct"):
+        each = found["kept-even", proxy]
+        assert each["operations"] <= EVEN_RATE * (each["seconds"] + waited + 1)
+    assert found["kept-even", "gateway"]["cpu"] > 0
+
+
+def test_rates_that_were_given_are_not_compared() -> None:
+    runs = [
+        Sample(case, proxy, 0, Measured(4000, 1.0, p50=0.001, p99=0.002, cpu=0.1))
+        for case in ("fresh", "kept-even")
+        for proxy in ("gateway", "nginx")
+    ]
+    alone = [Sample(case, "direct", 0, Measured(9000, 1.0)) for case in ("fresh", "kept")]
+    said = report.markdown(report.sheets(Figures([*runs, *alone])))
+    assert "| fresh: rate |" in said
+    assert "| kept-even: CPU per Get | 1.00 |" in said
+    assert "| kept-even: p99 | 1.00 |" in said
+    assert "kept-even: rate" not in said
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])

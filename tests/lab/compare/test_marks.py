@@ -19,6 +19,8 @@ GOOD = [
     run("hsm", "direct", 30),
     run("kept", "gateway", 10000, cpu=0.00006),
     run("kept", "nginx", 30000, cpu=0.00002),
+    run("kept-even", "gateway", 4000, cpu=0.00015),
+    run("kept-even", "nginx", 4000, cpu=0.00005),
     run("kept-1", "gateway", 2000, p50=0.0005),
     run("kept-1", "direct", 10000, p50=0.0001),
     run("idle", "gateway", 1000, memory=45 * 1024),
@@ -38,6 +40,7 @@ def test_beyond_the_limit_it_is_not() -> None:
         ("fresh", "gateway"): run("fresh", "gateway", 400, cpu=0.0013),
         ("hsm", "gateway"): run("hsm", "gateway", 239),
         ("kept", "gateway"): run("kept", "gateway", 10000, cpu=0.000061),
+        ("kept-even", "gateway"): run("kept-even", "gateway", 4000, cpu=0.000151),
         ("kept-1", "gateway"): run("kept-1", "gateway", 2000, p50=0.00051),
         ("idle", "gateway"): run("idle", "gateway", 1000, memory=46 * 1024),
     }
@@ -46,9 +49,10 @@ def test_beyond_the_limit_it_is_not() -> None:
 
 def test_what_was_not_measured_is_not_checked_and_says_what_it_needs() -> None:
     without_nginx = [one for one in GOOD if one.proxy != "nginx"]
-    assert outcomes(*without_nginx) == [True, True, None, True, True]
+    assert outcomes(*without_nginx) == [True, True, None, None, True, True]
     assert outcomes() == [None] * len(MARKS)
     assert verdicts(Figures(without_nginx))[2].words()[3] == "not checked: case kept, nginx"
+    assert verdicts(Figures(without_nginx))[3].words()[3] == "not checked: case kept-even, nginx"
 
 
 def test_a_rate_that_does_not_count_meets_no_mark() -> None:
