@@ -909,15 +909,30 @@ def test_the_summary_says_what_is_done_about_late_replicas(folder: Path) -> None
 
 def test_the_mark_key_file_begins_where_the_configuration_is_and_need_not_exist(folder: Path) -> None:
     assert load(write(folder, SMALL)).replication.mark_key_file == folder / "mark.key"
+    (folder / "secrets").mkdir()
     named = load(write(folder, SMALL + '[replication]\nmark_key_file = "secrets/marks"\n'))
     assert named.replication.mark_key_file == folder / "secrets" / "marks"
 
 
-@pytest.mark.parametrize("content", ["", "abc\n", "0" * 63, "0" * 64 + "\nno key\n"])
-def test_a_mark_key_file_with_anything_but_keys_is_refused(folder: Path, content: str) -> None:
-    (folder / "mark.key").write_text(content)
-    with pytest.raises(ConfigError, match=r"replication.mark_key_file: .*mark.key holds no keys for marks; give one"):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "holds no keys for marks"),
+        (b"\xff\xfe", "holds no keys for marks"),
+        (b"abc\n", "has a line 1 that is no key"),
+        (b"0" * 63, "has a line 1 that is no key"),
+        (b"0" * 64 + b"\nzz\n", "has a line 2 that is no key"),
+    ],
+)
+def test_a_mark_key_file_with_anything_but_keys_is_refused(folder: Path, content: bytes, found: str) -> None:
+    (folder / "mark.key").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"replication.mark_key_file: .*mark.key {found}; give one"):
         load(write(folder, SMALL))
+
+
+def test_a_mark_key_file_in_a_directory_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no directory .*/nodir to make this file in; make it, or correct"):
+        load(write(folder, SMALL + '[replication]\nmark_key_file = "nodir/mark.key"\n'))
 
 
 def test_a_mark_key_file_that_can_not_be_read_is_refused(folder: Path) -> None:

@@ -69,13 +69,18 @@ def mark_keys(path: Path) -> list[bytes]:
         lines = path.read_text().split()
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text"
-        raise ValueError(f"{path} can't be read ({reason}); give a file that the gateway's user can read") from None
-    if not lines or not all(_MARK_KEY.fullmatch(line) for line in lines):
+    except OSError as error:
         raise ValueError(
-            f"{path} holds no keys for marks; give one a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or"
-            " remove it to have one made"
+            f"{path} can't be read ({error.strerror}); give a file that the gateway's user can read"
+        ) from None
+    except UnicodeDecodeError:
+        lines = []
+    wrong = [number for number, line in enumerate(lines, 1) if not _MARK_KEY.fullmatch(line)]
+    if not lines or wrong:
+        found = f"has a line {wrong[0]} that is no key" if wrong else "holds no keys for marks"
+        raise ValueError(
+            f"{path} {found}; give one a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or remove it to have"
+            " one made"
         )
     return [bytes.fromhex(line) for line in lines]
 
@@ -95,6 +100,8 @@ def _read(path: Path) -> bytes:
 
 
 def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no directory {path.parent} to make this file in; make it, or correct the path")
     with suppress(FileNotFoundError):  # it is made when it is needed first
         mark_keys(path)
 

@@ -5,13 +5,13 @@ all of them. What is shown is the difference that a pool of sessions makes where
 """
 
 import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from gateway.config import Address
 from gateway.errors import GatewayError
 from gateway.kmip.spec import ResultStatus
 from gateway.lab.client import client_context, connect, create_key, get_key
+from gateway.lab.ending import unless_ended
 from gateway.lab.programs import Place, prepare, programs
 
 _HANDSHAKE_COST: Final = 0.06  # s, one at a time in each key manager
@@ -67,30 +68,20 @@ def demo(seconds: float | None, clients: int) -> None:
     clients of your own until Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="kmip-gateway-demo-") as directory:
-        sys.exit(trio.run(_demo, Path(directory), seconds, clients))
+        sys.exit(trio.run(unless_ended, partial(_demo, Path(directory), seconds, clients)) or 0)
 
 
 async def _demo(directory: Path, seconds: float | None, clients: int) -> int:
     console = Console()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
-            place = prepare(directory)
-            async with programs(place, handshake_cost=_HANDSHAKE_COST):
-                measurements = await _measure(place, console, seconds or _DEFAULT_SECONDS, clients)
-                _report(place, console, measurements)
-                if seconds is None:
-                    _invite(place, console)
-                    console.print("\nCtrl-C ends the demo.")
-                    await trio.sleep_forever()
-            nursery.cancel_scope.cancel()
-            return 0 if all(measurement.durations and not measurement.errors for measurement in measurements) else 1
-    return 0
-
-
-async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
+    place = prepare(directory)
+    async with programs(place, handshake_cost=_HANDSHAKE_COST):
+        measurements = await _measure(place, console, seconds or _DEFAULT_SECONDS, clients)
+        _report(place, console, measurements)
+        if seconds is None:
+            _invite(place, console)
+            console.print("\nCtrl-C ends the demo.")
+            await trio.sleep_forever()
+    return 0 if all(measurement.durations and not measurement.errors for measurement in measurements) else 1
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Only what it does by the clock, probes and rounds of the pools, is as rare as ma
 more of it the slower the machine.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -86,7 +87,9 @@ def response_frame(request: Request, size: Size) -> bytes:
 @cache
 def certificates() -> Certificates:
     """One set for all cases; it goes with the process that has asked for it first."""
-    made = Certificates(Path(tempfile.mkdtemp(prefix="kmip-gateway-house-")))
+    directory = tempfile.TemporaryDirectory(prefix="kmip-gateway-house-")
+    atexit.register(directory.cleanup)  # not of those that it has forked
+    made = Certificates(Path(directory.name))
     made.client("alice")
     made.credential("gateway")
     return made

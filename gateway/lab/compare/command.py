@@ -2,8 +2,8 @@
 
 import os
 import platform
-import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import click
@@ -18,6 +18,7 @@ from gateway.lab.compare.figures import Figures, Sample
 from gateway.lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, missing, version
 from gateway.lab.compare.running import Plan
 from gateway.lab.compare.running import compare as run_all
+from gateway.lab.ending import unless_ended
 
 _QUIET: Final = 0.5  # processes that want a processor, before anything was begun
 _ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
@@ -102,7 +103,7 @@ def _run(plan: Plan) -> list[Sample]:
 
         samples: list[Sample] | None = None
         try:
-            samples = trio.run(_unless_ended, plan, tell)
+            samples = trio.run(unless_ended, partial(run_all, plan, tell))
         except* click.ClickException as errors:
             mistakes = _leaves(errors)
     if mistakes:
@@ -110,22 +111,6 @@ def _run(plan: Plan) -> list[Sample]:
     if samples is None:
         raise click.Abort
     return samples
-
-
-async def _unless_ended(plan: Plan, tell: Callable[[str], None]) -> list[Sample] | None:
-    """Run all; None where a signal ended it, and all its programs."""
-    samples = None
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end, signals, nursery.cancel_scope)
-            samples = await run_all(plan, tell)
-            nursery.cancel_scope.cancel()
-    return samples
-
-
-async def _end(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
 
 
 def _leaves(group: BaseExceptionGroup[click.ClickException]) -> list[click.ClickException]:

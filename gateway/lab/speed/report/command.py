@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.errors import GatewayError
+from gateway.lab.ending import unless_ended
 from gateway.lab.speed.given import clients_option
 from gateway.lab.speed.report import charts, page
 from gateway.lab.speed.report.cases import CASES, OPERATIONS
@@ -78,8 +80,9 @@ def report(
     chosen = [name.replace("-", "_") for name in operations] or list(OPERATIONS)
     settings = Settings(scale, chosen, clients, **({"beyond": (), "replication": ()} if note_only else {}))
     try:
+        results = Results.read(source) if source is not None else None
         charts.check()
-        results = _measure(settings, save) if source is None else Results.read(source)
+        results = results or _measure(settings, save)
         charts.write(results, directory / "charts")
         (directory / "speed-report.md").write_text(page.write(results))
     except GatewayError as error:
@@ -101,6 +104,8 @@ def _measure(settings: Settings, save: Path | None) -> Results:
         factors={name: factor(name, settings.scale) for name in settings.operations},
         environment=_environment(),
     )
+    if save is not None:
+        results.write(save)  # better refused now than after the first measurement
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console.print(f"This takes about {settings.seconds() / 60:.0f} minutes, and some more to start and end programs.")
@@ -117,7 +122,8 @@ def _measure(settings: Settings, save: Path | None) -> Results:
                 results.write(save)
             progress.advance(task)
 
-        trio.run(run, settings, begin, keep)
+        if trio.run(unless_ended, partial(run, settings, begin, keep)) is None:
+            raise click.Abort
     return results
 
 

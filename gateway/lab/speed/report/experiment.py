@@ -97,13 +97,17 @@ class Settings:
         return 60 * operations / bound(step.operation, case) / factor(step.operation, self.scale)
 
 
-async def run(settings: Settings, begin: Callable[[Step], None], keep: Callable[[Point], None]) -> None:
-    """All measurements, one after the other: ``begin`` is told of each, ``keep`` is given what comes out."""
+async def run(settings: Settings, begin: Callable[[Step], None], keep: Callable[[Point], None]) -> bool:
+    """All measurements, one after the other: ``begin`` is told of each, ``keep`` is given what comes out.
+
+    Returns true, for all were made.
+    """
     for (operation, variant), steps in groupby(settings.plan(), lambda step: (step.operation, step.variant)):
         async with _laboratory(operation, variant, settings) as laboratory:
             for step in steps:
                 begin(step)
                 keep(await laboratory.measure(step))
+    return True
 
 
 class _Laboratory:
