@@ -75,6 +75,7 @@ def _note_chart(results: Results, operation: str) -> bytes:
     _draw(right, here, "simulated key managers, and the gateway")
     figure.suptitle(OPERATIONS[operation])
     left.set_ylabel("Operations/minute")
+    left.set_ylim(bottom=0)  # of both, and only now, since it ends the search for a top
     return _svg(figure, right)
 
 
@@ -93,6 +94,7 @@ def _beyond_chart(results: Results) -> bytes:
     _draw(left, rates, "Operations/minute")
     _draw(right, waits, "99 % of operations take up to, in ms", logarithmic=True)
     figure.suptitle("More than ten clients: Get AES-256 symmetric key")
+    left.set_ylim(bottom=0)
     return _svg(figure, left)
 
 
@@ -109,6 +111,7 @@ def _replication_chart(results: Results) -> bytes:
         _draw(panel, lines, CASES[case].title)
     panels[0].set_ylabel("Operations/minute")
     figure.suptitle("Replication: Create AES-256 key")
+    panels[0].set_ylim(bottom=0)
     return _svg(figure, panels[0])
 
 
@@ -134,8 +137,6 @@ def _draw(panel: "Axes", lines: Lines, title: str, *, logarithmic: bool = False)
     panel.set_xticks(sorted({count for rates in lines.values() for count in rates}))
     if logarithmic:
         panel.set_yscale("log")
-    else:
-        panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter("{x:,.0f}")
     panel.grid(visible=True, axis="y", color="#DDDDDD")
     for side in ("top", "right"):

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -97,6 +98,24 @@ def test_busy_processors_and_errors_are_told(results: Results) -> None:
     text = page.write(results)
     assert "In 1 of" in text
     assert rows(text, OPERATIONS["wrap"])[-1][2:] == ["99%", "Two load-balanced servers (cached), 7 clients", "3"]
+
+
+def test_no_line_leaves_its_chart(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what was measured is more than the note has, on the same scale."""
+    figures: list[Any] = []
+
+    def keep(figure: Any, _panel: Any) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(charts, "_svg", keep)
+    points = [replace(one, per_minute=10 * one.per_minute) for one in results.points]
+    for draw in charts.files(replace(results, points=points)).values():
+        draw()
+
+    for panel in (panel for figure in figures for panel in figure.axes):
+        low, high = panel.get_ylim()
+        assert all(low <= value <= high for line in panel.lines for value in line.get_ydata())
 
 
 def test_charts_are_the_same_for_the_same_numbers(results: Results, tmp_path: Path) -> None:
