@@ -84,9 +84,8 @@ class Worker:
             self._log.info("draining", seconds=self._config.deadlines.drain)
             self.metrics.draining.set(1)
             front.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
-            for listener, sock in zip(listeners, sockets, strict=True):
+            for listener in listeners:
                 listener.drain()
-                sock.close()  # who comes now is refused at once, and goes elsewhere
 
     def _instrument(self, fleet: Fleet, listeners: Sequence[Listener]) -> None:
         self.metrics.registry.register(PoolCollector(lambda: fleet.backends))

@@ -84,13 +84,14 @@ class Listener:
         return sum(conversation.phase is Phase.ANSWERING for conversation in self._conversations)
 
     async def serve(self, listening: socket.socket) -> None:
-        """Accept on a listening socket until drained; returns when the last conversation has ended."""
-        if self._draining:
-            return
-        listening.setblocking(False)
+        """Accept on a listening socket until drained; returns when the last conversation has ended.
+
+        The socket is closed by then, and here only: who accepts must not find its descriptor to be another's.
+        """
         async with trio.open_nursery() as clients:
-            with self._accepting:
-                while True:
+            with self._accepting, closing(listening):  # who comes after that is refused at once, and goes elsewhere
+                listening.setblocking(False)
+                while not self._draining:
                     await trio.lowlevel.wait_readable(listening)
                     await self._accept_some(listening, clients)
 
@@ -169,7 +170,7 @@ class Listener:
 
     async def _try_to_shake_hands(self, stream: TlsStream) -> str:
         """Shake hands under the deadline, which a drain brings forward. Returns why it was given up, or nothing."""
-        with trio.move_on_after(self._settings.handshake_timeout) as scope:
+        with trio.move_on_after(0 if self._draining else self._settings.handshake_timeout) as scope:
             self._handshakes.add(scope)
             try:
                 await stream.handshake()

@@ -9,10 +9,9 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
 
@@ -77,7 +76,6 @@ class _Load:
         )
         self.is_fresh = job.work != "kept"
         self.resumes = job.work == "resumed"
-        self.turns: Iterator[tuple[str, int]] = cycle(job.addresses)
         self.poll = select.epoll()
         self.clients: dict[int, _Client] = {}
         self.team = [_Client(self, number) for number in range(job.clients)]
@@ -139,18 +137,31 @@ class _Load:
 class _Client:
     """One client: connects, asks, reads, and begins anew."""
 
-    __slots__ = ("address", "began", "connection", "is_handshaken", "load", "number", "received", "sessions", "sock")
+    __slots__ = (
+        "address",
+        "began",
+        "connection",
+        "is_handshaken",
+        "load",
+        "number",
+        "received",
+        "sessions",
+        "sock",
+        "turns",
+    )
 
     def __init__(self, load: _Load, number: int) -> None:
         self.load = load
         self.number = number
+        #: Each takes turns by itself: it has a session with every address as soon as it has connected to each once.
+        self.turns = islice(cycle(load.job.addresses), number % len(load.job.addresses), None)
         self.sessions: dict[tuple[str, int], SSL.Session] = {}
 
     def connect(self) -> None:
         """Begin a connection. On loopback it is taken at once, or there is nobody."""
         load = self.load
         self.began = time.perf_counter()
-        self.address = next(load.turns)
+        self.address = next(self.turns)
         self.sock = socket.create_connection(self.address, timeout=_PATIENCE)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -234,16 +245,17 @@ def measure_idle(job: Job) -> Measured:
     """Memory for each of ``clients`` that have asked once and then stay."""
     load = _Load(job)
     numbers = usage.processes(job.sessions)
-    kept = [_idle_client(load) for _ in range(_WARM_IDLE)]
+    turns = cycle(job.addresses)
+    kept = [_idle_client(load, next(turns)) for _ in range(_WARM_IDLE)]
     time.sleep(_SETTLE)
     before = usage.memory(numbers)
-    kept += [_idle_client(load) for _ in range(job.clients)]
+    kept += [_idle_client(load, next(turns)) for _ in range(job.clients)]
     time.sleep(_SETTLE)
     return Measured(operations=len(kept), memory=(usage.memory(numbers) - before) / job.clients)
 
 
-def _idle_client(load: _Load) -> SSL.Connection:
-    sock = socket.create_connection(next(load.turns), timeout=_PATIENCE)
+def _idle_client(load: _Load, address: tuple[str, int]) -> SSL.Connection:
+    sock = socket.create_connection(address, timeout=_PATIENCE)
     sock.settimeout(None)
     connection = SSL.Connection(load.context, sock)
     connection.set_connect_state()

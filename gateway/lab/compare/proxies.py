@@ -85,7 +85,8 @@ def version(name: str) -> str:
 
 
 def _nginx_build() -> str:
-    return _output([_found("nginx") or "nginx", "-V"])
+    program = _found("nginx")
+    return "" if program is None else _output([program, "-V"])
 
 
 def _stream_module(build: str) -> str | None:
