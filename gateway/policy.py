@@ -8,8 +8,9 @@ from typing import Final
 
 from gateway.errors import ProtocolError, Stage
 from gateway.kmip import compose
+from gateway.kmip.binding import ASKING
 from gateway.kmip.messages import FALLBACK_VERSION, Request, RequestItem, Response, ResponseItem, Version
-from gateway.kmip.spec import ObjectGroupMember, Operation, ResultReason, ResultStatus, Tag
+from gateway.kmip.spec import AsynchronousIndicator, ObjectGroupMember, Operation, ResultReason, ResultStatus
 
 
 class Effect(IntEnum):
@@ -127,7 +128,7 @@ def makes_only_new(request: Request) -> bool:
 
 def may_be_given_values(request: Request) -> bool:
     """Whether the answer may hold a value that binds the client to the server."""
-    return Tag.ASYNCHRONOUS_INDICATOR in request.fields or any(
+    return request.asynchronous_indicator is not AsynchronousIndicator.PROHIBITED or any(
         item.operation not in _KNOWN or _effect_of_item(item) is Effect.BOUND for item in request.items
     )
 
@@ -137,15 +138,65 @@ _KNOWN: Final = frozenset(Operation)
 #: What a key manager says of an object that it does not have: 1.x, and since 2.0.
 MISSING: Final = frozenset({ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND})
 
+#: What it says only of one that it has (1.4 section 11, 2.1 section 11.48).
+KNOWN: Final = frozenset(
+    {
+        ResultReason.OBJECT_ARCHIVED,
+        ResultReason.OBJECT_DESTROYED,
+        ResultReason.KEY_VALUE_NOT_PRESENT,
+        ResultReason.SENSITIVE,
+        ResultReason.NOT_EXTRACTABLE,
+        ResultReason.WRONG_KEY_LIFECYCLE_STATE,
+        ResultReason.KEY_FORMAT_TYPE_NOT_SUPPORTED,
+        ResultReason.KEY_COMPRESSION_TYPE_NOT_SUPPORTED,
+    }
+)
 
-def found_by(response: Response) -> int:
-    """How many operations found what they were asked for: those that did not fail, but for a Locate without a match."""
-    return sum(1 for item in response.items if item.status != ResultStatus.OPERATION_FAILED and not _is_empty(item))
+
+def found_by(response: Response) -> tuple[int, int]:
+    """How many operations found what they were asked for; and how many at least told that it is there.
+
+    Those that did not fail have found it, but for a Locate without a match. More is more, in this order.
+    """
+    found = sum(1 for item in response.items if item.status != ResultStatus.OPERATION_FAILED and not _is_empty(item))
+    return found, sum(1 for item in response.items if item.reason in KNOWN)
 
 
-def has_done_something(response: Response) -> bool:
-    """Whether an operation of a request has run, or is still to run."""
-    return any(item.status != ResultStatus.OPERATION_FAILED for item in response.items)
+def has_changed_nothing(request: Request, response: Response) -> bool:
+    """Whether nothing has run of what a request may change, for want of an object: all of it may run elsewhere."""
+    harmless = {item.operation for item in request.items if _effect_of_item(item) <= Effect.TOUCH}
+    harmless -= {item.operation for item in request.items if _effect_of_item(item) > Effect.TOUCH}
+    return all(
+        item.reason in MISSING if item.status == ResultStatus.OPERATION_FAILED else item.operation in harmless
+        for item in response.items
+    )
+
+
+def tells_of_a_change(response: Response) -> bool:
+    """Whether the answer to a Poll, and its like, may be that of a change which has run."""
+    return any(
+        item.status == ResultStatus.SUCCESS
+        and (item.operation in ASKING or EFFECTS.get(item.operation, _WORST) > Effect.BOUND)
+        for item in response.items
+    )
+
+
+def destroyed(request: Request, response: Response) -> list[bytes]:
+    """The identifiers of the objects that are no more after this, as far as the request names them."""
+    if len(request.items) != len(response.items):
+        return []
+    return [
+        identifier
+        for asked, item in zip(request.items, response.items, strict=True)
+        if asked.operation == item.operation == Operation.DESTROY and item.status == ResultStatus.SUCCESS
+        for identifier in _identifiers(asked)
+    ]
+
+
+def names_only(identifiers: frozenset[bytes], message: Request | Response) -> bool:
+    """Whether the payloads name some of these objects, and no others."""
+    named = {identifier for item in message.items for identifier in _identifiers(item)}
+    return bool(named) and named <= identifiers
 
 
 def is_missing_something(response: Response) -> bool:
@@ -158,6 +209,13 @@ def is_missing_something(response: Response) -> bool:
         elif item.operation == Operation.LOCATE and _is_empty(item):
             return True
     return False
+
+
+def _identifiers(item: RequestItem | ResponseItem) -> list[bytes]:
+    try:
+        return item.unique_identifiers
+    except ProtocolError:  # what can't be read names nothing
+        return []
 
 
 def _is_empty(item: ResponseItem) -> bool:

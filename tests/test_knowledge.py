@@ -4,24 +4,40 @@ their way back, and what the gateway answers itself.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
+from gateway import log
 from gateway.dispatcher import Answer, DispatcherSettings, Knowledge
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Version
-from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
+from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Traits
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.keeper import watch
 from gateway.upstream.marks import SIZE, Marks
 from gateway.upstream.versions import CommonVersions
-from tests.kmip.material import authentication, ticket_credential
+from tests.kmip.material import authentication, credential, ticket_credential
+from tests.replicas import (
+    FOUND,
+    MISSING,
+    Replica,
+    answers_for_itself,
+    goes_down,
+    is_back,
+    late,
+    late_house,
+    replicas,
+    state_in,
+    status,
+    taken_for_down,
+)
 from tests.test_dispatcher import House, house, refusal
 from tests.upstream.fakes import (
     Connection,
@@ -32,81 +48,6 @@ from tests.upstream.fakes import (
     name_in,
     never_answers,
 )
-
-
-class Replica(FakeKeyManager):
-    """A key manager in memory that hears of what others made after ``lag`` seconds, as they do of what it made."""
-
-    def __init__(self, name: str, lag: float) -> None:
-        super().__init__(name, operation_cost=0.001)
-        self.lag = lag
-        self.others: list[Replica] = []
-        self.has: dict[str, float] = {}
-        self.made = 0
-        self.asked: list[int] = []
-        self.behaviour = _answers_for_itself
-
-    def answer(self, request: Request) -> bytes:
-        missing = ResultReason.ITEM_NOT_FOUND if request.version < (2, 0) else ResultReason.OBJECT_NOT_FOUND
-        results = [
-            self._execute(item.operation, item.unique_identifiers, item.unique_batch_item_id, missing)
-            for item in request.items
-        ]
-        return compose.encode_response(request.version, results, now=0)
-
-    def _execute(self, operation: int, names: list[bytes], number: bytes | None, missing: int) -> compose.Result:
-        self.asked.append(operation)
-        name = names[0].decode() if names else ""
-        found = self.has.get(name, float("inf")) <= trio.current_time()
-        if operation == Operation.CREATE:
-            self.made += 1
-            self.has[name] = trio.current_time()
-            for other in self.others:
-                other.has.setdefault(name, trio.current_time() + self.lag)
-        elif operation == Operation.LOCATE:
-            payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name) if found else b""
-            return compose.Result(ResultStatus.SUCCESS, operation, number, payload=payload)
-        elif name and not found:
-            return compose.Result(ResultStatus.OPERATION_FAILED, operation, number, missing, "no")
-        payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name)
-        return compose.Result(ResultStatus.SUCCESS, operation, number, payload=payload)
-
-
-def _answers_for_itself(connection: Connection, request: Request) -> None:
-    key_manager = connection.key_manager
-    assert isinstance(key_manager, Replica)
-    connection.say(key_manager.answer(request), at=trio.current_time() + key_manager.operation_cost)
-
-
-def replicas(*names: str, lag: float = 2.0) -> list[Replica]:
-    group = [Replica(name, lag) for name in names]
-    for one in group:
-        one.others = [other for other in group if other is not one]
-    return group
-
-
-def late(*, window: float = 0.0, asks_others: bool = False) -> Knowledge:
-    """What is done about replicas that are late; by default, nothing."""
-    return Knowledge(Affinity(window, is_shared=False) if window else None, asks_others=asks_others)
-
-
-@asynccontextmanager
-async def late_house(
-    key_managers: Sequence[Replica], knowledge: Knowledge, times: DispatcherSettings | None = None
-) -> AsyncIterator[House]:
-    async with house(*key_managers, knowledge=lambda _balancer: knowledge, times=times) as it:
-        yield it
-
-
-def status(answer: Answer) -> tuple[int, int | None]:
-    assert answer.response is not None, answer.detail
-    item = answer.response.items[0]
-    return item.status, item.reason
-
-
-FOUND = (ResultStatus.SUCCESS, None)
-MISSING = (ResultStatus.OPERATION_FAILED, ResultReason.ITEM_NOT_FOUND)
-
 
 # Read your own writes -------------------------------------------------------------------------------------------------
 
@@ -162,8 +103,7 @@ async def test_where_the_one_that_has_it_can_not_be_reached_others_serve() -> No
     async with late_house(key_managers, late(window=10.0)) as it:
         await it.ask(ask("key-1", Operation.CREATE))
         await trio.sleep(3)
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
         assert status(await it.ask(ask("key-1"))) == FOUND
         assert Operation.GET in key_managers[1].asked
 
@@ -175,8 +115,7 @@ async def test_what_may_be_on_the_one_that_is_down_is_not_said_to_be_missing(ask
     key_managers = replicas("atlanta", "london")
     async with late_house(key_managers, late(window=10.0, asks_others=asks_others)) as it:
         await it.ask(ask("key-1", Operation.CREATE))
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
         for operation in (Operation.GET, Operation.LOCATE):
             told = refusal(await it.ask(ask("key-1", operation)))
             assert told[:2] == (Refusal.BACKEND_FAILED, ResultReason.GENERAL_FAILURE)
@@ -197,8 +136,7 @@ async def test_a_change_that_went_elsewhere_does_not_make_what_was_made_before_m
     key_managers = replicas("atlanta", "london")
     async with late_house(key_managers, late(window=10.0, asks_others=asks_others)) as it:
         await it.ask(ask("key-1", Operation.CREATE))
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
         assert status(await it.ask(ask("key-2", Operation.CREATE))) == FOUND
         assert refusal(await it.ask(ask("key-1")))[0] is Refusal.BACKEND_FAILED
 
@@ -212,7 +150,7 @@ async def test_a_change_that_reached_nobody_leaves_the_window_as_it_was() -> Non
         assert refusal(await it.ask(ask("key-1", Operation.CREATE)))[0] is Refusal.NO_BACKEND
         for key_manager in key_managers:
             key_manager.recover()
-            key_manager.behaviour = _answers_for_itself
+            key_manager.behaviour = answers_for_itself
         await trio.sleep(1)
         assert status(await it.ask(ask("nothing", Operation.ACTIVATE))) == MISSING
         assert status(await it.ask(ask("nothing"))) == MISSING
@@ -224,8 +162,7 @@ async def test_nor_is_it_said_to_be_missing_to_what_uses_or_changes_it(operation
     key_managers = replicas("atlanta", "london")
     async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
         await it.ask(ask("key-1", Operation.CREATE))
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
         assert refusal(await it.ask(ask("key-1", operation)))[0] is Refusal.BACKEND_FAILED
         assert refusal(await it.ask(ask("key-1")))[0] is Refusal.BACKEND_FAILED
 
@@ -236,12 +173,9 @@ async def test_what_needs_an_object_goes_to_where_the_client_made_it_and_runs_on
     key_managers = replicas("atlanta", "london", "paris", lag=1e9)
     async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
         await it.ask(ask("key-1", Operation.CREATE))
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
         await it.ask(ask("key-2", Operation.CREATE))
-        key_managers[0].recover()
-        key_managers[0].behaviour = _answers_for_itself
-        it.nursery.start_soon(keep_warm, it.backends[0].pools.values(), 3.0)
+        is_back(it, 0)
         await trio.sleep(5)
         assert status(await it.ask(ask("key-1", Operation.ACTIVATE))) == FOUND
         assert [one.asked.count(Operation.ACTIVATE) for one in key_managers] == [1, 1, 0]
@@ -285,16 +219,140 @@ async def test_a_client_that_keeps_changing_things_goes_back_to_its_tier() -> No
     async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
         it.backends[1].traits = Traits(priority=1)
         it.balancer.backends = it.backends
-        for _ in range(3):
-            it.backends[0].health.probed(Verdict.FAILS)
-        await it.ask(ask("key-0", Operation.CREATE))
-        for _ in range(2):
-            it.backends[0].health.probed(Verdict.SERVES)
+        with taken_for_down(it, 0):
+            await it.ask(ask("key-0", Operation.CREATE))
         await it.ask(ask("key-1", Operation.CREATE))
         assert [one.made for one in key_managers] == [1, 1]
         for name in ("key-0", "key-1"):
             assert status(await it.ask(ask(name))) == FOUND
             assert status(await it.ask(ask(name, Operation.ACTIVATE))) == FOUND
+
+
+@in_virtual_time
+async def test_the_window_is_as_long_after_the_answer_as_it_was_before() -> None:
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with late_house(key_managers, late(window=10.0)) as it:
+        key_managers[0].operation_cost = 6.0
+        await it.ask(ask("key-1", Operation.CREATE))
+        key_managers[0].operation_cost = 0.001
+        await trio.sleep(9)
+        assert [status(await it.ask(ask("key-1"))) for _ in range(2)] == [FOUND, FOUND]
+
+
+@in_virtual_time
+async def test_a_change_that_fails_beside_one_that_succeeds_does_not_end_its_window() -> None:
+    """Two sessions of one client; what failed was sent first, and answered last."""
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with late_house(key_managers, late(window=10.0)) as it, trio.open_nursery() as nursery:
+        key_managers[0].operation_cost = 0.5
+        nursery.start_soon(it.ask, ask("nothing", Operation.ACTIVATE))
+        await trio.sleep(0.1)
+        key_managers[0].operation_cost = 0.001
+        await it.ask(ask("key-1", Operation.CREATE))
+        await trio.sleep(1)
+        assert [status(await it.ask(ask("key-1"))) for _ in range(4)] == [FOUND] * 4
+
+
+def finds_its_answer_too_large(connection: Connection, request: Request) -> None:
+    """What was executed stays executed."""
+    key_manager = connection.key_manager
+    assert isinstance(key_manager, Replica)
+    key_manager.answer(request)
+    connection.say(compose.failure(request, ResultReason.RESPONSE_TOO_LARGE, "too large"))
+
+
+@in_virtual_time
+async def test_a_change_whose_answer_is_too_large_may_have_run() -> None:
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    key_managers[0].behaviour = finds_its_answer_too_large
+    async with late_house(key_managers, late(window=10.0)) as it:
+        assert status(await it.ask(ask("key-1", Operation.CREATE)))[1] == ResultReason.RESPONSE_TOO_LARGE
+        key_managers[0].behaviour = answers_for_itself
+        assert [status(await it.ask(ask("key-1"))) for _ in range(4)] == [FOUND] * 4
+
+
+@in_virtual_time
+async def test_a_change_that_is_made_elsewhere_for_want_of_its_object_is_followed_there() -> None:
+    """Pre-Active, of a key that was activated, is the answer at which a database shuts down."""
+    key_managers = replicas("atlanta", "london")
+    async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
+        with taken_for_down(it, 0):
+            await it.ask(ask("key-1", Operation.CREATE))
+        with taken_for_down(it, 1):
+            await it.ask(ask("key-2", Operation.CREATE))
+        await trio.sleep(1)
+        assert status(await it.ask(ask("key-1", Operation.ACTIVATE))) == FOUND
+        await trio.sleep(1.5)  # atlanta has heard of the key by now, and not yet that it is active
+        assert state_in(await it.ask(ask("key-1", Operation.GET_ATTRIBUTES))) == "active"
+
+
+async def _activated(it: House) -> None:
+    """A key that all have, and of which only its key manager knows that it is active."""
+    await it.ask(ask("key-1", Operation.CREATE))
+    await trio.sleep(6)
+    await it.ask(ask("key-1", Operation.ACTIVATE))
+
+
+@in_virtual_time
+async def test_the_one_that_knows_is_waited_for_while_others_keep_it_busy() -> None:
+    key_managers = replicas("atlanta", "london", lag=5.0)
+    knows = late(window=10.0, asks_others=True)
+    async with house(*key_managers, knowledge=lambda _: knows, places=1) as it, trio.open_nursery() as nursery:
+        await _activated(it)
+        key_managers[0].operation_cost = 4.0
+        nursery.start_soon(it.ask, ask("key-2"), "red", "bob")
+        nursery.start_soon(it.ask, ask("key-2"), "red", "bob")
+        await trio.sleep(0.1)
+        key_managers[0].operation_cost = 0.001
+        assert state_in(await it.ask(ask("key-1", Operation.GET_ATTRIBUTES))) == "active"
+
+
+@in_virtual_time
+async def test_the_one_that_knows_is_waited_for_while_it_is_slow() -> None:
+    key_managers = replicas("atlanta", "london", lag=5.0)
+    async with late_house(key_managers, late(window=20.0)) as it:
+        await _activated(it)
+        key_managers[0].operation_cost = 6.0
+        assert trio.current_time() < 7
+        answer = await it.ask(ask("key-1", Operation.GET_ATTRIBUTES))
+        assert answer.backend is it.backends[0]
+
+
+@in_virtual_time
+async def test_the_one_that_knows_is_waited_for_no_longer_than_until_it_is_found_to_be_down() -> None:
+    key_managers = replicas("atlanta", "london", lag=1.0)
+    async with late_house(key_managers, late(window=60.0)) as it:
+        await _activated(it)
+        key_managers[0].behaviour = never_answers
+        others_serve = it.backends[1].is_available_to
+        it.nursery.start_soon(
+            partial(watch, it.backends[0], others_serve=others_serve, metrics=it.metrics, log=log.get("test"))
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_says, it, ask("key-1"), FOUND)
+            await trio.sleep(8)
+            assert key_managers[1].asked == []
+            for _ in range(3):
+                it.backends[0].health.probed(Verdict.FAILS)
+            began = trio.current_time()
+        assert trio.current_time() - began < 1
+
+
+async def _says(it: House, request: Request, expected: tuple[int, int | None]) -> None:
+    assert status(await it.ask(request)) == expected
+
+
+@in_virtual_time
+async def test_what_is_made_in_a_lower_tier_stays_in_one_place_where_the_better_speaks_another_version() -> None:
+    key_managers = replicas("atlanta", "london", "paris", lag=1e9)
+    async with late_house(key_managers, late(window=10.0)) as it:
+        it.backends[0].versions = frozenset({(1, 2)})
+        for backend in it.backends[1:]:
+            backend.traits = Traits(priority=1)
+        it.balancer.backends = it.backends
+        for number in range(4):
+            await it.ask(ask(f"key-{number}", Operation.CREATE, version=(2, 1)))
+        assert sorted(one.made for one in key_managers) == [0, 0, 4]
 
 
 # Asking others --------------------------------------------------------------------------------------------------------
@@ -373,7 +431,7 @@ async def test_asking_others_is_paid_for_by_the_retry_budget() -> None:
     async with late_house(key_managers, late(asks_others=True), times=times) as it:
         for _ in range(200):
             assert status(await it.ask(ask("nothing"))) == MISSING
-        assert 200 < sum(len(one.asked) for one in key_managers) <= 200 * 1.1 + 20
+        assert 200 < sum(len(one.asked) for one in key_managers) <= 200 * (1 + 2 * 0.1) + 10
         assert it.metrics.others_asked.labels("denied")._value.get() > 100
 
 
@@ -436,9 +494,11 @@ async def _make_unless_it_is_there(it: House, name: str, client: str) -> None:
         await it.ask(ask(name, Operation.CREATE), name=client)
 
 
-async def _ten_minutes(knowledge: Knowledge, *, lag: float, clients: Sequence[str]) -> int:
+async def _ten_minutes(
+    knowledge: Knowledge, *, lag: float, clients: Sequence[str], pause: float = 0.5, nodes: int = 3
+) -> int:
     """Second keys that were made, where clients locate one by name and make it where there is none, 40 ms apart."""
-    key_managers = replicas("atlanta", "london", "paris", lag=lag)
+    key_managers = replicas(*map(str, range(nodes)), lag=lag)
     rounds = 0
     async with late_house(key_managers, knowledge) as it:
         while trio.current_time() < 600:
@@ -446,7 +506,7 @@ async def _ten_minutes(knowledge: Knowledge, *, lag: float, clients: Sequence[st
             for client in clients:
                 await _make_unless_it_is_there(it, f"key-{rounds}", client)
                 await trio.sleep(0.04)
-            await trio.sleep(6)  # so that the budget has grown again
+            await trio.sleep(pause)
     return sum(one.made for one in key_managers) - rounds
 
 
@@ -462,13 +522,18 @@ async def test_in_ten_minutes_the_window_lets_no_client_make_a_second_key() -> N
 
 @in_virtual_time
 async def test_in_ten_minutes_asking_others_lets_no_two_clients_make_a_second_key() -> None:
-    assert await _ten_minutes(late(asks_others=True), lag=2.0, clients=["alice", "bob", "carol"]) == 0
+    """Of all that is asked of the others, the budget pays: it must have grown again."""
+    clients = ["alice", "bob", "carol"]
+    assert await _ten_minutes(late(asks_others=True), lag=2.0, clients=clients, pause=6) == 0
 
 
 @in_virtual_time
-async def test_in_ten_minutes_both_let_nobody_make_a_second_key() -> None:
-    both = late(window=10.0, asks_others=True)
-    assert await _ten_minutes(both, lag=2.0, clients=["alice", "alice", "bob", "bob"]) == 0
+@pytest.mark.parametrize("nodes", [3, 5])
+@pytest.mark.parametrize("pause", [0.0, 1.0, 3.0])
+async def test_in_ten_minutes_both_let_nobody_make_a_second_key(pause: float, nodes: int) -> None:
+    """As often as they come: where somebody has just made a key, others are asked for nothing."""
+    both, clients = late(window=10.0, asks_others=True), ["alice", "alice", "bob", "bob"]
+    assert await _ten_minutes(both, lag=2.0, clients=clients, pause=pause, nodes=nodes) == 0
 
 
 # Marks ----------------------------------------------------------------------------------------------------------------
@@ -539,6 +604,62 @@ async def test_without_marks_values_pass_as_they_are_and_follow_the_window() -> 
 
 
 @in_virtual_time
+@pytest.mark.parametrize("operation", [Operation.CREATE, Operation.GET], ids=str)
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_without_marks_a_poll_follows_what_is_pending(operation: Operation, is_shared: bool) -> None:
+    key_managers = patient("atlanta", "london", "paris")
+    knows = Knowledge(Affinity(is_shared=is_shared))
+    later = (ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True),)
+    async with house(*key_managers, knowledge=lambda _: knows) as it:
+        for number in range(6):
+            value = value_in(await it.ask(ask(f"key-{number}", operation, header=later)))
+            assert status(await it.ask(poll(value))) == FOUND
+
+
+@in_virtual_time
+async def test_a_change_that_was_pending_is_followed_once_a_poll_says_that_it_has_run() -> None:
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    knows = Knowledge(Affinity(10.0, is_shared=False), Marks([bytes(32)]))
+    async with late_house(key_managers, knows) as it:
+        for one in key_managers:
+            one.behaviour = begins_and_polls
+        value = value_in(await it.ask(begin("key-1")))
+        await trio.sleep(11)
+        assert status(await it.ask(poll(value))) == FOUND
+        key_managers[0].has["key-1"] = trio.current_time()
+        for one in key_managers:
+            one.behaviour = answers_for_itself
+        assert [status(await it.ask(ask("key-1", Operation.ACTIVATE))) for _ in range(1)] == [FOUND]
+        assert [status(await it.ask(ask("key-1"))) for _ in range(3)] == [FOUND] * 3
+
+
+def has_found_nothing(connection: Connection, request: Request) -> None:
+    """What was pending was a Locate."""
+    connection.execute(request)
+    connection.say(compose.encode_response(request.version, [compose.Result(ResultStatus.SUCCESS, Operation.LOCATE)]))
+
+
+@in_virtual_time
+async def test_a_password_binds_to_no_key_manager_in_particular() -> None:
+    """It is good anywhere, so that a Poll elsewhere leads nothing away from the last change."""
+    key_managers = replicas("atlanta", "london", lag=5.0)
+    knows = Knowledge(Affinity(10.0, is_shared=False), Marks([bytes(32)]))
+    header = (authentication(credential(CredentialType.USERNAME_AND_PASSWORD)),)
+    async with late_house(key_managers, knows) as it:
+        key_managers[0].behaviour = begins_and_polls
+        value = value_in(await it.ask(begin("job")))
+        key_managers[0].behaviour = has_found_nothing
+        await trio.sleep(11)
+        await it.ask(ask("key-1", Operation.CREATE, header=header))
+        await trio.sleep(6)
+        await it.ask(ask("key-1", Operation.ACTIVATE, header=header))
+        assert key_managers[1].state("key-1") == "active"
+        await it.ask(poll(value))
+        key_managers[0].behaviour = answers_for_itself
+        assert state_in(await it.ask(ask("key-1", Operation.GET_ATTRIBUTES, header=header))) == "active"
+
+
+@in_virtual_time
 async def test_a_forged_value_and_somebody_elses_are_unknown_and_reach_no_key_manager() -> None:
     (key_manager,) = patient("atlanta")
     async with house(key_manager, knowledge=with_marks) as it:
@@ -567,8 +688,7 @@ async def test_where_the_one_that_began_is_down_the_client_hears_that_and_no_oth
     key_managers = patient("atlanta", "london")
     async with house(*key_managers, knowledge=with_marks) as it:
         value = value_in(await it.ask(begin("key-1")))
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
 
         reason, number, message = refusal(await it.ask(poll(value)))
 
@@ -648,9 +768,32 @@ async def test_who_can_not_show_a_ticket_where_it_was_given_hears_what_another_s
         shown = (authentication(ticket_credential(ticket)),)
         for _ in range(3):
             assert (await it.ask(ask("key-1", version=(2, 1), header=shown))).backend is it.backends[0]
-        key_managers[0].refuse()
-        key_managers[0].hang_up()
+        goes_down(key_managers[0])
         assert (await it.ask(ask("key-1", version=(2, 1), header=shown))).backend is it.backends[1]
+
+
+@in_virtual_time
+@pytest.mark.parametrize("seconds", [3.0, 6.0])
+async def test_a_ticket_is_shown_where_it_was_given_though_that_one_is_busy_or_slow(seconds: float) -> None:
+    key_managers = [FakeKeyManager("atlanta"), FakeKeyManager("london")]
+    for one in key_managers:
+        one.behaviour = logs_in_and_makes
+    async with house(*key_managers, knowledge=with_marks, places=1) as it, trio.open_nursery() as nursery:
+        frame = (await it.ask(ask("", Operation.LOGIN, version=(2, 1)))).frame
+        ticket = frame[frame.index(b"kgw") :][: SIZE + 4]
+        shown = (authentication(ticket_credential(ticket)),)
+
+        def takes_its_time(connection: Connection, request: Request) -> None:
+            connection.execute(request)
+            answer = compose.encode_response(request.version, [compose.Result(ResultStatus.SUCCESS, Operation.GET)])
+            connection.say(answer, at=trio.current_time() + seconds)
+
+        key_managers[0].behaviour = takes_its_time
+        if seconds < 5:  # the only session is in use for so long
+            nursery.start_soon(it.ask, ask("key-0", version=(2, 1), header=shown))
+            await trio.sleep(0.01)
+        answer = await it.ask(ask("key-1", version=(2, 1), header=shown))
+        assert answer.backend is it.backends[0]
 
 
 # Discover Versions ----------------------------------------------------------------------------------------------------

@@ -68,17 +68,16 @@ class Attempts:
     async def _wait(self, pool: Pool, job: Job) -> Session:
         began = trio.current_time()
         try:
-            left = job.queue_left
-            others = len(self._balancer.backends) - 1
-            if others and job.preferred is not None and pool is job.preferred.pools[job.credential]:
-                left /= 2  # others, where one need not wait, may serve it
-            with trio.move_on_at(min(began + left, job.deadline)):
+            with trio.move_on_at(min(began + job.queue_left, job.deadline)):
                 return await pool.wait(job.principal)
         except BackendError:
             began = trio.current_time()  # it was not the queue that took so long
             raise
         finally:
-            job.queue_left -= trio.current_time() - began
+            if (
+                job.preferred is None or pool is not job.preferred.pools[job.credential]
+            ):  # others get a time of their own
+                job.queue_left -= trio.current_time() - began
         raise PoolBusyError(f"no session free within {self._settings.queue:g} s", reason="queue_timeout")
 
     async def _proved(self, pool: Pool, session: Session | None, job: Job) -> Session | None:
@@ -111,7 +110,7 @@ class Attempts:
         is_reused = session.requests > 0
         backend.outstanding += 1
         try:
-            response = await self._exchange_in_time(pool, session, job)
+            response = await self._exchange_in_time(backend, pool, session, job)
             result = "answered"
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -125,11 +124,14 @@ class Attempts:
         pool.answered()
         return response
 
-    async def _exchange_in_time(self, pool: Pool, session: Session, job: Job) -> Response:
-        """Exchange within the request's deadline; within the try's, where another backend is left when that comes."""
+    async def _exchange_in_time(self, backend: Backend, pool: Pool, session: Session, job: Job) -> Response:
+        """Exchange within the request's deadline; within the try's, where another backend is left when that comes.
+
+        One that the request prefers is waited for until it is found to be down: others may not know yet what it knows.
+        """
         session.is_repeatable = job.effect <= _REPEATABLE and job.source is None
         due = job.deadline
-        if session.is_repeatable:
+        if session.is_repeatable and backend is not job.preferred:
             due = min(due, trio.current_time() + self._settings.try_timeout)
         pool.alarms.set(session.alarm, due, partial(self._overdue, pool, session, job))
         try:

@@ -12,6 +12,7 @@ from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.knowledge import Knowledge, Whereabouts
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.identity import Principal
+from gateway.kmip.binding import given
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
 from gateway.metrics import Metrics
@@ -21,8 +22,8 @@ from gateway.upstream.marks import Marks
 
 _BOUND: Final = Effect.BOUND  # a member of an enumeration is slow to come by
 
-#: Header fields with which a request may show or be given a marked value, whatever its operations are.
-_MARKED_HEADERS: Final = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
+#: Header fields with which a request may show or be given a value that binds it, whatever its operations are.
+_BINDING_HEADERS: Final = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
 
 
 class Dispatcher:
@@ -64,14 +65,36 @@ class Dispatcher:
                 return Answer(frame)
         job = Job(request, principal, is_gone, self._settings)
         try:
-            if self._marks is not None and (job.effect >= _BOUND or not _MARKED_HEADERS.isdisjoint(request.fields)):
-                return await self._try_bound(job, self._marks)
+            if job.effect >= _BOUND or not _BINDING_HEADERS.isdisjoint(request.fields):
+                return await self._try_bound(job)
             return await self._try_in_order(job)
         except ClientGoneError:
             return Answer(b"", detail="the client has left")
 
-    async def _try_bound(self, job: Job, marks: Marks) -> Answer:
-        """As below, for a request that may show marks, and whose answer may need some."""
+    async def _try_bound(self, job: Job) -> Answer:
+        """As below, for a request that may show values which bind it to a backend, or be given some."""
+        request = job.request
+        if self._marks is not None:
+            refused = self._take_marks(job, self._marks)
+            if refused is not None:
+                return refused
+        answer = await self._try_in_order(job)
+        if answer.response is None or answer.backend is None:
+            return answer
+        values = given(answer.response, request)
+        if not values:
+            return answer
+        self._whereabouts.note_values(job, answer.backend)
+        if self._marks is None:
+            return answer
+        frame = self._marks.put(answer.response, values, job.principal, answer.backend.known_as)
+        most = request.maximum_response_size
+        if most is not None and len(answer.frame) <= most < len(frame):
+            return give_up(request, job.effect, _TOO_LARGE_WITH_MARKS)
+        return answer._replace(frame=frame)
+
+    def _take_marks(self, job: Job, marks: Marks) -> Answer | None:
+        """Take the marks off a request, and note what they say of its way; or refuse it for them."""
         request = job.request
         backends = {backend.known_as: backend for backend in self._balancer.backends}
         taken = marks.take(request, job.principal, backends, leave_room=may_be_given_values(request))
@@ -83,14 +106,7 @@ class Dispatcher:
             job.preferred = source
         else:
             job.source = source
-        answer = await self._try_in_order(job)
-        if answer.response is None or answer.backend is None:
-            return answer
-        frame = marks.put(answer.response, request, job.principal, answer.backend.known_as)
-        most = request.maximum_response_size
-        if most is not None and len(answer.frame) <= most < len(frame):
-            return give_up(request, job.effect, _TOO_LARGE_WITH_MARKS)
-        return answer._replace(frame=frame)
+        return None
 
     async def _try_in_order(self, job: Job) -> Answer:
         """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
@@ -99,13 +115,12 @@ class Dispatcher:
         whereabouts, attempts = self._whereabouts, self._attempts
         failure: BackendError | None = None
         busy: PoolBusyError | None = None
-        leaves_something = job.effect >= _BOUND
+        tries = attempts if job.effect < _BOUND else whereabouts  # which notes what is left where
         order = whereabouts.order(job)
         for backend in order:
             job.tried.append(backend)
-            is_news = leaves_something and whereabouts.begins(job, backend)
             try:
-                response = await attempts.try_backend(backend, job, budget)
+                response = await tries.try_backend(backend, job, budget)
             except PoolBusyError as error:
                 busy = error
             except BackendError as error:
@@ -113,14 +128,9 @@ class Dispatcher:
                 if error.stage > Stage.CONNECT and not attempts.may_repeat(job, error, budget):
                     return give_up(job.request, job.effect, error)
             else:
-                if leaves_something:
-                    whereabouts.ends(job, backend, response, is_news=is_news)
-                answer = Answer.of(response, backend)
-                if whereabouts.may_be_elsewhere(job.effect, response):
-                    return await whereabouts.look_elsewhere(job, order, answer)
-                return answer
-            if is_news:
-                whereabouts.ends(job, backend, None, is_news=is_news)
+                if whereabouts.may_be_elsewhere(job, response):
+                    return await whereabouts.look_elsewhere(job, order, backend, response)
+                return Answer.of(response, backend)
             if trio.current_time() >= job.deadline:
                 break
         return self._nothing_left(job, failure, busy)

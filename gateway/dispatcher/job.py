@@ -8,6 +8,7 @@ import trio
 from gateway.identity import Principal
 from gateway.kmip.messages import Request
 from gateway.policy import effect_of
+from gateway.upstream.affinity import Stay
 from gateway.upstream.backend import Backend
 
 
@@ -58,7 +59,7 @@ class Job:
         self.tried: list[Backend] = []
         self.source: Backend | None = None  # the only one that can answer, as a mark says
         self.preferred: Backend | None = None  # the one to try first
-        self.stays: list[str] = []  # on which backends the client has just left something
+        self.stays: list[Stay] = []  # what the client has just left where
 
 
 class ClientGoneError(Exception):

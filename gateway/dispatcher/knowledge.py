@@ -5,16 +5,24 @@ from typing import Final, NamedTuple
 
 import trio
 
-from gateway.budget import RetryBudgets
-from gateway.dispatcher.answer import Answer, give_up, refusal
+from gateway.budget import RetryBudget, RetryBudgets
+from gateway.dispatcher.answer import Answer, give_up
 from gateway.dispatcher.attempts import Attempts
 from gateway.dispatcher.job import DispatcherSettings, Job
+from gateway.dispatcher.search import Search
 from gateway.errors import BackendError, PoolBusyError, Stage
+from gateway.kmip.binding import credentials
 from gateway.kmip.messages import Response
-from gateway.kmip.spec import Tag
 from gateway.metrics import Metrics
-from gateway.policy import Effect, Refusal, found_by, has_done_something, is_missing_something, makes_only_new
-from gateway.upstream.affinity import Affinity
+from gateway.policy import (
+    Effect,
+    destroyed,
+    has_changed_nothing,
+    is_missing_something,
+    makes_only_new,
+    tells_of_a_change,
+)
+from gateway.upstream.affinity import Affinity, Stay
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.marks import Marks
@@ -60,92 +68,93 @@ class Whereabouts:
     def __repr__(self) -> str:
         return f"<Whereabouts by {self._affinity!r}>"
 
-    def begins(self, job: Job, backend: Backend) -> bool:
-        """A request is about to be tried on a backend: if it changes something, the client's next ones go there, too.
+    async def try_backend(self, backend: Backend, job: Job, budget: RetryBudget) -> Response:
+        """As Attempts.try_backend, for a request that leaves something on a backend: the client's next ones follow it.
 
-        Returns whether that is news, for ``ends``.
+        They do from the moment in which it is sent, and for a whole window after it was answered; if it did not run,
+        the window is as it was before.
         """
-        return self._affinity.note(job.principal, job.effect, backend.known_as, trio.current_time())
+        stay = self._note(job, job.effect, backend)
+        try:
+            response = await self._attempts.try_backend(backend, job, budget)
+        except (PoolBusyError, BackendError) as error:
+            if stay is not None and (isinstance(error, PoolBusyError) or error.stage is Stage.CONNECT):
+                self._affinity.drop(job.principal, stay)
+            raise
+        if stay is None:
+            return response
+        if has_changed_nothing(job.request, response):
+            self._affinity.drop(job.principal, stay)
+        else:
+            self.note_answer(job, backend, response)
+        return response
 
-    def ends(self, job: Job, backend: Backend, response: Response | None, *, is_news: bool) -> None:
-        """It was answered, or did not run (None): the window begins anew, or is as it was before."""
-        if response is not None and has_done_something(response):
-            self.begins(job, backend)
-        elif is_news:
-            self._affinity.drop(job.principal, job.effect, backend.known_as)
+    def note_answer(self, job: Job, backend: Backend, response: Response) -> None:
+        """A request has left something on a backend, also where only its answer tells."""
+        stay = self._note(job, job.effect, backend)
+        if job.effect is _BOUND:
+            if tells_of_a_change(response):
+                self._note(job, Effect.MUTATE, backend)
+        elif stay is not None:
+            stay.destroyed(destroyed(job.request, response))
+
+    def note_values(self, job: Job, backend: Backend) -> None:
+        """The answer holds values that bind the client to a backend: what may show them goes there."""
+        self._note(job, _BOUND, backend)
+
+    def _note(self, job: Job, effect: Effect, backend: Backend) -> Stay | None:
+        return self._affinity.note(job.principal, effect, backend.known_as, trio.current_time())
 
     def order(self, job: Job) -> Iterator[Backend]:
         """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
+        if self._may_be_late:
+            self._budgets.of(job.credential).request()
         if job.source is not None:
             return iter((job.source,))
         if len(self._affinity):
-            is_bound = job.effect is _BOUND or Tag.AUTHENTICATION in job.request.fields
+            is_bound = job.effect is _BOUND or bool(credentials(job.request))
             job.stays = self._affinity.stays(job.principal, trio.current_time(), is_bound=is_bound)
             if job.stays and job.preferred is None:
                 job.preferred = self._balancer.where_it_stays(
-                    job.stays, job.credential, is_new=makes_only_new(job.request)
+                    [stay.backend for stay in job.stays],
+                    job.credential,
+                    job.effect,
+                    job.request.version,
+                    is_new=makes_only_new(job.request),
                 )
         return self._balancer.order(job.credential, job.effect, job.request.version, job.preferred)
 
-    def may_be_elsewhere(self, effect: Effect, response: Response) -> bool:
+    def may_be_elsewhere(self, job: Job, response: Response) -> bool:
         """Whether something is missing, in the answer to a read, or for want of which nothing else was done."""
         return (
             self._may_be_late
             and is_missing_something(response)
-            and (effect <= _REPEATABLE or not has_done_something(response))
+            and (job.effect <= _REPEATABLE or has_changed_nothing(job.request, response))
         )
 
-    async def look_elsewhere(self, job: Job, order: Iterator[Backend], answer: Answer) -> Answer:
-        """One key manager does not have what was asked for, or not yet: see to it before the client hears that.
-
-        A read is asked of the others; what failed for want of its object has not run, and goes to those on which the
-        client has just changed something. Gives the answer that found most; where no other found more, the first. But
-        where one of those can't be asked, nobody knows what is missing.
-        """
-        unheard = set(job.stays) - {backend.known_as for backend in job.tried[-1:]}
-        found, outcome = _found_by(answer), "missing"
+    async def look_elsewhere(self, job: Job, order: Iterator[Backend], first: Backend, response: Response) -> Answer:
+        """One key manager does not have what was asked for, or not yet: see to it before the client hears that."""
         budget = self._budgets.of(job.credential)
-        budget.request()
+        search = Search(job, (first, response), self._affinity, budget, asks_others=self._asks_others)
+        is_read = job.effect <= _REPEATABLE
+        tries = self._attempts if is_read else self
         whole = job.deadline
         for backend in order:
-            asks = backend.known_as in unheard or (self._asks_others and job.effect <= _REPEATABLE)
-            if not asks or not backend.is_available_to(job.credential):
-                continue
             now = trio.current_time()
-            if now >= whole or not budget.withdraw(now):
-                outcome = "denied" if outcome == "missing" else outcome
-                break
+            if now >= whole or not search.asks(backend, now):
+                continue
             job.tried.append(backend)
-            if job.effect <= _REPEATABLE:  # there is an answer already, which should not wait for long
+            if is_read:  # there is an answer already, which should not wait for long
                 job.deadline = min(whole, now + self._settings.try_timeout)
             try:
-                other = Answer.of(await self._attempts.try_backend(backend, job, budget), backend)
+                response = await tries.try_backend(backend, job, budget)
             except PoolBusyError:
                 continue
             except BackendError as error:
-                if error.stage > Stage.CONNECT and job.effect > _REPEATABLE:
+                if error.stage > Stage.CONNECT and not is_read:
                     return give_up(job.request, job.effect, error)
                 continue
-            unheard.discard(backend.known_as)
-            if _found_by(other) > found:
-                answer, found, outcome = other, _found_by(other), "found"
-                if job.effect > _REPEATABLE:
-                    break
-        self._metrics.others_asked.labels(outcome).inc()
-        if unheard and _is_missing_something(answer):
-            return refusal(Refusal.BACKEND_FAILED, _UNHEARD, job.request, detail=f"{sorted(unheard)}: {_UNHEARD}")
-        return answer
-
-
-_UNHEARD: Final = (
-    "this is not known where it was looked for, and a key manager on which this client has just changed something can't"
-    " be asked; try again later"
-)
-
-
-def _found_by(answer: Answer) -> int:
-    return 0 if answer.response is None else found_by(answer.response)
-
-
-def _is_missing_something(answer: Answer) -> bool:
-    return answer.response is not None and is_missing_something(answer.response)
+            if search.hears(backend, response):
+                break
+        self._metrics.others_asked.labels(search.outcome).inc()
+        return search.result()

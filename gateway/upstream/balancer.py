@@ -93,17 +93,19 @@ class Balancer:
         pool = backend.pools[credential]
         return backend if pool.has_room and not pool.is_failing else None
 
-    def where_it_stays(self, stays: Sequence[str], credential: str, *, is_new: bool) -> Backend | None:
-        """The first of these backends that is available to a credential.
+    def where_it_stays(
+        self, stays: Sequence[str], credential: str, effect: Effect, version: Version, *, is_new: bool
+    ) -> Backend | None:
+        """The first of these backends that is available to a credential for such a request.
 
         None for a request that only makes something new (``is_new``), where one of a better tier is available: nothing
         binds that to a backend, and the client comes back to its tier.
         """
-        available = {backend.known_as: backend for backend in self.backends if backend.is_available_to(credential)}
+        available = {one.known_as: one for one in self._backends if _is_available(one, credential, effect, version)}
         preferred = next((available[name] for name in stays if name in available), None)
         if preferred is None or not is_new:
             return preferred
-        best = min((one.traits.priority for one in available.values() if one.traits.writable), default=0)
+        best = min(one.traits.priority for one in available.values())
         return preferred if preferred.traits.priority <= best else None
 
     def has_other(self, tried: Collection[Backend], credential: str, effect: Effect, version: Version) -> bool:
@@ -111,10 +113,11 @@ class Balancer:
 
         Then one need not wait for the last of those tried for ever.
         """
-        return any(
-            other not in tried and other.is_available_to(credential) and other.accepts(effect) and other.speaks(version)
-            for other in self.backends
-        )
+        return any(other not in tried and _is_available(other, credential, effect, version) for other in self._backends)
+
+
+def _is_available(backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
+    return backend.is_available_to(credential) and backend.accepts(effect) and backend.speaks(version)
 
 
 def _rank(backend: Backend, credential: str) -> int:

@@ -8,13 +8,13 @@ this value. Nothing is remembered.
 """
 
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gateway.identity import Principal
 from gateway.kmip import ttlv
-from gateway.kmip.binding import Kind, given, presented
+from gateway.kmip.binding import Bound, Kind, presented
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
@@ -54,14 +54,14 @@ class Marks:
     def __repr__(self) -> str:
         return f"<Marks by {len(self._keys)} keys>"
 
-    def put(self, response: Response, request: Request, principal: Principal, backend: str) -> bytes:
-        """The frame of a backend's response to a request, with a mark before each value that binds the client to it."""
+    def put(self, response: Response, values: Iterable[Bound], principal: Principal, backend: str) -> bytes:
+        """The frame of a backend's response, with a mark before each of the ``values`` that it gives."""
         frame, key = response.frame, self._keys[0]
         marked = {}
-        for bound in given(response, request):
+        for bound in values:
             value = frame[bound.start : bound.end]
             marked[bound.start] = _mark(key, bound.kind, principal, _selector(key, backend), value) + value
-        return ttlv.splice(frame, marked) if marked else frame
+        return ttlv.splice(frame, marked)
 
     def take(
         self, request: Request, principal: Principal, backends: Collection[str], *, leave_room: bool = False
@@ -95,10 +95,9 @@ class Marks:
             return Taken(request, refusal=Refusal.SEVERAL_BACKENDS)
         if found == {""}:
             return Taken(request, refusal=Refusal.UNKNOWN_TICKET if kinds == {Kind.TICKET} else Refusal.NO_BACKEND)
-        most = request.maximum_response_size
-        if leave_room and most is not None:
-            left = max(0, most - SIZE * len(request.items))
-            bare[request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]] = left.to_bytes(4, "big")
+        most, room = request.maximum_response_size, SIZE * len(request.items)
+        if leave_room and most is not None and most > room:
+            bare[request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]] = (most - room).to_bytes(4, "big")
         if bare:
             request = decode_request(ttlv.splice(request.frame, bare), max_depth=_CHECKED, max_items=_CHECKED)
         return Taken(request, next(iter(found), ""), is_ticket=kinds == {Kind.TICKET})

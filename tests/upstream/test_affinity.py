@@ -2,18 +2,22 @@
 
 from gateway.identity import Identity, Principal
 from gateway.policy import Effect
-from gateway.upstream.affinity import Affinity
+from gateway.upstream.affinity import Affinity, Stay
 
 ATLANTA, LONDON = "atlanta", "london"
 
 
-def client(subject: str = "CN=alice", identity: str = "apps", ends: float = 10.0) -> Principal:
-    return Principal(Identity(identity, shared=False), "CN=ca", subject, 0, ends)
+def client(subject: str = "CN=alice", identity: str = "apps", ends: float = 10.0, issuer: str = "CN=ca") -> Principal:
+    return Principal(Identity(identity, shared=False), issuer, subject, 0, ends)
+
+
+def stays(affinity: Affinity, principal: Principal, now: float, *, is_bound: bool = False) -> list[str]:
+    return [stay.backend for stay in affinity.stays(principal, now, is_bound=is_bound)]
 
 
 def prefers(affinity: Affinity, principal: Principal, effect: Effect, now: float) -> str | None:
     """The backend that a request of this effect should go to, if any."""
-    return next(iter(affinity.stays(principal, now, is_bound=effect is Effect.BOUND)), None)
+    return next(iter(stays(affinity, principal, now, is_bound=effect is Effect.BOUND)), None)
 
 
 def test_after_a_change_all_requests_of_that_client_follow_it_for_the_window() -> None:
@@ -32,6 +36,7 @@ def test_a_client_is_rule_issuer_and_subject_and_no_other_follows() -> None:
     assert prefers(affinity, client(ends=99.0), Effect.READ, 1.0) is ATLANTA  # its certificate was renewed
     assert prefers(affinity, client("CN=bob"), Effect.READ, 1.0) is None
     assert prefers(affinity, client(identity="others"), Effect.READ, 1.0) is None
+    assert prefers(affinity, client(issuer="CN=other ca"), Effect.READ, 1.0) is None
 
 
 def test_the_last_change_counts() -> None:
@@ -44,12 +49,12 @@ def test_the_last_change_counts() -> None:
 
 def test_all_the_backends_that_were_changed_within_the_window_are_remembered_the_last_one_first() -> None:
     affinity = Affinity(10.0, is_shared=False)
-    assert affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
-    assert affinity.note(client(), Effect.MUTATE, LONDON, 5.0)
-    assert not affinity.note(client(), Effect.MUTATE, LONDON, 6.0)
+    affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
+    affinity.note(client(), Effect.MUTATE, LONDON, 5.0)
+    affinity.note(client(), Effect.MUTATE, LONDON, 6.0)
 
-    assert affinity.stays(client(), 7.0, is_bound=False) == [LONDON, ATLANTA]
-    assert affinity.stays(client(), 12.0, is_bound=False) == [LONDON]
+    assert stays(affinity, client(), 7.0) == [LONDON, ATLANTA]
+    assert stays(affinity, client(), 12.0) == [LONDON]
 
 
 def test_what_binds_for_ever_and_what_does_not_are_apart() -> None:
@@ -57,19 +62,59 @@ def test_what_binds_for_ever_and_what_does_not_are_apart() -> None:
     affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
     affinity.note(client(), Effect.BOUND, LONDON, 1.0)
 
-    assert affinity.stays(client(), 2.0, is_bound=False) == [ATLANTA]
-    assert affinity.stays(client(), 2.0, is_bound=True) == [LONDON, ATLANTA]
+    assert stays(affinity, client(), 2.0) == [ATLANTA]
+    assert stays(affinity, client(), 2.0, is_bound=True) == [LONDON, ATLANTA]
+
+    affinity.note(client(), Effect.MUTATE, ATLANTA, 3.0)
+    assert stays(affinity, client(), 4.0, is_bound=True) == [LONDON, ATLANTA]
+
+
+def noted(affinity: Affinity, backend: str, now: float) -> Stay:
+    stay = affinity.note(client(), Effect.MUTATE, backend, now)
+    assert stay is not None
+    return stay
 
 
 def test_what_did_not_run_is_dropped() -> None:
     affinity = Affinity(10.0, is_shared=False)
-    affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
-    affinity.note(client(), Effect.MUTATE, LONDON, 0.0)
+    atlanta, london = noted(affinity, ATLANTA, 0.0), noted(affinity, LONDON, 0.0)
 
-    affinity.drop(client(), Effect.MUTATE, LONDON)
-    assert affinity.stays(client(), 1.0, is_bound=False) == [ATLANTA]
-    affinity.drop(client(), Effect.MUTATE, ATLANTA)
+    affinity.drop(client(), london)
+    assert stays(affinity, client(), 1.0) == [ATLANTA]
+    affinity.drop(client(), atlanta)
     assert len(affinity) == 0
+
+
+def test_what_did_not_run_ends_no_stay_that_something_else_has_begun() -> None:
+    affinity = Affinity(10.0, is_shared=False)
+    failed, ran = noted(affinity, ATLANTA, 0.0), noted(affinity, ATLANTA, 1.0)
+    affinity.drop(client(), failed)
+    assert stays(affinity, client(), 2.0) == [ATLANTA]
+
+    again = noted(affinity, ATLANTA, 20.0)
+    affinity.drop(client(), ran)  # its window was over: this is another
+    assert stays(affinity, client(), 21.0) == [ATLANTA]
+    affinity.drop(client(), again)
+    assert len(affinity) == 0
+
+
+def test_where_somebody_under_an_identity_has_changed_something_is_known_for_the_window() -> None:
+    affinity = Affinity(10.0, is_shared=False)
+    affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
+
+    assert affinity.changed_lately("apps", ATLANTA, 9.0)
+    assert not affinity.changed_lately("apps", LONDON, 9.0)
+    assert not affinity.changed_lately("others", ATLANTA, 9.0)
+    assert not affinity.changed_lately("apps", ATLANTA, 10.0)
+
+    affinity.note(client(), Effect.MUTATE, LONDON, 20.0)
+    assert len(affinity._changed) == 1
+
+
+def test_of_what_was_destroyed_the_last_is_remembered() -> None:
+    stay = noted(Affinity(10.0, is_shared=False), ATLANTA, 0.0)
+    stay.destroyed([str(number).encode() for number in range(1001)])
+    assert (len(stay.gone), b"0" in stay.gone, b"1000" in stay.gone) == (1000, False, True)
 
 
 def test_reads_leave_nothing_behind() -> None:

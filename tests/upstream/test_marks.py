@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Address
 from gateway.identity import Identity, Principal
-from gateway.kmip import compose, ttlv
+from gateway.kmip import binding, compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
@@ -34,12 +34,12 @@ KEY, OTHER_KEY = bytes(32), b"\1" * 32
 BACKENDS = ("atlanta", "london")
 
 
-def client(subject: str = "CN=alice", identity: str = "apps") -> Principal:
-    return Principal(Identity(identity, shared=True), "CN=ca", subject, 0, 10.0)
+def client(subject: str = "CN=alice", identity: str = "apps", issuer: str = "CN=ca") -> Principal:
+    return Principal(Identity(identity, shared=True), issuer, subject, 0, 10.0)
 
 
 ANY = decode_request(request(batch_item(operation())))  # what was asked, where the answer says it as well
-ALICE, BOB, STRANGER = client(), client("CN=bob"), client(identity="others")
+ALICE, BOB, STRANGER, NAMESAKE = client(), client("CN=bob"), client(identity="others"), client(issuer="CN=other ca")
 
 
 def pending(value: bytes = b"later") -> Response:
@@ -79,9 +79,14 @@ def with_ticket(value: bytes) -> Request:
     )
 
 
+def put(marks: Marks, response: Response, principal: Principal, backend: str) -> bytes:
+    """The answer as a client gets it."""
+    return marks.put(response, binding.given(response, ANY), principal, backend)
+
+
 def marked(marks: Marks, value: bytes = b"later", principal: Principal = ALICE, backend: str = "atlanta") -> bytes:
     """A value as a client gets it, who has been told that its request is pending."""
-    answer = decode_response(marks.put(pending(value), ANY, principal, backend))
+    answer = decode_response(put(marks, pending(value), principal, backend))
     return answer.items[0].asynchronous_correlation_value or b""
 
 
@@ -104,7 +109,7 @@ def test_a_value_comes_back_as_it_was_given_and_names_its_backend(value: bytes) 
 def test_a_mark_is_sixteen_bytes_and_the_rest_of_the_answer_is_as_it_was() -> None:
     before = pending().frame
 
-    after = Marks([KEY]).put(pending(), ANY, ALICE, "atlanta")
+    after = put(Marks([KEY]), pending(), ALICE, "atlanta")
 
     assert (SIZE, len(after) - len(before)) == (16, 16)
     value = after[-24:]
@@ -126,7 +131,7 @@ def test_keys_can_be_changed_in_two_steps() -> None:
     assert refusal(old, poll(marked(both))) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
 
 
-@pytest.mark.parametrize("principal", [BOB, STRANGER])
+@pytest.mark.parametrize("principal", [BOB, STRANGER, NAMESAKE])
 def test_a_mark_is_good_for_its_client_only(principal: Principal) -> None:
     marks = Marks([KEY])
     assert refusal(marks, poll(marked(marks)), principal) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
@@ -145,7 +150,7 @@ def test_a_good_mark_of_a_backend_that_is_not_there_is_no_forgery() -> None:
     """Its addresses come and go: it may be back. But whose ticket it gave can log in again."""
     marks = Marks([KEY])
     gone = "kms/192.0.2.1"
-    ticket = ticket_in(marks.put(login(), ANY, ALICE, gone))
+    ticket = ticket_in(put(marks, login(), ALICE, gone))
 
     assert refusal(marks, poll(marked(marks, backend=gone))) is Refusal.NO_BACKEND
     assert refusal(marks, poll(marked(marks, backend=gone), marked(marks))) is Refusal.SEVERAL_BACKENDS
@@ -218,7 +223,7 @@ def test_a_batch_may_use_the_values_of_one_backend_and_not_of_two() -> None:
 
 def test_streams_are_marked_part_by_part() -> None:
     marks = Marks([KEY])
-    frame = marks.put(part(), ANY, ALICE, "london")
+    frame = put(marks, part(), ALICE, "london")
     value = decode_response(frame).items[0].correlation_value or b""
 
     taken = marks.take(next_part(value), ALICE, BACKENDS)
@@ -233,7 +238,7 @@ def ticket_in(frame: bytes) -> bytes:
 
 def test_a_ticket_is_good_for_who_logged_in() -> None:
     marks = Marks([KEY])
-    ticket = ticket_in(marks.put(login(), ANY, ALICE, "london"))
+    ticket = ticket_in(put(marks, login(), ALICE, "london"))
 
     taken = marks.take(with_ticket(ticket), ALICE, BACKENDS)
 
@@ -243,7 +248,7 @@ def test_a_ticket_is_good_for_who_logged_in() -> None:
 
 def test_a_ticket_for_others_is_good_for_others_of_the_same_identity() -> None:
     marks = Marks([KEY])
-    ticket = ticket_in(marks.put(login(Operation.DELEGATED_LOGIN), ANY, ALICE, "london"))
+    ticket = ticket_in(put(marks, login(Operation.DELEGATED_LOGIN), ALICE, "london"))
 
     assert marks.take(with_ticket(ticket), BOB, BACKENDS).backend == "london"
     assert refusal(marks, with_ticket(ticket), STRANGER) is Refusal.UNKNOWN_TICKET
@@ -253,8 +258,13 @@ def test_room_is_left_in_the_maximum_response_size_for_each_item() -> None:
     taken = Marks([KEY]).take(poll(b"1", b"2", most=1000), ALICE, BACKENDS, leave_room=True)
     assert taken.request.frame == poll(b"1", b"2", most=1000 - 2 * SIZE).frame
 
-    assert Marks([KEY]).take(poll(b"1", most=3), ALICE, BACKENDS, leave_room=True).request.maximum_response_size == 0
-    assert Marks([KEY]).take(poll(b"1", most=3), ALICE, BACKENDS).request.maximum_response_size == 3
+    assert Marks([KEY]).take(poll(b"1", most=1000), ALICE, BACKENDS).request.maximum_response_size == 1000
+
+
+@pytest.mark.parametrize("most", [0, 3, SIZE])
+def test_where_there_is_no_room_it_is_not_made_nothing_which_some_take_for_no_limit(most: int) -> None:
+    taken = Marks([KEY]).take(poll(b"1", most=most), ALICE, BACKENDS, leave_room=True)
+    assert taken.request.maximum_response_size == most
 
 
 @given(letters, st.binary(max_size=40))
