@@ -225,7 +225,6 @@ def _write_once(path: Path, text: str) -> None:
 
 def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> list[Listener]:
     """The listeners, with the limits that hold over all of them together."""
-    identities = Identities(config.identities)
     admission = Admission(
         max_clients=config.limits.max_clients,
         max_requests=config.limits.max_requests,
@@ -238,16 +237,13 @@ def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) ->
         },
     )
     metrics.memory_buffered.set_function(lambda: admission.buffered)
-    return [
-        _build_listener(config, listener, dispatcher, identities, admission, metrics) for listener in config.listeners
-    ]
+    return [_build_listener(config, listener, dispatcher, admission, metrics) for listener in config.listeners]
 
 
 def _build_listener(
     config: Config,
     listener: ListenerConfig,
     dispatcher: Dispatcher,
-    identities: Identities,
     admission: Admission,
     metrics: Metrics,
 ) -> Listener:
@@ -270,7 +266,7 @@ def _build_listener(
     return Listener(
         ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout),
         _checked(f'listeners["{listener.name}"].certificate', make_context),
-        identities,
+        Identities(rule for rule in config.identities if not rule.listeners or listener.name in rule.listeners),
         admission=admission,
         dispatcher=dispatcher,
         limits=limits,

@@ -867,6 +867,69 @@ def test_two_identities_may_show_one_certificate_if_both_are_shared(folder: Path
     assert len(load(write(folder, SMALL + second)).identities) == 2
 
 
+# Whose names a rule matches -------------------------------------------------------------------------------------------
+
+#: A door for the clients of another CA.
+PARTNERS: Final = SECOND_LISTENER.replace('"second"', '"partners"').replace("clients-ca.pem", "partners-ca.pem")
+ONE_NAME: Final = changed('match = { subject_cn = "*" }\nshared = true', 'match = { subject_cn = "payroll" }')
+TWO_NAMES: Final = (
+    'identities["everyone"].listeners: {}"kmip" and "partners" trust different CAs, so that two clients of'
+)
+
+
+def test_where_listeners_trust_different_cas_a_rule_says_whose_names_it_means(folder: Path) -> None:
+    """A "payroll" of either CA would be one client to the key managers: each could get the other's keys."""
+    put_certificates(folder, PARTNERS)
+    text = ONE_NAME + PARTNERS
+    assert mistakes_in(folder, text) == [
+        TWO_NAMES.format("missing, and ")
+        + " one name can match; name the listeners it is for, or match a fingerprint_sha256"
+    ]
+    both = changed('name = "everyone"', 'name = "everyone"\nlisteners = ["kmip", "partners"]', text)
+    assert mistakes_in(folder, both) == [
+        TWO_NAMES.format("")
+        + " one name can match; name listeners with the same CAs, or say shared = true if that is meant"
+    ]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'match = { subject_cn = "payroll" }\nlisteners = "kmip"',
+        'match = { subject_cn = "payroll" }\nlisteners = ["partners"]',
+        'match = { subject_cn = "payroll" }\nlisteners = ["kmip", "partners"]\nshared = true',
+        f'match = {{ fingerprint_sha256 = "{PIN}" }}',
+    ],
+)
+def test_a_rule_may_say_so_by_listeners_or_by_a_fingerprint(folder: Path, said: str) -> None:
+    put_certificates(folder, PARTNERS)
+    load(write(folder, changed('match = { subject_cn = "payroll" }', said, ONE_NAME) + PARTNERS))
+
+
+def test_the_certificates_in_ca_files_count_and_not_the_files(folder: Path) -> None:
+    (folder / "partners-ca.pem").write_bytes(pair("clients-ca")[0])
+    load(write(folder, ONE_NAME + PARTNERS))
+    (folder / "partners-ca.pem").write_bytes(pair("clients-ca")[0] + pair("partners-ca")[0])
+    assert len(mistakes_in(folder, ONE_NAME + PARTNERS)) == 1
+    (folder / "clients-ca.pem").write_bytes(pair("partners-ca")[0] + pair("clients-ca")[0])
+    load(write(folder, ONE_NAME + PARTNERS))
+
+
+def test_a_listener_that_a_rule_names_is_there(folder: Path) -> None:
+    text = changed("shared = true", 'shared = true\nlisteners = ["kmip", "kmpi"]')
+    assert mistakes_in(folder, text) == [
+        'identities["everyone"].listeners: "kmpi" is the name of no listener; name some of "kmip"'
+    ]
+
+
+def test_the_summary_says_where_a_rule_holds(folder: Path) -> None:
+    lines = summary(load(write(folder, changed("shared = true", 'shared = true\nlisteners = "kmip"'))))
+    assert (
+        "identity everyone for subject_cn * on kmip: all of them one client to the key managers,"
+        " shown as gateway-client.pem"
+    ) in lines
+
+
 # What is told to humans -----------------------------------------------------------------------------------------------
 
 

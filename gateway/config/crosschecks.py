@@ -8,7 +8,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.config.files import first_of
+from gateway.config.files import first_of, trusted_by
 from gateway.config.mistakes import At, Mistake, path_of
 from gateway.config.model import LISTS, SECTIONS
 from gateway.config.values import Address
@@ -58,6 +58,8 @@ def crosschecked(draft: Draft, folder: Path) -> list[Mistake]:
         *_clashing_binds(draft),
         *_repeated_addresses(draft),
         *_shared_credentials(draft, folder),
+        *_unknown_listeners(draft),
+        *_rules_for_several_cas(draft, folder),
         *_too_many_idle(draft),
         *_over_the_deadline(draft),
         *_unknown_credential(draft),
@@ -126,6 +128,47 @@ def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
                 f"is what the gateway shows for {draft.place(first)} too: the clients of both would see, use and"
                 " destroy each other's keys; give each its own, or say shared = true in both if that is meant",
             )
+
+
+def _unknown_listeners(draft: Draft) -> Iterator[Mistake]:
+    known = [name for _, name in draft.column("listeners", "name")]
+    for at, value in draft.column("identities", "listeners"):
+        for name in _names(value):
+            if known and name not in known:
+                listed = ", ".join(f'"{each}"' for each in known)
+                yield Mistake(at, f'"{name}" is the name of no listener; name some of {listed}')
+
+
+def _rules_for_several_cas(draft: Draft, folder: Path) -> Iterator[Mistake]:
+    """A rule matches names, and a name says who somebody is only within the CAs that vouch for it.
+
+    So where listeners trust different CAs, each rule says whose names it means: by listeners that trust the same, or by
+    a fingerprint; or that all of them are one client.
+    """
+    names = {at[1]: name for at, name in draft.column("listeners", "name")}
+    trust = {
+        names[at[1]]: trusted_by(folder / value)
+        for at, value in draft.column("listeners", "client_ca")
+        if at[1] in names
+    }
+    matches = {at[1]: value for at, value in draft.column("identities", "match")}
+    shared = {at[1] for at, value in draft.column("identities", "shared") if value}
+    for at, value in draft.column("identities", "listeners"):
+        named = _names(value)
+        meant = [name for name in named or trust if name in trust]
+        other = next((name for name in meant if trust[name] != trust[meant[0]]), None)
+        if other is None or "fingerprint_sha256" in matches.get(at[1], ()) or (named and at[1] in shared):
+            continue
+        both = f'"{meant[0]}" and "{other}" trust different CAs, so that two clients of one name can match'
+        if named:
+            yield Mistake(at, f"{both}; name listeners with the same CAs, or say shared = true if that is meant")
+        else:
+            yield Mistake(at, f"missing, and {both}; name the listeners it is for, or match a fingerprint_sha256")
+
+
+def _names(value: Any) -> list[str]:
+    """A setting that is one name, or a list of them, as it stands in the file."""
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _too_many_idle(draft: Draft) -> Iterator[Mistake]:

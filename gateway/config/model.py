@@ -11,6 +11,7 @@ from gateway.config.values import (
     Bind,
     Fingerprints,
     Name,
+    Names,
     Networks,
     Patterns,
     PeerAddress,
@@ -137,11 +138,12 @@ class IdentityConfig(Table):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
     To the key managers all whom the rule matches are one client, who sees all that is theirs. So a rule for many says
-    ``shared = true``, or is refused.
+    ``shared = true``, or is refused. ``listeners`` are the names of those whose clients it is for; none is all.
     """
 
     name: Name
     match: MatchConfig
+    listeners: Names = ()
     shared: bool = Field(default=False, strict=True, validate_default=True)
     certificate: CertificateFile
     private_key: PrivateKeyFile

@@ -166,6 +166,7 @@ def network(value: object) -> str:
 
 
 Name = Annotated[str, BeforeValidator(_name)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_name))]
 Bind = Annotated[Address, BeforeValidator(_address)]
 PeerAddress = Annotated[Address, BeforeValidator(_address), AfterValidator(_reachable)]
 ServerName = Annotated[str, BeforeValidator(_server_name)]
