@@ -114,10 +114,10 @@ class Backend:
             if others_serve(credential):
                 pool.interrupt_repeatable()
 
-    def close(self) -> None:
+    def close(self, why: str = "drain") -> None:
         """Close every pool."""
         for pool in self.pools.values():
-            pool.close()
+            pool.close(why)
 
 
 _NEVER: Final = float("-inf")

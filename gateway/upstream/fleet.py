@@ -112,7 +112,7 @@ class Fleet:
         for backend in come:
             nursery.start_soon(self._tend_one, backend)
         for backend in gone:
-            backend.close()
+            backend.close("gone")
             if backend in self._scopes:
                 self._scopes[backend].cancel()
         self._log.info("addresses changed", backend=member.name, come=_names(come), gone=_names(gone))

@@ -123,7 +123,7 @@ class Pool:
         self._waiters: FairQueue[_Waiter] = FairQueue()
         self._pace = _OPENING_AT_ONCE
         self._timed_out = False
-        self._closed = False
+        self._closed = ""  # or why
         slots.add(self)
 
     def __repr__(self) -> str:
@@ -185,7 +185,7 @@ class Pool:
         wait is the caller's affair.
         """
         if self._closed:
-            raise self._error("the gateway is shutting down", "draining")
+            raise self._error(CLOSED[self._closed], self._closed)
         waiter = _Waiter(principal)
         self._waiters.append(waiter)
         try:
@@ -199,7 +199,7 @@ class Pool:
                 self._waiters.remove(waiter)
             raise
         if waiter.session is None:
-            raise waiter.error or self._error("no session", "draining")
+            raise waiter.error or self._error("no session", "drain")
         return waiter.session
 
     def _check_queue(self, newcomer: _Waiter) -> None:
@@ -222,7 +222,7 @@ class Pool:
         if session.state is not _IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
-            self._discard(session, "drain")
+            self._discard(session, self._closed)
         elif now >= session.expires_at:
             self._discard(session, "lifetime")
         elif self._slots.owed_by(self):
@@ -339,7 +339,7 @@ class Pool:
         session.expires_at = now + self._settings.max_lifetime * spread
         self.observer.session_opened(seconds)
         if self._closed:
-            self._discard(session, "drain")
+            self._discard(session, self._closed)
             return
         self._offer(session, now)
         self.open_if_wanted()
@@ -425,8 +425,12 @@ class Pool:
         self._end(self._idle.pop(0), "yielded")
         return True
 
-    def close(self) -> None:
-        """Close what is idle, lend nothing more; what is lent is closed when it comes back."""
-        self._closed = True
-        self.drop_idle("drain")
-        self._dismiss_waiters(self._error("the gateway is shutting down", "draining"))
+    def close(self, why: str = "drain") -> None:
+        """Close what is idle, lend nothing more; what is lent is closed when it comes back. ``why`` is of CLOSED."""
+        self._closed = why
+        self.drop_idle(why)
+        self._dismiss_waiters(self._error(CLOSED[why], why))
+
+
+#: Why a pool may be closed, and what is said to those who wait.
+CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "its address is not the key manager's any more"}

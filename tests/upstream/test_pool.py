@@ -953,7 +953,7 @@ async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
     await wait_all_tasks_blocked()
 
     assert isinstance(other.error, BackendError)
-    assert other.error.reason == "draining"
+    assert other.error.reason == "drain"
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=2 opening=0 waiting=0>"
 
     pool.give_back(lent)
