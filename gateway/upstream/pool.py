@@ -18,7 +18,7 @@ from gateway.kmip.messages import Request
 from gateway.upstream.health import Breaker
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.queue import FairQueue
-from gateway.upstream.session import PROBES, Opener, Session, State
+from gateway.upstream.session import PROBES, Opener, Session, Site, State
 from gateway.upstream.slots import Slots
 
 _OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential, when all is well
@@ -85,8 +85,8 @@ class PoolStatistics(NamedTuple):
 class Pool:
     """Lends sessions. ``spawn`` starts a background task in a nursery that outlives the pool's use.
 
-    ``probe`` is the cheap request with which a session proves itself alive; ``idle_limit`` is the backend's, shared by
-    its pools. The breaker tells whether requests should come here at all.
+    ``probe`` is the cheap request with which a session proves itself alive; ``idle_limit`` and ``site`` are the
+    backend's, shared by its pools. The breaker tells whether requests should come here at all.
 
     Invariants: idle, busy and opening together hold exactly the slots taken; nobody waits while a session is idle.
     """
@@ -104,6 +104,7 @@ class Pool:
         breaker: Breaker | None = None,
         idle_limit: IdleLimit | None = None,
         probe: Request = _DEFAULT_PROBE,
+        site: Site | None = None,
     ) -> None:
         self.backend = backend
         self.credential = credential
@@ -117,6 +118,7 @@ class Pool:
         self.alarms = Alarms(spawn)
         self._breaker = breaker or Breaker()
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
+        self._site = site or Site()
         self._idle: list[Session] = []  # longest idle first
         self._busy: set[Session] = set()
         self._opening = 0
@@ -341,7 +343,10 @@ class Pool:
         if self._closed:
             self._discard(session, self._closed)
             return
-        self._offer(session, now)
+        if self._site.is_of(session):
+            self._offer(session, now)
+        else:
+            self._discard(session, "gone")
         self.open_if_wanted()
 
     def _failed(self, error: BackendError) -> None:
@@ -424,6 +429,12 @@ class Pool:
             return False
         self._end(self._idle.pop(0), "yielded")
         return True
+
+    def moved(self) -> None:
+        """The backend is somewhere else by now: what leads to where it was is not lent any more."""
+        for session in (*self._idle, *self._busy):
+            if not self._site.is_of(session):
+                session.expires_at = float("-inf")
 
     def close(self, why: str = "drain") -> None:
         """Close what is idle, lend nothing more; what is lent is closed when it comes back. ``why`` is of CLOSED."""

@@ -80,6 +80,8 @@ class Prober:
 
     async def _ask(self) -> Verdict:
         """Ask on the session that is kept; where the peer has closed that in the meantime, on a fresh one."""
+        if self._session is not None and not self._backend.site.is_of(self._session):
+            self._hang_up()
         if self._session is not None:
             try:
                 return self._judge(await self._session.exchange(self._probe))

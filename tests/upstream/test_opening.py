@@ -20,7 +20,7 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
 from gateway.lab.certs import Authority
-from gateway.upstream.session import PROBES, State, Target, open_session
+from gateway.upstream.session import PROBES, Site, State, Target, open_session
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
 Answer = Callable[[Request], bytes | None]
@@ -115,7 +115,7 @@ async def meet(
     pins = frozenset[str]() if pinned is None else frozenset({fingerprint(site / f"{pinned}.pem")})
     name = None if ca is None else "localhost"
     return Meeting(
-        server, Target("atlanta", address, context, name, pins, MAX_RESPONSE_SIZE, PROBES["discover-versions"])
+        server, Target("atlanta", Site(address), context, name, pins, MAX_RESPONSE_SIZE, PROBES["discover-versions"])
     )
 
 
@@ -137,7 +137,7 @@ async def test_a_session_is_opened_proves_itself_and_carries_requests(nursery: t
 
     with trio.fail_after(DEADLINE):
         session = await open_session(target)
-        assert (session.state, session.requests) == (State.IDLE, 0)
+        assert (session.state, session.requests, session.peer) == (State.IDLE, 0, "127.0.0.1")
         response = await session.exchange(ask("key-1"))
         assert session.is_quiet()  # session tickets have come, and don't count
         session.close()
@@ -233,7 +233,7 @@ async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, s
     _server, target = await meet(nursery, site)
     with socket.socket() as sock:  # bound, and not listening
         sock.bind(("127.0.0.1", 0))
-        error = await refusal_of(target._replace(address=Address("127.0.0.1", sock.getsockname()[1])))
+        error = await refusal_of(target._replace(site=Site(Address("127.0.0.1", sock.getsockname()[1]))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
     assert "Connection refused" in str(error)
@@ -250,7 +250,7 @@ async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site:
             raise NotImplementedError
 
     trio.socket.set_custom_hostname_resolver(NoNames())
-    error = await refusal_of(target._replace(address=Address("kms.invalid", 5696)))
+    error = await refusal_of(target._replace(site=Site(Address("kms.invalid", 5696))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
     assert "Name or service not known" in str(error)

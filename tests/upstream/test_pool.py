@@ -10,11 +10,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import Address
 from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsError
 from gateway.kmip.messages import Request
+from gateway.upstream.backend import Backend
 from gateway.upstream.keeper import keep_warm
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Session
+from gateway.upstream.session import Session, Site
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import (
     SETTINGS,
@@ -961,6 +963,47 @@ async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
     assert observer.closed == {"drain": 2}
     assert slots.used == 0
     assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_what_leads_elsewhere_than_the_backend_is_by_now_is_not_lent(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    site, slots = Site(), Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, site=site)
+    backend = Backend("kms", slots, {"red": pool}, site=site)
+    atlanta.host = "192.0.2.1"
+    stays = await lease(pool)
+    atlanta.host = "192.0.2.2"
+    lent, idle = await lease(pool), await lease(pool)
+    pool.give_back(idle)
+
+    backend.move(Address("192.0.2.1", 5696), "192.0.2.1")
+
+    assert pool.take() is None
+    pool.give_back(lent)
+    assert observer.closed == {"lifetime": 2}
+    pool.give_back(stays)
+    assert pool.take() is stays
+
+
+@in_virtual_time
+async def test_nor_is_what_was_being_opened_and_who_waits_for_it_gets_another(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    site, slots = Site(), Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, site=site)
+    atlanta.host = "192.0.2.2"
+    (waiter,) = await waiting(pool, nursery, 1)
+
+    Backend("kms", slots, {"red": pool}, site=site).move(Address("192.0.2.1", 5696), "192.0.2.1")
+    atlanta.host = "192.0.2.1"
+    await trio.sleep(1)
+
+    assert waiter.session is not None
+    assert waiter.session.peer == "192.0.2.1"
+    assert observer.closed == {"gone": 1}
+    assert slots.used == 1
 
 
 @in_virtual_time
