@@ -56,12 +56,14 @@ def main() -> None:
 def run(config: Path) -> None:
     """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
     settings = _load(config)
-    log.configure(settings.log.level, settings.log.format)
+    file = log.configure(settings.log.level, settings.log.format)
+    worker = Worker(settings)
+    worker.metrics.log_messages_dropped.set_function(lambda: file.dropped)
     mistakes: list[str] = []
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # until the worker listens to signals, and after
     try:
-        trio.run(_run, Worker(settings))
+        trio.run(_run, worker)
     except* ConfigError as errors:
         mistakes = _mistakes(errors)  # to exit here would raise a group
     if mistakes:
