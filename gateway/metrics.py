@@ -195,7 +195,7 @@ class Metrics:
         )
         self.memory_buffered = Gauge(
             "kmip_gateway_memory_buffered_bytes",
-            "Messages that are not complete or not yet answered; bounded by max_buffered.",
+            "Messages that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
             registry=registry,
         )
         self.log_messages_dropped = Reading(

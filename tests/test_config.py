@@ -930,6 +930,21 @@ def test_the_summary_says_where_a_rule_holds(folder: Path) -> None:
     ) in lines
 
 
+# How long messages may be ---------------------------------------------------------------------------------------------
+
+
+def test_what_can_be_registered_can_be_got_again_and_held_beside_its_request(folder: Path) -> None:
+    assert LimitsConfig().max_response_size > LimitsConfig().max_request_size
+    limits = "[limits]\nmax_request_size = 1000000\nmax_response_size = 1000000\nmax_buffered = 1999999\n"
+    assert mistakes_in(folder, SMALL + limits) == unfolded("""
+        limits.max_response_size: 1000000 is too little for max_request_size = 1000000: a key could be registered that
+            can never be got again; give at least 1004096
+        limits.max_buffered: 1999999 is less than max_request_size = 1000000 and max_response_size = 1000000 together,
+            which one client may need; give at least 2000000
+    """)
+    load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2101248\n"))
+
+
 # What is told to humans -----------------------------------------------------------------------------------------------
 
 
@@ -955,7 +970,7 @@ def test_the_summary_says_who_meets_whom(folder: Path) -> None:
         identity everyone for subject_cn *: all of them one client to the key managers, shown as gateway-client.pem
         identity second for subject_cn second: one client, shown as second.pem
         admin on 127.0.0.1:9696
-        limits: requests of 1 MiB, responses of 1 MiB, 1000 batch items, 32 levels
+        limits: requests of 1 MiB, responses of 2 MiB, 1000 batch items, 32 levels
         deadlines: 30 s for a request, 3 s of it to connect, 5 s of it in the queue; 10 s to drain
         key managers have the same objects at any time; marks by mark.key
         log: info and above, as text

@@ -13,6 +13,8 @@ from gateway.config.mistakes import At, Mistake, path_of
 from gateway.config.model import LISTS, SECTIONS
 from gateway.config.values import Address
 
+_ENVELOPE: Final = 4096  # bytes by which the answer to a Get may be longer than the Register of what it gets
+
 #: Hosts that stand for every address of a family, and the family's version of IP.
 _EVERY: Final = {"0.0.0.0": 4, "::": 6}  # noqa: S104 - nothing is bound here
 
@@ -63,6 +65,7 @@ def crosschecked(draft: Draft, folder: Path) -> list[Mistake]:
         *_too_many_idle(draft),
         *_over_the_deadline(draft),
         *_unknown_credential(draft),
+        *_sizes(draft),
     ]
 
 
@@ -200,3 +203,24 @@ def _unknown_credential(draft: Draft) -> Iterator[Mistake]:
     if credential and names and credential not in names:
         known = ", ".join(f'"{name}"' for name in names)
         yield Mistake(("health", "credential"), f'"{credential}" is the name of no identity; name one of {known}')
+
+
+def _sizes(draft: Draft) -> Iterator[Mistake]:
+    """What may be registered can be got again; and a request and its answer may be held together."""
+    request, response, buffered = (
+        draft.setting("limits", key) for key in ("max_request_size", "max_response_size", "max_buffered")
+    )
+    if request is None or response is None:
+        return
+    if response < request + _ENVELOPE:
+        yield Mistake(
+            ("limits", "max_response_size"),
+            f"{response} is too little for max_request_size = {request}: a key could be registered that can never be"
+            f" got again; give at least {request + _ENVELOPE}",
+        )
+    if buffered is not None and buffered < request + response:
+        yield Mistake(
+            ("limits", "max_buffered"),
+            f"{buffered} is less than max_request_size = {request} and max_response_size = {response} together, which"
+            f" one client may need; give at least {request + response}",
+        )

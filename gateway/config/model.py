@@ -16,6 +16,7 @@ from gateway.config.values import (
     Patterns,
     PeerAddress,
     Pins,
+    ResponseSize,
     Seconds,
     ServerName,
     Size,
@@ -245,7 +246,7 @@ class LimitsConfig(Table):
     """What one message may be, and what the whole gateway takes at once."""
 
     max_request_size: Size = 1024 * 1024
-    max_response_size: Size = 1024 * 1024
+    max_response_size: ResponseSize = 2 * 1024 * 1024
     max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
     max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
