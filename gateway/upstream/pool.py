@@ -24,6 +24,7 @@ from gateway.upstream.slots import Slots
 _OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential, when all is well
 _IDLE: Final = State.IDLE  # a member of an enumeration is slow to come by
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
+_BREATH: Final = 0.1  # s without opening when this process is out of descriptors or memory
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 
 
@@ -124,6 +125,7 @@ class Pool:
         self._opening = 0
         self._waiters: FairQueue[_Waiter] = FairQueue()
         self._pace = _OPENING_AT_ONCE
+        self._breathes_until = float("-inf")
         self._timed_out = False
         self._closed = ""  # or why
         slots.add(self)
@@ -302,7 +304,7 @@ class Pool:
         return 0 if self._busy and not self._breaker.may_try(trio.current_time()) else 1
 
     def _begin_to_open(self) -> bool:
-        if self._closed or not self._slots.take(self):
+        if self._closed or trio.current_time() < self._breathes_until or not self._slots.take(self):
             return False
         self._opening += 1
         self._spawn(self._open)
@@ -352,13 +354,17 @@ class Pool:
     def _failed(self, error: BackendError) -> None:
         """Pause; and let those waiters go and try elsewhere whom no session that is lent or being opened could serve.
 
-        The pause comes before the place is given back: whoever gets it must know.
+        The pause comes before the place is given back: whoever gets it must know. What this process is out of is not
+        the backend's fault.
         """
         now = trio.current_time()
-        if self._breaker.may_try(now):  # attempts that fail together are one failure
-            self._breaker.could_not_open(now)
-        self._pace = 1
-        self._timed_out = error.reason == "timeout"
+        if error.reason == "resources":
+            self._breathes_until = now + _BREATH
+        else:
+            if self._breaker.may_try(now):  # attempts that fail together are one failure
+                self._breaker.could_not_open(now)
+            self._pace = 1
+            self._timed_out = error.reason == "timeout"
         self.observer.session_open_failed(error)
         if not self._busy:
             self._dismiss_waiters(error, keep=self._opening)

@@ -18,7 +18,15 @@ from OpenSSL import SSL
 from gateway import tls
 from gateway.alarm import Alarm
 from gateway.config import Address
-from gateway.errors import BackendError, MessageTooLargeError, ProtocolError, Stage, StreamClosedError, TlsError
+from gateway.errors import (
+    OUT_OF_RESOURCES,
+    BackendError,
+    MessageTooLargeError,
+    ProtocolError,
+    Stage,
+    StreamClosedError,
+    TlsError,
+)
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
@@ -222,7 +230,8 @@ async def open_session(target: Target) -> Session:
     try:
         sock = await _connect(address)
     except OSError as error:
-        raise _refused(target, f"can't connect to {address}: {_reason(error)}", "connect") from None
+        reason = "resources" if error.errno in OUT_OF_RESOURCES else "connect"
+        raise _refused(target, f"can't connect to {address}: {_reason(error)}", reason) from None
     peer = _peer_of(sock)
     stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
     try:
@@ -279,7 +288,11 @@ def _reason(error: OSError) -> str:
 
 async def _connect(address: Address) -> socket.socket:
     """A connected socket: the addresses of a name are tried in the resolver's order."""
-    found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        socket.socket().close()  # without a descriptor no name is found either, and that is what to say
+        raise
     failure: OSError | None = None
     for family, kind, protocol, _name, sockaddr in found:
         sock = trio.socket.socket(family, kind, protocol)

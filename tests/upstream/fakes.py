@@ -203,9 +203,9 @@ class FakeKeyManager:
         """The connections that nobody has closed on our side."""
         return [connection for connection in self.connections if not connection.closed]
 
-    def refuse(self) -> None:
-        """From now on, refuse whoever connects."""
-        self.refusal = self._refusal("connect")
+    def refuse(self, reason: str = "connect") -> None:
+        """From now on, refuse whoever connects; or have our own side be short of something: resources."""
+        self.refusal = self._refusal(reason)
 
     def _refusal(self, reason: str) -> BackendError:
         return BackendError("refused", backend=self.name, stage=Stage.CONNECT, reason=reason)

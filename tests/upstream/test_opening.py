@@ -1,7 +1,10 @@
 """Opening a session, over real TLS on the loopback: it is a session only when the key manager has answered on it."""
 
+import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +91,16 @@ class Server:
         finally:
             self.seen_closing.set()
             stream.close()
+
+
+class NoNames(trio.abc.HostnameResolver):
+    """A name server that knows none."""
+
+    async def getaddrinfo(self, *_arguments: object) -> list[object]:  # type: ignore[override]
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_arguments: object) -> tuple[str, str]:
+        raise NotImplementedError
 
 
 class Meeting(NamedTuple):
@@ -239,15 +252,33 @@ async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, s
     assert "Connection refused" in str(error)
 
 
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """This process gets no further descriptor, for the length of a block."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "kms.invalid"])
+async def test_that_we_have_no_descriptor_is_told_apart(nursery: trio.Nursery, site: Path, host: str) -> None:
+    """From a key manager that refuses, and from a name that is not known: both would be held against it."""
+    _server, target = await meet(nursery, site)
+    trio.socket.set_custom_hostname_resolver(NoNames() if host == "kms.invalid" else None)
+    with without_descriptors():
+        error = await refusal_of(target._replace(site=Site(Address(host, 5696))))
+
+    assert (error.stage, error.reason) == (Stage.CONNECT, "resources")
+    assert "Too many open files" in str(error)
+
+
 async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site: Path) -> None:
     _server, target = await meet(nursery, site)
-
-    class NoNames(trio.abc.HostnameResolver):
-        async def getaddrinfo(self, *_arguments: object) -> list[object]:  # type: ignore[override]
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-        async def getnameinfo(self, *_arguments: object) -> tuple[str, str]:
-            raise NotImplementedError
 
     trio.socket.set_custom_hostname_resolver(NoNames())
     error = await refusal_of(target._replace(site=Site(Address("kms.invalid", 5696))))

@@ -1007,6 +1007,44 @@ async def test_nor_is_what_was_being_opened_and_who_waits_for_it_gets_another(
 
 
 @in_virtual_time
+async def test_what_we_are_short_of_ourselves_is_not_held_against_the_backend(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """Who could be served by what is lent waits; and it is tried again ten times a second, not all the time."""
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    lent = await lease(pool)
+    atlanta.refuse("resources")
+    (waiter,) = await waiting(pool, nursery, 1)
+    async with kept_warm(pool):
+        await trio.sleep(10)
+        assert not pool.is_failing
+        assert waiter.error is None
+        assert 20 <= len(observer.failed) <= 100
+        pool.give_back(lent)
+        await wait_all_tasks_blocked()
+        assert waiter.session is lent
+
+        (waiter,) = await waiting(pool, nursery, 1)
+        atlanta.recover()
+        await trio.sleep(1)
+    assert waiter.session is not None
+
+
+@in_virtual_time
+async def test_who_waits_while_we_are_short_and_nothing_is_lent_is_told_so(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _observer = make_pool(atlanta, nursery.start_soon)
+    atlanta.refuse("resources")
+    async with kept_warm(pool):
+        for _ in range(5):
+            with pytest.raises(BackendError) as short, trio.fail_after(1):
+                await pool.wait()
+            assert short.value.reason == "resources"
+    assert not pool.is_failing
+
+
+@in_virtual_time
 async def test_a_closed_pool_lends_nothing_and_opens_nothing(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
     pool.give_back(await lease(pool))

@@ -105,6 +105,19 @@ async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
 
 
 @in_virtual_time
+async def test_without_a_descriptor_to_ask_with_nothing_is_known(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta)
+    atlanta.refuse("resources")
+    assert await states(prober, backend, 5) == ["up"] * 5
+
+    atlanta.refuse()
+    assert await states(prober, backend, 1) == ["down"]  # the first verdict of all counts at once
+
+
+@in_virtual_time
 async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     asked_at = []
 
