@@ -28,6 +28,7 @@ _LAB: Final = {
     "cpu": "gateway.lab.cpu",
     "demo": "gateway.lab.demo",
     "keymanager": "gateway.lab.keymanager.command",
+    "promote": "gateway.lab.keymanager.command",
     "speed": "gateway.lab.speed.command",
 }
 

@@ -27,6 +27,7 @@ from gateway.errors import StreamClosedError, TlsError
 _RECORD: Final = 16384  # bytes in one TLS record, and so in one read
 _SSL_MODE_RELEASE_BUFFERS: Final = 0x10
 _SESSION_ID_CONTEXT: Final = b"kmip-gateway"
+_CLOSED_HERE: Final = "closed on this side"
 _LINGER_BYTES: Final = 1 << 20  # read and thrown away at the most while a refused client finishes sending
 
 
@@ -296,23 +297,26 @@ class TlsStream:
     async def receive_some(self) -> bytes:
         """Wait for bytes and return them, 16 KiB at the most; empty at the end of the stream.
 
+        OpenSSL reads no further than one record, and each read here takes a whole one: what has come and was not read
+        is in the kernel, which can be waited for.
         An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
         an alert.
         """
-        connection = self.connection
-        waits = not connection.pending()
+        ready = wait_readable
         while True:
-            if waits:
-                await self._wait(wait_readable)
+            self._check_open()
             try:
-                return connection.recv(_RECORD)
+                await ready(self._descriptor)
+                self._check_open()
+                return self.connection.recv(_RECORD)
+            except trio.ClosedResourceError:
+                raise StreamClosedError(_CLOSED_HERE) from None
             except SSL.WantReadError:  # a part of a record, or one in which TLS spoke to itself
-                waits = True
+                ready = wait_readable
                 if self._server_side:
                     self.acknowledge()
             except SSL.WantWriteError:
-                waits = False
-                await self._wait(wait_writable)
+                ready = wait_writable
             except SSL.ZeroReturnError:
                 return b""
             except SSL.SysCallError as error:
@@ -364,13 +368,13 @@ class TlsStream:
         try:
             await ready(self._descriptor)
         except trio.ClosedResourceError:
-            raise StreamClosedError("closed on this side") from None
+            raise StreamClosedError(_CLOSED_HERE) from None
         self._check_open()
 
     def _check_open(self) -> None:
         """Raise StreamClosedError once closed: OpenSSL would go on with a descriptor that is another's by now."""
         if self._descriptor < 0:
-            raise StreamClosedError("closed on this side")
+            raise StreamClosedError(_CLOSED_HERE)
 
     def is_quiet(self) -> bool:
         """Whether the peer has neither sent nor closed anything, to be asked of a stream that expects nothing.
@@ -475,4 +479,4 @@ def _words(error: Exception) -> str:
         return "closed by the peer" if number == -1 else errno.errorcode.get(number, str(text))
     if error.args and isinstance(error.args[0], list):
         return "; ".join(reason for _library, _function, reason in error.args[0]) or "unknown"
-    return "closed by the peer" if isinstance(error, SSL.ZeroReturnError) else "closed on this side"
+    return "closed by the peer" if isinstance(error, SSL.ZeroReturnError) else _CLOSED_HERE

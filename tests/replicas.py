@@ -55,7 +55,7 @@ class Replica(FakeKeyManager):
 
     def _execute(self, operation: int, names: list[bytes], number: bytes | None, missing: int) -> compose.Result:
         self.asked.append(operation)
-        name = names[0].decode() if names else ""
+        name = names[0].decode() if names else next(iter(self.has), "")
         state = self.state(name)
         payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name)
         failure: int | None = None

@@ -617,6 +617,18 @@ async def test_without_marks_a_poll_follows_what_is_pending(operation: Operation
 
 
 @in_virtual_time
+async def test_without_marks_a_ticket_is_shown_where_it_was_given() -> None:
+    key_managers = [FakeKeyManager("atlanta"), FakeKeyManager("london")]
+    for one in key_managers:
+        one.behaviour = logs_in_and_makes
+    shown = (authentication(ticket_credential(b"mine")),)
+    async with house(*key_managers, knowledge=lambda _: Knowledge(Affinity())) as it:
+        await it.ask(ask("", Operation.LOGIN, version=(2, 1)))
+        for _ in range(3):
+            assert (await it.ask(ask("key-1", version=(2, 1), header=shown))).backend is it.backends[0]
+
+
+@in_virtual_time
 async def test_a_change_that_was_pending_is_followed_once_a_poll_says_that_it_has_run() -> None:
     key_managers = replicas("atlanta", "london", lag=1e9)
     knows = Knowledge(Affinity(10.0, is_shared=False), Marks([bytes(32)]))

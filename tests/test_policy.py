@@ -1,22 +1,29 @@
 """The tables: each refusal's numbers, each operation's effect, and what follows from them."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from gateway.errors import Stage
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
-from gateway.kmip.messages import Request, Version
-from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.kmip.messages import Request, Response, Version
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import (
     EFFECTS,
     REASONS,
     REFUSED_OPERATIONS,
     Effect,
     Refusal,
+    destroyed,
     effect_of,
+    has_changed_nothing,
+    may_be_given_values,
     may_repeat,
+    names_only,
     refuse,
     refused_operation,
+    tells_of_a_change,
 )
 
 VERSIONS: list[Version] = [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0), (2, 1), (3, 0)]
@@ -40,12 +47,18 @@ NUMBERS = {
 }
 
 
-def request(*operations: int, version: Version = (1, 4), payload: bytes = b"", numbered: bool = False) -> Request:
+def request(
+    *operations: int,
+    version: Version = (1, 4),
+    payload: bytes = b"",
+    numbered: bool = False,
+    header: Sequence[bytes] = (),
+) -> Request:
     asks = [
         compose.Ask(operation, payload, bytes([index]) if numbered else None)
         for index, operation in enumerate(operations)
     ]
-    return decode_request(compose.encode_request(version, asks))
+    return decode_request(compose.encode_request(version, asks, header=header))
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -188,3 +201,98 @@ def test_what_was_not_sent_may_be_tried_elsewhere_and_what_was_only_if_it_harms_
 
     assert may_repeat(effect, Stage.CONNECT)
     assert {may_repeat(effect, stage) for stage in (Stage.SEND, Stage.WAIT, Stage.READ)} == {harms_nobody}
+
+
+# What an answer tells -------------------------------------------------------------------------------------------------
+
+FAILED, SUCCESS, PENDING = ResultStatus.OPERATION_FAILED, ResultStatus.SUCCESS, ResultStatus.OPERATION_PENDING
+FRESH = ttlv.enumeration(Tag.OBJECT_GROUP_MEMBER, 1)
+ID = ttlv.text(Tag.UNIQUE_IDENTIFIER, "key-1")
+
+
+def answer(*results: tuple[int, int, int | None]) -> Response:
+    """Of these operations, each with its status and reason."""
+    told = [compose.Result(status, operation, reason=reason) for operation, status, reason in results]
+    return decode_response(compose.encode_response((2, 1), told))
+
+
+@pytest.mark.parametrize("reason", [ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND])
+def test_what_failed_for_want_of_an_object_has_changed_nothing_and_reads_beside_it_have_not_either(reason: int) -> None:
+    asked = request(Operation.LOCATE, Operation.GET, Operation.ACTIVATE, numbered=True)
+    missing = (Operation.ACTIVATE, FAILED, reason)
+    assert has_changed_nothing(
+        asked, answer((Operation.LOCATE, SUCCESS, None), (Operation.GET, SUCCESS, None), missing)
+    )
+    assert has_changed_nothing(asked, answer((Operation.LOCATE, SUCCESS, None), missing))  # it stopped there
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        answer((Operation.CREATE, SUCCESS, None), (Operation.ACTIVATE, FAILED, ResultReason.ITEM_NOT_FOUND)),
+        answer((Operation.CREATE, PENDING, None), (Operation.ACTIVATE, FAILED, ResultReason.ITEM_NOT_FOUND)),
+        answer((Operation.CREATE, FAILED, ResultReason.RESPONSE_TOO_LARGE)),
+        answer((Operation.CREATE, FAILED, ResultReason.GENERAL_FAILURE)),
+        answer((Operation.CREATE, FAILED, None)),
+    ],
+    ids=["made", "pending", "too large", "who knows", "no reason"],
+)
+def test_what_failed_otherwise_may_have_run(told: Response) -> None:
+    assert not has_changed_nothing(request(Operation.CREATE, Operation.ACTIVATE, numbered=True), told)
+
+
+def test_a_locate_that_may_have_made_something_is_no_read() -> None:
+    asks = [compose.Ask(Operation.LOCATE), compose.Ask(Operation.LOCATE, FRESH), compose.Ask(Operation.ACTIVATE, ID)]
+    numbered = [ask._replace(unique_batch_item_id=bytes([index])) for index, ask in enumerate(asks)]
+    asked = decode_request(compose.encode_request((1, 4), numbered))
+    located = (Operation.LOCATE, SUCCESS, None)
+    assert not has_changed_nothing(
+        asked, answer(located, located, (Operation.ACTIVATE, FAILED, ResultReason.ITEM_NOT_FOUND))
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "expected"),
+    [
+        (Operation.CREATE, SUCCESS, True),  # a Poll is answered as the operation that it asks about
+        (Operation.POLL, SUCCESS, True),  # by some as itself: it may have been about anything
+        (0x80000001, SUCCESS, True),
+        (Operation.CREATE, PENDING, False),
+        (Operation.CREATE, FAILED, False),
+        (Operation.GET, SUCCESS, False),
+        (Operation.LOGIN, SUCCESS, False),
+    ],
+)
+def test_an_answer_to_a_poll_may_be_that_of_a_change(operation: int, status: int, expected: bool) -> None:
+    assert tells_of_a_change(answer((operation, status, None))) is expected
+
+
+def test_what_was_destroyed_is_what_a_successful_destroy_names() -> None:
+    asked = request(Operation.DESTROY, Operation.GET, Operation.DESTROY, payload=ID, numbered=True)
+    gone, there = (Operation.DESTROY, SUCCESS, None), (Operation.GET, SUCCESS, None)
+    assert destroyed(asked, answer(gone, there, (Operation.DESTROY, FAILED, None))) == [b"key-1"]
+    assert destroyed(asked, answer((Operation.DESTROY, FAILED, None), there, (Operation.DESTROY, FAILED, None))) == []
+    assert destroyed(asked, answer(gone)) == []  # whose it is can't be told
+
+
+def test_a_message_names_only_these_or_others_too_or_none() -> None:
+    assert names_only(frozenset({b"key-1", b"key-2"}), request(Operation.GET, payload=ID))
+    assert not names_only(frozenset({b"key-1"}), request(Operation.GET, payload=ID + ID.replace(b"key-1", b"key-2")))
+    assert not names_only(frozenset({b"key-1"}), request(Operation.GET))
+    assert not names_only(frozenset(), request(Operation.GET, payload=ID))
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (request(Operation.CREATE), False),
+        (request(Operation.LOGIN), True),
+        (request(0x80000001), True),
+        (request(Operation.CREATE, header=[ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True)]), True),
+        (request(Operation.CREATE, header=[ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=False)]), False),
+        (request(Operation.CREATE, header=[ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 3)], version=(2, 1)), False),
+    ],
+    ids=["create", "login", "vendor", "asynchronous", "not asynchronous", "prohibited"],
+)
+def test_room_is_made_only_where_an_answer_may_hold_a_value(read: Request, expected: bool) -> None:
+    assert may_be_given_values(read) is expected

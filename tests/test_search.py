@@ -8,6 +8,7 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
+from gateway.upstream.keeper import keep_warm
 from tests.replicas import (
     FOUND,
     MISSING,
@@ -20,8 +21,8 @@ from tests.replicas import (
     status,
     taken_for_down,
 )
-from tests.test_dispatcher import House, refusal
-from tests.upstream.fakes import Connection, ask, hangs_up_after, in_virtual_time, never_answers
+from tests.test_dispatcher import House, house, refusal
+from tests.upstream.fakes import SETTINGS, Connection, ask, hangs_up_after, in_virtual_time, never_answers
 
 FAILED = ResultStatus.OPERATION_FAILED
 
@@ -112,13 +113,22 @@ async def test_who_is_down_is_not_asked() -> None:
 async def test_nobody_is_asked_once_the_time_for_the_request_is_over() -> None:
     key_managers = replicas("atlanta", "london", "paris")
     times = DispatcherSettings(request=6.0, try_timeout=5.0)
-    for one in key_managers[1:]:
-        one.behaviour = never_answers
-    async with late_house(key_managers, late(asks_others=True), times) as it:
+    warm = SETTINGS._replace(min_idle=1)
+    async with house(*key_managers, knowledge=lambda _: late(asks_others=True), times=times, pool=warm) as it:
+        for backend in it.backends:  # all have sessions
+            it.nursery.start_soon(keep_warm, backend.pools.values(), 3.0)
+        await trio.sleep(1)
+        for one in key_managers[1:]:
+            one.behaviour = never_answers
         key_managers[0].operation_cost = 2.0
+        began, sent = trio.current_time(), requests_at(key_managers[1:])
         assert status(await it.ask(ask("nothing"))) == MISSING
-        assert trio.current_time() < 6.5
-        assert key_managers[2].connections == []
+        assert trio.current_time() - began < 6.5
+        assert requests_at(key_managers[1:]) == sent + 1
+
+
+def requests_at(key_managers: list[Replica]) -> int:
+    return sum(len(connection.sent) for one in key_managers for connection in one.connections)
 
 
 # What is looked for ---------------------------------------------------------------------------------------------------
@@ -133,10 +143,17 @@ async def test_what_a_client_has_destroyed_does_not_come_back_to_it() -> None:
         await trio.sleep(6)
         assert status(await it.ask(ask("key-1", Operation.DESTROY))) == FOUND
         assert status(await it.ask(ask("key-1"))) == MISSING
-        located = await it.ask(ask("key-1", Operation.LOCATE))
-        assert located.response is not None
-        assert located.response.items[0].unique_identifiers == []
+        assert asked_for(Operation.GET, key_managers) == [1, 0]
+        for located in (await it.ask(ask("key-1", Operation.LOCATE)), await it.ask(by_name("key-1"))):
+            assert located.response is not None
+            assert located.response.items[0].unique_identifiers == []
         assert status(await it.ask(ask("key-1"), name="bob")) == FOUND
+
+
+def by_name(name: str) -> Request:
+    """A Locate that does not say which identifier it is after."""
+    payload = ttlv.structure(Tag.ATTRIBUTE, ttlv.text(Tag.ATTRIBUTE_VALUE, name))
+    return decode_request(compose.encode_request((1, 2), [compose.Ask(Operation.LOCATE, payload)]))
 
 
 @in_virtual_time

@@ -1,6 +1,5 @@
 """Attempts: one try at a backend: a session is leased, the request exchanged, the outcome counted."""
 
-import time
 from functools import partial
 from typing import Final
 
@@ -105,12 +104,13 @@ class Attempts:
     # Exchanging ------------------------------------------------------------------------------------------------------
 
     async def _exchange(self, backend: Backend, pool: Pool, session: Session, job: Job) -> Response:
-        began = time.perf_counter()
+        began = trio.current_time()
         result = "cancelled"
         is_reused = session.requests > 0
         backend.outstanding += 1
+        self._set_alarm(backend, pool, session, job, began)
         try:
-            response = await self._exchange_in_time(backend, pool, session, job)
+            response = await session.exchange(job.request)
             result = "answered"
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -118,26 +118,24 @@ class Attempts:
                 pool.exchange_failed()
             raise
         finally:
+            session.alarm.stop()
             backend.outstanding -= 1
-            pool.give_back(session)
-            pool.observer.exchanged(result, time.perf_counter() - began)
-        pool.answered()
+            ended = trio.current_time()
+            pool.give_back(session, ended)
+            pool.observer.exchanged(result, ended - began)
+        pool.answered(ended)
         return response
 
-    async def _exchange_in_time(self, backend: Backend, pool: Pool, session: Session, job: Job) -> Response:
-        """Exchange within the request's deadline; within the try's, where another backend is left when that comes.
+    def _set_alarm(self, backend: Backend, pool: Pool, session: Session, job: Job, now: float) -> None:
+        """An exchange must end within the request's deadline; within the try's, if another backend is left by then.
 
         One that the request prefers is waited for until it is found to be down: others may not know yet what it knows.
         """
         session.is_repeatable = job.effect <= _REPEATABLE and job.source is None
         due = job.deadline
         if session.is_repeatable and backend is not job.preferred:
-            due = min(due, trio.current_time() + self._settings.try_timeout)
+            due = min(due, now + self._settings.try_timeout)
         pool.alarms.set(session.alarm, due, partial(self._overdue, pool, session, job))
-        try:
-            return await session.exchange(job.request)
-        finally:
-            session.alarm.stop()
 
     def _overdue(self, pool: Pool, session: Session, job: Job) -> None:
         request = job.request

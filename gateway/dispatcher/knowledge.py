@@ -72,7 +72,7 @@ class Whereabouts:
         """As Attempts.try_backend, for a request that leaves something on a backend: the client's next ones follow it.
 
         They do from the moment in which it is sent, and for a whole window after it was answered; if it did not run,
-        the window is as it was before.
+        that is taken back.
         """
         stay = self._note(job, job.effect, backend)
         try:
@@ -86,11 +86,10 @@ class Whereabouts:
         if has_changed_nothing(job.request, response):
             self._affinity.drop(job.principal, stay)
         else:
-            self.note_answer(job, backend, response)
+            self._note_answer(job, backend, response)
         return response
 
-    def note_answer(self, job: Job, backend: Backend, response: Response) -> None:
-        """A request has left something on a backend, also where only its answer tells."""
+    def _note_answer(self, job: Job, backend: Backend, response: Response) -> None:
         stay = self._note(job, job.effect, backend)
         if job.effect is _BOUND:
             if tells_of_a_change(response):

@@ -13,7 +13,7 @@ import trio
 
 from gateway.dispatcher import Answer, Dispatcher
 from gateway.errors import BuffersFullError, GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
-from gateway.front.admission import Account, Admission, Limit
+from gateway.front.admission import Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request
 from gateway.kmip.framing import FrameReader
@@ -150,14 +150,29 @@ class Conversation:
         if self._over is not None:
             await self._refuse_over(self._over, request)
             return "limit"
-        await self._answer(request, principal, account)
+        began = trio.current_time()
+        self._begin_to_answer(began)
+        limit = account.begin(began)
+        if limit is None:
+            try:
+                answer = await self._dispatcher.dispatch(request, principal, self._stream.is_reset)
+            except trio.Cancelled:
+                await self._confess(request)
+                raise
+            finally:
+                account.end()
+            await self._send_answer(answer, request, began)
+        else:
+            await self._refuse_over(limit, request)
         return "drain" if self._draining else ""
 
     async def _next_request(self) -> Request | None:
         """The next request; None where the client has left. Raises ProtocolError for what is none."""
         limits = self._limits
-        frame = self._reader.next_frame() if len(self._reader) else None
+        frame = None
         if len(self._reader):
+            frame = self._reader.next_frame()
+        if frame is None and len(self._reader):
             self._begin(Phase.READING, limits.request_timeout)
         else:
             self._begin_to_idle()
@@ -229,21 +244,7 @@ class Conversation:
         if len(self._reader):
             raise ProtocolError("the connection ends within a message")
 
-    async def _answer(self, request: Request, principal: Principal, account: Account) -> None:
-        began = time.perf_counter()
-        now = trio.current_time()
-        self._begin_to_answer(now)
-        limit = account.begin(now)
-        if limit is not None:
-            await self._refuse_over(limit, request)
-            return
-        try:
-            answer = await self._dispatcher.dispatch(request, principal, self._stream.is_reset)
-        except trio.Cancelled:
-            await self._confess(request)
-            raise
-        finally:
-            account.end()
+    async def _send_answer(self, answer: Answer, request: Request, began: float) -> None:
         if not answer.frame:
             self._metrics.client_aborts.inc()
             raise StreamClosedError(answer.detail)
@@ -256,7 +257,7 @@ class Conversation:
             result = "gateway_error"
             self._note_refusal(answer, request)
         await self._send(answer.frame)
-        self._metrics.request_answered(request, result, time.perf_counter() - began)
+        self._metrics.request_answered(request, result, trio.current_time() - began)
 
     async def _confess(self, request: Request) -> None:
         """Cut off while a request was on its way: say so; a client that sees the connection close may repeat it."""

@@ -286,15 +286,18 @@ class Response(_Message):
         that echo less are believed, as is the one item without Operation with which a server says that it could not
         read the request.
         """
-        if len(self.items) > len(request.items):
+        answered, asked = self.items, request.items
+        if len(answered) == len(asked) == 1:
+            return _echoes_one(answered[0], asked[0])
+        if len(answered) > len(asked):
             return False
-        if len(request.items) == len(self.items) and all(map(_echoes_one, self.items, request.items)):
+        if len(answered) == len(asked) and all(map(_echoes_one, answered, asked)):
             return True  # in order, as they nearly always are
         left: dict[_Echo, int] = {}
-        for asked in request.items:
-            for echo in _echoes(asked):
+        for one in asked:
+            for echo in _echoes(one):
                 left[echo] = left.get(echo, 0) + 1
-        for item in self.items:
+        for item in answered:
             echo = (item.operation, item.unique_batch_item_id)
             if not left.get(echo):
                 echo = (_ANY, echo[1])
@@ -312,10 +315,10 @@ _ANY: Final = -2
 
 def _echoes_one(item: ResponseItem, asked: RequestItem) -> bool:
     """What ``_echoes`` comes to for one item that is asked for and one that is answered."""
-    number = item.unique_batch_item_id
-    return (number is None or number == asked.unique_batch_item_id) and (
-        item.operation in {asked.operation, _NONE} or asked.operation == _POLL
-    )
+    operation, number = item.operation, item.unique_batch_item_id
+    if operation != asked.operation and not (operation == _NONE or asked.operation == _POLL):
+        return False
+    return number is None or number == asked.unique_batch_item_id
 
 
 def _echoes(asked: RequestItem) -> set[_Echo]:

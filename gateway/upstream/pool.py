@@ -169,17 +169,16 @@ class Pool:
     # Lending ---------------------------------------------------------------------------------------------------------
 
     def take(self) -> Session | None:
-        """Lend the session used last that is still alive, or None. It must be given back."""
-        now = trio.current_time()
+        """Lend the session used last that is still alive, or None. It must be given back.
+
+        Whether it is too old is asked when it comes back, and in between by ``tend``.
+        """
         while self._idle:
             session = self._idle.pop()
-            if now >= session.expires_at:
-                self._discard(session, "lifetime")
-            elif not session.is_quiet():
-                self._closed_by_peer(session, now)
-            else:
+            if session.is_quiet():
                 self._busy.add(session)
                 return session
+            self._closed_by_peer(session, trio.current_time())
         return None
 
     async def wait(self, principal: Hashable = None) -> Session:
@@ -219,10 +218,13 @@ class Pool:
         other.error = full
         other.done.set()
 
-    def give_back(self, session: Session) -> None:
-        """Take back what was lent: keep it if its exchange ended properly, throw it away if not."""
+    def give_back(self, session: Session, now: float | None = None) -> None:
+        """Take back what was lent: keep it if its exchange ended properly, throw it away if not.
+
+        ``now`` is the time, in trio's seconds, where the caller has just looked at the clock.
+        """
         self._busy.remove(session)  # raises where it is not lent: given back twice, it would be lent twice
-        now = trio.current_time()
+        now = trio.current_time() if now is None else now
         if session.state is not _IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
@@ -234,9 +236,9 @@ class Pool:
         else:
             self._offer(session, now)
 
-    def answered(self) -> None:
-        """A client's request was answered here."""
-        self.answered_at = trio.current_time()
+    def answered(self, now: float) -> None:
+        """A client's request was answered here, at this time."""
+        self.answered_at = now
         self._breaker.answered()
 
     def exchange_failed(self) -> None:
@@ -438,7 +440,13 @@ class Pool:
 
     def moved(self) -> None:
         """The backend is somewhere else by now: what leads to where it was is not lent any more."""
-        for session in (*self._idle, *self._busy):
+        idle, self._idle = self._idle, []
+        for session in idle:
+            if self._site.is_of(session):
+                self._idle.append(session)
+            else:
+                self._discard(session, "gone")
+        for session in self._busy:
             if not self._site.is_of(session):
                 session.expires_at = float("-inf")
 

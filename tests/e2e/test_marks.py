@@ -59,13 +59,20 @@ async def ask(gateway: Gateway, frame: bytes, name: str = "alice") -> Response:
         return await client.ask(frame)
 
 
-def later(version: Version) -> bytes:
-    """A Register of nothing much that is to be answered later."""
+LISTED = compose.Ask(Operation.LOCATE, ttlv.enumeration(Tag.OBJECT_TYPE, 2))
+
+
+def later(version: Version, what: compose.Ask = LISTED) -> bytes:
+    """Something that is to be answered later: by default, a Locate of all keys."""
     indicator = ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True)
     if version >= (2, 0):
         indicator = ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 1)
-    listed = ttlv.enumeration(Tag.OBJECT_TYPE, 2)
-    return compose.encode_request(version, [compose.Ask(Operation.LOCATE, listed)], header=[indicator])
+    return compose.encode_request(version, [what], header=[indicator])
+
+
+def making_a_key() -> compose.Ask:
+    item = decode_request(create_key()).items[0]
+    return compose.Ask(item.operation, item.frame[slice(*item.fields[Tag.REQUEST_PAYLOAD])])
 
 
 def about(operation: int, value: bytes, version: Version) -> bytes:
@@ -74,8 +81,8 @@ def about(operation: int, value: bytes, version: Version) -> bytes:
     return compose.encode_request(version, [compose.Ask(operation, payload)])
 
 
-async def begin(gateway: Gateway, version: Version) -> bytes:
-    item = (await ask(gateway, later(version))).items[0]
+async def begin(gateway: Gateway, version: Version, what: compose.Ask = LISTED) -> bytes:
+    item = (await ask(gateway, later(version, what))).items[0]
     assert item.status == ResultStatus.OPERATION_PENDING
     return item.asynchronous_correlation_value or b""
 
@@ -100,6 +107,19 @@ async def test_polls_through_another_gateway_find_what_was_begun(gateways: list[
         assert (item.operation, item.status) == (Operation.LOCATE, ResultStatus.SUCCESS)
     assert {value[:4] for value in values} == {b"kgw\x01"}
     assert len({value[4:8] for value in values}) == len(MASTERS)
+
+
+async def test_a_key_that_is_made_later_is_found_through_the_gateway_that_was_polled(
+    key_managers: tuple[Certificates, list[int]],
+) -> None:
+    late = '[replication]\nmode = "async"\nask_others_when_missing = false'
+    with gateway_before(key_managers, late) as one, gateway_before(key_managers, late) as other:
+        value = await begin(one, (1, 4), making_a_key())
+        made = (await polled(other, value, (1, 4))).items[0]
+        assert (made.operation, made.status) == (Operation.CREATE, ResultStatus.SUCCESS)
+        (uid,) = made.unique_identifiers
+        assert len(key_value(await ask(other, get_key(uid.decode())))) == 32
+        assert (await ask(other, activate(uid.decode(), (1, 4)))).items[0].status == ResultStatus.SUCCESS
 
 
 @both_versions
@@ -190,8 +210,7 @@ def with_ticket(ticket: bytes) -> bytes:
             ttlv.structure(Tag.TICKET, ttlv.enumeration(Tag.TICKET_TYPE, 1), ttlv.octets(Tag.TICKET_VALUE, ticket)),
         ),
     )
-    listed = compose.Ask(Operation.LOCATE, ttlv.enumeration(Tag.OBJECT_TYPE, 2))
-    return compose.encode_request((2, 1), [listed], header=[ttlv.structure(Tag.AUTHENTICATION, credential)])
+    return compose.encode_request((2, 1), [LISTED], header=[ttlv.structure(Tag.AUTHENTICATION, credential)])
 
 
 async def test_a_ticket_is_good_through_another_gateway_for_who_logged_in(gateways: list[Gateway]) -> None:

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from kmip.core.enums import CryptographicAlgorithm
 
-from gateway.lab.keymanager import read_journal
-from gateway.lab.keymanager.command import keymanager
+from gateway.lab.keymanager import Role, read_journal, read_roles, two_plus_two, write_roles
+from gateway.lab.keymanager.command import keymanager, promote
 from tests.lab.conftest import pykmip_client
 
 PROGRAM = "from gateway.lab.keymanager.command import keymanager; keymanager()"
@@ -126,3 +126,34 @@ def test_sessions_are_resumed_unless_that_is_switched_off(certificates: Path, op
             context.wrap_socket(sock, server_hostname="localhost", session=session) as second,
         ):
             assert second.session_reused is resumed
+
+
+def test_a_standby_is_promoted_by_command(tmp_path: Path) -> None:
+    write_roles(tmp_path, two_plus_two())
+    where = ["--cluster", str(tmp_path)]
+    ended = CliRunner().invoke(promote, ["atlanta-002", "--instead-of", "atlanta-001", *where])
+    assert (ended.exit_code, ended.output) == (0, "atlanta-002 is master, and atlanta-001 a standby\n")
+    roles = read_roles(tmp_path)
+    assert (roles["atlanta-001"].role, roles["atlanta-002"].role) == (Role.STANDBY, Role.MASTER)
+
+    CliRunner().invoke(promote, ["atlanta-001", *where])
+    assert [member.role for member in read_roles(tmp_path).values()].count(Role.MASTER) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["paris-001"], "there is no paris-001 in this cluster"),
+        (["atlanta-002", "--instead-of", "paris-001"], "there is no paris-001 in this cluster"),
+    ],
+)
+def test_nobody_is_promoted_who_is_not_there(tmp_path: Path, arguments: list[str], says: str) -> None:
+    write_roles(tmp_path, roles := two_plus_two())
+    ended = CliRunner().invoke(promote, [*arguments, "--cluster", str(tmp_path)])
+    assert (ended.exit_code, says in ended.output) == (1, True)
+    assert read_roles(tmp_path) == roles
+
+
+def test_where_there_is_no_cluster_nobody_is_promoted(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(promote, ["atlanta-002", "--cluster", str(tmp_path)])
+    assert (ended.exit_code, "roles.json" in ended.output) == (1, True)

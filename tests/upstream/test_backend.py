@@ -48,7 +48,7 @@ async def test_unless_somebody_elses_have_worked_since(nursery: trio.Nursery) ->
     backend = make_backend(FakeKeyManager(), nursery)
     fail(backend, "red", "green")
     await trio.sleep(1)
-    backend.pools["blue"].answered()
+    backend.pools["blue"].answered(trio.current_time())
     backend.judge()
     assert backend.state == "up"
     assert backend.is_available_to("blue")
@@ -69,7 +69,7 @@ async def test_it_recovers_when_one_of_them_works_again(nursery: trio.Nursery) -
     backend = make_backend(FakeKeyManager(), nursery)
     fail(backend, "red", "green")
     backend.judge()
-    backend.pools["red"].answered()
+    backend.pools["red"].answered(trio.current_time())
     assert backend.judge()
     assert backend.state == "up"
 

@@ -124,7 +124,7 @@ class Client:
         finally:
             self.session = None
             self._pool.give_back(session)
-        self._pool.answered()
+        self._pool.answered(trio.current_time())
         assert name_in(response) == self.name, "an answer has reached somebody else"
         return "answered"
 

@@ -18,6 +18,8 @@ from gateway.lab.faults import NATURES, Fault, FaultFile, Nature
 from gateway.lab.keymanager.costs import COST_NAMES
 from gateway.lab.keymanager.journal import Journal
 from gateway.lab.keymanager.replication import Replication
+from gateway.lab.keymanager.roles import promote as promote_in
+from gateway.lab.keymanager.roles import roles_file
 from gateway.lab.keymanager.server import KeyManager
 from gateway.lab.keymanager.store import Store
 
@@ -100,9 +102,8 @@ when the synchronous ones have it; not longer than "patience" (1) seconds, and
 not at all where they are gone: then the master goes on alone until they have
 caught up. A standby refuses all but Query and Discover Versions; with
 "serves_reads": true it refuses changes only. The file may be changed at any
-time, for example to promote a standby:
-  sed -i 's/"atlanta-002": {"role": "standby"/"atlanta-002": {"role": "master"/'
-    DIR/roles.json
+time; to promote a standby:
+  kmip-gateway promote atlanta-002 --instead-of atlanta-001 --cluster DIR
 
 \b
 The file of --faults names key managers, and the faults that each of them has
@@ -210,3 +211,18 @@ def keymanager(
         trio.run(serve_many, key_managers, addresses, faults)
     except* OSError as errors:
         raise click.ClickException("; ".join(str(error) for error in errors.exceptions)) from None
+
+
+@click.command()
+@click.argument("name")
+@click.option("--cluster", type=_DIRECTORY, required=True, help="Directory of the cluster, as of keymanager --cluster.")
+@click.option("--instead-of", "failed", metavar="NAME", help="The master that becomes a standby in the same stroke.")
+def promote(name: str, cluster: Path, failed: str | None) -> None:
+    """Make NAME, a standby among simulated key managers, the master; it is from its next request on."""
+    try:
+        promote_in(cluster, name, instead_of=failed)
+    except KeyError as error:
+        raise click.ClickException(f"{roles_file(cluster)}: there is no {error.args[0]} in this cluster") from None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{roles_file(cluster)}: {error}") from None
+    click.echo(f"{name} is master" + (f", and {failed} a standby" if failed else ""))
