@@ -33,7 +33,7 @@ from gateway.upstream.marks import Marks
 from gateway.upstream.meter import Meter
 from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.prober import Prober, ProberSettings
-from gateway.upstream.session import PROBES, Opener, Target, open_session
+from gateway.upstream.session import PROBES, Opener, Site, Target, open_session
 from gateway.upstream.slots import Slots
 from gateway.upstream.versions import CommonVersions
 
@@ -102,9 +102,10 @@ class Upstream:
         config = self._config
         slots = Slots(settings.max_sessions)
         idle_limit = IdleLimit(config.pool.idle_timeout)
+        site = Site(address)
         pools = {
             identity.name: self._build_pool(
-                name, identity, slots, idle_limit, self._opener(settings, identity, name, address), settings.probe
+                name, identity, slots, idle_limit, site, self._opener(settings, identity, name, site), settings.probe
             )
             for identity in config.identities
         }
@@ -115,12 +116,18 @@ class Upstream:
             health=Health(rise=config.health.rise, fall=config.health.fall),
             idle_limit=idle_limit,
             traits=Traits(settings.weight, settings.priority, settings.role == "rw"),
-            # numbers of addresses may differ from gateway to gateway
-            known_as=settings.name if name == settings.name else f"{settings.name}/{address.host}",
+            site=site,
         )
 
     def _build_pool(
-        self, backend: str, identity: IdentityConfig, slots: Slots, idle_limit: IdleLimit, opener: Opener, probe: str
+        self,
+        backend: str,
+        identity: IdentityConfig,
+        slots: Slots,
+        idle_limit: IdleLimit,
+        site: Site,
+        opener: Opener,
+        probe: str,
     ) -> Pool:
         pool, failover = self._config.pool, self._config.failover
         return Pool(
@@ -141,12 +148,13 @@ class Upstream:
             breaker=Breaker(BreakerSettings(soft_failures=failover.eject_after, longest=failover.longest_ejection)),
             idle_limit=idle_limit,
             probe=decode_request(PROBES[probe]),
+            site=site,
         )
 
-    def _opener(self, settings: BackendConfig, identity: IdentityConfig, name: str, address: Address) -> Opener:
+    def _opener(self, settings: BackendConfig, identity: IdentityConfig, name: str, site: Site) -> Opener:
         target = Target(
             name,
-            address,
+            site,
             self._context(settings, identity),
             settings.server_name if settings.ca is not None else None,
             frozenset(settings.pinned_sha256),
@@ -225,7 +233,6 @@ def _write_once(path: Path, text: str) -> None:
 
 def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> list[Listener]:
     """The listeners, with the limits that hold over all of them together."""
-    identities = Identities(config.identities)
     admission = Admission(
         max_clients=config.limits.max_clients,
         max_requests=config.limits.max_requests,
@@ -238,16 +245,13 @@ def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) ->
         },
     )
     metrics.memory_buffered.set_function(lambda: admission.buffered)
-    return [
-        _build_listener(config, listener, dispatcher, identities, admission, metrics) for listener in config.listeners
-    ]
+    return [_build_listener(config, listener, dispatcher, admission, metrics) for listener in config.listeners]
 
 
 def _build_listener(
     config: Config,
     listener: ListenerConfig,
     dispatcher: Dispatcher,
-    identities: Identities,
     admission: Admission,
     metrics: Metrics,
 ) -> Listener:
@@ -270,7 +274,7 @@ def _build_listener(
     return Listener(
         ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout),
         _checked(f'listeners["{listener.name}"].certificate', make_context),
-        identities,
+        Identities(rule for rule in config.identities if not rule.listeners or listener.name in rule.listeners),
         admission=admission,
         dispatcher=dispatcher,
         limits=limits,

@@ -12,9 +12,9 @@ from typing import Final, NoReturn
 import click
 import trio
 
-from gateway import log
-from gateway.config import load, summary
-from gateway.errors import ConfigError
+from gateway import log, tls
+from gateway.config import Config, load, summary
+from gateway.errors import ConfigError, TlsError
 from gateway.worker import Worker
 
 _MISTAKE: Final = 2  # exit status where the configuration is to blame
@@ -56,16 +56,15 @@ def main() -> None:
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
 def run(config: Path) -> None:
     """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
-    try:
-        settings = load(config)
-    except ConfigError as error:
-        _give_up(error.mistakes)
-    log.configure(settings.log.level, settings.log.format)
+    settings = _load(config)
+    file = log.configure(settings.log.level, settings.log.format)
+    worker = Worker(settings)
+    worker.metrics.log_messages_dropped.set_function(lambda: file.dropped)
     mistakes: list[str] = []
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # until the worker listens to signals, and after
     try:
-        trio.run(_run, Worker(settings))
+        trio.run(_run, worker)
     except* ConfigError as errors:
         mistakes = _mistakes(errors)  # to exit here would raise a group
     if mistakes:
@@ -76,13 +75,20 @@ def run(config: Path) -> None:
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
 def check(config: Path) -> None:
     """Check the configuration file CONFIG: a summary, or every mistake and exit status 2."""
-    try:
-        lines = summary(load(config))
-    except ConfigError as error:
-        _give_up(error.mistakes)
-    for line in lines:
+    for line in summary(_load(config)):
         click.echo(line)
     click.echo(f"{config}: no mistakes")
+
+
+def _load(config: Path) -> Config:
+    """Read a configuration; end with what keeps the gateway from running it."""
+    try:
+        tls.check_openssl()
+        return load(config)
+    except TlsError as error:
+        _give_up([str(error)])
+    except ConfigError as error:
+        _give_up(error.mistakes)
 
 
 async def _run(worker: Worker) -> None:

@@ -4,7 +4,12 @@ An error says where and how far: what it was about, and at which stage it happen
 the boundary where it arises, and caught where someone can act.
 """
 
+import errno
 from enum import IntEnum
+from typing import Final
+
+#: What the operating system says where this process, or its machine, has no more descriptors or memory.
+OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class GatewayError(Exception):

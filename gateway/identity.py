@@ -1,6 +1,7 @@
 """Who is calling: from a verified certificate to the rule that names the client and the credential to show for it.
 
-Rules are tried in order and the first that matches counts. Where none does, nobody is let in.
+Rules are tried in order and the first that matches counts. Where none does, nobody is let in. A rule matches names, and
+those are worth what a listener's CAs say: each listener has Identities of its own, with the rules that hold for it.
 """
 
 import ipaddress

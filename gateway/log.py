@@ -5,9 +5,15 @@ objects and credentials do not, at any level.
 """
 
 import logging
+import os
+import select
+import socket
+import stat
 import sys
 import time
-from typing import TextIO, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -38,15 +44,29 @@ class Throttle:
         log.warning(event, **fields, **({"left_out": left_out} if left_out else {}))
 
 
-class LossyFile:
-    """A text file that drops what can't be written: a full disk, a closed pipe, or no file at all, stops no request."""
+_AT_ONCE: Final = select.PIPE_BUF  # bytes that a pipe takes without waiting, if it says that it takes some
 
-    def __init__(self, file: TextIO | None) -> None:
+
+class LossyFile:
+    """A text file that drops what can't be written: a full disk, a closed pipe, or no file at all, stops no request.
+
+    Nor does a pipe or a socket whose reader stands still. ``say_lost`` gives the line that says how many messages that
+    has cost, when it goes on.
+    """
+
+    def __init__(self, file: TextIO | None, say_lost: Callable[[int], str] = str) -> None:
         self._file = file
+        self._say_lost = say_lost
+        self._take = _taker_of(file)
+        self._lost = 0  # messages since something was written
+        self._is_cut = False  # whether the last one was written in part
         self.dropped = 0
 
     def write(self, text: str) -> int:
-        """Write, or count what could not be written."""
+        """Write, or count what could not be written. A text is a message."""
+        if self._take is not None:
+            self._offer(self._take, text.encode("utf-8", "backslashreplace"))
+            return len(text)
         try:
             if self._file is not None:
                 return self._file.write(text)
@@ -54,6 +74,24 @@ class LossyFile:
             pass
         self.dropped += 1
         return len(text)
+
+    def _offer(self, take: Callable[[bytes], int], message: bytes) -> None:
+        if self._lost:
+            message = self._say_lost(self._lost).encode() + b"\n" + message
+        if self._is_cut:
+            message = b"\n" + message
+        written = 0
+        try:
+            while written < len(message):
+                written += take(message[written : written + _AT_ONCE])
+        except OSError:  # there is no room, or nobody reads any more
+            pass
+        if written:
+            self._is_cut = written < len(message)
+            self._lost = 0
+        if written < len(message):
+            self._lost += 1
+            self.dropped += 1
 
     def flush(self) -> None:
         """Flush, or count what could not be written."""
@@ -64,26 +102,68 @@ class LossyFile:
             self.dropped += 1
 
 
+def _taker_of(file: TextIO | None) -> Callable[[bytes], int] | None:
+    """What writes to a pipe or a socket without waiting, or raises OSError; None for a file that is neither."""
+    if file is None:
+        return None
+    try:
+        descriptor = file.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (OSError, ValueError):  # a file of Python's own
+        return None
+    if stat.S_ISFIFO(mode):
+        return partial(_write_to_pipe, descriptor)
+    return partial(_send_to_socket, descriptor) if stat.S_ISSOCK(mode) else None
+
+
+def _write_to_pipe(descriptor: int, data: bytes) -> int:
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    if not room.poll(0):
+        raise BlockingIOError
+    return os.write(descriptor, data)
+
+
+def _send_to_socket(descriptor: int, data: bytes) -> int:
+    sock = socket.socket(fileno=descriptor)
+    try:
+        return sock.send(data, socket.MSG_DONTWAIT)
+    finally:
+        sock.detach()
+
+
 def configure(level: str, form: str) -> LossyFile:
     """Set up logging for this process: ``level`` by name, ``form`` ``text`` or ``json``. Returns where lines go."""
-    file = LossyFile(sys.stderr)  # None where the process was started without
+    file = LossyFile(
+        sys.stderr, lambda number: _rendered(processors, number)
+    )  # None where the process was started without
+    logging.basicConfig(stream=cast("TextIO", file), level=logging.WARNING)  # what libraries say must not wait either
     renderer: structlog.typing.Processor
     if form == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty(), pad_event_to=32)
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        renderer,
+    ]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file)),
         cache_logger_on_first_use=True,
     )
     return file
+
+
+def _rendered(processors: Sequence[structlog.typing.Processor], number: int) -> str:
+    """The line that says what was lost. It is made where a line is being written, when no logger would take another."""
+    event: Any = {"event": "log messages lost: their reader stood still", "number": number, "room": "log"}
+    for processor in processors:
+        event = processor(None, "warning", event)
+    return str(event)
 
 
 def get(room: str) -> Log:

@@ -18,7 +18,7 @@ from prometheus_client import (
 
 from gateway.kmip.messages import Request, Response, operation_name, reason_name
 from gateway.kmip.spec import ResultStatus
-from gateway.tallies import Count, Counts, Times, Timings
+from gateway.tallies import Count, Counts, Reading, Times, Timings
 
 REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -195,7 +195,12 @@ class Metrics:
         )
         self.memory_buffered = Gauge(
             "kmip_gateway_memory_buffered_bytes",
-            "Messages that are not complete or not yet answered; bounded by max_buffered.",
+            "Messages that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
+            registry=registry,
+        )
+        self.log_messages_dropped = Reading(
+            "kmip_gateway_log_messages_dropped_total",
+            "Log messages that could not be written: a full disk, or a reader that stands still.",
             registry=registry,
         )
         self.certificate_not_after = Gauge(

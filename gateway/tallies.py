@@ -5,7 +5,7 @@ These count in plain numbers, and become its samples when they are scraped.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, Generic, TypeVar
 
@@ -94,6 +94,27 @@ class Counts(_Family[Count]):
         for values, count in self._children.items():
             family.add_metric(values, count.value)
         yield family
+
+
+class Reading(Collector):
+    """A counter that is kept elsewhere, and read when it is scraped."""
+
+    def __init__(self, name: str, about: str, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._about = about
+        self._read: Callable[[], float] = float
+        registry.register(self)
+
+    def __repr__(self) -> str:
+        return f"<Reading {self._name}: {self._read()}>"
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        """Have it read by this."""
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """It, as it is now."""
+        yield CounterMetricFamily(self._name, self._about, value=self._read())
 
 
 class Timings(_Family[Times]):

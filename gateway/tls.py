@@ -31,6 +31,23 @@ _CLOSED_HERE: Final = "closed on this side"
 _LINGER_BYTES: Final = 1 << 20  # read and thrown away at the most while a refused client finishes sending
 
 
+_OPENSSL_4: Final = 0x4000_0000
+
+
+def check_openssl() -> None:
+    """Raise TlsError where OpenSSL is so old that one client's leaving would break other sessions.
+
+    An error that nobody has fetched stays on the thread's queue, and before 4.0 OpenSSL took it for the outcome of
+    whatever the thread, all of this process, did next: with another client, or with a key manager.
+    """
+    if SSL.OPENSSL_VERSION_NUMBER < _OPENSSL_4:
+        found = SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()
+        raise TlsError(
+            f"{found} is too old: one client's leaving could break other sessions; install cryptography's own wheel,"
+            " which brings OpenSSL 4 (`pip install --only-binary :all: 'cryptography>=48'`)"
+        )
+
+
 class Policy(Enum):
     """What a listener negotiates: the lowest version, and the cipher suites below TLS 1.3 in OpenSSL's notation."""
 

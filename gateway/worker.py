@@ -1,5 +1,6 @@
 """The worker: one process. It builds the house from a Config, runs it, and drains it."""
 
+import resource
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,9 @@ from gateway.upstream.collector import PoolCollector
 from gateway.upstream.fleet import Fleet
 
 _BACKLOG: Final = 1024
+_OTHER_DESCRIPTORS: Final = (
+    64  # beside those of clients and sessions: probes, names being looked up, the admin's clients
+)
 
 
 class Bound(NamedTuple):
@@ -67,6 +71,7 @@ class Worker:
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
+                self._warn_of_few_descriptors()
                 task_status.started(bound)
                 try:
                     await self._serve(listeners, sockets)
@@ -94,6 +99,20 @@ class Worker:
         for role, name, path in _certificates(self._config):
             ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
             self.metrics.certificate_not_after.labels(role, name).set(ends)
+
+    def _warn_of_few_descriptors(self) -> None:
+        """Say so where clients could take the descriptors that sessions to key managers need."""
+        config = self._config
+        clients = min(config.limits.max_clients, sum(listener.max_clients for listener in config.listeners))
+        needed = clients + sum(backend.max_sessions for backend in config.backends) + _OTHER_DESCRIPTORS
+        allowed, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if allowed < needed:
+            self._log.warning(
+                "fewer descriptors than clients and sessions may need: raise the limit (ulimit -n, LimitNOFILE), or"
+                " lower limits.max_clients",
+                allowed=allowed,
+                needed=needed,
+            )
 
     def _unreadiness(self, fleet: Fleet) -> str | None:
         if self._drain.is_set():

@@ -171,6 +171,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel(
                 "Held messages", "bytes", [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")]
             ),
+            Panel(
+                "Log messages dropped",
+                "short",
+                [Query(f"rate(kmip_gateway_log_messages_dropped_total{{{_SELECTOR}}}{_RATE})", "{{instance}}")],
+            ),
             Panel("Draining", "short", [Query(f"kmip_gateway_draining{{{_SELECTOR}}}", "{{instance}}")]),
             Panel("Version", "short", [Query(f"kmip_gateway_build_info{{{_SELECTOR}}}", "{{version}}")], "stat"),
         ],

@@ -12,6 +12,7 @@ import structlog
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
 
 from gateway import cli
 from tests.e2e.harness import Certificates, GatewaySettings, free_port, write_config
@@ -107,6 +108,18 @@ def test_what_shows_only_when_it_runs_is_a_mistake_too(tmp_path: Path) -> None:
     assert status == 2
     (line,) = mistakes.splitlines()
     assert line.startswith(f'{config}: listeners["kmip"].certificate: ')
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_an_openssl_with_which_clients_break_each_others_sessions_is_refused(
+    config: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SSL, "OPENSSL_VERSION_NUMBER", 0x3060_0000)
+    status, said, wrong = call(command, config)
+    assert (status, said) == (2, "")
+    (line,) = wrong.splitlines()
+    assert "is too old" in line
+    assert "cryptography>=48" in line
 
 
 @pytest.mark.parametrize(("option", "kind"), [((), ec.EllipticCurvePrivateKey), (("--rsa",), rsa.RSAPrivateKey)])

@@ -867,6 +867,84 @@ def test_two_identities_may_show_one_certificate_if_both_are_shared(folder: Path
     assert len(load(write(folder, SMALL + second)).identities) == 2
 
 
+# Whose names a rule matches -------------------------------------------------------------------------------------------
+
+#: A door for the clients of another CA.
+PARTNERS: Final = SECOND_LISTENER.replace('"second"', '"partners"').replace("clients-ca.pem", "partners-ca.pem")
+ONE_NAME: Final = changed('match = { subject_cn = "*" }\nshared = true', 'match = { subject_cn = "payroll" }')
+TWO_NAMES: Final = (
+    'identities["everyone"].listeners: {}"kmip" and "partners" trust different CAs, so that two clients of'
+)
+
+
+def test_where_listeners_trust_different_cas_a_rule_says_whose_names_it_means(folder: Path) -> None:
+    """A "payroll" of either CA would be one client to the key managers: each could get the other's keys."""
+    put_certificates(folder, PARTNERS)
+    text = ONE_NAME + PARTNERS
+    assert mistakes_in(folder, text) == [
+        TWO_NAMES.format("missing, and ")
+        + " one name can match; name the listeners it is for, or match a fingerprint_sha256"
+    ]
+    both = changed('name = "everyone"', 'name = "everyone"\nlisteners = ["kmip", "partners"]', text)
+    assert mistakes_in(folder, both) == [
+        TWO_NAMES.format("")
+        + " one name can match; name listeners with the same CAs, or say shared = true if that is meant"
+    ]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'match = { subject_cn = "payroll" }\nlisteners = "kmip"',
+        'match = { subject_cn = "payroll" }\nlisteners = ["partners"]',
+        'match = { subject_cn = "payroll" }\nlisteners = ["kmip", "partners"]\nshared = true',
+        f'match = {{ fingerprint_sha256 = "{PIN}" }}',
+    ],
+)
+def test_a_rule_may_say_so_by_listeners_or_by_a_fingerprint(folder: Path, said: str) -> None:
+    put_certificates(folder, PARTNERS)
+    load(write(folder, changed('match = { subject_cn = "payroll" }', said, ONE_NAME) + PARTNERS))
+
+
+def test_the_certificates_in_ca_files_count_and_not_the_files(folder: Path) -> None:
+    (folder / "partners-ca.pem").write_bytes(pair("clients-ca")[0])
+    load(write(folder, ONE_NAME + PARTNERS))
+    (folder / "partners-ca.pem").write_bytes(pair("clients-ca")[0] + pair("partners-ca")[0])
+    assert len(mistakes_in(folder, ONE_NAME + PARTNERS)) == 1
+    (folder / "clients-ca.pem").write_bytes(pair("partners-ca")[0] + pair("clients-ca")[0])
+    load(write(folder, ONE_NAME + PARTNERS))
+
+
+def test_a_listener_that_a_rule_names_is_there(folder: Path) -> None:
+    text = changed("shared = true", 'shared = true\nlisteners = ["kmip", "kmpi"]')
+    assert mistakes_in(folder, text) == [
+        'identities["everyone"].listeners: "kmpi" is the name of no listener; name some of "kmip"'
+    ]
+
+
+def test_the_summary_says_where_a_rule_holds(folder: Path) -> None:
+    lines = summary(load(write(folder, changed("shared = true", 'shared = true\nlisteners = "kmip"'))))
+    assert (
+        "identity everyone for subject_cn * on kmip: all of them one client to the key managers,"
+        " shown as gateway-client.pem"
+    ) in lines
+
+
+# How long messages may be ---------------------------------------------------------------------------------------------
+
+
+def test_what_can_be_registered_can_be_got_again_and_held_beside_its_request(folder: Path) -> None:
+    assert LimitsConfig().max_response_size > LimitsConfig().max_request_size
+    limits = "[limits]\nmax_request_size = 1000000\nmax_response_size = 1000000\nmax_buffered = 1999999\n"
+    assert mistakes_in(folder, SMALL + limits) == unfolded("""
+        limits.max_response_size: 1000000 is too little for max_request_size = 1000000: a key could be registered that
+            can never be got again; give at least 1004096
+        limits.max_buffered: 1999999 is less than max_request_size = 1000000 and max_response_size = 1000000 together,
+            which one client may need; give at least 2000000
+    """)
+    load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2101248\n"))
+
+
 # What is told to humans -----------------------------------------------------------------------------------------------
 
 
@@ -892,7 +970,7 @@ def test_the_summary_says_who_meets_whom(folder: Path) -> None:
         identity everyone for subject_cn *: all of them one client to the key managers, shown as gateway-client.pem
         identity second for subject_cn second: one client, shown as second.pem
         admin on 127.0.0.1:9696
-        limits: requests of 1 MiB, responses of 1 MiB, 1000 batch items, 32 levels
+        limits: requests of 1 MiB, responses of 2 MiB, 1000 batch items, 32 levels
         deadlines: 30 s for a request, 3 s of it to connect, 5 s of it in the queue; 10 s to drain
         key managers have the same objects at any time; marks by mark.key
         log: info and above, as text

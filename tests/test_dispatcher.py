@@ -529,3 +529,27 @@ def check_books(outcomes: list[Outcome], executed: list[tuple[str, str]], asked:
 @given(stories)
 def test_nothing_is_lost_and_nothing_is_done_twice_or_for_somebody_else(story: Story) -> None:
     trio.run(live_through, story, clock=MockClock(autojump_threshold=0))
+
+
+@in_virtual_time
+async def test_who_waits_for_a_key_manager_whose_address_goes_is_served_by_the_one_that_comes() -> None:
+    async with house("before", "after", places=1) as it:
+        before, after = it.backends
+        it.balancer.backends = (before,)
+        it.key_managers[0].operation_cost = 1.0
+        given_to: list[Answer] = []
+
+        async def create(number: int) -> None:
+            given_to.append(await it.ask(ask(f"key-{number}", Operation.CREATE)))
+
+        async with trio.open_nursery() as clients:
+            for number in range(5):
+                clients.start_soon(create, number)
+            await trio.sleep(0.5)  # one is on its way, the others wait
+            it.balancer.backends = (after,)
+            before.close("gone")
+
+        assert [answer.refusal for answer in given_to] == [None] * 5
+        assert [len(key_manager.executed) for key_manager in it.key_managers] == [1, 4]
+        it.balancer.backends = (before,)
+        assert "its address is not the key manager's any more" in (await it.ask(ask("key"))).detail

@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import select
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 import pytest
 import structlog
@@ -178,6 +181,80 @@ def test_a_closed_pipe_loses_lines_and_stops_nobody(monkeypatch: pytest.MonkeyPa
 
         assert lossy.dropped >= 1
         _empty(pipe)
+
+
+@pytest.fixture(params=["pipe", "socket"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, TextIO]]:
+    """A descriptor of which nobody has read yet, and a file that leads there."""
+    if request.param == "pipe":
+        reading, writing = os.pipe()
+    else:
+        reading, writing = (sock.detach() for sock in socket.socketpair())
+    with os.fdopen(writing, "w", buffering=1) as file:
+        yield reading, file
+    os.close(reading)
+
+
+def read_all(reading: int) -> list[str]:
+    """What is there to be read, in lines."""
+    said = b""
+    while select.select([reading], [], [], 0)[0]:
+        said += os.read(reading, 65536)
+    return said.decode().splitlines()
+
+
+def test_a_reader_that_stands_still_stops_nobody_and_hears_what_it_missed(
+    ends: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, file = ends
+    monkeypatch.setattr(sys, "stderr", file)
+    lossy = log.configure("info", "json")
+    logger = log.get("test")
+    for number in range(10_000):
+        logger.info("happened", number=number, padding="x" * 100)
+    heard = [json.loads(line) for line in read_all(reader)]
+    logger.info("again")
+    logger.info("and again")
+
+    assert [event["number"] for event in heard] == list(range(len(heard)))
+    assert 100 < len(heard) < 10_000
+    assert lossy.dropped == 10_000 - len(heard)
+    notice, *after = [json.loads(line) for line in read_all(reader)]
+    assert (notice["event"], notice["number"]) == ("log messages lost: their reader stood still", lossy.dropped)
+    assert [event["event"] for event in after] == ["again", "and again"]
+
+
+def test_a_message_of_any_length_is_written_whole_where_there_is_room(
+    ends: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, file = ends
+    monkeypatch.setattr(sys, "stderr", file)
+    log.configure("info", "json")
+    detail = "".join(chr(number) for number in range(0x100, 0x2000))
+
+    log.get("test").info("happened", detail=detail)
+
+    (line,) = read_all(reader)
+    assert json.loads(line)["detail"] == detail
+
+
+def test_a_message_for_which_there_is_no_room_is_cut_and_the_next_is_a_line_of_its_own(
+    ends: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, file = ends
+    monkeypatch.setattr(sys, "stderr", file)
+    lossy = log.configure("info", "json")
+    logger = log.get("test")
+
+    logger.info("too long", detail="x" * 10_000_000)
+    assert lossy.dropped == 1
+    begun = read_all(reader)
+    logger.info("short")
+
+    assert begun[0].startswith("{")
+    assert not begun[0].endswith("}")
+    rest, notice, short = read_all(reader)
+    assert (rest, json.loads(notice)["number"], json.loads(short)["event"]) == ("", 1, "short")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

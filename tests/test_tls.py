@@ -539,6 +539,25 @@ async def test_a_reset_is_noticed_by_who_reads_and_by_who_writes(certificates: C
                 await use(pair.server)
 
 
+async def test_what_went_wrong_with_one_client_is_not_taken_for_anothers(
+    certificates: Certificates, pair: Pair
+) -> None:
+    """What close_notify met there stays on OpenSSL's queue, which is the thread's; half a record is no end here."""
+    async with shaken(serving(certificates), asking(certificates)) as leaving:
+        await leaving.server.send_all(b"answer")
+        await leaving.client.receive_some()  # and the tickets: nothing is unread that would make a reset of its leaving
+        leaving.client.close()
+        await leaving.server.send_all(b"answer")
+        assert await leaving.server.receive_some() == b""
+        await leaving.server.aclose()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.server.receive_some)
+        await wait_all_tasks_blocked()
+        pair.client._socket.send(b"\x17\x03\x03\x00\x20")
+        await wait_all_tasks_blocked(0.005)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_broken_record_is_an_error(pair: Pair) -> None:
     pair.client._socket.send(b"\x17\x03\x03\x00\x20" + bytes(32))
     with pytest.raises(TlsError) as broken:

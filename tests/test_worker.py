@@ -1,5 +1,6 @@
 """One process of the gateway, built from a configuration, run, and drained."""
 
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -301,3 +302,23 @@ async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
 
     operations = {entry.operation for entry in read_journal(certificates.path("asked.jsonl"))}
     assert operations == {"Query", "Create"}
+
+
+@pytest.mark.parametrize(("allowed", "told"), [(10_127, True), (10_128, False)])
+async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_start(
+    certificates: Certificates,
+    allowed: int,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """10,000 clients, 64 sessions, and 64 for all else."""
+    before = structlog.get_config()
+    log.configure("warning", "text")
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (allowed, 1 << 20))
+
+    async with running(configure(certificates, free_port())):
+        pass
+
+    structlog.configure(**before)
+    assert ("fewer descriptors" in capsys.readouterr().err) is told

@@ -8,10 +8,12 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.config.files import first_of
+from gateway.config.files import first_of, trusted_by
 from gateway.config.mistakes import At, Mistake, path_of
 from gateway.config.model import LISTS, SECTIONS
 from gateway.config.values import Address
+
+_ENVELOPE: Final = 4096  # bytes by which the answer to a Get may be longer than the Register of what it gets
 
 #: Hosts that stand for every address of a family, and the family's version of IP.
 _EVERY: Final = {"0.0.0.0": 4, "::": 6}  # noqa: S104 - nothing is bound here
@@ -58,9 +60,12 @@ def crosschecked(draft: Draft, folder: Path) -> list[Mistake]:
         *_clashing_binds(draft),
         *_repeated_addresses(draft),
         *_shared_credentials(draft, folder),
+        *_unknown_listeners(draft),
+        *_rules_for_several_cas(draft, folder),
         *_too_many_idle(draft),
         *_over_the_deadline(draft),
         *_unknown_credential(draft),
+        *_sizes(draft),
     ]
 
 
@@ -128,6 +133,47 @@ def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
             )
 
 
+def _unknown_listeners(draft: Draft) -> Iterator[Mistake]:
+    known = [name for _, name in draft.column("listeners", "name")]
+    for at, value in draft.column("identities", "listeners"):
+        for name in _names(value):
+            if known and name not in known:
+                listed = ", ".join(f'"{each}"' for each in known)
+                yield Mistake(at, f'"{name}" is the name of no listener; name some of {listed}')
+
+
+def _rules_for_several_cas(draft: Draft, folder: Path) -> Iterator[Mistake]:
+    """A rule matches names, and a name says who somebody is only within the CAs that vouch for it.
+
+    So where listeners trust different CAs, each rule says whose names it means: by listeners that trust the same, or by
+    a fingerprint; or that all of them are one client.
+    """
+    names = {at[1]: name for at, name in draft.column("listeners", "name")}
+    trust = {
+        names[at[1]]: trusted_by(folder / value)
+        for at, value in draft.column("listeners", "client_ca")
+        if at[1] in names
+    }
+    matches = {at[1]: value for at, value in draft.column("identities", "match")}
+    shared = {at[1] for at, value in draft.column("identities", "shared") if value}
+    for at, value in draft.column("identities", "listeners"):
+        named = _names(value)
+        meant = [name for name in named or trust if name in trust]
+        other = next((name for name in meant if trust[name] != trust[meant[0]]), None)
+        if other is None or "fingerprint_sha256" in matches.get(at[1], ()) or (named and at[1] in shared):
+            continue
+        both = f'"{meant[0]}" and "{other}" trust different CAs, so that two clients of one name can match'
+        if named:
+            yield Mistake(at, f"{both}; name listeners with the same CAs, or say shared = true if that is meant")
+        else:
+            yield Mistake(at, f"missing, and {both}; name the listeners it is for, or match a fingerprint_sha256")
+
+
+def _names(value: Any) -> list[str]:
+    """A setting that is one name, or a list of them, as it stands in the file."""
+    return [value] if isinstance(value, str) else list(value)
+
+
 def _too_many_idle(draft: Draft) -> Iterator[Mistake]:
     min_idle = draft.setting("pool", "min_idle")
     smallest = min(draft.column("backends", "max_sessions"), key=lambda cell: cell[1], default=None)
@@ -157,3 +203,24 @@ def _unknown_credential(draft: Draft) -> Iterator[Mistake]:
     if credential and names and credential not in names:
         known = ", ".join(f'"{name}"' for name in names)
         yield Mistake(("health", "credential"), f'"{credential}" is the name of no identity; name one of {known}')
+
+
+def _sizes(draft: Draft) -> Iterator[Mistake]:
+    """What may be registered can be got again; and a request and its answer may be held together."""
+    request, response, buffered = (
+        draft.setting("limits", key) for key in ("max_request_size", "max_response_size", "max_buffered")
+    )
+    if request is None or response is None:
+        return
+    if response < request + _ENVELOPE:
+        yield Mistake(
+            ("limits", "max_response_size"),
+            f"{response} is too little for max_request_size = {request}: a key could be registered that can never be"
+            f" got again; give at least {request + _ENVELOPE}",
+        )
+    if buffered is not None and buffered < request + response:
+        yield Mistake(
+            ("limits", "max_buffered"),
+            f"{buffered} is less than max_request_size = {request} and max_response_size = {response} together, which"
+            f" one client may need; give at least {request + response}",
+        )

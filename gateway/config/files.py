@@ -47,6 +47,14 @@ def first_of(path: Path) -> x509.Certificate | Path:
         return path
 
 
+def trusted_by(path: Path) -> frozenset[x509.Certificate]:
+    """The certificates of a CA file; none where it can't be read any more."""
+    try:
+        return frozenset(certificates(path))
+    except ValueError:
+        return frozenset()
+
+
 def public_key(path: Path) -> bytes:
     """Read a file with a private key in PEM; return the public key that belongs to it. Raises ValueError."""
     data = _read(path)

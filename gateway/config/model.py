@@ -11,10 +11,12 @@ from gateway.config.values import (
     Bind,
     Fingerprints,
     Name,
+    Names,
     Networks,
     Patterns,
     PeerAddress,
     Pins,
+    ResponseSize,
     Seconds,
     ServerName,
     Size,
@@ -137,11 +139,12 @@ class IdentityConfig(Table):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
     To the key managers all whom the rule matches are one client, who sees all that is theirs. So a rule for many says
-    ``shared = true``, or is refused.
+    ``shared = true``, or is refused. ``listeners`` are the names of those whose clients it is for; none is all.
     """
 
     name: Name
     match: MatchConfig
+    listeners: Names = ()
     shared: bool = Field(default=False, strict=True, validate_default=True)
     certificate: CertificateFile
     private_key: PrivateKeyFile
@@ -243,7 +246,7 @@ class LimitsConfig(Table):
     """What one message may be, and what the whole gateway takes at once."""
 
     max_request_size: Size = 1024 * 1024
-    max_response_size: Size = 1024 * 1024
+    max_response_size: ResponseSize = 2 * 1024 * 1024
     max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
     max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000

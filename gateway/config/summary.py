@@ -67,7 +67,10 @@ def _replication(replication: ReplicationConfig) -> str:
 
 def _identity(identity: IdentityConfig) -> str:
     whose = "all of them one client to the key managers" if identity.shared else "one client"
-    return f"identity {identity.name} for {_match(identity.match)}: {whose}, shown as {identity.certificate.name}"
+    where = f" on {' or '.join(identity.listeners)}" if identity.listeners else ""
+    return (
+        f"identity {identity.name} for {_match(identity.match)}{where}: {whose}, shown as {identity.certificate.name}"
+    )
 
 
 def _certificates(config: Config) -> list[Path]:

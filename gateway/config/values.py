@@ -166,6 +166,7 @@ def network(value: object) -> str:
 
 
 Name = Annotated[str, BeforeValidator(_name)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_name))]
 Bind = Annotated[Address, BeforeValidator(_address)]
 PeerAddress = Annotated[Address, BeforeValidator(_address), AfterValidator(_reachable)]
 ServerName = Annotated[str, BeforeValidator(_server_name)]
@@ -177,3 +178,5 @@ Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 #: Strict everywhere: "10" in quotes, or true, is a mistake and not a number. A day bounds every wait.
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)]
 Size = Annotated[int, Field(strict=True, ge=1024, le=64 * 1024 * 1024)]
+#: No less than a key manager may need to answer a probe; and more than any request, whose key comes back in an answer.
+ResponseSize = Annotated[int, Field(strict=True, ge=64 * 1024, le=128 * 1024 * 1024)]

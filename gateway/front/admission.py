@@ -95,7 +95,7 @@ class Admission:
         self.max_buffered = max_buffered
         self.clients = 0
         self.requests = 0
-        self.buffered = 0  # bytes of messages that are not complete, or wait to be sent on
+        self.buffered = 0  # bytes of messages that are not complete, or wait to be sent on or taken
         self._allowances = allowances or {}
         self._accounts: OrderedDict[tuple[str, str, str], Account] = OrderedDict()
 

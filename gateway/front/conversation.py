@@ -30,6 +30,10 @@ _LONGEST_ANSWER: Final = 120.0  # s; the configuration allows a request no more 
 _LINGER: Final = 1.0  # s for a client to take its last answer before the connection is closed
 
 
+class UnreadError(GatewayError):
+    """An answer that its client does not take, and that there is no room to hold."""
+
+
 class Phase(Enum):
     """What a conversation is doing."""
 
@@ -126,12 +130,15 @@ class Conversation:
                     return "client"
                 self.requests += 1
                 ended = await self._serve(request)
+                del request  # it may be large, and the next one an hour away
                 if ended:
                     return ended
         except ProtocolError as error:
             return await self._refuse_message(error)
         except StreamClosedError:  # a reset between requests costs nobody anything: unread tickets are enough for one
             return "client" if self.phase is Phase.IDLE else "gone"
+        except UnreadError:
+            return "unread"
         except GatewayError:
             return "gone"
 
@@ -154,10 +161,8 @@ class Conversation:
                 raise
             finally:
                 account.end()
-            self._hold(0)
             await self._send_answer(answer, request, began)
         else:
-            self._hold(0)
             await self._refuse_over(limit, request)
         return "drain" if self._draining else ""
 
@@ -195,6 +200,16 @@ class Conversation:
             self._metrics.client_rejected.labels(Limit.BUFFERED.value).inc()
             raise BuffersFullError("the gateway holds too many bytes of requests just now; try again later")
         self._held = size
+
+    def _hold_answer(self, size: int) -> None:
+        """Hold an answer that its client has not taken at once, beside its request. Raises UnreadError as ``_hold``.
+
+        A part of it is sent, so that nothing can be said any more but by closing.
+        """
+        if not self._admission.buffer(size):
+            self._metrics.client_rejected.labels(Limit.BUFFERED.value).inc()
+            raise UnreadError("the gateway holds too many bytes of answers just now")
+        self._held += size
 
     def _begin(self, phase: Phase, seconds: float) -> None:
         """Enter a phase, and give it its deadline."""
@@ -258,7 +273,9 @@ class Conversation:
         sent = self._stream.send_now(frame)
         if sent < len(frame):
             self._begin(Phase.SENDING, self._limits.send_timeout)
+            self._hold_answer(len(frame))
             await self._stream.send_all(memoryview(frame)[sent:])
+        self._hold(0)
 
     async def _turn_away(self, request: Request, principal: Principal | None) -> str:
         if principal is None:

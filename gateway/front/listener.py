@@ -1,6 +1,5 @@
 """Listener: accepts clients, admits them, shakes hands under a deadline, and has a conversation with each."""
 
-import errno
 import socket
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway.dispatcher import Dispatcher
-from gateway.errors import GatewayError, TlsError
+from gateway.errors import OUT_OF_RESOURCES, GatewayError, TlsError
 from gateway.front.admission import Admission, Limit
 from gateway.front.conversation import Conversation, Limits, Phase
 from gateway.identity import Identities, Principal
@@ -22,7 +21,6 @@ from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
 _ACCEPTED_AT_ONCE: Final = 64  # connections taken before others get a turn
 _TOLD_AT_ONCE: Final = 64  # clients over a limit that may shake hands to hear so; others are closed
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LINGER: Final = 1.0  # s for a client to take the alert that ends its handshake
 _BREATH: Final = 0.1  # s without accepting when the process is out of descriptors or memory
 
@@ -111,8 +109,8 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    self._log.error("can't accept clients", reason=error.strerror)
+                if error.errno in OUT_OF_RESOURCES:
+                    self._throttle.warn(self._log, "accept", "can't accept clients", reason=error.strerror)
                     await trio.sleep(_BREATH)
                     return
                 continue  # the client has gone already

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from gateway.config import Address
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.health import Health, State
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.pool import Pool
+from gateway.upstream.session import Site
 from gateway.upstream.slots import Slots
 
 _SICK_CREDENTIALS: Final = 2  # whose sessions fail, before that is the backend's fault and not theirs
@@ -41,12 +43,13 @@ class Backend:
         health: Health | None = None,
         idle_limit: IdleLimit | None = None,
         traits: Traits | None = None,
-        known_as: str = "",
+        site: Site | None = None,
     ) -> None:
         self.name = name
-        self.known_as = known_as or name
+        self.known_as = name
         self.slots = slots
         self.pools = pools
+        self.site = site or Site()
         self.health = health or Health()
         self.idle_limit = idle_limit or IdleLimit(25.0)
         self.traits = traits or Traits()
@@ -114,10 +117,16 @@ class Backend:
             if others_serve(credential):
                 pool.interrupt_repeatable()
 
-    def close(self) -> None:
+    def move(self, address: Address, host: str) -> None:
+        """Its sessions are opened to this address from now on, and lead to this host, or anywhere where it is ""."""
+        self.site.address, self.site.host = address, host
+        for pool in self.pools.values():
+            pool.moved()
+
+    def close(self, why: str = "drain") -> None:
         """Close every pool."""
         for pool in self.pools.values():
-            pool.close()
+            pool.close(why)
 
 
 _NEVER: Final = float("-inf")

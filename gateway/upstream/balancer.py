@@ -44,6 +44,8 @@ class Balancer:
     @backends.setter
     def backends(self, backends: Sequence[Backend]) -> None:
         self._backends = backends
+        for backend in backends:
+            backend.turn = 0  # the turns are made of these: from what an old list has left, some would get none at all
         self._turns = [_turns(backends, Effect.READ), _turns(backends, Effect.MUTATE)] if self._takes_turns else []
 
     def order(
@@ -53,20 +55,17 @@ class Balancer:
 
         ``preferred`` comes before all, if it is available and may. Those that don't speak the version are passed over,
         unless none does. Those that are failing come last: where nothing else is left, trying them is better than
-        giving up.
+        giving up. Where all are replaced meanwhile, it goes on with those that have come.
         """
-        backends = self._backends
         if preferred is not None:
-            may = preferred in backends and preferred.accepts(effect) and preferred.speaks(version)
+            may = preferred in self._backends and preferred.accepts(effect) and preferred.speaks(version)
             first = preferred if may and preferred.is_available_to(credential) else None
         else:
             first = self._next_if_ready(credential, effect, version)
         if first is not None:
             yield first
-        left = [one for one in backends if one is not first and one.accepts(effect) and one.speaks(version)]
-        if not left and first is None:
-            left = [one for one in backends if one.accepts(effect)]
-        while left:
+        tried = [first]
+        while left := [one for one in self._candidates(effect, version) if one not in tried]:
             best = _FAILING * 10
             equals: list[Backend] = []
             for backend in left:
@@ -77,8 +76,13 @@ class Balancer:
                 elif rank == best:
                     equals.append(backend)
             chosen = equals[0] if len(equals) == 1 else self._choose(equals)
-            left.remove(chosen)
+            tried.append(chosen)
             yield chosen
+
+    def _candidates(self, effect: Effect, version: Version) -> list[Backend]:
+        """Those that may run such a request and speak its version; where none does, those that may run it."""
+        able = [one for one in self._backends if one.accepts(effect)]
+        return [one for one in able if one.speaks(version)] or able
 
     def _next_if_ready(self, credential: str, effect: Effect, version: Version) -> Backend | None:
         """Whose turn it is in the best tier, if no other can be better: it is up, and has a session at hand.

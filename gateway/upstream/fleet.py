@@ -1,8 +1,8 @@
 """The fleet: all backends, and those that come and go with the addresses of a name.
 
 A backend that is configured by a name with several addresses becomes one for each, called ``name/1``, ``name/2`` and so
-on; places are used again, so that labels of metrics stay few. While a name has one address it is one backend under its
-own name, and every session looks the name up.
+on; places are used again, so that labels of metrics stay few. While a name has one address it is one backend, and every
+session looks the name up; it is called as the name, unless it was one of several before: whoever stays keeps its name.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ Tend = Callable[[Backend], Awaitable[None]]
 
 
 class Member:
-    """One configured backend, and the backends that it is just now, by their hosts.
+    """One configured backend, and the backends that it is just now, by their hosts: IP addresses, once these are known.
 
     ``build`` makes a Backend of a name and an address.
     """
@@ -49,20 +49,21 @@ class Member:
 
         A host that was there keeps its backend, with its sessions and its health.
         """
-        wanted = list(hosts) if len(hosts) > 1 else [self.address.host]
-        gone = [self.backends.pop(host) for host in list(self.backends) if host not in wanted]
-        come = [self._add(host) for host in wanted if host not in self.backends]
-        if len(hosts) == 1:  # as it is known where the name has this address and others
-            self.backends[self.address.host].known_as = f"{self.name}/{hosts[0]}"
+        is_one = len(hosts) == 1
+        if is_one and len(self.backends) == 1:  # its next session finds where that is by itself
+            _host, backend = self.backends.popitem()
+            self.backends[hosts[0]] = backend
+        gone = [self.backends.pop(host) for host in list(self.backends) if host not in hosts]
+        come = [self._add(host, is_one=is_one) for host in hosts if host not in self.backends]
+        for host, backend in self.backends.items():
+            backend.known_as = f"{self.name}/{host}"  # whether there are others or not
+            backend.move(self.address if is_one else Address(host, self.address.port), "" if is_one else host)
         return come, gone
 
-    def _add(self, host: str) -> Backend:
-        name = self.name
-        if host != self.address.host:
-            taken = {backend.name for backend in self.backends.values()}
-            name = next(name for number in count(1) if (name := f"{self.name}/{number}") not in taken)
-        backend = self._build(name, Address(host, self.address.port))
-        self.backends[host] = backend
+    def _add(self, host: str, *, is_one: bool) -> Backend:
+        taken = {backend.name for backend in self.backends.values()}
+        numbered = (name for number in count(1) if (name := f"{self.name}/{number}") not in taken)
+        backend = self.backends[host] = self._build(self.name if is_one else next(numbered), self.address)
         return backend
 
 
@@ -112,7 +113,7 @@ class Fleet:
         for backend in come:
             nursery.start_soon(self._tend_one, backend)
         for backend in gone:
-            backend.close()
+            backend.close("gone")
             if backend in self._scopes:
                 self._scopes[backend].cancel()
         self._log.info("addresses changed", backend=member.name, come=_names(come), gone=_names(gone))

@@ -18,12 +18,13 @@ from gateway.kmip.messages import Request
 from gateway.upstream.health import Breaker
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.queue import FairQueue
-from gateway.upstream.session import PROBES, Opener, Session, State
+from gateway.upstream.session import PROBES, Opener, Session, Site, State
 from gateway.upstream.slots import Slots
 
 _OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential, when all is well
 _IDLE: Final = State.IDLE  # a member of an enumeration is slow to come by
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
+_BREATH: Final = 0.1  # s without opening when this process is out of descriptors or memory
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 
 
@@ -85,8 +86,8 @@ class PoolStatistics(NamedTuple):
 class Pool:
     """Lends sessions. ``spawn`` starts a background task in a nursery that outlives the pool's use.
 
-    ``probe`` is the cheap request with which a session proves itself alive; ``idle_limit`` is the backend's, shared by
-    its pools. The breaker tells whether requests should come here at all.
+    ``probe`` is the cheap request with which a session proves itself alive; ``idle_limit`` and ``site`` are the
+    backend's, shared by its pools. The breaker tells whether requests should come here at all.
 
     Invariants: idle, busy and opening together hold exactly the slots taken; nobody waits while a session is idle.
     """
@@ -104,6 +105,7 @@ class Pool:
         breaker: Breaker | None = None,
         idle_limit: IdleLimit | None = None,
         probe: Request = _DEFAULT_PROBE,
+        site: Site | None = None,
     ) -> None:
         self.backend = backend
         self.credential = credential
@@ -117,13 +119,15 @@ class Pool:
         self.alarms = Alarms(spawn)
         self._breaker = breaker or Breaker()
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
+        self._site = site or Site()
         self._idle: list[Session] = []  # longest idle first
         self._busy: set[Session] = set()
         self._opening = 0
         self._waiters: FairQueue[_Waiter] = FairQueue()
         self._pace = _OPENING_AT_ONCE
+        self._breathes_until = float("-inf")
         self._timed_out = False
-        self._closed = False
+        self._closed = ""  # or why
         slots.add(self)
 
     def __repr__(self) -> str:
@@ -184,7 +188,7 @@ class Pool:
         wait is the caller's affair.
         """
         if self._closed:
-            raise self._error("the gateway is shutting down", "draining")
+            raise self._error(CLOSED[self._closed], self._closed)
         waiter = _Waiter(principal)
         self._waiters.append(waiter)
         try:
@@ -198,7 +202,7 @@ class Pool:
                 self._waiters.remove(waiter)
             raise
         if waiter.session is None:
-            raise waiter.error or self._error("no session", "draining")
+            raise waiter.error or self._error("no session", "drain")
         return waiter.session
 
     def _check_queue(self, newcomer: _Waiter) -> None:
@@ -224,7 +228,7 @@ class Pool:
         if session.state is not _IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
-            self._discard(session, "drain")
+            self._discard(session, self._closed)
         elif now >= session.expires_at:
             self._discard(session, "lifetime")
         elif self._slots.owed_by(self):
@@ -302,7 +306,7 @@ class Pool:
         return 0 if self._busy and not self._breaker.may_try(trio.current_time()) else 1
 
     def _begin_to_open(self) -> bool:
-        if self._closed or not self._slots.take(self):
+        if self._closed or trio.current_time() < self._breathes_until or not self._slots.take(self):
             return False
         self._opening += 1
         self._spawn(self._open)
@@ -341,21 +345,28 @@ class Pool:
         session.expires_at = now + self._settings.max_lifetime * spread
         self.observer.session_opened(seconds)
         if self._closed:
-            self._discard(session, "drain")
+            self._discard(session, self._closed)
             return
-        self._offer(session, now)
+        if self._site.is_of(session):
+            self._offer(session, now)
+        else:
+            self._discard(session, "gone")
         self.open_if_wanted()
 
     def _failed(self, error: BackendError) -> None:
         """Pause; and let those waiters go and try elsewhere whom no session that is lent or being opened could serve.
 
-        The pause comes before the place is given back: whoever gets it must know.
+        The pause comes before the place is given back: whoever gets it must know. What this process is out of is not
+        the backend's fault.
         """
         now = trio.current_time()
-        if self._breaker.may_try(now):  # attempts that fail together are one failure
-            self._breaker.could_not_open(now)
-        self._pace = 1
-        self._timed_out = error.reason == "timeout"
+        if error.reason == "resources":
+            self._breathes_until = now + _BREATH
+        else:
+            if self._breaker.may_try(now):  # attempts that fail together are one failure
+                self._breaker.could_not_open(now)
+            self._pace = 1
+            self._timed_out = error.reason == "timeout"
         self.observer.session_open_failed(error)
         if not self._busy:
             self._dismiss_waiters(error, keep=self._opening)
@@ -427,8 +438,24 @@ class Pool:
         self._end(self._idle.pop(0), "yielded")
         return True
 
-    def close(self) -> None:
-        """Close what is idle, lend nothing more; what is lent is closed when it comes back."""
-        self._closed = True
-        self.drop_idle("drain")
-        self._dismiss_waiters(self._error("the gateway is shutting down", "draining"))
+    def moved(self) -> None:
+        """The backend is somewhere else by now: what leads to where it was is not lent any more."""
+        idle, self._idle = self._idle, []
+        for session in idle:
+            if self._site.is_of(session):
+                self._idle.append(session)
+            else:
+                self._discard(session, "gone")
+        for session in self._busy:
+            if not self._site.is_of(session):
+                session.expires_at = float("-inf")
+
+    def close(self, why: str = "drain") -> None:
+        """Close what is idle, lend nothing more; what is lent is closed when it comes back. ``why`` is of CLOSED."""
+        self._closed = why
+        self.drop_idle(why)
+        self._dismiss_waiters(self._error(CLOSED[why], why))
+
+
+#: Why a pool may be closed, and what is said to those who wait.
+CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "its address is not the key manager's any more"}

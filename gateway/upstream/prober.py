@@ -68,9 +68,11 @@ class Prober:
     async def probe(self) -> None:
         """Probe once, and tell Health."""
         began = time.perf_counter()
-        verdict = Verdict.FAILS
+        verdict: Verdict | None = Verdict.FAILS
         with trio.move_on_after(self._settings.timeout):
             verdict = await self._ask()
+        if verdict is None:
+            return
         if verdict is Verdict.FAILS:
             self._hang_up()
         else:
@@ -78,8 +80,13 @@ class Prober:
         self._backend.health.probed(verdict)
         self._metrics.probed(self._backend.name, verdict.value, time.perf_counter() - began)
 
-    async def _ask(self) -> Verdict:
-        """Ask on the session that is kept; where the peer has closed that in the meantime, on a fresh one."""
+    async def _ask(self) -> Verdict | None:
+        """Ask on the session that is kept; where the peer has closed that in the meantime, on a fresh one.
+
+        None where this process had no descriptor to ask with, which says nothing of the backend.
+        """
+        if self._session is not None and not self._backend.site.is_of(self._session):
+            self._hang_up()
         if self._session is not None:
             try:
                 return self._judge(await self._session.exchange(self._probe))
@@ -90,6 +97,8 @@ class Prober:
             if self._settings.asks_versions:
                 self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
             return self._judge(await self._session.exchange(self._probe))
+        except BackendError as error:
+            return None if error.reason == "resources" else Verdict.FAILS
         except Exception:  # noqa: BLE001 - as in Pool: what is odd about one backend must not end the gateway
             return Verdict.FAILS
 

@@ -18,7 +18,15 @@ from OpenSSL import SSL
 from gateway import tls
 from gateway.alarm import Alarm
 from gateway.config import Address
-from gateway.errors import BackendError, MessageTooLargeError, ProtocolError, Stage, StreamClosedError, TlsError
+from gateway.errors import (
+    OUT_OF_RESOURCES,
+    BackendError,
+    MessageTooLargeError,
+    ProtocolError,
+    Stage,
+    StreamClosedError,
+    TlsError,
+)
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
@@ -67,9 +75,9 @@ class Stream(Protocol):
 class Session:
     """A connection that the key manager has accepted.
 
-    ``backend`` is its name. ``expires_at`` and ``idle_since`` are in trio's time and belong to the pool, which lends
-    the session. ``is_repeatable`` says whether the request under way may be repeated elsewhere; ``alarm`` is for its
-    deadline.
+    ``backend`` is its name, ``peer`` the IP address that it leads to. ``expires_at`` and ``idle_since`` are in trio's
+    time and belong to the pool, which lends the session. ``is_repeatable`` says whether the request under way may be
+    repeated elsewhere; ``alarm`` is for its deadline.
     """
 
     __slots__ = (
@@ -82,13 +90,15 @@ class Session:
         "idle_since",
         "is_repeatable",
         "opened_at",
+        "peer",
         "requests",
         "stage",
         "state",
     )
 
-    def __init__(self, stream: Stream, backend: str, *, max_response_size: int) -> None:
+    def __init__(self, stream: Stream, backend: str, *, max_response_size: int, peer: str = "") -> None:
         self._stream = stream
+        self.peer = peer
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
         self.backend = backend
         self.state = State.IDLE
@@ -175,11 +185,31 @@ class Session:
         self.state = State.CLOSED
 
 
+_NOWHERE: Final = Address("", 0)
+
+
+class Site:
+    """Where a backend is, which may change: sessions are opened to ``address``, and lead to ``host``; "" is any."""
+
+    __slots__ = ("address", "host")
+
+    def __init__(self, address: Address = _NOWHERE, host: str = "") -> None:
+        self.address = address
+        self.host = host
+
+    def __repr__(self) -> str:
+        return f"<Site {self.address}>"
+
+    def is_of(self, session: Session) -> bool:
+        """Whether a session leads here."""
+        return self.host in {"", session.peer}
+
+
 class Target(NamedTuple):
     """What it takes to open sessions to one backend with one credential."""
 
     backend: str
-    address: Address
+    site: Site
     context: SSL.Context
     server_name: str | None
     pinned_sha256: frozenset[str]
@@ -196,15 +226,18 @@ async def open_session(target: Target) -> Session:
     In TLS 1.3 a server refuses a client's certificate only after the handshake, so that the proof is what tells.
     Raises BackendError, always with Stage.CONNECT: nothing of a client's was sent. The deadline is the caller's.
     """
+    address = target.site.address
     try:
-        sock = await _connect(target.address)
+        sock = await _connect(address)
     except OSError as error:
-        raise _refused(target, f"can't connect to {target.address}: {_reason(error)}", "connect") from None
+        reason = "resources" if error.errno in OUT_OF_RESOURCES else "connect"
+        raise _refused(target, f"can't connect to {address}: {_reason(error)}", reason) from None
+    peer = _peer_of(sock)
     stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
     try:
         await stream.handshake()
         tls.check_server(stream, target.server_name, target.pinned_sha256)
-        session = Session(stream, target.backend, max_response_size=target.max_response_size)
+        session = Session(stream, target.backend, max_response_size=target.max_response_size, peer=peer)
         await _prove(session, target)
     except TlsError as error:
         stream.close()
@@ -255,7 +288,11 @@ def _reason(error: OSError) -> str:
 
 async def _connect(address: Address) -> socket.socket:
     """A connected socket: the addresses of a name are tried in the resolver's order."""
-    found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        socket.socket().close()  # without a descriptor no name is found either, and that is what to say
+        raise
     failure: OSError | None = None
     for family, kind, protocol, _name, sockaddr in found:
         sock = trio.socket.socket(family, kind, protocol)
@@ -274,6 +311,14 @@ async def _connect(address: Address) -> socket.socket:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_DATA_TIMEOUT)
         return raw
     raise failure or OSError("the name has no address")
+
+
+def _peer_of(sock: socket.socket) -> str:
+    """The IP address at the other end; none where it has left already."""
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return ""
 
 
 #: The cheap requests that a backend's ``probe`` setting names.

@@ -233,13 +233,15 @@ private_key = "{key.name}"
 
 
 @contextmanager
-def running_gateway(certificates: Certificates, settings: GatewaySettings) -> Iterator[Gateway]:
-    """A gateway process, ready."""
+def running_gateway(
+    certificates: Certificates, settings: GatewaySettings, stderr: int | None = None
+) -> Iterator[Gateway]:
+    """A gateway process, ready. Its log is a file, unless ``stderr`` is where it goes."""
     port, admin_port = free_port(), free_port()
     config = write_config(certificates, settings, port, admin_port)
     log = certificates.path(f"gateway-{port}.log")
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "gateway", "run", str(config)], stderr=output)
+        process = subprocess.Popen([sys.executable, "-m", "gateway", "run", str(config)], stderr=stderr or output)
     gateway = Gateway(process, port, admin_port, certificates, log)
     with ended(process):
         wait_until(lambda: process.poll() is not None or gateway.is_ready(), "the gateway's start")

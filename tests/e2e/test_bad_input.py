@@ -525,3 +525,30 @@ async def _begin_a_large_one(head: bytes, gateway: Gateway) -> None:
     async with session(gateway) as client:
         await client.stream.send_all(head + os.urandom(100))
         await is_closed(client)
+
+
+async def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
+    """Not at the start, and not where strangers without a certificate have a lot written to it."""
+    certificates = Certificates(tmp_path)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports), writing) as gateway,
+    ):
+        with trio.fail_after(SOON):
+            async with session(gateway) as client:
+                for _ in range(3):
+                    with knock(gateway) as stranger:
+                        stranger.send(b"GET / HTTP/1.0\r\n\r\n")
+                        await ends(stranger)
+                    assert (await client.ask(create_key())).items[0].status == ResultStatus.SUCCESS
+        assert gateway.total("kmip_gateway_log_messages_dropped_total") >= 3
+        assert not os.read(reading, 1 << 20).strip(b"\0")
+    assert b"log messages lost" in os.read(reading, 1 << 20)  # said when it ends, since there is room again
+    os.close(reading)
+    os.close(writing)

@@ -4,14 +4,17 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import trio
 from OpenSSL import SSL
 
+from gateway.config import Address
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
-from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
+from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
+from gateway.lab.certs import Authority
 from gateway.lab.client import Client, client_context, connect, get_key, key_value
 from gateway.lab.keymanager.journal import read_journal
 from tests.e2e.harness import (
@@ -19,6 +22,7 @@ from tests.e2e.harness import (
     Gateway,
     GatewaySettings,
     Identity,
+    free_port,
     running_gateway,
     running_key_managers,
 )
@@ -149,3 +153,47 @@ async def test_an_identity_can_not_read_the_keys_of_another(gateway: Gateway) ->
         async with connect(gateway.address, blue, server_name="localhost") as client:
             refused = await client.ask(get_key(uid))
         assert refused.items[0].status == ResultStatus.OPERATION_FAILED
+
+
+async def test_a_client_of_another_ca_is_nobody_else_whatever_its_name_says(tmp_path: Path) -> None:
+    """Issuer and subject are the same to the letter; each listener trusts its own CA, and has rules of its own."""
+    certificates = Certificates(tmp_path)
+    impostor_ca = Authority("Clients CA", "ecdsa")
+    certificates.path("partners_ca.pem").write_bytes(impostor_ca.certificate_pem)
+    impostor_ca.issue_client("payroll").write(*certificates.pair("impostor"))
+    partners = Address("127.0.0.1", free_port())
+    identities = [
+        Identity("payroll", '{ subject_cn = "payroll" }\nlisteners = "kmip"', shared=False, credential="payroll"),
+        Identity("partner", '{ subject_cn = "payroll" }\nlisteners = "partners"', shared=False, credential="partner"),
+        Identity("staff", '{ subject_cn = "staff" }\nlisteners = "kmip"', shared=False, credential="staff"),
+    ]
+    listener = f"""
+[[listeners]]
+name = "partners"
+bind = "{partners}"
+certificate = "server.pem"
+private_key = "server.key"
+client_ca = "partners_ca.pem"
+"""
+    ca = certificates.path("gateway_ca.pem")
+    payroll, impostor = (
+        client_context(*pair, ca) for pair in (certificates.client("payroll"), certificates.pair("impostor"))
+    )
+    impostor_ca.issue_client("staff").write(*certificates.pair("staff"))
+    staff = client_context(*certificates.pair("staff"), ca)
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, identities, listener=listener)) as gateway,
+    ):
+        async with connect(gateway.address, payroll, server_name="localhost") as client:
+            registered = await client.ask(register(b"p" * 32))
+        uid = registered.items[0].unique_identifiers[0].decode()
+        async with connect(partners, impostor, server_name="localhost") as client:
+            refused = await client.ask(get_key(uid))
+        assert refused.items[0].status == ResultStatus.OPERATION_FAILED
+        async with connect(partners, staff, server_name="localhost") as client:
+            nobody = await client.ask(get_key(uid))
+        assert nobody.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+        with pytest.raises(GatewayError):
+            async with connect(gateway.address, impostor, server_name="localhost") as client:
+                await client.ask(get_key(uid))

@@ -3,9 +3,10 @@
 import socket
 import ssl
 import struct
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -357,7 +358,33 @@ async def test_a_request_that_has_its_answer_is_not_held_on_to(
             assert number_of(await client.ask(padded(100_000, number))) == number
             await wait_all_tasks_blocked(0.01)
             assert admission.buffered == 0
+            assert all(sys.getrefcount(asked) == 3 for asked in front.desk.asked)  # the desk's, and two for asking
     assert front.desk.answered == answered
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("most", [3, 10])
+async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many(
+    certificates: Certificates, most: int
+) -> None:
+    """Who takes none is closed where there is no room; who takes theirs has it, whatever the others do."""
+    admission = Admission(max_buffered=most * (8 << 20) + (1 << 20))
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
+        front.desk.answer_size = 8 << 20
+        for number in range(5):
+            client = await clients.enter_async_context(front.client())
+            await client.stream.send_all(padded(100_000))
+            await until(lambda: front.desk.answered > number)  # noqa: B023 - it is over before the next
+            await wait_all_tasks_blocked(0.01)
+        held = min(most, 5)
+        assert held * (8 << 20) < admission.buffered < held * (8 << 20) + (1 << 20)
+        assert front.count("client_rejected_total", reason="max_buffered") == 5 - held
+        assert front.errors == ({"unread": 5 - held} if held < 5 else {})
+        front.desk.answer_size = 100
+        async with front.client() as client:
+            assert number_of(await client.ask(request(7))) == 7
+        await trio.sleep(11)
+        assert admission.buffered == 0
 
 
 @pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])

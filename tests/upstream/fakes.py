@@ -16,7 +16,7 @@ from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.pool import Pool, PoolSettings
-from gateway.upstream.session import Opener, Session
+from gateway.upstream.session import Opener, Session, Site
 from gateway.upstream.slots import Slots
 
 MAX_RESPONSE_SIZE: Final = 1 << 16
@@ -177,7 +177,8 @@ class FakeKeyManager:
 
     ``behaviour`` is what happens to a request, ``greeting`` to a connection that is new. ``refusal`` is raised for
     whoever connects, or for a credential that is in ``refused``; ``is_reachable`` False lets them wait for ever. Costs
-    are in seconds. ``executed`` says which operations ran: as whom, on which object.
+    are in seconds; sessions lead to ``host`` as it was when they began. ``executed`` says which operations ran: as
+    whom, on which object.
     """
 
     def __init__(self, name: str = "atlanta", *, handshake_cost: float = 0.06, operation_cost: float = 0.005) -> None:
@@ -189,6 +190,7 @@ class FakeKeyManager:
         self.refusal: Exception | None = None
         self.refused: set[str] = set()
         self.is_reachable = True
+        self.host = ""
         self.attempts: list[float] = []
         self.connections: list[Connection] = []
         self.executed: list[tuple[str, str]] = []
@@ -201,9 +203,9 @@ class FakeKeyManager:
         """The connections that nobody has closed on our side."""
         return [connection for connection in self.connections if not connection.closed]
 
-    def refuse(self) -> None:
-        """From now on, refuse whoever connects."""
-        self.refusal = self._refusal("connect")
+    def refuse(self, reason: str = "connect") -> None:
+        """From now on, refuse whoever connects; or have our own side be short of something: resources."""
+        self.refusal = self._refusal(reason)
 
     def _refusal(self, reason: str) -> BackendError:
         return BackendError("refused", backend=self.name, stage=Stage.CONNECT, reason=reason)
@@ -226,6 +228,7 @@ class FakeKeyManager:
 
     async def _open(self, credential: str) -> Session:
         self.attempts.append(trio.current_time())
+        host = self.host
         await trio.sleep(self.handshake_cost if self.is_reachable else float("inf"))
         if self.refusal is not None:
             raise self.refusal
@@ -234,7 +237,7 @@ class FakeKeyManager:
         connection = Connection(self, credential)
         self.connections.append(connection)
         self.greeting(connection)
-        return proved(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
+        return proved(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE, peer=host))
 
 
 def proved(session: Session) -> Session:
@@ -297,6 +300,7 @@ def make_pool(
     *,
     credential: str = "red",
     slots: Slots | None = None,
+    site: Site | None = None,
 ) -> tuple[Pool, FakeObserver]:
     """A pool of sessions to a key manager, and who watches it. It has room for four, or what ``slots`` give."""
     observer = FakeObserver()
@@ -308,6 +312,7 @@ def make_pool(
         opener=key_manager.opener(credential),
         spawn=spawn,
         observer=observer,
+        site=site,
     )
     return pool, observer
 

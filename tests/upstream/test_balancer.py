@@ -164,14 +164,33 @@ def test_it_is_asked_anew_for_each_next_one() -> None:
 
 
 def test_backends_may_be_replaced_while_a_request_is_tried() -> None:
-    balancer = Balancer([backend("a"), backend("b")])
+    """Those that are gone let their waiters go: these must find the ones that have come."""
+    balancer = Balancer([backend("a"), backend("b"), stays := backend("c")])
     trying = balancer.order("red", Effect.READ, (1, 4))
     assert next(trying).name == "a"
 
-    balancer.backends = (backend("c"),)
+    balancer.backends = (stays, backend("d"))
+    assert next(trying).name in "cd"
+    balancer.backends = (*balancer.backends, backend("e"))
 
-    assert [each.name for each in trying] == ["b"]
-    assert order(balancer) == ["c"]
+    assert len({each.name for each in trying} - {"a", "b"}) == 2
+    assert sorted(order(balancer)) == ["c", "d", "e"]
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=20))
+def test_a_fleet_that_gets_smaller_or_larger_is_shared_evenly(before: int, after: int, busy: list[set[int]]) -> None:
+    backends = [backend(name) for name in "abcdef"]
+    balancer = Balancer(backends[:before])
+    for full in busy:
+        for index, each in enumerate(backends):
+            pool_of(each).has_room = index not in full
+        firsts(balancer, 1)
+    for each in backends:
+        pool_of(each).has_room = True
+
+    balancer.backends = tuple(backends[:after])
+
+    assert Counter(firsts(balancer, after * 10)) == {each.name: 10 for each in backends[:after]}
 
 
 # Roles and versions ------------------------------------------------------------------------------------------------

@@ -158,12 +158,12 @@ def test_a_good_mark_of_a_backend_that_is_not_there_is_no_forgery() -> None:
 
 
 def test_a_mark_of_an_address_outlives_the_addresses_beside_it() -> None:
-    def build(name: str, address: Address) -> Backend:
-        return Backend(name, Slots(1), {}, known_as="kms" if name == "kms" else f"kms/{address.host}")
+    def build(name: str, _address: Address) -> Backend:
+        return Backend(name, Slots(1), {})
 
     member, marks = Member("kms", Address("kms.example.com", 5696), build), Marks([KEY])
     member.update(["192.0.2.1"])
-    alone = poll(marked(marks, backend=member.backends["kms.example.com"].known_as))
+    alone = poll(marked(marks, backend=member.backends["192.0.2.1"].known_as))
     member.update(["192.0.2.1", "192.0.2.2"])
     beside = poll(marked(marks, backend=member.backends["192.0.2.1"].known_as))
 

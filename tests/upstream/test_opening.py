@@ -1,7 +1,10 @@
 """Opening a session, over real TLS on the loopback: it is a session only when the key manager has answered on it."""
 
+import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +23,7 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
 from gateway.lab.certs import Authority
-from gateway.upstream.session import PROBES, State, Target, open_session
+from gateway.upstream.session import PROBES, Site, State, Target, open_session
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
 Answer = Callable[[Request], bytes | None]
@@ -90,6 +93,16 @@ class Server:
             stream.close()
 
 
+class NoNames(trio.abc.HostnameResolver):
+    """A name server that knows none."""
+
+    async def getaddrinfo(self, *_arguments: object) -> list[object]:  # type: ignore[override]
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_arguments: object) -> tuple[str, str]:
+        raise NotImplementedError
+
+
 class Meeting(NamedTuple):
     """A server, and what a gateway would need to open sessions to it."""
 
@@ -115,7 +128,7 @@ async def meet(
     pins = frozenset[str]() if pinned is None else frozenset({fingerprint(site / f"{pinned}.pem")})
     name = None if ca is None else "localhost"
     return Meeting(
-        server, Target("atlanta", address, context, name, pins, MAX_RESPONSE_SIZE, PROBES["discover-versions"])
+        server, Target("atlanta", Site(address), context, name, pins, MAX_RESPONSE_SIZE, PROBES["discover-versions"])
     )
 
 
@@ -137,7 +150,7 @@ async def test_a_session_is_opened_proves_itself_and_carries_requests(nursery: t
 
     with trio.fail_after(DEADLINE):
         session = await open_session(target)
-        assert (session.state, session.requests) == (State.IDLE, 0)
+        assert (session.state, session.requests, session.peer) == (State.IDLE, 0, "127.0.0.1")
         response = await session.exchange(ask("key-1"))
         assert session.is_quiet()  # session tickets have come, and don't count
         session.close()
@@ -233,24 +246,42 @@ async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, s
     _server, target = await meet(nursery, site)
     with socket.socket() as sock:  # bound, and not listening
         sock.bind(("127.0.0.1", 0))
-        error = await refusal_of(target._replace(address=Address("127.0.0.1", sock.getsockname()[1])))
+        error = await refusal_of(target._replace(site=Site(Address("127.0.0.1", sock.getsockname()[1]))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
     assert "Connection refused" in str(error)
 
 
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """This process gets no further descriptor, for the length of a block."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "kms.invalid"])
+async def test_that_we_have_no_descriptor_is_told_apart(nursery: trio.Nursery, site: Path, host: str) -> None:
+    """From a key manager that refuses, and from a name that is not known: both would be held against it."""
+    _server, target = await meet(nursery, site)
+    trio.socket.set_custom_hostname_resolver(NoNames() if host == "kms.invalid" else None)
+    with without_descriptors():
+        error = await refusal_of(target._replace(site=Site(Address(host, 5696))))
+
+    assert (error.stage, error.reason) == (Stage.CONNECT, "resources")
+    assert "Too many open files" in str(error)
+
+
 async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site: Path) -> None:
     _server, target = await meet(nursery, site)
 
-    class NoNames(trio.abc.HostnameResolver):
-        async def getaddrinfo(self, *_arguments: object) -> list[object]:  # type: ignore[override]
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-        async def getnameinfo(self, *_arguments: object) -> tuple[str, str]:
-            raise NotImplementedError
-
     trio.socket.set_custom_hostname_resolver(NoNames())
-    error = await refusal_of(target._replace(address=Address("kms.invalid", 5696)))
+    error = await refusal_of(target._replace(site=Site(Address("kms.invalid", 5696))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
     assert "Name or service not known" in str(error)

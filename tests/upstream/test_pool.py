@@ -10,11 +10,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import Address
 from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsError
 from gateway.kmip.messages import Request
+from gateway.upstream.backend import Backend
 from gateway.upstream.keeper import keep_warm
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Session
+from gateway.upstream.session import Session, Site
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import (
     SETTINGS,
@@ -955,7 +957,7 @@ async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
     await wait_all_tasks_blocked()
 
     assert isinstance(other.error, BackendError)
-    assert other.error.reason == "draining"
+    assert other.error.reason == "drain"
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=2 opening=0 waiting=0>"
 
     pool.give_back(lent)
@@ -963,6 +965,85 @@ async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
     assert observer.closed == {"drain": 2}
     assert slots.used == 0
     assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_what_leads_elsewhere_than_the_backend_is_by_now_is_not_lent(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    site, slots = Site(), Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, site=site)
+    backend = Backend("kms", slots, {"red": pool}, site=site)
+    atlanta.host = "192.0.2.1"
+    stays = await lease(pool)
+    atlanta.host = "192.0.2.2"
+    lent, idle = await lease(pool), await lease(pool)
+    pool.give_back(idle)
+
+    backend.move(Address("192.0.2.1", 5696), "192.0.2.1")
+
+    assert pool.take() is None
+    pool.give_back(lent)
+    assert observer.closed == {"gone": 1, "lifetime": 1}
+    pool.give_back(stays)
+    assert pool.take() is stays
+
+
+@in_virtual_time
+async def test_nor_is_what_was_being_opened_and_who_waits_for_it_gets_another(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    site, slots = Site(), Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, site=site)
+    atlanta.host = "192.0.2.2"
+    (waiter,) = await waiting(pool, nursery, 1)
+
+    Backend("kms", slots, {"red": pool}, site=site).move(Address("192.0.2.1", 5696), "192.0.2.1")
+    atlanta.host = "192.0.2.1"
+    await trio.sleep(1)
+
+    assert waiter.session is not None
+    assert waiter.session.peer == "192.0.2.1"
+    assert observer.closed == {"gone": 1}
+    assert slots.used == 1
+
+
+@in_virtual_time
+async def test_what_we_are_short_of_ourselves_is_not_held_against_the_backend(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """Who could be served by what is lent waits; and it is tried again ten times a second, not all the time."""
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    lent = await lease(pool)
+    atlanta.refuse("resources")
+    (waiter,) = await waiting(pool, nursery, 1)
+    async with kept_warm(pool):
+        await trio.sleep(10)
+        assert not pool.is_failing
+        assert waiter.error is None
+        assert 20 <= len(observer.failed) <= 100
+        pool.give_back(lent)
+        await wait_all_tasks_blocked()
+        assert waiter.session is lent
+
+        (waiter,) = await waiting(pool, nursery, 1)
+        atlanta.recover()
+        await trio.sleep(1)
+    assert waiter.session is not None
+
+
+@in_virtual_time
+async def test_who_waits_while_we_are_short_and_nothing_is_lent_is_told_so(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _observer = make_pool(atlanta, nursery.start_soon)
+    atlanta.refuse("resources")
+    async with kept_warm(pool):
+        for _ in range(5):
+            with pytest.raises(BackendError) as short, trio.fail_after(1):
+                await pool.wait()
+            assert short.value.reason == "resources"
+    assert not pool.is_failing
 
 
 @in_virtual_time

@@ -9,6 +9,7 @@ import trio
 from structlog.testing import LogCapture
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import Address
 from gateway.errors import BackendError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
@@ -84,6 +85,36 @@ async def test_it_asks_now_and_then_on_one_session(nursery: trio.Nursery, atlant
     assert 29 <= len(asked_at) <= 32
     assert repr(backend.health).startswith("<Health up: serves")
     assert backend.slots.used == 0  # its session is none of the pools'
+
+
+@in_virtual_time
+async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta)
+    atlanta.host = "192.0.2.2"
+    await prober.probe()
+
+    backend.move(Address("192.0.2.1", 5696), "192.0.2.1")
+    atlanta.host = "192.0.2.1"
+    await states(prober, backend, 2)
+
+    assert [len(connection.sent) for connection in atlanta.connections] == [2, 3]
+    assert [connection.closed for connection in atlanta.connections] == [["politely"], []]
+
+
+@in_virtual_time
+async def test_without_a_descriptor_to_ask_with_nothing_is_known(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, atlanta)
+    atlanta.refuse("resources")
+    assert await states(prober, backend, 5) == ["up"] * 5
+
+    atlanta.refuse()
+    assert await states(prober, backend, 1) == ["down"]  # the first verdict of all counts at once
 
 
 @in_virtual_time
