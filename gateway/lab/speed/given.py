@@ -124,7 +124,9 @@ def target_of(configuration: Path | None, *, no_discover: bool, **given: Any) ->
     if no_discover:
         told["discover"] = False
     if configuration is not None:
-        target = replace(qclient.read(configuration), **told)
+        target = qclient.read(configuration)
+        named_by = {name: where for name, where in target.named_by.items() if name not in told}
+        target = replace(target, **told, named_by=named_by)
     else:
         missing = [option for name, option in _NEEDED.items() if name not in told]
         if missing:

@@ -102,12 +102,28 @@ def test_a_qclient_configuration_file_with_an_encrypted_key(serve: Serve, tmp_pa
         files = f"Certificate=PEM:'{here}/gateway-client.pem', CA_Cert=PEM:'{here}/kms-ca.pem'"
         where = f"Host='127.0.0.1', Port='{server.port}', {files}, Private=PEM:'key.pem'"
         for password, status in (":'password'", 0), (":'wrong'", 2), ("", 2):
-            (tmp_path / "kmip.cfg").write_text(f"Session={{{where}{password}}}")
+            (tmp_path / "kmip.cfg").write_text(f"Session={{\n{where}{password}}}")
             result = speed(f"@{tmp_path / 'kmip.cfg'}", "--get", "--repeat=2", "--clients=2")
             assert result.exit_code == status, result.output
             if status:
-                assert result.stderr.startswith(f"private key {tmp_path / 'key.pem'}: ")
+                said = f"{tmp_path / 'kmip.cfg'}:2: Session: Private: {tmp_path / 'key.pem'}: "
+                assert result.stderr.startswith(said)
                 assert len(result.stderr.splitlines()) == 1
+
+
+def test_files_of_a_qclient_configuration_file_that_are_no_pem(tmp_path: Path) -> None:
+    """Each is told with the line that names it; what an option gives in its place is not."""
+    (tmp_path / "empty.pem").touch()
+    files = [f"{name}=PEM:'empty.pem'" for name in ("CA_Cert", "Public", "Private")]
+    (tmp_path / "kmip.cfg").write_text("Session={Host=localhost,\n" + ",\n".join(files) + "}")
+    result = speed(f"@{tmp_path / 'kmip.cfg'}", "--get", f"--ca={tmp_path / 'empty.pem'}")
+    assert result.exit_code == 2
+    empty = tmp_path / "empty.pem"
+    assert result.stderr.splitlines() == [
+        f"{tmp_path}/kmip.cfg:3: Session: Public: {empty}: holds no certificate in PEM; give the client's certificate",
+        f"{tmp_path}/kmip.cfg:4: Session: Private: {empty}: holds no private key in PEM; give one",
+        f"CA {empty}: holds no certificate in PEM; give the CA that the server's certificate comes from",
+    ]
 
 
 # What goes wrong ----------------------------------------------------------------------------------------------------
