@@ -3,6 +3,7 @@
 import json
 import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def test_some_errors_among_many_operations(serve: Serve) -> None:
     assert one["operations"] == 17
     assert sum(error["count"] for error in one["errors"]) == 3
     assert one["full_handshakes"] == 4
+    assert not any("trust" in error["example"] for error in one["errors"])
 
 
 def test_a_client_gives_up_and_says_how_much_it_left_out(serve: Serve) -> None:
@@ -170,7 +172,38 @@ def test_nobody_listens(certificates: Path) -> None:
 def test_the_servers_certificate_is_of_another_ca(serve: Serve) -> None:
     with serve({"fault": "wrong_certificate"}) as server:
         result = speed(*server.options, "--get")
-    assert (result.exit_code, result.stderr) == (1, "Error: handshake: certificate verify failed\n")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: handshake with {server.address}: certificate verify failed, its certificate does not come from "
+        f"{server.certificates / 'kms-ca.pem'}; give the right --ca, or CA_Cert in a configuration file\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [
+        (b"", "the server did not answer in time"),
+        (b"220 mail.example.com ESMTP ready\r\n", "wrong version number"),
+    ],
+)
+def test_who_listens_there_is_no_kmip_server(certificates: Path, greeting: bytes, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(f"127.0.0.1:{listener.getsockname()[1]}", certificates, certificates)
+
+        def greet() -> None:
+            with listener.accept()[0] as client:
+                client.sendall(greeting)
+                client.settimeout(10)
+                while client.recv(4096):
+                    pass
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(greet)
+            result = speed(*server.options, "--get", "--timeout=0.3")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: handshake with {server.address}: {words}, is it the port of a KMIP server, which speaks TLS?\n"
+    )
 
 
 def test_the_servers_certificate_is_for_another_name(serve: Serve) -> None:
@@ -198,6 +231,8 @@ def test_the_server_does_not_know_the_client(serve: Serve) -> None:
         (["--get", "--clients=many"], "'many' is no number of clients; write 5, 1-10 or 1,2,5"),
         (["--get", "--kmip-version=1.9"], "'1.9' is not spoken here; choose from 1.0"),
         (["--get", "--address=here"], "has no port"),
+        (["--get", "--server-name=a..b"], "'a..b' is no host name, and no IP address"),
+        (["--get", "--server-name="], "'' is no host name"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], words: str) -> None:
