@@ -64,7 +64,7 @@ def speed() -> None:
 
 def _operation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, measurable in reversed(OPERATIONS.items()):
-        option = click.option(f"--{name.replace('_', '-')}", name, is_flag=True, help=f"{measurable.title}.")
+        option = click.option(f"--{name}", is_flag=True, help=f"{measurable.title}.")
         command = option(command)
     return command
 
@@ -102,9 +102,9 @@ def measure_command(
 
     Exit status: 0, 1 where an operation failed or not everything was measured, 2 where options or files are wrong.
     """
-    names = [name for name in OPERATIONS if given.pop(name)]
+    names = [name for name in OPERATIONS if given.pop(name.replace("-", "_"))]
     if not names:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in OPERATIONS)
+        options = ", ".join(f"--{name}" for name in OPERATIONS)
         raise click.UsageError(f"nothing to measure; give one or more of {options}")
     try:
         target = target_of(given.pop("configuration"), **given)

@@ -21,7 +21,7 @@ from gateway.lab.keymanager import read_journal
 from gateway.lab.speed.operations import OPERATIONS
 from tests.lab.speed.conftest import Serve, Server
 
-ALL = [f"--{name.replace('_', '-')}" for name in OPERATIONS]
+ALL = [f"--{name}" for name in OPERATIONS]
 
 
 def speed(*arguments: str) -> Result:
