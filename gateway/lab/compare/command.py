@@ -125,9 +125,10 @@ def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
     library = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1]
     versions = [f"gateway on {interpreter()}, OpenSSL {library}"] if GATEWAY in plan.proxies else []
     versions += [version(name) for name in plan.proxies if name not in {GATEWAY, DIRECT}]
+    rounds = f"{plan.rounds} rounds, {plan.seconds:g} s for each run"
     lines = [
         f"{os.cpu_count()} processors; {'; '.join(versions)}.",
-        f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {plan.rounds} rounds, {plan.seconds:g} s for each run.",
+        f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {rounds}; idle clients are measured once.",
     ]
     if os.getloadavg()[0] > _QUIET:
         lines.append(f"Load average {os.getloadavg()[0]:.1f} at the beginning: the work of others is in these figures.")
