@@ -419,6 +419,10 @@ wrong host name
   - "127.0.0.1:15696"
   + "-kms:15696"
   = backends["atlanta-001"].address: has the host "-kms", which is no host name; give a host name or an IP address
+host name with an empty label
+  - "127.0.0.1:15696"
+  + "kms..:15696"
+  = backends["atlanta-001"].address: has the host "kms..", which is no host name; give a host name or an IP address
 URL for an address
   - "127.0.0.1:15696"
   + "https://user:secret@kms:15696/"

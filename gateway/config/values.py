@@ -68,7 +68,7 @@ def _host(host: str) -> str:
         return _ipv6(host[1:-1])
     if ":" in host:
         raise ValueError('has several colons; write an IPv6 address in brackets, as "[::1]:5696"')
-    labels = host.rstrip(".").split(".")
+    labels = host.removesuffix(".").split(".")
     if labels[-1].isdecimal():
         return _ipv4(host)
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):

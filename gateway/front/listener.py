@@ -196,7 +196,9 @@ class Listener:
             certificate = stream.peer_certificate_der()
             return None if certificate is None else self._identities.identify(certificate)
         except (TlsError, *UNREADABLE_CERTIFICATE) as error:
-            self._log.warning("client certificate can't be read", peer=peer, detail=repr(error))
+            self._throttle.warn(
+                self._log, "certificate", "client certificate can't be read", peer=peer, detail=repr(error)
+            )
             return None
 
     def _failed(self, reason: str) -> None:
