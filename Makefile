@@ -17,10 +17,10 @@ chaos: $(VENV)/development  ## A minute of it, and the balance; CHAOS_SECONDS, S
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
 
 report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for speed report
-	$(BIN)/kmip-gateway speed report $(ARGS)
+	$(BIN)/kmip-gateway speed report --save docs/speed-report.json $(ARGS)
 
-report-full: $(VENV)/development  ## The same at the note's own size, with one to ten clients: some hours
-	$(BIN)/kmip-gateway speed report --scale 1 --clients 1-10 $(ARGS)
+report-full: $(VENV)/development  ## The same at the note's own size: some hours
+	$(BIN)/kmip-gateway speed report --save docs/speed-report.json --scale 1 $(ARGS)
 
 check: $(VENV)/development  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -52,11 +52,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: $(VENV)/bin/python requirements.lock pyproject.toml
+	@echo "Installing into $(VENV), about half a minute"
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 $(VENV)/development: $(VENV)/bin/python requirements-dev.lock pyproject.toml
+	@echo "Installing into $(VENV), about half a minute"
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@ $(VENV)/runtime

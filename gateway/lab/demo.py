@@ -194,6 +194,12 @@ def _invite(place: Place, console: Console) -> None:
         f"-verify_hostname localhost -quiet"
     )
     console.print(f"  {command}", soft_wrap=True, highlight=False)
+    speed = (
+        f"{sys.executable} -m gateway speed --get --no-reuse --clients 1-10 --address {place.gateway} "
+        f"--server-name localhost --certificate {certificate} --private-key {key} --ca {ca}"
+    )
+    console.print("or, to measure it with one to ten clients that open a session for every Get:")
+    console.print(f"  {speed}", soft_wrap=True, highlight=False)
     pykmip = (
         f"from kmip.pie.client import ProxyKmipClient as C; c = C('{place.gateway.host}', {place.gateway.port}, "
         f"'{certificate}', '{key}', '{ca}', config_file='{os.devnull}'); c.open(); print(c.locate())"

@@ -1,8 +1,16 @@
 """The demo and the measurement, as a newcomer types them; short."""
 
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
+
+import trio
+from rich.console import Console
+
+from gateway.lab.demo import _invite
+from gateway.lab.programs import prepare, programs
 
 
 def run(*arguments: str) -> str:
@@ -18,6 +26,18 @@ def test_the_demo_ends_by_itself_and_prints_the_ratio() -> None:
     assert found is not None
     assert float(found[1]) > 1
     assert "openssl" not in said  # no commands with certificates that are gone
+
+
+async def test_the_command_that_measures_the_demo_works_as_it_is_printed(tmp_path: Path) -> None:
+    place = prepare(tmp_path)
+    console = Console(record=True, width=60)  # a narrow terminal breaks no line of a command
+    _invite(place, console)
+    (command,) = (line for line in console.export_text().splitlines() if " speed " in line)
+    words = [{"1-10": "1,2"}.get(word, word) for word in shlex.split(command)]
+    async with programs(place):
+        ended = await trio.run_process([*words, "--repeat=3"], capture_stdout=True, capture_stderr=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "a fresh session for every operation" in ended.stdout.decode()
 
 
 def test_the_gateways_own_cpu_time_is_measured() -> None:

@@ -60,7 +60,7 @@ class Case:
         return not self.is_latency and not self.rate
 
 
-_HSM_WARM_UP: Final = 0.7  # s: ten clients need five sessions to each backend, 60 ms each
+_HSM_WARM_UP: Final = 0.7  # s: ten clients begin with five handshakes at each backend, 60 ms each
 
 _TABLE: Final = (
     Case("fresh", "new connection + 1 Get", "fresh", 8, Backends.FREE, "fresh"),

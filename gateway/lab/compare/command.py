@@ -1,7 +1,6 @@
 """The command ``compare``: the gateway beside HAProxy, nginx and no proxy at all."""
 
 import os
-import platform
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -15,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gateway.lab.compare import report
 from gateway.lab.compare.cases import CASES, Case
 from gateway.lab.compare.figures import Figures, Sample
-from gateway.lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, missing, version
+from gateway.lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, interpreter, missing, version
 from gateway.lab.compare.running import Plan
 from gateway.lab.compare.running import compare as run_all
 from gateway.lab.ending import unless_ended
@@ -124,11 +123,12 @@ def _leaves(group: BaseExceptionGroup[click.ClickException]) -> list[click.Click
 def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
     """What was measured on, and what is missing."""
     library = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1]
-    versions = [f"gateway on Python {platform.python_version()}, OpenSSL {library}"] if GATEWAY in plan.proxies else []
+    versions = [f"gateway on {interpreter()}, OpenSSL {library}"] if GATEWAY in plan.proxies else []
     versions += [version(name) for name in plan.proxies if name not in {GATEWAY, DIRECT}]
+    rounds = f"{plan.rounds} rounds, {plan.seconds:g} s for each run"
     lines = [
         f"{os.cpu_count()} processors; {'; '.join(versions)}.",
-        f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {plan.rounds} rounds, {plan.seconds:g} s for each run.",
+        f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {rounds}; idle clients are measured once.",
     ]
     if os.getloadavg()[0] > _QUIET:
         lines.append(f"Load average {os.getloadavg()[0]:.1f} at the beginning: the work of others is in these figures.")

@@ -99,6 +99,10 @@ class Figures:
         fastest = max((found for found in rates if found is not None), default=None)
         return alone is not None and fastest is not None and alone >= HEADROOM * fastest
 
+    def times_count(self, case: str) -> bool:
+        """Whether the times of a case are the proxies' own: of clients that never wait, they are the rate again."""
+        return self.rates_count(case) or not CASES[case].compares_rates
+
     def troubles(self) -> list[str]:
         """What should not have happened, one line each: errors, and full handshakes where sessions are resumed."""
         lines = []

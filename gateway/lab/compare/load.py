@@ -52,7 +52,8 @@ class Job:
 class Measured:
     """What came of it: times in seconds, ``cpu`` of the whole proxy, ``memory`` in bytes for one idle client.
 
-    ``full_handshakes`` is counted where sessions are resumed, and should be none.
+    ``full_handshakes`` is counted where sessions are resumed, and should be none. ``opened`` is how many sessions the
+    gateway opened to backends meanwhile, which is told by whoever runs the load.
     """
 
     operations: int = 0
@@ -63,6 +64,7 @@ class Measured:
     memory: float = 0.0
     errors: int = 0
     full_handshakes: int = 0
+    opened: int = 0
 
 
 class _Load:

@@ -23,7 +23,7 @@ from gateway.lab.client import client_context, connect, create_key, get_key
 from gateway.lab.compare import wire
 from gateway.lab.compare.cases import HANDSHAKE_COST, OPERATION_COST, Backends
 from gateway.lab.compare.configurations import Setting
-from gateway.lab.compare.proxies import DIRECT, PROXIES
+from gateway.lab.compare.proxies import DIRECT, GATEWAY, PROXIES
 
 _BACKENDS: Final = 2
 _START_TIMEOUT: Final = 20.0  # s
@@ -33,13 +33,17 @@ _LAST_WORDS: Final = 4096  # bytes
 
 @dataclass(frozen=True)
 class Target:
-    """Where a load goes: addresses, the names of credential and CA, and the sessions of the proxy's processes."""
+    """Where a load goes: addresses, the names of credential and CA, and the sessions of the proxy's processes.
+
+    ``admin`` is where the gateway tells its metrics.
+    """
 
     name: str
     addresses: list[Address]
     credential: str
     ca: str
     sessions: list[int]
+    admin: Address | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ async def place(
                 front, spare = _free_addresses(2)
                 command = PROXIES[name](Setting(directory, front, spare, backends)).run
                 session = await stack.enter_async_context(_program(name, command, mine.proxy))
-                targets[name] = Target(name, [front], "client", "gateway-ca.pem", [session])
+                admin = spare if name == GATEWAY else None
+                targets[name] = Target(name, [front], "client", "gateway-ca.pem", [session], admin)
                 await _until_serving(directory, targets[name], request)
         yield targets, request
 

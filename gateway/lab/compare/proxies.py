@@ -1,9 +1,11 @@
 """The proxies of the comparison: which are there, of which version, and the command lines that run them."""
 
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,24 @@ def version(name: str) -> str:
         number, library = r"nginx/(\S+)", r"(?:running|built) with OpenSSL [^(]*?(\S+) \d+ \w+ \d+\)?$"
     found = [re.search(pattern, said, re.MULTILINE) for pattern in (number, library)]
     return f"{name} {found[0][1] if found[0] else '?'}, OpenSSL {found[1][1] if found[1] else '?'}"
+
+
+def interpreter() -> str:
+    """The Python that the gateway runs on: version, and how it was built."""
+    options = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    built = f"{platform.python_compiler()}, {platform.python_build()[1]}"
+    return f"Python {platform.python_version()} ({_build(options)}; {built})"
+
+
+def _build(options: str) -> str:
+    """Whether Python was optimised by a profile, as far as the options of its build tell.
+
+    Debian and Ubuntu do that without the option, by a target of their own; their builds are known by where they keep
+    wheels.
+    """
+    if "--enable-optimizations" in options:
+        return "optimised by a profile"
+    return "Debian's build" if "=/usr/share/python-wheels" in options else "without --enable-optimizations"
 
 
 def _nginx_build() -> str:

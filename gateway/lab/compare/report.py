@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +13,20 @@ from gateway.lab.compare.figures import HEADROOM, Figures, cpu, memory, p50, p99
 from gateway.lab.compare.marks import verdicts
 from gateway.lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX
 
-_NONE = "-"
+_NONE: Final = "-"
+_NOT_COUNTED: Final = (
+    "What is in brackets does not count: the load and the backends limit the rates, and the times of clients that "
+    "never wait are the rates in other words."
+)
+_COUNTS: Final = f"A proxy's rate counts where the fastest proxy reaches 1/{HEADROOM:g} of this at the most."
+_ALONE: Final = (
+    "Alone, load and backends do both ends of each handshake, on one processor where there are two. Behind the "
+    "gateway the backends do none, so that the rule is stricter than it must be."
+)
+_QUEUES: Final = (
+    "Each key manager does one thing at a time: p50 depends on how the ten clients happen to be split between the two, "
+    "and says nothing where the rates are the same."
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +84,8 @@ def as_json(figures: Figures, about: Sequence[str]) -> str:
 
 def _alone(figures: Figures) -> Sheet:
     names = [name for name in ("fresh", "resumed", "kept") if figures.ceiling(name)]
-    note = f"A proxy's rate counts where the fastest proxy reaches 1/{HEADROOM:g} of this at the most."
     rows = [[CASES[name].title, _number(figures.ceiling(name), 1, 0)] for name in names]
-    return Sheet("What load generator and free backends do alone", ("case", "Gets/s"), rows, [note])
+    return Sheet("What load generator and free backends do alone", ("case", "Gets/s"), rows, [_COUNTS, _ALONE])
 
 
 def _case(figures: Figures, case: Case) -> Sheet:
@@ -80,23 +93,30 @@ def _case(figures: Figures, case: Case) -> Sheet:
     if case.work == "idle":
         rows = [[name, _number(figures.median(case.name, name, memory), 1 / 1024, 1)] for name in names]
         return Sheet(f"{case.name}: {case.title}", ("", "KiB each"), rows)
-    counts = figures.rates_count(case.name)
-    rows = [_row(figures, case, name, rate_counts=counts) for name in names]
-    notes = (
-        [] if counts or case.is_latency else ["Rates in brackets do not count: the load and the backends limit them."]
-    )
+    rows = [_row(figures, case, name) for name in names]
+    notes = []
+    if names != [DIRECT] and not figures.times_count(case.name):
+        notes.append(_NOT_COUNTED)
+    if not case.backends.is_free:
+        notes.append(_QUEUES)
     return Sheet(f"{case.name}: {case.title}", ("", "Gets/s", "p50 ms", "p99 ms", "CPU us/Get"), rows, notes)
 
 
-def _row(figures: Figures, case: Case, name: str, *, rate_counts: bool) -> list[str]:
-    found = _number(figures.median(case.name, name, rate), 1, 0)
+def _row(figures: Figures, case: Case, name: str) -> list[str]:
+    """What counts as it is, and what does not in brackets."""
+    rate_counts = name == DIRECT or figures.rates_count(case.name)
+    times_count = name == DIRECT or figures.times_count(case.name)
     return [
         name,
-        found if rate_counts or name == DIRECT or found == _NONE else f"({found})",
-        _number(figures.median(case.name, name, p50), 1e3, 2),
-        _number(figures.median(case.name, name, p99), 1e3, 2),
+        _bracketed(_number(figures.median(case.name, name, rate), 1, 0), counts=rate_counts),
+        _bracketed(_number(figures.median(case.name, name, p50), 1e3, 2), counts=times_count),
+        _bracketed(_number(figures.median(case.name, name, p99), 1e3, 2), counts=times_count),
         _number(figures.median(case.name, name, cpu), 1e6, 0 if case.work != "kept" else 1),
     ]
+
+
+def _bracketed(found: str, *, counts: bool) -> str:
+    return found if counts or found == _NONE else f"({found})"
 
 
 def _ratios(figures: Figures) -> Sheet:
@@ -116,7 +136,9 @@ def _ratio_rows(figures: Figures, case: Case) -> list[list[str]]:
     if case.work == "idle":
         kinds = [("memory", memory, "min")]
     else:
-        kinds = [("CPU per Get", cpu, "min"), ("p50", p50, "min"), ("p99", p99, "min")]
+        kinds = [("CPU per Get", cpu, "min")]
+        if figures.times_count(case.name):
+            kinds += [("p50", p50, "min"), ("p99", p99, "min")]
         if figures.rates_count(case.name) and case.compares_rates:
             kinds.append(("rate", rate, "max"))
     rows = []

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from gateway.errors import ConfigError
+from gateway.lab.ending import interrupted_by_sigterm
 from gateway.lab.speed.campaign import Campaign
 from gateway.lab.speed.given import clients_option, target_of, target_options
 from gateway.lab.speed.operations import OPERATIONS
@@ -63,7 +64,7 @@ def speed() -> None:
 
 def _operation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, measurable in reversed(OPERATIONS.items()):
-        option = click.option(f"--{name.replace('_', '-')}", name, is_flag=True, help=f"{measurable.title}.")
+        option = click.option(f"--{name}", is_flag=True, help=f"{measurable.title}.")
         command = option(command)
     return command
 
@@ -97,12 +98,13 @@ def measure_command(
     options go before what the file says. Clients are processes; they begin together, and each repeats the operation.
     Sessions are kept open between operations unless --no-reuse or --resume is given. The keys that --get and --wrap
     need are made before. Operations a minute are those of all clients, from the common start to the end of the last.
+    Ctrl-C and SIGTERM end it: what has been measured until then is shown, and keys are destroyed.
 
-    Exit status: 0, 1 where an operation failed, 2 where options or files are wrong.
+    Exit status: 0, 1 where an operation failed or not everything was measured, 2 where options or files are wrong.
     """
-    names = [name for name in OPERATIONS if given.pop(name)]
+    names = [name for name in OPERATIONS if given.pop(name.replace("-", "_"))]
     if not names:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in OPERATIONS)
+        options = ", ".join(f"--{name}" for name in OPERATIONS)
         raise click.UsageError(f"nothing to measure; give one or more of {options}")
     try:
         target = target_of(given.pop("configuration"), **given)
@@ -112,14 +114,20 @@ def measure_command(
         sys.exit(_MISTAKE)
     sessions = "resumed" if resume else "fresh" if no_reuse else "kept"
     campaign = Campaign(target, sessions, repeat, keep=keep)
+    broken_off = None
     try:
-        measurements = campaign.all(names, clients)
+        with interrupted_by_sigterm():
+            campaign.all(names, clients)
+    except KeyboardInterrupt:
+        broken_off = "ended before everything was measured"
     except (TroubleError, ClientDiedError) as error:
-        raise click.ClickException(str(error)) from None
-    if as_json:
-        click.echo(json.dumps(campaign.as_json(measurements), indent=2))
-    else:
-        show(Console(), measurements)
+        broken_off = str(error)
+    if as_json and (campaign.measurements or not broken_off):
+        click.echo(json.dumps(campaign.as_json(), indent=2))
+    elif campaign.measurements:
+        show(Console(), campaign.measurements)
     for warning in campaign.warnings:
         click.echo(warning, err=True)
-    sys.exit(0 if all(one.faultless for one in measurements) else 1)
+    if broken_off:
+        raise click.ClickException(broken_off)
+    sys.exit(0 if all(one.faultless for one in campaign.measurements) else 1)

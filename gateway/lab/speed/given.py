@@ -38,6 +38,15 @@ def _addresses(_context: click.Context, _parameter: click.Parameter, values: Seq
         raise click.BadParameter(f"it {error}") from None
 
 
+def _server_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return Address.parse(f"[{value}]:0" if ":" in value else f"{value}:0").host
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no host name, and no IP address") from None
+
+
 def _versions(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> tuple[Version, ...]:
     named = {"{}.{}".format(*version): version for version in KNOWN_VERSIONS}
     unknown = [value for value in values if value not in named]
@@ -78,7 +87,11 @@ _OPTIONS: Final = (
         help="The private key's password; others can see it in the list of processes, unless it is in the environment.",
     ),
     click.option("--ca", type=_FILE, help="The CA that the server's certificate comes from, PEM."),
-    click.option("--server-name", help="What the server's certificate is for  [default: the address's host]."),
+    click.option(
+        "--server-name",
+        callback=_server_name,
+        help="What the server's certificate is for  [default: the address's host].",
+    ),
     click.option(
         "--kmip-version",
         "kmip_versions",
@@ -124,7 +137,9 @@ def target_of(configuration: Path | None, *, no_discover: bool, **given: Any) ->
     if no_discover:
         told["discover"] = False
     if configuration is not None:
-        target = replace(qclient.read(configuration), **told)
+        target = qclient.read(configuration)
+        named_by = {name: where for name, where in target.named_by.items() if name not in told}
+        target = replace(target, **told, named_by=named_by)
     else:
         missing = [option for name, option in _NEEDED.items() if name not in told]
         if missing:

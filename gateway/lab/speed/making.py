@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from gateway.lab.speed import operations
 from gateway.lab.speed.operations import OPERATIONS, Keys
@@ -9,12 +10,18 @@ from gateway.lab.speed.session import Dialler, Session
 from gateway.lab.speed.target import Target
 from gateway.lab.speed.trouble import TroubleError
 
+_PATIENCE: Final = 3  # failures in a row, each of which may take as long as the target's timeout
+
 
 class Maker:
-    """Makes keys, and remembers what has been made: ``made`` holds unique identifiers, oldest first."""
+    """Makes keys, and remembers what has been made: ``made`` holds unique identifiers.
+
+    ``failed`` counts, by the reason, those that could not be destroyed.
+    """
 
     def __init__(self, target: Target) -> None:
         self.made: list[str] = []
+        self.failed: Counter[str] = Counter()
         self._dialler = Dialler(target)
 
     def prepare(self, names: Iterable[str]) -> Keys:
@@ -47,24 +54,29 @@ class Maker:
         self.made.append(uid)
         return uid
 
-    def destroy(self, progress: Callable[[], None] = lambda: None) -> Counter[str]:
-        """Destroy all that was made, and forget it. Returns what could not be destroyed, counted by the reason."""
-        failures: Counter[str] = Counter()
-        left, self.made = self.made, []
+    def destroy(self, progress: Callable[[], None] = lambda: None) -> None:
+        """Destroy what was made, and forget it.
+
+        After some failures in a row that were no refusals the server is taken for gone: ``made`` holds what was not
+        tried.
+        """
         session: Session | None = None
-        for uid in left:
+        unanswered = 0
+        while self.made and unanswered < _PATIENCE:
             try:
                 session = session or self._dialler.open()
-                self._destroy(session, uid)
+                self._destroy(session, self.made[-1])
+                unanswered = 0
             except TroubleError as trouble:
-                failures[trouble.kind] += 1
+                self.failed[trouble.kind] += 1
+                unanswered = 0 if trouble.refused else unanswered + 1
                 if session is not None and not trouble.refused:
                     session.close()
                     session = None
+            self.made.pop()
             progress()
         if session is not None:
             session.close()
-        return failures
 
     def _destroy(self, session: Session, uid: str) -> None:
         """Destroy a key, after revoking it where it is active."""

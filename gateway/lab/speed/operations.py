@@ -109,8 +109,8 @@ OPERATIONS: Final[dict[str, Measurable]] = {
     "get": Measurable("Get AES-256 key", get, needs_key=True),
     "wrap": Measurable("Wrap key (NIST AES key wrap)", wrap, needs_key=True, needs_wrapping_key=True),
     "create": Measurable("Create AES-256 key", create, makes_keys=True),
-    "create_rsa": Measurable("Create RSA-2048 key pair", create_rsa, makes_keys=True),
-    "create_ecc": Measurable("Create ECDSA P-256 key pair", create_ecc, makes_keys=True),
+    "create-rsa": Measurable("Create RSA-2048 key pair", create_rsa, makes_keys=True),
+    "create-ecc": Measurable("Create ECDSA P-256 key pair", create_ecc, makes_keys=True),
     "server": Measurable("Query server", server),
     "versions": Measurable("Discover versions", versions),
 }

@@ -1,23 +1,18 @@
 """From a qClient configuration file to a Target: what its settings mean, and what may be wrong with them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.config import Address
 from gateway.errors import ConfigError
 from gateway.kmip.messages import Version
-from gateway.lab.speed.qclient_syntax import MistakeError, Section, Setting, parse
+from gateway.lab.speed.qclient_syntax import KNOWN, MistakeError, Section, Setting, parse, told
 from gateway.lab.speed.target import KNOWN_VERSIONS, VERSIONS, Target
 
 _DEFAULT_PORT: Final = "5696"  # assigned by IANA for KMIP
 
-#: Sections and their settings; a file may leave out all but those of _NEEDED. Modules are qClient's own plug-ins.
-_KNOWN: Final = {
-    "Modules": None,
-    "Presentation": ("Protocol", "Version", "Format"),
-    "Session": ("Protocol", "Host", "Port", "Certificate", "CA_Cert", "Public", "Private", "Authenticate"),
-}
 #: What can be told of a server that is measured here; anything else could not be done.
 _CHOICES: Final = {
     ("Presentation", "Protocol"): ("KMIP",),
@@ -46,8 +41,16 @@ def read(path: Path) -> Target:
     return target
 
 
+class _File(NamedTuple):
+    """A file, the password that is given with it, and where in the configuration file it is named."""
+
+    path: Path
+    password: str | None
+    where: str
+
+
 class _Reader:
-    """Reads one file's sections, and collects mistakes on the way."""
+    """Reads one file's sections, and collects mistakes on the way; what values say is in none of them."""
 
     def __init__(self, path: Path, sections: dict[str, Section]) -> None:
         self.mistakes: list[str] = []
@@ -58,42 +61,52 @@ class _Reader:
         """The target; where it is None, there are mistakes."""
         self._check_known()
         versions = self._versions()
+        if "Session" not in self._sections:
+            if not self.mistakes:
+                self.mistakes.append(f"{self._path}: Session is missing; add Session={{...}}")
+            return None
         address = self._address()
-        certificate, _ = self._file("Certificate", instead="Public")
-        private_key, password = self._file("Private")
-        ca, _ = self._file("CA_Cert")
+        certificate = self._file("Certificate", instead="Public")
+        private_key, ca = self._file("Private"), self._file("CA_Cert")
         if address is None or certificate is None or private_key is None or ca is None:
             return None
-        return Target((address,), certificate, private_key, ca, password=password, versions=versions)
+        return Target(
+            (address,),
+            certificate.path,
+            private_key.path,
+            ca.path,
+            password=private_key.password,
+            versions=versions,
+            named_by={"certificate": certificate.where, "private_key": private_key.where, "ca": ca.where},
+        )
 
     def _check_known(self) -> None:
         for section in self._sections.values():
-            if section.name not in _KNOWN:
-                self._blame(section.line, section.name, f"is not known; there are {', '.join(_KNOWN)}")
+            if section.name not in KNOWN:
+                self._blame(section.line, _unknown(section.name, "section", KNOWN))
                 continue
-            known = _KNOWN[section.name]
+            known = KNOWN[section.name]
             for setting in section.settings.values() if known else ():
-                if known and setting.name not in known:
-                    where = f"{section.name}: {setting.name}"
-                    self._blame(setting.line, where, f"is not known; there are {', '.join(known)}")
+                if setting.name not in known:
+                    self._blame(setting.line, f"{section.name}: {_unknown(setting.name, 'setting', known)}")
         for (section_name, name), choices in _CHOICES.items():
             found = self._setting(section_name, name)
             if found is not None and (len(found.values) != 1 or found.values[0].upper() not in choices):
-                self._blame(
-                    found.line, f"{section_name}: {name}", f"must be {' or '.join(choices)}; nothing else is spoken"
-                )
+                must = f"must be {' or '.join(choices)}; nothing else is spoken"
+                self._blame(found.line, f"{section_name}: {name}: {must}")
 
     def _versions(self) -> tuple[Version, ...]:
         setting = self._setting("Presentation", "Version")
         if setting is None:
             return VERSIONS
-        versions = []
+        versions: list[Version] = []
         for text in setting.values or ("",):
             found = re.fullmatch(r"([0-9])\.([0-9])", text)
             version = (int(found[1]), int(found[2])) if found else (0, 0)
             if version not in KNOWN_VERSIONS:
                 spoken = ", ".join("{}.{}".format(*one) for one in sorted(KNOWN_VERSIONS))
-                self._blame(setting.line, "Presentation: Version", f"{text!r} is not spoken here; choose from {spoken}")
+                words = f"Presentation: Version: number {len(versions) + 1} is not spoken here; choose from {spoken}"
+                self._blame(setting.line, words)
             versions.append(version)
         return tuple(versions)
 
@@ -101,12 +114,13 @@ class _Reader:
         host, port = self._text("Host"), self._text("Port", _DEFAULT_PORT)
         if host is None or port is None:
             return None
-        written = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            self._blame(self._line("Port"), "Session: Port: is no port; write a number from 1 to 65535")
+            return None
         try:
-            return Address.parse(written)
-        except ValueError as error:
-            setting = self._setting("Session", "Host")
-            self._blame(setting.line if setting else 1, "Session: Host and Port", f"{written!r} {error}")
+            return Address.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except ValueError:
+            self._blame(self._line("Host"), "Session: Host: is no host name, and no IP address; write one")
             return None
 
     def _text(self, name: str, default: str | None = None) -> str | None:
@@ -116,39 +130,53 @@ class _Reader:
                 self._missing(name)
             return default
         if len(setting.values) != 1 or not setting.values[0]:
-            self._blame(
-                setting.line, f"Session: {name}", "must have one value; put it in quotes where it holds a colon"
-            )
+            words = "must have one value; put it in quotes where it holds a colon"
+            self._blame(setting.line, f"Session: {name}: {words}")
             return None
         return setting.values[0]
 
-    def _file(self, name: str, *, instead: str | None = None) -> tuple[Path | None, str | None]:
-        """A file, and its password where one is given. ``instead`` is taken where ``name`` is left out."""
+    def _file(self, name: str, *, instead: str | None = None) -> _File | None:
+        """The file of a setting. ``instead`` is taken where ``name`` is left out."""
         setting = self._setting("Session", name) or (self._setting("Session", instead) if instead else None)
         if setting is None:
             self._missing(name)
-            return None, None
+            return None
         where = f"Session: {setting.name}"
         form = f"write {setting.name}=PEM:'file'" + (" or PEM:'file':'password'" if name == "Private" else "")
         if len(setting.values) not in {2, 3 if name == "Private" else 2}:
-            self._blame(setting.line, where, f"is not of this form; {form}")
-            return None, None
-        kind, file = setting.values[0], self._path.parent / setting.values[1]
-        if kind.upper() != "PEM":
-            self._blame(setting.line, where, f"is of kind {kind!r}; only PEM is read: convert it, and {form}")
-        elif not file.is_file():
-            self._blame(setting.line, where, f"{file} is not there, or no file; give the path of a PEM file")
+            self._blame(setting.line, f"{where}: is not of this form; {form}")
+            return None
+        path = self._path.parent / setting.values[1]
+        if setting.values[0].upper() != "PEM":
+            self._blame(setting.line, f"{where}: is not of the kind PEM, and only that is read: convert it, and {form}")
+        elif not path.is_file():
+            here = self._path.parent
+            self._blame(setting.line, f"{where}: its file is not in {here}, or no file; {form}, relative to {here}")
         else:
-            return file, setting.values[2] if len(setting.values) == 3 else None
-        return None, None
+            password = setting.values[2] if len(setting.values) == 3 else None
+            return _File(path, password, f"{self._path}:{setting.line}: {where}")
+        return None
 
     def _setting(self, section: str, name: str) -> Setting | None:
         found = self._sections.get(section)
         return None if found is None else found.settings.get(name)
 
-    def _missing(self, name: str) -> None:
-        section = self._sections.get("Session")
-        self._blame(section.line if section else 1, f"Session: {name}", "is missing; add it")
+    def _line(self, name: str) -> int:
+        """Where a setting of Session stands, or Session itself where it has none of that name."""
+        section = self._sections["Session"]
+        setting = section.settings.get(name)
+        return section.line if setting is None else setting.line
 
-    def _blame(self, line: int, where: str, words: str) -> None:
-        self.mistakes.append(f"{self._path}:{line}: {where}: {words}")
+    def _missing(self, name: str) -> None:
+        self._blame(self._line(name), f"Session: {name} is missing; add it")
+
+    def _blame(self, line: int, words: str) -> None:
+        self.mistakes.append(f"{self._path}:{line}: {words}")
+
+
+def _unknown(name: str, what: str, known: Iterable[str]) -> str:
+    """That a name is not known. It is repeated where it is one that is known but for capital letters."""
+    meant = [each for each in known if each.casefold() == name.casefold()]
+    if meant:
+        return f"{name} is not known; write it as {meant[0]}"
+    return f"{told(name, f'a {what} on this line')} is not known; there are {', '.join(known)}"

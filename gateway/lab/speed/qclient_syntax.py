@@ -5,6 +5,9 @@
 
 Quotes are typographic ones or plain ones, in any mixture; a backslash stands before a quote or a backslash that is
 meant itself. Line ends mean nothing.
+
+A file may hold a password, and where a quote is missing, any of its words may be a part of that. So a mistake is told
+with its line, with the signs of the form, and with names that are known; other words of the file are never repeated.
 """
 
 import re
@@ -23,6 +26,14 @@ _TOKEN: Final = re.compile(
 )
 _ESCAPED: Final = re.compile(rf"\\([\\{_QUOTES}])")
 _END: Final = ""
+
+#: Sections and their settings. Modules are qClient's own plug-ins, of any name.
+KNOWN: Final[dict[str, tuple[str, ...]]] = {
+    "Modules": (),
+    "Presentation": ("Protocol", "Version", "Format"),
+    "Session": ("Protocol", "Host", "Port", "Certificate", "CA_Cert", "Public", "Private", "Authenticate"),
+}
+_NAMES: Final = frozenset({*KNOWN, *(name for names in KNOWN.values() for name in names)})
 
 
 class MistakeError(Exception):
@@ -68,11 +79,12 @@ class _Parser:
         found: dict[str, Section] = {}
         while self._next.text != _END or self._next.kind != "end":
             name = self._word("a section, as Session={...}")
-            self._sign("=", f"after {name.text}")
-            self._sign("{", f"after {name.text}=")
+            section = told(name.text, "a section")
+            self._sign("=", f"after {section}")
+            self._sign("{", f"after {section}=")
             if name.text in found:
-                raise MistakeError(name.line, f"{name.text}: stands twice; leave one out")
-            found[name.text] = Section(name.text, name.line, self._settings(name.text))
+                raise MistakeError(name.line, f"{section} stands twice; leave one out")
+            found[name.text] = Section(name.text, name.line, self._settings(section))
             if not self._skip(",") and self._next.kind != "end":
                 raise MistakeError(self._next.line, f"{_seen(self._next)} where a comma or the end should be")
         return found
@@ -81,16 +93,17 @@ class _Parser:
         found: dict[str, Setting] = {}
         while not self._skip("}"):
             name = self._word(f"a setting of {section}")
+            setting = told(name.text, "a setting")
             if name.text in found:
-                raise MistakeError(name.line, f"{section}: {name.text} stands twice; leave one out")
+                raise MistakeError(name.line, f"{section}: {setting} stands twice; leave one out")
             values: list[str] = []
             if self._skip("="):
-                values.append(self._value(section, name.text))
+                values.append(self._value(section, setting))
                 while self._skip(":"):
-                    values.append(self._value(section, name.text))
+                    values.append(self._value(section, setting))
             found[name.text] = Setting(name.text, name.line, tuple(values))
             if not self._skip(",") and self._next.text != "}":
-                words = f"{section}: {_seen(self._next)} behind {name.text}; a comma or }} should be there"
+                words = f"{section}: {_seen(self._next)} behind {setting}; a comma or }} should be there"
                 raise MistakeError(self._next.line, words)
         return found
 
@@ -99,9 +112,9 @@ class _Parser:
             raise MistakeError(self._next.line, f"{_seen(self._next)} where {what}, should be")
         return self._advance()
 
-    def _value(self, section: str, name: str) -> str:
+    def _value(self, section: str, setting: str) -> str:
         if self._next.kind not in {"word", "text"}:
-            words = f"{section}: {name} has {_seen(self._next)} where a value should be; give it one, in quotes"
+            words = f"{section}: {setting}: {_seen(self._next)} where a value should be; write one there, in quotes"
             raise MistakeError(self._next.line, words)
         return self._advance().text
 
@@ -136,6 +149,15 @@ def _tokens(text: str) -> Iterator[_Token]:
     yield _Token("end", _END, line)
 
 
+def told(name: str, otherwise: str) -> str:
+    """A name as a message may have it: itself where it is known, since any other may be a part of a password."""
+    return name if name in _NAMES else otherwise
+
+
 def _seen(token: _Token) -> str:
-    """What stands there, without repeating what may be a password."""
-    return {"end": "the file ends", "text": "a text in quotes stands"}.get(token.kind, f"{token.text!r} stands")
+    """What stands there, in words that are no part of a password."""
+    if token.kind == "end":
+        return "the file ends"
+    if token.kind == "text":
+        return "a text in quotes stands"
+    return f"{token.text!r} stands" if token.kind == "sign" or token.text in _NAMES else "a word stands"

@@ -1,7 +1,7 @@
 """Client processes: started, set off together, watched, gathered."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import connection
@@ -30,13 +30,14 @@ def measure(
 ) -> tuple[Measurement, list[str]]:
     """Have so many client processes follow the plan at once; blocks until all have ended.
 
-    ``progress`` is called now and then with the operations done so far. Returns the measurement, and the unique
-    identifiers of the keys that were made. Raises ClientDiedError.
+    ``progress`` is called now and then, and at the end in any case, with the operations done so far. Returns the
+    measurement, and the unique identifiers of the keys that were made. Raises ClientDiedError.
     """
     slots = _PROCESSES.RawArray("L", clients)
     barrier = _PROCESSES.Barrier(clients)
     with ExitStack() as stack:
-        readers = []
+        stack.callback(lambda: progress(sum(slots)))
+        processes: dict[connection.Connection, BaseProcess] = {}
         for number in range(clients):
             reader, writer = _PROCESSES.Pipe(duplex=False)
             stack.callback(reader.close)
@@ -44,15 +45,15 @@ def measure(
             process.start()
             stack.push(partial(_end, process))
             writer.close()
-            readers.append(reader)
-        tallies = _gather(readers, lambda: progress(sum(slots)))
+            processes[reader] = process
+        tallies = _gather(processes, lambda: progress(sum(slots)))
     made = [uid for tally in tallies for uid in tally.made]
     return Measurement.of(plan.operation, plan.sessions, plan.repeat, tallies), made
 
 
-def _gather(readers: Sequence[connection.Connection], tick: Callable[[], None]) -> list[Tally]:
+def _gather(processes: Mapping[connection.Connection, BaseProcess], tick: Callable[[], None]) -> list[Tally]:
     tallies: list[Tally] = []
-    waiting: list[connection.Connection] = list(readers)
+    waiting = list(processes)
     while waiting:
         for ready in connection.wait(waiting, _TICK):
             assert isinstance(ready, connection.Connection)  # noqa: S101 - what was put in
@@ -60,9 +61,23 @@ def _gather(readers: Sequence[connection.Connection], tick: Callable[[], None]) 
             try:
                 tallies.append(ready.recv())
             except EOFError:
-                raise ClientDiedError("a client process died; what it said stands above") from None
+                raise ClientDiedError(_why(processes[ready], processes.values())) from None
         tick()
     return tallies
+
+
+def _why(process: BaseProcess, team: Iterable[BaseProcess]) -> str:
+    """Why a client ended without a result, from how it ended, or from how another one of its team did."""
+    process.join(_END)
+    if process.exitcode == 0:  # it has waited for another one in vain, as all of them have
+        for other in team:
+            other.join(_END)
+    codes = [each.exitcode for each in (process, *team) if each.exitcode]
+    if not codes:
+        return "not all clients were ready in time"
+    if codes[0] < 0:
+        return f"a client process was killed by signal {-codes[0]}"
+    return f"a client process ended with exit status {codes[0]}; what it said stands above"
 
 
 def _end(process: BaseProcess, failed: type[BaseException] | None, *_details: object) -> None:

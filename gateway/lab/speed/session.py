@@ -23,7 +23,15 @@ from gateway.lab.speed.trouble import REFUSED, TroubleError, trouble_of
 from gateway.tls import UNREADABLE_CERTIFICATE
 
 #: With TLS 1.3 a client hears only after its handshake that its certificate is refused, and maybe just a reset.
-_UNTRUSTED: Final = "before the first answer; does the server trust the client's certificate?"
+_UNTRUSTED: Final = "does the server trust the client's certificate?"
+_NO_TLS: Final = "is it the port of a KMIP server, which speaks TLS?"
+_UNKNOWN_CA: Final = "its certificate does not come from {ca}; give the right --ca, or CA_Cert in a configuration file"
+#: What is wrong with the server's certificate, by X509_V_ERR_* of OpenSSL's x509_vfy.h.
+_UNVERIFIED: Final = {
+    **dict.fromkeys((2, 18, 19, 20, 21), _UNKNOWN_CA),
+    9: "its certificate is not valid yet; is this machine's clock right?",
+    10: "its certificate has expired; the server needs a new one",
+}
 _RECORD: Final = 16384
 _MAX_RESPONSE_SIZE: Final = 16 << 20
 
@@ -31,11 +39,13 @@ _MAX_RESPONSE_SIZE: Final = 16 << 20
 class Session:
     """One TLS session. Made by Dialler."""
 
-    def __init__(self, connection: SSL.Connection, sock: socket.socket, *, resumed: bool) -> None:
+    def __init__(
+        self, connection: SSL.Connection, sock: socket.socket, address: Address, answered: set[Address]
+    ) -> None:
         self.connection = connection
-        self.resumed = resumed
+        self.address = address
         self._socket = sock
-        self._answered = False
+        self._answered = answered  # those that have answered in any session, and so take the client's certificate
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, _MAX_RESPONSE_SIZE)
 
     def ask(self, frame: bytes) -> ResponseItem:
@@ -44,11 +54,13 @@ class Session:
             self.connection.sendall(frame)
             response = self._read()
         except SSL.Error as error:
-            trouble = trouble_of(error, "connection")
-            raise trouble if self._answered else trouble.hinted(_UNTRUSTED) from None
+            trouble = trouble_of(error, "connection", self.address)
+            raise (
+                trouble if self.address in self._answered else trouble.hinted(f"before any answer; {_UNTRUSTED}")
+            ) from None
         except ProtocolError as error:
             raise TroubleError("unreadable answer", str(error)) from None
-        self._answered = True
+        self._answered.add(self.address)
         if not response.items:
             raise TroubleError("unreadable answer", "an answer without a result")
         item = response.items[0]
@@ -86,6 +98,7 @@ class Dialler:
         self._context = target.context()
         self._context.set_verify(SSL.VERIFY_PEER, _note_verification)
         self._checked: set[bytes] = set()
+        self._answered: set[Address] = set()
         self._last: dict[Address, SSL.Session] = {}
 
     def open(self) -> Session:
@@ -105,7 +118,7 @@ class Dialler:
     def close(self, session: Session) -> None:
         """Close a session, and keep what resumes it: the tickets of TLS 1.3 have come by now."""
         if self._resume and (last := session.connection.get_session()) is not None:
-            self._last[session.connection.get_app_data().address] = last
+            self._last[session.address] = last
         session.close()
 
     def _connect(self, address: Address) -> socket.socket:
@@ -125,7 +138,7 @@ class Dialler:
     def _handshake(self, sock: socket.socket, address: Address) -> Session:
         name = self._target.server_name or address.host
         connection = SSL.Connection(self._context, sock)
-        verification = _Verification(address)
+        verification = _Verification()
         connection.set_app_data(verification)
         if not _is_ip_address(name):
             connection.set_tlsext_host_name(name.encode("idna"))
@@ -135,13 +148,22 @@ class Dialler:
         try:
             connection.do_handshake()
         except SSL.Error as error:
-            raise trouble_of(error, "handshake") from None
+            trouble = trouble_of(error, "handshake", address)
+            raise trouble.hinted(self._hint(trouble, verification.error)) from None
         if verification.ran:
             self.full_handshakes += 1
             self._check_name(connection, name)
         else:
             self.resumed_handshakes += 1
-        return Session(connection, sock, resumed=not verification.ran)
+        return Session(connection, sock, address, self._answered)
+
+    def _hint(self, trouble: TroubleError, error: int) -> str:
+        """What to do about a handshake that failed; ``error`` is what OpenSSL has against the server's certificate."""
+        if error:
+            return _UNVERIFIED.get(error, f"its certificate does not hold: X509_V_ERR {error}").format(
+                ca=self._target.ca
+            )
+        return _UNTRUSTED if "alert" in trouble.kind else _NO_TLS
 
     def _check_name(self, connection: SSL.Connection, name: str) -> None:
         """Whether the certificate is for this name; each certificate is looked at once."""
@@ -177,12 +199,11 @@ def _agree(session: Session, wanted: Sequence[Version]) -> Version:
 
 
 class _Verification:
-    """Whether OpenSSL looked at a certificate in a handshake: it does not in one that resumes."""
+    """Whether OpenSSL looked at a certificate in a handshake, and what was wrong; it does not in one that resumes."""
 
-    __slots__ = ("address", "error", "ran")
+    __slots__ = ("error", "ran")
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self) -> None:
         self.ran = False
         self.error = 0
 

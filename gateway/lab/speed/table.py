@@ -32,7 +32,7 @@ def show(console: Console, measurements: Sequence[Measurement]) -> None:
 
 def _row(one: Measurement) -> tuple[str, ...]:
     return (
-        one.operation.replace("_", "-"),
+        one.operation,
         str(one.clients),
         f"{one.per_minute:,.0f}",
         _milliseconds(one.percentile(0.5)),

@@ -1,5 +1,6 @@
 """Which server is measured, and what is shown to it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,9 @@ VERSIONS: Final[tuple[Version, ...]] = ((1, 4), (1, 3), (1, 2), (1, 1), (1, 0))
 #: Every version that requests can be written in.
 KNOWN_VERSIONS: Final[frozenset[Version]] = frozenset({*VERSIONS, (2, 0), (2, 1)})
 
+#: What the files are called where a command line has named them.
+_CALLED: Final = {"certificate": "certificate", "private_key": "private key", "ca": "CA"}
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -24,7 +28,8 @@ class Target:
 
     ``server_name`` is checked against the server's certificate; without one, the address's host is. ``versions`` are
     acceptable, the preferred one first. ``discover``: every session begins with Discover Versions, as qClient's do.
-    ``timeout`` is in seconds, for connecting and for each answer.
+    ``timeout`` is in seconds, for connecting and for each answer. ``named_by`` says where a configuration file names
+    the files, by the attributes ``certificate``, ``private_key`` and ``ca``: mistakes in them begin with it.
     """
 
     addresses: tuple[Address, ...]
@@ -36,6 +41,7 @@ class Target:
     versions: tuple[Version, ...] = VERSIONS
     discover: bool = True
     timeout: float = 30.0
+    named_by: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def context(self) -> SSL.Context:
         """A client's TLS context. Raises ConfigError with a line for each file that can't be used."""
@@ -44,12 +50,14 @@ class Target:
         context.set_cipher_list(tls.Policy.COMPATIBLE.ciphers)
         context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_IGNORE_UNEXPECTED_EOF)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        loads = {"certificate": self._load_certificate, "private_key": self._load_private_key, "ca": self._load_ca}
         mistakes = []
-        for load in (self._load_certificate, self._load_private_key, self._load_ca):
+        for name, load in loads.items():
             try:
                 load(context)
             except _UnusableError as unusable:
-                mistakes.append(str(unusable))
+                where = f"{self.named_by[name]}:" if name in self.named_by else _CALLED[name]
+                mistakes.append(f"{where} {getattr(self, name)}: {unusable}")
         if mistakes:
             raise ConfigError(mistakes)
         return context
@@ -58,9 +66,7 @@ class Target:
         try:
             context.use_certificate_chain_file(str(self.certificate).encode())
         except SSL.Error:
-            raise _UnusableError(
-                f"certificate {self.certificate}: holds no certificate in PEM; give the client's certificate"
-            ) from None
+            raise _UnusableError("holds no certificate in PEM; give the client's certificate") from None
 
     def _load_private_key(self, context: SSL.Context) -> None:
         password = None if self.password is None else self.password.encode()
@@ -70,28 +76,26 @@ class Target:
                 password = None  # qClient's files name one, needed or not
             key = serialization.load_pem_private_key(text, password)
         except TypeError:
-            raise _UnusableError(f"private key {self.private_key}: it is encrypted; give its password") from None
+            raise _UnusableError("is encrypted; give its password") from None
         except OSError as error:
-            raise _UnusableError(f"private key {self.private_key}: {error.strerror}; give a file in PEM") from None
+            raise _UnusableError(f"{error.strerror}; give a file in PEM") from None
         except ValueError:
             wrong = "can't be decrypted; check the password" if password else "holds no private key in PEM; give one"
-            raise _UnusableError(f"private key {self.private_key}: {wrong}") from None
+            raise _UnusableError(wrong) from None
         try:
             context.use_privatekey(key)  # type: ignore[arg-type]
             context.check_privatekey()
         except (SSL.Error, TypeError):
-            raise _UnusableError(
-                f"private key {self.private_key}: is not that of {self.certificate}; give the two that belong together"
-            ) from None
+            words = f"is not that of {self.certificate}; give the two that belong together"
+            raise _UnusableError(words) from None
 
     def _load_ca(self, context: SSL.Context) -> None:
         try:
             context.load_verify_locations(str(self.ca).encode())
         except SSL.Error:
-            raise _UnusableError(
-                f"CA {self.ca}: holds no certificate in PEM; give the CA that the server's certificate comes from"
-            ) from None
+            words = "holds no certificate in PEM; give the CA that the server's certificate comes from"
+            raise _UnusableError(words) from None
 
 
 class _UnusableError(Exception):
-    """A file that can't be used, in a line."""
+    """A file that can't be used: why, and what to do."""

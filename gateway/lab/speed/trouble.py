@@ -5,6 +5,7 @@ from typing import Final
 
 from OpenSSL import SSL
 
+from gateway.config import Address
 from gateway.errors import GatewayError
 
 REFUSED: Final = "refused: "  # what kinds begin with where the server said no; its Result Reason follows
@@ -27,10 +28,10 @@ class TroubleError(GatewayError):
         return TroubleError(self.kind, f"{self}, {hint}")
 
 
-def trouble_of(error: SSL.Error, what: str) -> TroubleError:
-    """What OpenSSL raised, by kind; ``what`` was being done is in it."""
+def trouble_of(error: SSL.Error, what: str, address: Address) -> TroubleError:
+    """What OpenSSL raised, by kind; ``what`` was being done with the server there is in it."""
     if isinstance(error, SSL.WantReadError | SSL.WantWriteError):
-        return TroubleError("no answer in time", f"{what}: the server did not answer in time")
+        return TroubleError("no answer in time", f"{what} with {address}: the server did not answer in time")
     if isinstance(error, SSL.ZeroReturnError) or (isinstance(error, SSL.SysCallError) and error.args[0] == -1):
         words = "closed by the server"
     elif isinstance(error, SSL.SysCallError):
@@ -38,4 +39,4 @@ def trouble_of(error: SSL.Error, what: str) -> TroubleError:
     else:
         reasons = [entry[-1] for entry in error.args[0]] if error.args else []
         words = "; ".join(filter(None, reasons)) or "closed by the server"
-    return TroubleError(f"{what}: {words}", f"{what}: {words}")
+    return TroubleError(f"{what}: {words}", f"{what} with {address}: {words}")

@@ -1,6 +1,9 @@
 """One client: a process that repeats one operation, and counts."""
 
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ class Plan:
 def work(plan: Plan, number: int, barrier: Barrier, progress: Slots, results: Connection) -> None:
     """Be client ``number``: get ready, begin with all others, and send a Tally. The body of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         results.send(_Client(plan, number).run(barrier, progress))
     except BrokenBarrierError:
@@ -46,6 +50,14 @@ def work(plan: Plan, number: int, barrier: Barrier, progress: Slots, results: Co
     except BaseException:
         barrier.abort()
         raise
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, however it comes, and end this process: nobody is left who would hear its count."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _Client:

@@ -64,9 +64,35 @@ def test_rates_that_were_given_are_not_compared() -> None:
     alone = [Sample(case, "direct", 0, Measured(9000, 1.0)) for case in ("fresh", "kept")]
     said = report.markdown(report.sheets(Figures([*runs, *alone])))
     assert "| fresh: rate |" in said
+    assert "| fresh: p50 | 1.00 |" in said
     assert "| kept-even: CPU per Get | 1.00 |" in said
     assert "| kept-even: p99 | 1.00 |" in said
     assert "kept-even: rate" not in said
+
+
+def test_times_are_not_compared_where_they_are_rates_that_do_not_count() -> None:
+    """Not those of many clients that never wait; those of one client, or at a given rate, are the proxy's own."""
+    runs = [
+        Sample(case, proxy, 0, Measured(4000, 1.0, p50=0.001, p99=0.002, cpu=0.1))
+        for case in ("fresh", "fresh-1", "kept-even")
+        for proxy in ("gateway", "nginx")
+    ]
+    alone = [Sample(case, "direct", 0, Measured(7999, 1.0, p50=0.001)) for case in ("fresh", "kept")]
+    said = report.markdown(report.sheets(Figures([*runs, *alone])))
+    assert "| fresh: CPU per Get | 1.00 |" in said
+    assert "fresh: p50" not in said
+    assert "fresh: p99" not in said
+    assert "| fresh-1: p50 | 1.00 |" in said
+    assert "| kept-even: p99 | 1.00 |" in said
+    assert "| gateway | (4000) | (1.00) | (2.00) | 25 |" in said
+    assert "| direct | 7999 | 1.00 | - | - |" in said
+    assert "| gateway | (4000) | 1.00 | 2.00 | 25 |" in said
+    assert said.count("What is in brackets does not count") == 1
+
+
+def test_a_load_is_run_again_where_the_gateway_opened_a_session_meanwhile() -> None:
+    found = measured("--proxy", "gateway", "--only", "kept")
+    assert found["kept", "gateway"]["opened"] == 0
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])

@@ -1,7 +1,9 @@
 """The configurations, as their own programs take them."""
 
+import platform
 import socket
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from gateway.config import Address
 from gateway.lab.certs import write_development_set
 from gateway.lab.compare.configurations import Setting, nginx
-from gateway.lab.compare.proxies import INSTALL, PROXIES, missing, version
+from gateway.lab.compare.proxies import INSTALL, PROXIES, interpreter, missing, version
 
 
 @pytest.fixture
@@ -34,6 +36,20 @@ def test_a_proxy_says_what_it_runs_on(name: str) -> None:
     if missing(name) is not None:
         pytest.skip(f"{missing(name)}: {INSTALL}")
     assert "?" not in version(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("'--enable-shared' '--enable-optimizations' '--with-lto'", "optimised by a profile"),
+        ("'--with-dtrace' '--with-wheel-pkg-dir=/usr/share/python-wheels/'", "Debian's build"),
+        ("'--prefix=/opt/python'", "without --enable-optimizations"),
+        ("", "without --enable-optimizations"),
+    ],
+)
+def test_how_the_gateways_python_was_built_is_said(options: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sysconfig.get_config_vars(), "CONFIG_ARGS", options)
+    assert interpreter().startswith(f"Python {platform.python_version()} ({words}; ")
 
 
 @pytest.mark.parametrize("name", PROXIES)

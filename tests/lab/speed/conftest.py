@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import Address
+from gateway.lab.speed.target import Target
+
 
 @dataclass(frozen=True)
 class Server:
@@ -22,6 +25,12 @@ class Server:
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
+
+    @property
+    def target(self) -> Target:
+        """The same as the options."""
+        certificate, private_key = (self.certificates / f"gateway-client.{end}" for end in ("pem", "key"))
+        return Target((Address.parse(self.address),), certificate, private_key, self.certificates / "kms-ca.pem")
 
     @property
     def options(self) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gateway.lab.keymanager import read_journal
 from gateway.lab.speed.operations import OPERATIONS
 from tests.lab.speed.conftest import Serve, Server
 
-ALL = [f"--{name.replace('_', '-')}" for name in OPERATIONS]
+ALL = [f"--{name}" for name in OPERATIONS]
 
 
 def speed(*arguments: str) -> Result:
@@ -102,12 +103,28 @@ def test_a_qclient_configuration_file_with_an_encrypted_key(serve: Serve, tmp_pa
         files = f"Certificate=PEM:'{here}/gateway-client.pem', CA_Cert=PEM:'{here}/kms-ca.pem'"
         where = f"Host='127.0.0.1', Port='{server.port}', {files}, Private=PEM:'key.pem'"
         for password, status in (":'password'", 0), (":'wrong'", 2), ("", 2):
-            (tmp_path / "kmip.cfg").write_text(f"Session={{{where}{password}}}")
+            (tmp_path / "kmip.cfg").write_text(f"Session={{\n{where}{password}}}")
             result = speed(f"@{tmp_path / 'kmip.cfg'}", "--get", "--repeat=2", "--clients=2")
             assert result.exit_code == status, result.output
             if status:
-                assert result.stderr.startswith(f"private key {tmp_path / 'key.pem'}: ")
+                said = f"{tmp_path / 'kmip.cfg'}:2: Session: Private: {tmp_path / 'key.pem'}: "
+                assert result.stderr.startswith(said)
                 assert len(result.stderr.splitlines()) == 1
+
+
+def test_files_of_a_qclient_configuration_file_that_are_no_pem(tmp_path: Path) -> None:
+    """Each is told with the line that names it; what an option gives in its place is not."""
+    (tmp_path / "empty.pem").touch()
+    files = [f"{name}=PEM:'empty.pem'" for name in ("CA_Cert", "Public", "Private")]
+    (tmp_path / "kmip.cfg").write_text("Session={Host=localhost,\n" + ",\n".join(files) + "}")
+    result = speed(f"@{tmp_path / 'kmip.cfg'}", "--get", f"--ca={tmp_path / 'empty.pem'}")
+    assert result.exit_code == 2
+    empty = tmp_path / "empty.pem"
+    assert result.stderr.splitlines() == [
+        f"{tmp_path}/kmip.cfg:3: Session: Public: {empty}: holds no certificate in PEM; give the client's certificate",
+        f"{tmp_path}/kmip.cfg:4: Session: Private: {empty}: holds no private key in PEM; give one",
+        f"CA {empty}: holds no certificate in PEM; give the CA that the server's certificate comes from",
+    ]
 
 
 # What goes wrong ----------------------------------------------------------------------------------------------------
@@ -132,6 +149,7 @@ def test_some_errors_among_many_operations(serve: Serve) -> None:
     assert one["operations"] == 17
     assert sum(error["count"] for error in one["errors"]) == 3
     assert one["full_handshakes"] == 4
+    assert not any("trust" in error["example"] for error in one["errors"])
 
 
 def test_a_client_gives_up_and_says_how_much_it_left_out(serve: Serve) -> None:
@@ -154,7 +172,38 @@ def test_nobody_listens(certificates: Path) -> None:
 def test_the_servers_certificate_is_of_another_ca(serve: Serve) -> None:
     with serve({"fault": "wrong_certificate"}) as server:
         result = speed(*server.options, "--get")
-    assert (result.exit_code, result.stderr) == (1, "Error: handshake: certificate verify failed\n")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: handshake with {server.address}: certificate verify failed, its certificate does not come from "
+        f"{server.certificates / 'kms-ca.pem'}; give the right --ca, or CA_Cert in a configuration file\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [
+        (b"", "the server did not answer in time"),
+        (b"220 mail.example.com ESMTP ready\r\n", "wrong version number"),
+    ],
+)
+def test_who_listens_there_is_no_kmip_server(certificates: Path, greeting: bytes, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(f"127.0.0.1:{listener.getsockname()[1]}", certificates, certificates)
+
+        def greet() -> None:
+            with listener.accept()[0] as client:
+                client.sendall(greeting)
+                client.settimeout(10)
+                while client.recv(4096):
+                    pass
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(greet)
+            result = speed(*server.options, "--get", "--timeout=0.3")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: handshake with {server.address}: {words}, is it the port of a KMIP server, which speaks TLS?\n"
+    )
 
 
 def test_the_servers_certificate_is_for_another_name(serve: Serve) -> None:
@@ -182,6 +231,8 @@ def test_the_server_does_not_know_the_client(serve: Serve) -> None:
         (["--get", "--clients=many"], "'many' is no number of clients; write 5, 1-10 or 1,2,5"),
         (["--get", "--kmip-version=1.9"], "'1.9' is not spoken here; choose from 1.0"),
         (["--get", "--address=here"], "has no port"),
+        (["--get", "--server-name=a..b"], "'a..b' is no host name, and no IP address"),
+        (["--get", "--server-name="], "'' is no host name"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], words: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from gateway.config import Address
 from gateway.errors import ConfigError
 from gateway.lab.speed.qclient import read
-from gateway.lab.speed.qclient_syntax import MistakeError, parse
+from gateway.lab.speed.qclient_syntax import parse
 
 #: "Example qClient 100 SDK configuration information", verbatim, with the typographic quotes as they stand there.
 THE_NOTES_OWN = r"""
@@ -103,28 +103,32 @@ def test_port_version_and_modules_may_be_left_out(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("Host=’kmip.mydomain.com’,", "", ":6: Session: Host: is missing; add it"),
-        ("Host=", "Hots=", "Session: Hots: is not known; there are Protocol, Host, Port"),
-        ("Session =", "Sesion =", "Sesion: is not known; there are Modules, Presentation, Session"),
-        ("’5696’", "’kmip’", "Session: Host and Port: 'kmip.mydomain.com:kmip' has the port"),
-        ("’5696’", "’5696’:’5697’", "Session: Port: must have one value"),
-        ("’1.3’:", "’1.7’:", ":5: Presentation: Version: '1.7' is not spoken here; choose from 1.0, 1.1"),
-        ("=KMIP", "=PKCS11", "Presentation: Protocol: must be KMIP"),
-        ("=TTLV", "=JSON", "Presentation: Format: must be TTLV"),
-        ("=SSL", "=TCP", "Session: Protocol: must be SSL or TLS"),
-        ("PEM:’my-key", "P12:’my-key", "Session: Private: is of kind 'P12'; only PEM is read"),
-        ("PEM:’my-key.pem’", "’my-key.pem’", "Session: Private: is of kind 'my-key.pem'; only PEM is read"),
+        ("Host=’kmip.mydomain.com’,", "", ":6: Session: Host is missing; add it"),
+        ("Host=", "Hots=", ":8: Session: a setting on this line is not known; there are Protocol, Host, Port"),
+        ("Host=", "host=", ":8: Session: host is not known; write it as Host"),
+        ("kmip.mydomain.com", "kmip..com", ":8: Session: Host: is no host name, and no IP address; write one"),
+        ("Presentation=", "Prestation=", ":4: a section on this line is not known; there are Modules, Presentation"),
+        ("’5696’", "’kmip’", ":9: Session: Port: is no port; write a number from 1 to 65535"),
+        ("’5696’", "’0’", ":9: Session: Port: is no port"),
+        ("’5696’", "’5696’:’5697’", ":9: Session: Port: must have one value"),
+        ("’1.3’:", "’1.7’:", ":5: Presentation: Version: number 1 is not spoken here; choose from 1.0, 1.1"),
+        ("’1.3’:’1.2’:’1.1’:’1.0’", "", ":5: Presentation: Version: ',' stands where a value should be; write one"),
+        ("=KMIP", "=PKCS11", ":5: Presentation: Protocol: must be KMIP"),
+        ("=TTLV", "=JSON", ":5: Presentation: Format: must be TTLV"),
+        ("=SSL", "=TCP", ":7: Session: Protocol: must be SSL or TLS"),
+        ("PEM:’my-key", "P12:’my-key", ":13: Session: Private: is not of the kind PEM, and only that is read"),
+        ("PEM:’my-key.pem’", "’my-key.pem’", ":13: Session: Private: is not of the kind PEM"),
         (
             "CA_Cert=PEM:’ca-cert.pem’",
             "CA_Cert=’ca-cert.pem’",
-            "Session: CA_Cert: is not of this form; write CA_Cert=PEM",
+            ":11: Session: CA_Cert: is not of this form; write CA_Cert=PEM",
         ),
-        ("’my-key.pem’", "’no-key.pem’", "no-key.pem is not there, or no file; give the path of a PEM file"),
+        ("’my-key.pem’", "’no-key.pem’", ":13: Session: Private: its file is not in "),
         ("Port=’5696’", "Host=’again’", ":9: Session: Host stands twice; leave one out"),
         ("’password’", "’password", ":13: a quote is opened and not closed on the same line; close it"),
         ("Authenticate}", "Authenticate", "Session: the file ends behind Authenticate; a comma or } should be there"),
         ("Session = {", "Session {", ":6: '{' stands after Session; = should be there"),
-        ("Port=’5696’", "Port=", "Session: Port has ',' stands where a value should be; give it one, in quotes"),
+        ("Port=’5696’", "Port=", ":9: Session: Port: ',' stands where a value should be; write one there, in quotes"),
         ("TTLV},", "TTLV}", ":6: 'Session' stands where a comma or the end should be"),
     ],
 )
@@ -138,8 +142,50 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert mistakes(tmp_path / "kmip.cfg") == [": No such file or directory; give a qClient configuration file"]
 
 
-def test_passwords_are_not_repeated() -> None:
-    """Where a comma is missing behind a password, the line does not say what stands there."""
-    with pytest.raises(MistakeError) as caught:
-        parse("Session={Private=PEM:'key.pem' 'secret'}")
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("", ": Session is missing; add Session={...}"),
+        (HERE.replace("Session", "session"), ":6: session is not known; write it as Session"),
+        (HERE.replace("Session", "Sesion"), ":6: a section on this line is not known; there are Modules, "),
+    ],
+)
+def test_a_file_without_a_session_is_one_mistake_and_not_one_for_each_of_its_settings(
+    directory: Path, text: str, mistake: str
+) -> None:
+    (found,) = mistakes(written(directory, text))
+    assert found.startswith(mistake)
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        "PEM:'key.pem' 'secret'",
+        "PEM:'key.pem:'secret'",
+        "PEM:'key.pem:'secret',",
+        "PEM:'key.pem':secret',",
+        "PEM:'key.pem':'secret,",
+        "PEM:key.pem:pass,secret",
+        "PEM:key.pem:pass,secret=",
+        "PEM:key.pem:pass,secret:word",
+        "PEM:key.pem:pass,secret,secret",
+        "PEM:key.pem:pass}secret",
+        "PEM:key.pem:pass},secret={",
+        "PEM:key.pem:pass},secret",
+        "PEM:'secret':'key.pem'",
+        "'secret':'key.pem'",
+        "PEM:'key.pem':'pass':'secret'",
+        "PEM:key.pem:pass, Port='secret'",
+        "PEM:key.pem:pass, Host='sec ret secret'",
+        "PEM:key.pem:pass, Certificate=PEM:'key.pem:secret'",
+        "PEM:key.pem:pass, Protocol=secret",
+    ],
+)
+def test_passwords_are_not_repeated_wherever_a_quote_is_missing(directory: Path, private: str) -> None:
+    for text in (f"Session={{Private={private}}}", HERE.replace("PEM:’my-key.pem’:’password’", private)):
+        assert not any("secret" in one for one in mistakes(written(directory, text)))
+
+
+def test_a_quote_is_missing_before_a_password(directory: Path) -> None:
+    found = mistakes(written(directory, HERE.replace("my-key.pem’:", "my-key.pem:").replace("’", "'")))
+    assert found == [":13: Session: a word stands behind Private; a comma or } should be there"]

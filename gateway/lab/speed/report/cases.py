@@ -27,6 +27,6 @@ OPERATIONS: Final[dict[str, str]] = {
     "get": "Get AES-256 symmetric key",
     "wrap": "NIST AES key wrap",
     "create": "Create AES-256 key",
-    "create_rsa": "Create RSA-2048 key pair",
-    "create_ecc": "Create ECDSA-Curve-P-256 key pair",
+    "create-rsa": "Create RSA-2048 key pair",
+    "create-ecc": "Create ECDSA-Curve-P-256 key pair",
 }

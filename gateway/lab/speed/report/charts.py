@@ -41,7 +41,7 @@ def files(results: Results) -> dict[str, Callable[[], bytes]]:
     measured = [operation for operation in OPERATIONS if results.rates(operation, "single_fresh")]
     found: dict[str, Callable[[], bytes]] = {}
     for operation in measured:
-        found[f"speed-{operation.replace('_', '-')}.svg"] = partial(_note_chart, results, operation)
+        found[f"speed-{operation}.svg"] = partial(_note_chart, results, operation)
     if results.all(BEYOND):
         found["speed-beyond-ten.svg"] = partial(_beyond_chart, results)
     if results.all(REPLICATION):

@@ -23,7 +23,6 @@ from gateway.lab.speed.report.experiment import Settings, Step, run
 from gateway.lab.speed.report.results import Point, Results
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
-_OPERATIONS: Final = [name.replace("_", "-") for name in OPERATIONS]
 
 
 @click.command()
@@ -34,13 +33,14 @@ _OPERATIONS: Final = [name.replace("_", "-") for name in OPERATIONS]
     type=click.FloatRange(1),
     help="Divide costs and repeats by this; 1 is the note's own size, and takes four hours with all ten clients.",
 )
-@clients_option("1,2,3,5,7,10")
+@clients_option("1-10")
 @click.option(
     "--only",
     "operations",
     multiple=True,
-    type=click.Choice(_OPERATIONS),
-    help="Measure this operation; may be repeated.",
+    type=click.Choice(list(OPERATIONS)),
+    help="Measure this operation; may be repeated. More than ten clients are measured with get in any case, and "
+    "replication with create, unless --note-only is given.",
 )
 @click.option("--note-only", is_flag=True, help="Leave out more than ten clients, and replication.")
 @click.option(
@@ -77,8 +77,9 @@ def report(
     configurations and two with the gateway. Then more than ten clients, and kinds of replication. Nothing else should
     run on the machine meanwhile.
     """
-    chosen = [name.replace("-", "_") for name in operations] or list(OPERATIONS)
-    settings = Settings(scale, chosen, clients, **({"beyond": (), "replication": ()} if note_only else {}))
+    settings = Settings(
+        scale, operations or list(OPERATIONS), clients, **({"beyond": (), "replication": ()} if note_only else {})
+    )
     try:
         results = Results.read(source) if source is not None else None
         charts.check()
@@ -101,14 +102,14 @@ def _measure(settings: Settings, save: Path | None) -> Results:
     results = Results(
         scale=settings.scale,
         repeat=settings.least_repeat,
-        factors={name: factor(name, settings.scale) for name in settings.operations},
+        factors={name: factor(name, settings.scale) for name in settings.measured()},
         environment=_environment(),
     )
     if save is not None:
         results.write(save)  # better refused now than after the first measurement
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    console.print(f"This takes about {settings.seconds() / 60:.0f} minutes, and some more to start and end programs.")
+    console.print(f"This takes about {_about(settings.seconds())}, and some more to start and end programs.")
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=len(settings.plan()))
 
@@ -125,6 +126,11 @@ def _measure(settings: Settings, save: Path | None) -> Results:
         if trio.run(unless_ended, partial(run, settings, begin, keep)) is None:
             raise click.Abort
     return results
+
+
+def _about(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return "a minute" if minutes == 1 else f"{minutes} minutes"
 
 
 def _environment() -> dict[str, str]:

@@ -15,8 +15,7 @@ from gateway.lab.speed.target import Target
 
 MASTERS: Final = ("atlanta-001", "london-001")
 
-#: By what is under way, and not in turn: clients begin each session with Discover Versions, so that in turn one key
-#: manager would answer all of those, and the other do all the work.
+#: All else is default: backends are taken in turn, and Discover Versions is answered by the gateway.
 _GATEWAY: Final = """
 [[listeners]]
 name = "kmip"
@@ -52,11 +51,12 @@ server_name = "localhost"
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """Where everything listens; ``gateways`` by the number of masters behind them."""
+    """Where everything listens; ``gateways`` and their ``admins`` by the number of masters behind them."""
 
     directory: Path
     key_managers: dict[str, Address]
     gateways: dict[int, Address]
+    admins: dict[int, Address]
 
     def target(self, case: Case) -> Target:
         """What the clients of a case talk to: masters in turn, as a balancer would have them, or a gateway."""
@@ -79,7 +79,8 @@ async def house(directory: Path, handshake_cost: float, operation_cost: float, r
     """All programs, ready, for the length of a block. Costs are in seconds; ``roles`` say how changes travel."""
     write_development_set(directory, force=True)
     write_roles(directory, roles)
-    place = House(directory, {name: free_address() for name in roles}, {1: free_address(), 2: free_address()})
+    gateways, admins = ({masters: free_address() for masters in (1, 2)} for _ in range(2))
+    place = House(directory, {name: free_address() for name in roles}, gateways, admins)
     options = [
         *("--certificate", str(directory / "kms.pem"), "--private-key", str(directory / "kms.key")),
         *("--client-ca", str(directory / "kms-clients-ca.pem"), "--cluster", str(directory)),
@@ -91,14 +92,15 @@ async def house(directory: Path, handshake_cost: float, operation_cost: float, r
             key_manager = program(["keymanager", "--name", name, "--bind", str(address), *options], [address])
             await stack.enter_async_context(key_manager)
         for masters, names in ((1, MASTERS[:1]), (2, tuple(roles))):
-            listen = place.gateways[masters]
-            await stack.enter_async_context(program(["run", str(_configure(place, listen, names))], [listen]))
+            command = ["run", str(_configure(place, masters, names))]
+            await stack.enter_async_context(program(command, [place.gateways[masters], place.admins[masters]]))
         yield place
 
 
-def _configure(place: House, listen: Address, names: Sequence[str]) -> Path:
-    """A gateway's configuration: the address to listen on, and the key managers behind it."""
+def _configure(place: House, masters: int, names: Sequence[str]) -> Path:
+    """A gateway's configuration, with the key managers behind it."""
     backends = (_BACKEND.format(name=name, address=place.key_managers[name]) for name in names)
-    path = place.directory / f"gateway-{listen.port}.toml"
-    path.write_text(_GATEWAY.format(listen=listen, admin=free_address()) + "".join(backends))
+    path = place.directory / f"gateway-{masters}.toml"
+    text = _GATEWAY.format(listen=place.gateways[masters], admin=place.admins[masters])
+    path.write_text(text + "".join(backends))
     return path

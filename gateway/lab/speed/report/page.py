@@ -1,10 +1,12 @@
 """The page: what was measured, in Markdown. Pure: from results to text."""
 
+from collections.abc import Sequence
+
 from gateway.lab.speed.report import note, sections
 from gateway.lab.speed.report.cases import CASES, OPERATIONS
 from gateway.lab.speed.report.costs import COSTS, HANDSHAKES
 from gateway.lab.speed.report.markdown import milliseconds, number, table
-from gateway.lab.speed.report.results import BEYOND, REPLICATION, Results, mean
+from gateway.lab.speed.report.results import BEYOND, REPLICATION, Point, Results, mean
 
 
 def write(results: Results, charts_at: str = "charts") -> str:
@@ -18,6 +20,7 @@ def write(results: Results, charts_at: str = "charts") -> str:
         sections.gains(results, measured),
         _ABOUT_TABLES,
         *(sections.operation_section(results, operation, charts_at) for operation in measured),
+        sections.beside_the_note(results, measured),
         sections.beyond(results, charts_at) if results.all(BEYOND) else "",
         sections.replication(results, charts_at) if results.all(REPLICATION) else "",
         _processors(results),
@@ -51,6 +54,7 @@ def _how(results: Results) -> str:
     factors = table(
         ("operation", "costs divided by"), [(OPERATIONS[name], f"{one:.3g}") for name, one in results.factors.items()]
     )
+    opening = _opening([point for point in results.points if point.opened])
     environment = ", ".join(f"{name} {value}" for name, value in results.environment.items())
     return f"""\
 ## How it was measured
@@ -58,11 +62,12 @@ def _how(results: Results) -> str:
 Four simulated key managers, each a process: two masters, each with a standby that its writes are replicated to
 synchronously, and to the other two asynchronously. Two gateways, before one master and before all four, which find the
 masters by themselves, have the default settings otherwise, and so take the masters in turn and answer Discover Versions
-themselves. Clients are processes that begin together; each does its operations one after the other, as the note's
+themselves. Replication takes no time in the note's experiment (0 s to a partner); what it costs is measured by itself,
+below. Clients are processes that begin together; each does its operations one after the other, as the note's
 `s_speed` does, and begins each session with Discover Versions, as qClient does.
 In the direct cases with two servers, sessions go to the masters in turn, as behind the
-note's load balancer. A gateway has been used by as many clients for a moment before the clock runs: it stands for one
-that has been running for long.
+note's load balancer. A gateway has been used by as many clients before the clock runs, and is measured until it has
+opened no session meanwhile: it stands for one that has been running for long, whose pools are full. {opening}
 
 * Environment: {environment}.
 * `--scale {results.scale:g}`: costs are divided by a factor, so that rates are higher by it; the rates on this page are
@@ -97,9 +102,17 @@ two to ten clients, of a single server:
 
 {found}
 A key manager's handshake costs the same whatever is asked after it, so that there is one number for all: the median,
-**{milliseconds(COSTS.handshake)}**. Resumed handshakes cost nothing, and are not used here. Most of the note's numbers
-for a single client are lower, since client and network take their time while the server has nothing to do.
+**{milliseconds(COSTS.handshake)}**. Resumed handshakes cost nothing, and are not used here.
 """
+
+
+def _opening(points: Sequence[Point]) -> str:
+    """Where that could not be had."""
+    if not points:
+        return "It opened none in any measurement."
+    most = max(points, key=lambda point: point.opened or 0)
+    where = f"{OPERATIONS[most.operation]}, {CASES[most.case].title}, {most.clients} clients"
+    return f"In {len(points)} measurements it went on opening some: {most.opened} at the most ({where})."
 
 
 def _processors(results: Results) -> str:

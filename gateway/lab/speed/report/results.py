@@ -23,7 +23,8 @@ class Point:
     """One measurement: operations a minute, and latencies in seconds, multiplied back from the scale.
 
     ``part`` of the experiment; ``variant`` is what else it was measured with, as a mode of replication. ``cpu`` is the
-    share of this machine's processors that was busy, from 0 to 1.
+    share of this machine's processors that was busy, from 0 to 1; ``seconds`` is how long it took, at the scale. Of a
+    gateway: ``gateway_cpu`` is the share of one processor that it used, ``opened`` are the sessions that it opened.
     """
 
     part: str
@@ -34,8 +35,11 @@ class Point:
     p50: float | None
     p99: float | None
     cpu: float
+    seconds: float
     errors: int = 0
     variant: str = ""
+    gateway_cpu: float | None = None
+    opened: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from gateway.lab.speed.report.results import BEYOND, NOTE, REPLICATION, Point, R
 def point(part: str, operation: str, case: str, clients: int, variant: str = "", cpu: float = 0.3) -> Point:
     rate = 0.9 * bound(operation, CASES[case])
     wait = 60 * clients / rate
-    return Point(part, operation, case, clients, rate, wait, 2 * wait, cpu, 0, variant)
+    own = (0.4, 0) if CASES[case].gateway else (None, None)
+    return Point(part, operation, case, clients, rate, wait, 2 * wait, cpu, 10.0, 0, variant, *own)
 
 
 @pytest.fixture

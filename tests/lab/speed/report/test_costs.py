@@ -9,7 +9,7 @@ from gateway.lab.speed.report.costs import COSTS, HANDSHAKES, bound, factor
 
 def test_costs_are_near_the_round_numbers_that_one_would_guess() -> None:
     assert COSTS.handshake == pytest.approx(0.060, abs=0.002)
-    rough = {"get": 0.0074, "wrap": 0.0108, "create": 0.051, "create_rsa": 0.27, "create_ecc": 0.116}
+    rough = {"get": 0.0074, "wrap": 0.0108, "create": 0.051, "create-rsa": 0.27, "create-ecc": 0.116}
     assert COSTS.operations == pytest.approx(rough, rel=0.01)
 
 
@@ -34,7 +34,7 @@ def test_the_gateway_can_do_no_more_than_clients_that_cache(operation: str) -> N
 
 
 def test_costs_are_divided_by_the_scale_as_far_as_the_processors_can_follow() -> None:
-    assert factor("create_rsa", 6) == 6
+    assert factor("create-rsa", 6) == 6
     assert factor("get", 1) == 1
     assert 1 <= factor("get", 6) < factor("create", 6) < 6
     assert COSTS.faster(2).handshake == COSTS.handshake / 2

@@ -26,6 +26,12 @@ async def test_more_clients_and_kinds_of_replication() -> None:
         assert point.errors == 0
         assert point.per_minute > 0
         assert 0 <= point.cpu <= 1
+        if CASES[point.case].gateway:
+            assert point.opened == 0  # its pools were full when the clock began to run
+            assert point.gateway_cpu is not None
+            assert point.gateway_cpu > 0
+        else:
+            assert (point.opened, point.gateway_cpu) == (None, None)
 
 
 def test_the_command_measures_and_writes_the_page(tmp_path: Path) -> None:
@@ -38,9 +44,14 @@ def test_the_command_measures_and_writes_the_page(tmp_path: Path) -> None:
     assert [one.case for one in results.points] == list(CASES)
     assert not any(one.errors for one in results.points)
     text = (tmp_path / "speed-report.md").read_text()
-    assert OPERATIONS["create_ecc"] in text
+    assert OPERATIONS["create-ecc"] in text
     assert (tmp_path / "charts" / "speed-create-ecc.svg").exists()
     assert str(tmp_path) not in text
+
+
+def test_what_is_measured_besides_the_operations_that_were_chosen() -> None:
+    assert Settings(6, ["create-ecc"], [2]).measured() == ["create-ecc", "get", "create"]
+    assert Settings(6, ["create-ecc"], [2], beyond=(), replication=()).measured() == ["create-ecc"]
 
 
 def test_at_the_notes_own_size_all_is_as_in_the_note() -> None:
@@ -53,7 +64,7 @@ def test_at_the_notes_own_size_all_is_as_in_the_note() -> None:
 
 def test_at_a_larger_scale_there_are_fewer_repeats_but_where_they_are_soon_done() -> None:
     settings = Settings(5, list(OPERATIONS), [1, 10])
-    assert settings.repeat("create_rsa", CASES["single_fresh"], 10) == 20
+    assert settings.repeat("create-rsa", CASES["single_fresh"], 10) == 20
     assert settings.repeat("get", CASES["single_kept"], 1) == 100
 
 

@@ -15,6 +15,7 @@ from gateway.lab.speed.report.command import report
 from gateway.lab.speed.report.results import BEYOND, NOTE, Results, UnreadableResultsError
 from tests.lab.speed.report.conftest import point
 
+DOCS = Path(__file__).parents[4] / "docs"
 CHARTS = [
     *("speed-get.svg", "speed-wrap.svg", "speed-create.svg", "speed-create-rsa.svg", "speed-create-ecc.svg"),
     *("speed-beyond-ten.svg", "speed-replication.svg"),
@@ -78,18 +79,66 @@ def test_numbers_of_clients_that_the_note_does_not_have(results: Results) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cpu", "rate", "words"),
+    ("rate", "cpu", "own", "opened", "words"),
     [
-        (0.95, 0.5, "this machine's processors are the limit (95% busy), at 50% of what the costs allow"),
-        (0.5, 0.97, "the key managers are the limit: 97% of what their costs allow"),
-        (0.5, 0.6, "60% of what the costs allow, with 50% of the processors busy"),
+        (0.97, 0.95, 0.95, 9, "the key managers are the limit: 97% of what their costs allow"),
+        (
+            0.5,
+            0.95,
+            0.97,
+            9,
+            "the gateway is the limit, which has one processor (97% busy), at 50% of what the costs allow",
+        ),
+        (0.5, 0.95, 0.4, 9, "this machine's processors are the limit (95% busy), at 50% of what the costs allow"),
+        (0.6, 0.6, 0.4, 600, "the key managers are the limit, at 60% of what the costs allow: handshakes took 31%"),
+        (0.6, 0.5, 0.4, 0, "nothing is at its limit, at 60% of what the costs allow, with 50% of the processors busy"),
     ],
 )
-def test_the_page_says_what_limits(results: Results, cpu: float, rate: float, words: str) -> None:
+def test_the_page_says_what_limits(
+    results: Results, rate: float, cpu: float, own: float, opened: int, words: str
+) -> None:
     results.points[:] = [one for one in results.points if one.part != BEYOND]
-    found = point(BEYOND, "get", "gateway_two", 80, cpu=cpu)
-    results.points.append(replace(found, per_minute=found.per_minute / 0.9 * rate))
-    assert words in page.write(results)
+    found = point(BEYOND, "get", "gateway_two", 80)
+    spent = replace(found, per_minute=found.per_minute / 0.9 * rate, cpu=cpu, gateway_cpu=own, opened=opened)
+    results.points.append(spent)
+    text = page.write(results)
+    assert words in text
+    assert f"The gateway used {own:.0%} of a processor, and opened {opened or 'no'} sessions." in text
+    assert rows(text, "Gateway, two servers (not cached)")[0][7:9] == [f"{own:.0%}", str(opened)]
+
+
+def test_a_gateway_that_goes_on_opening_sessions_is_told(results: Results) -> None:
+    assert "It opened none in any measurement." in page.write(results)
+    results.points.append(replace(point(NOTE, "get", "gateway_two", 7), opened=3))
+    assert "In 1 measurements it went on opening some: 3 at the most (Get AES-256" in page.write(results)
+
+
+def test_all_of_the_notes_rows_are_there_also_those_that_were_not_measured(results: Results) -> None:
+    text = page.write(results)
+    for clients in note.CLIENTS:
+        found = rows(text, str(clients))
+        assert len(found) == len(OPERATIONS)
+        if clients not in {1, 5}:
+            assert {cell for cells in found for cell in [*cells[2:9:2], *cells[9:]]} == {"-"}
+
+
+def test_how_near_it_comes_to_the_note_is_said_in_figures(results: Results) -> None:
+    text = page.write(results).partition("### How near")[2]
+    ((_, *cells),) = rows(text, OPERATIONS["get"])[:1]
+    beside = [results.rates("get", case)[5] / note.per_minute("get", case, 5) for case in note.COLUMNS]
+    assert cells == [f"{one:.2f}" for one in beside]
+    assert "-13% to +20% of the note's means" in text
+    assert "slower than several in 5 of 5 tables" in text
+    assert "faster than several in\n  4 of 5" in text
+
+
+@pytest.mark.parametrize(("rate", "words"), [(0.98, "-2% with 5 clients."), (0.7, "-30% with 5 clients.")])
+def test_what_a_remote_partner_changes_is_what_the_table_has(results: Results, rate: float, words: str) -> None:
+    results.points[:] = [
+        replace(one, per_minute=one.per_minute * rate) if (one.variant, one.clients) == ("remote", 5) else one
+        for one in results.points
+    ]
+    assert f"* Two load-balanced servers (cached): +0% with 1 client, {words}" in page.write(results)
 
 
 def test_busy_processors_and_errors_are_told(results: Results) -> None:
@@ -136,6 +185,15 @@ def test_results_are_kept_in_a_file_and_the_page_written_from_it(results: Result
     assert done.exit_code == 0, done.output
     assert (tmp_path / "docs" / "speed-report.md").read_text() == page.write(results)
     assert {path.name for path in (tmp_path / "docs" / "charts").iterdir()} == set(CHARTS)
+
+
+def test_the_page_in_the_documentation_is_what_its_results_say() -> None:
+    kept = DOCS / "speed-report.json"
+    if not kept.exists():
+        pytest.skip("the results of the page were not kept; `make report` keeps them")
+    results = Results.read(kept)
+    assert (DOCS / "speed-report.md").read_text() == page.write(results)
+    assert all((DOCS / "charts" / name).exists() for name in charts.files(results))
 
 
 def test_a_report_with_errors_has_an_exit_status_for_them(results: Results, tmp_path: Path) -> None:
