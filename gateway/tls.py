@@ -329,13 +329,13 @@ class TlsStream:
 
         Raises StreamClosedError where the peer is gone.
         """
-        sent = await self._send_some(data, is_first=True) if data else 0
+        sent = self.send_now(data) if data else 0
         if sent < len(data):
             with memoryview(data) as view:
                 while sent < len(data):
                     sent += await self._send_some(view[sent:])
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
         """Send what can be sent without waiting, of one record at the most. Returns how many bytes that was.
 
         Where it was not all, ``send_all`` of the rest must follow. Raises as it does.
@@ -344,23 +344,21 @@ class TlsStream:
         try:
             return self.connection.send(data)
         except (SSL.WantWriteError, SSL.WantReadError):
-            return 0
+            return 0  # a part of the record may be on its way
         except SSL.Error as error:
-            raise StreamClosedError(f"connection broken: {_words(error)}") from None
+            raise StreamClosedError(f"connection broken: {_words(error)}", nothing_sent=True) from None
 
-    async def _send_some(self, data: bytes | memoryview, *, is_first: bool = False) -> int:
-        nothing_sent = is_first
+    async def _send_some(self, data: memoryview) -> int:
         while True:
             self._check_open()
             try:
                 return self.connection.send(data)
             except SSL.WantWriteError:
-                nothing_sent = False  # a part of the record may be on its way
                 await self._wait(wait_writable)
             except SSL.WantReadError:
                 await self._wait(wait_readable)
             except SSL.Error as error:
-                raise StreamClosedError(f"connection broken: {_words(error)}", nothing_sent=nothing_sent) from None
+                raise StreamClosedError(f"connection broken: {_words(error)}") from None
 
     async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
         """Wait for the socket to be ready. Raises StreamClosedError where this side closes it first."""

@@ -20,7 +20,7 @@ class Answer(NamedTuple):
     @classmethod
     def of(cls, response: Response, backend: Backend) -> Self:
         """A key manager's."""
-        return cls(response.frame, response, backend=backend)
+        return cls(response.frame, response, None, "", backend)
 
 
 def refusal(why: Refusal, message: str, request: Request, *, detail: str = "") -> Answer:

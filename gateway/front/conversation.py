@@ -91,6 +91,7 @@ class Conversation:
         self._peer = peer
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._scope = trio.CancelScope()
+        self._deadline = float("inf")  # the scope's: to ask that is a call
         self._draining = False
 
     def __repr__(self) -> str:
@@ -214,7 +215,10 @@ class Conversation:
     def _begin(self, phase: Phase, seconds: float) -> None:
         """Enter a phase, and give it its deadline."""
         self.phase = phase
-        self._scope.deadline = trio.current_time() + seconds
+        self._set_deadline(trio.current_time() + seconds)
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = self._scope.deadline = deadline
 
     def _begin_to_idle(self) -> None:
         """Enter IDLE. To move a deadline costs as much as to decode a request, and so it is moved only now and then.
@@ -226,14 +230,14 @@ class Conversation:
             seconds = self._limits.request_timeout
         self.phase = Phase.IDLE
         deadline = trio.current_time() + seconds
-        if not deadline - seconds * _LAZINESS <= self._scope.deadline <= deadline:
-            self._scope.deadline = deadline
+        if not deadline - seconds * _LAZINESS <= self._deadline <= deadline:
+            self._set_deadline(deadline)
 
     def _begin_to_answer(self, now: float) -> None:
         """Enter ANSWERING, in which the dispatcher keeps a deadline of its own; one left from IDLE must not come."""
         self.phase = Phase.ANSWERING
-        if self._scope.deadline < now + _LONGEST_ANSWER:
-            self._scope.deadline = float("inf")
+        if self._deadline < now + _LONGEST_ANSWER:
+            self._set_deadline(float("inf"))
 
     @property
     def _is_welcome(self) -> bool:
@@ -275,7 +279,8 @@ class Conversation:
             self._begin(Phase.SENDING, self._limits.send_timeout)
             self._hold_answer(len(frame))
             await self._stream.send_all(memoryview(frame)[sent:])
-        self._hold(0)
+        if self._held:
+            self._hold(0)
 
     async def _turn_away(self, request: Request, principal: Principal | None) -> str:
         if principal is None:
