@@ -188,10 +188,7 @@ def test_results_are_kept_in_a_file_and_the_page_written_from_it(results: Result
 
 
 def test_the_page_in_the_documentation_is_what_its_results_say() -> None:
-    kept = DOCS / "speed-report.json"
-    if not kept.exists():
-        pytest.skip("the results of the page were not kept; `make report` keeps them")
-    results = Results.read(kept)
+    results = Results.read(DOCS / "speed-report.json")
     assert (DOCS / "speed-report.md").read_text() == page.write(results)
     assert all((DOCS / "charts" / name).exists() for name in charts.files(results))
 
