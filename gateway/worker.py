@@ -23,9 +23,7 @@ from gateway.upstream.collector import PoolCollector
 from gateway.upstream.fleet import Fleet
 
 _BACKLOG: Final = 1024
-_OTHER_DESCRIPTORS: Final = (
-    64  # beside those of clients and sessions: probes, names being looked up, the admin's clients
-)
+_OTHER_DESCRIPTORS: Final = 64  # for probes, names being looked up, the admin's clients
 
 
 class Bound(NamedTuple):

@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
 
 import pytest
 import structlog
@@ -184,14 +183,15 @@ def test_a_closed_pipe_loses_lines_and_stops_nobody(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(params=["pipe", "socket"])
-def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, TextIO]]:
-    """A descriptor of which nobody has read yet, and a file that leads there."""
+def heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, log.LossyFile]]:
+    """A descriptor of which nobody has read yet, and the log, which is written there."""
     if request.param == "pipe":
         reading, writing = os.pipe()
     else:
         reading, writing = (sock.detach() for sock in socket.socketpair())
     with os.fdopen(writing, "w", buffering=1) as file:
-        yield reading, file
+        monkeypatch.setattr(sys, "stderr", file)
+        yield reading, log.configure("info", "json")
     os.close(reading)
 
 
@@ -204,32 +204,28 @@ def read_all(reading: int) -> list[str]:
 
 
 def test_a_reader_that_stands_still_stops_nobody_and_hears_what_it_missed(
-    ends: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+    heard: tuple[int, log.LossyFile],
 ) -> None:
-    reader, file = ends
-    monkeypatch.setattr(sys, "stderr", file)
-    lossy = log.configure("info", "json")
+    reader, lossy = heard
     logger = log.get("test")
     for number in range(10_000):
         logger.info("happened", number=number, padding="x" * 100)
-    heard = [json.loads(line) for line in read_all(reader)]
+    events = [json.loads(line) for line in read_all(reader)]
     logger.info("again")
     logger.info("and again")
 
-    assert [event["number"] for event in heard] == list(range(len(heard)))
-    assert 100 < len(heard) < 10_000
-    assert lossy.dropped == 10_000 - len(heard)
+    assert [event["number"] for event in events] == list(range(len(events)))
+    assert 100 < len(events) < 10_000
+    assert lossy.dropped == 10_000 - len(events)
     notice, *after = [json.loads(line) for line in read_all(reader)]
     assert (notice["event"], notice["number"]) == ("log messages lost: their reader stood still", lossy.dropped)
     assert [event["event"] for event in after] == ["again", "and again"]
 
 
 def test_a_message_of_any_length_is_written_whole_where_there_is_room(
-    ends: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+    heard: tuple[int, log.LossyFile],
 ) -> None:
-    reader, file = ends
-    monkeypatch.setattr(sys, "stderr", file)
-    log.configure("info", "json")
+    reader, _lossy = heard
     detail = "".join(chr(number) for number in range(0x100, 0x2000))
 
     log.get("test").info("happened", detail=detail)
@@ -239,11 +235,9 @@ def test_a_message_of_any_length_is_written_whole_where_there_is_room(
 
 
 def test_a_message_for_which_there_is_no_room_is_cut_and_the_next_is_a_line_of_its_own(
-    ends: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+    heard: tuple[int, log.LossyFile],
 ) -> None:
-    reader, file = ends
-    monkeypatch.setattr(sys, "stderr", file)
-    lossy = log.configure("info", "json")
+    reader, lossy = heard
     logger = log.get("test")
 
     logger.info("too long", detail="x" * 10_000_000)
