@@ -1,57 +1,98 @@
-"""Buckets of tokens: how often something may happen, measured against requests or against time."""
+"""Budgets: how often something may happen, measured against the requests in flight, all requests, or time."""
+
+from collections import OrderedDict
+
+import trio
 
 
 class RetryBudget:
-    """How many requests may be tried again: a fraction of all requests, and a floor for quiet times.
+    """Tokens for requests that are sent a second time: at most ``ratio`` of an identity's requests in flight.
 
-    The clock is the requests themselves, so that the fraction holds at any load: where every backend fails, retries add
-    ``fraction`` to the load and no more. ``floor`` is in retries a second, up to ``most`` held.
+    ``least`` tokens exist however few requests are in flight. A token is held until the second try has ended. So a read
+    that finds no token waits for one, and retries can't become a storm: if every backend fails, they add ``ratio`` to
+    the load and no more. The dispatcher counts ``in_flight``.
     """
 
-    def __init__(self, *, fraction: float = 0.2, floor: float = 1.0, most: float = 20.0) -> None:
-        self._fraction = fraction
+    def __init__(self, *, ratio: float = 0.2, least: int = 3) -> None:
+        self._ratio = ratio
+        self._least = least
+        self.in_flight = 0
+        self.held = 0
+        self._waiting: OrderedDict[trio.Event, None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<RetryBudget {self.held} of {self._most()}, {self.in_flight} requests in flight>"
+
+    @property
+    def is_nothing(self) -> bool:
+        """True if no token will ever exist."""
+        return not self._ratio and not self._least
+
+    def _most(self) -> int:
+        return max(self._least, int(self._ratio * self.in_flight))
+
+    def take(self) -> bool:
+        """Take a token; False if there is none. ``give_back`` must follow a True."""
+        if self._waiting or self.held >= self._most():
+            return False
+        self.held += 1
+        return True
+
+    def give_back(self) -> None:
+        """Give a token back."""
+        self.held -= 1
+        self._serve()
+
+    async def wait(self) -> None:
+        """Wait in turn for a token. ``give_back`` must follow, unless this was cancelled."""
+        if self.take():
+            return
+        turn = trio.Event()
+        self._waiting[turn] = None
+        self._serve()  # more requests may be in flight than when a token was given back last
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self.give_back()
+            else:
+                del self._waiting[turn]
+            raise
+
+    def _serve(self) -> None:
+        while self._waiting and self.held < self._most():
+            turn, _ = self._waiting.popitem(last=False)
+            self.held += 1
+            turn.set()
+
+
+class LookupBudget:
+    """How many requests may be asked of other backends as well: a share of all requests, and a floor for quiet times.
+
+    The clock is the requests themselves, so that the share holds at any load, also for one client that asks again and
+    again for a missing object. ``floor`` is in lookups a second, up to ``most`` held.
+    """
+
+    def __init__(self, *, ratio: float = 0.2, floor: float = 1.0, most: float = 20.0) -> None:
+        self._ratio = ratio
         self._floor = TokenBucket(rate=floor, burst=max(1.0, floor * 10))
         self._most = most
         self._held = 0.0
 
     def __repr__(self) -> str:
-        return f"<RetryBudget {self._held:.1f}>"
-
-    @property
-    def tokens(self) -> float:
-        """Retries that the fraction allows just now, besides the floor."""
-        return self._held
+        return f"<LookupBudget {self._held:.1f}>"
 
     def request(self) -> None:
-        """A request has come, with its share of a retry."""
+        """Count a request, which adds its share of a lookup."""
         if self._held < self._most:
-            self._held += self._fraction
+            self._held += self._ratio
 
     def withdraw(self, now: float) -> bool:
-        """Take one retry; False where there is none."""
+        """Take one lookup; False if there is none."""
         if self._held >= 1:
             self._held -= 1
             return True
         return self._floor.take(now)
-
-
-class RetryBudgets:
-    """A RetryBudget for each identity: none uses up the retries of another. ``fraction`` and ``floor`` are theirs."""
-
-    def __init__(self, fraction: float, floor: float) -> None:
-        self._fraction = fraction
-        self._floor = floor
-        self._of: dict[str, RetryBudget] = {}
-
-    def __repr__(self) -> str:
-        return f"<RetryBudgets {self._of}>"
-
-    def of(self, identity: str) -> RetryBudget:
-        """The budget of an identity, by its name."""
-        budget = self._of.get(identity)
-        if budget is None:
-            budget = self._of[identity] = RetryBudget(fraction=self._fraction, floor=self._floor)
-        return budget
 
 
 class TokenBucket:

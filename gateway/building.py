@@ -25,8 +25,10 @@ from gateway.metrics import Metrics
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.balancer import Balancer
+from gateway.upstream.breaker import Breaker, BreakerSettings
 from gateway.upstream.fleet import Fleet, Member
-from gateway.upstream.health import Breaker, BreakerSettings, Health
+from gateway.upstream.gate import Gate
+from gateway.upstream.health import Health
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm, watch
 from gateway.upstream.marks import Marks
@@ -70,14 +72,7 @@ class Upstream:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._build_prober(backend, settings).run)
             nursery.start_soon(keep_warm, backend.pools.values(), config.deadlines.connect)
-            await watch(
-                backend,
-                others_serve=lambda credential: any(
-                    other.is_available_to(credential) for other in self.fleet.backends if other is not backend
-                ),
-                metrics=self._metrics,
-                log=self._log,
-            )
+            await watch(backend, balancer=self.balancer, metrics=self._metrics, log=self._log)
 
     def _build_prober(self, backend: Backend, settings: BackendConfig) -> Prober:
         health = self._config.health
@@ -100,7 +95,7 @@ class Upstream:
 
     def _build_backend(self, settings: BackendConfig, name: str, address: Address) -> Backend:
         config = self._config
-        slots = Slots(settings.max_sessions)
+        slots = Slots(settings.max_sessions, gate=Gate(connect_deadline=config.deadlines.connect))
         idle_limit = IdleLimit(config.pool.idle_timeout)
         site = Site(address)
         pools = {
@@ -114,6 +109,13 @@ class Upstream:
             slots,
             pools,
             health=Health(rise=config.health.rise, fall=config.health.fall),
+            breaker=Breaker(
+                BreakerSettings(
+                    consecutive_failures=config.failover.consecutive_failures,
+                    max_pause=config.failover.max_ejection_time,
+                ),
+                credentials=len(config.identities),
+            ),
             idle_limit=idle_limit,
             traits=Traits(settings.weight, settings.priority, settings.role == "rw"),
             site=site,
@@ -129,7 +131,7 @@ class Upstream:
         opener: Opener,
         probe: str,
     ) -> Pool:
-        pool, failover = self._config.pool, self._config.failover
+        pool = self._config.pool
         return Pool(
             backend,
             identity.name,
@@ -140,12 +142,12 @@ class Upstream:
                 pool.lifetime_spread,
                 pool.queue_length,
                 self._config.deadlines.connect,
+                self._config.failover.max_ejection_time,
             ),
             slots=slots,
             opener=opener,
             spawn=self._nursery.start_soon,
             observer=Meter(backend, identity.name, self._metrics, self._log),
-            breaker=Breaker(BreakerSettings(soft_failures=failover.eject_after, longest=failover.longest_ejection)),
             idle_limit=idle_limit,
             probe=decode_request(PROBES[probe]),
             site=site,
@@ -174,13 +176,16 @@ class Upstream:
 def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Dispatcher:
     """The dispatcher over a balancer. Raises ConfigError."""
     settings = DispatcherSettings(
-        config.deadlines.request,
-        config.pool.queue_timeout,
-        config.failover.try_timeout,
-        config.pool.validate_after,
-        config.deadlines.connect,
-        config.failover.retry_fraction,
-        config.failover.retry_floor,
+        request=config.deadlines.request,
+        queue=config.pool.queue_timeout,
+        try_timeout=config.failover.try_timeout,
+        validate_after=config.pool.validate_after,
+        proof=config.deadlines.connect,
+        retry_ratio=config.failover.retry_ratio,
+        min_retries=config.failover.min_retries,
+        lookup_ratio=config.replication.lookup_ratio,
+        min_lookups=config.replication.min_lookups_per_second,
+        observe=config.health.observe,
     )
     replication = config.replication
     is_shared = replication.mode == "shared"

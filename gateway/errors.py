@@ -55,6 +55,10 @@ class StreamClosedError(GatewayError):
         self.nothing_sent = nothing_sent
 
 
+class StreamInterruptedError(GatewayError):
+    """This side has stopped waiting for the peer. The stream is as it was, so that the wait may go on."""
+
+
 class Stage(IntEnum):
     """How far an attempt at a backend came, in order.
 

@@ -211,6 +211,23 @@ def is_missing_something(response: Response) -> bool:
     return False
 
 
+#: Failures that are the key manager's own, not the request's (1.4 section 11, 2.1 section 11.48): its HSM or its database
+#: is gone. Cryptographic Failure may also be a wrong tag, so that one key manager's word is not enough for any of them.
+SERVER_ERRORS: Final = frozenset(
+    {ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR, ResultReason.CRYPTOGRAPHIC_FAILURE}
+)
+
+
+def is_server_error(response: Response) -> bool:
+    """Return True if an operation failed for a reason that may be the key manager's own."""
+    return any(item.status == ResultStatus.OPERATION_FAILED and item.reason in SERVER_ERRORS for item in response.items)
+
+
+def has_failed(response: Response) -> bool:
+    """Return True if an operation failed, for whatever reason."""
+    return any(item.status == ResultStatus.OPERATION_FAILED for item in response.items)
+
+
 def _identifiers(item: RequestItem | ResponseItem) -> list[bytes]:
     try:
         return item.unique_identifiers
@@ -240,6 +257,7 @@ class Refusal(Enum):
     OVERLOADED = "overloaded"
     BACKEND_FAILED = "backend_failed"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    CLIENT_LEFT = "client_left"
     RESPONSE_TOO_LARGE = "response_too_large"
     UNKNOWN_ASYNCHRONOUS_VALUE = "unknown_asynchronous_value"
     UNKNOWN_CORRELATION_VALUE = "unknown_correlation_value"
@@ -261,6 +279,7 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.OVERLOADED: (ResultReason.GENERAL_FAILURE, ResultReason.SERVER_LIMIT_EXCEEDED),
     Refusal.BACKEND_FAILED: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.OUTCOME_UNKNOWN: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
+    Refusal.CLIENT_LEFT: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.RESPONSE_TOO_LARGE: (ResultReason.RESPONSE_TOO_LARGE, ResultReason.RESPONSE_TOO_LARGE),
     # 1.4 section 11 has this for a Poll about what the server does not know; it is not about an object
     Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: (

@@ -22,7 +22,7 @@ from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from trio.lowlevel import wait_readable, wait_writable
 
-from gateway.errors import StreamClosedError, TlsError
+from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
 
 _RECORD: Final = 16384  # bytes in one TLS record, and so in one read
 _SSL_MODE_RELEASE_BUFFERS: Final = 0x10
@@ -310,7 +310,7 @@ class TlsStream:
                 self._check_open()
                 return self.connection.recv(_RECORD)
             except trio.ClosedResourceError:
-                raise StreamClosedError(_CLOSED_HERE) from None
+                raise self._woken() from None
             except SSL.WantReadError:  # a part of a record, or one in which TLS spoke to itself
                 ready = wait_readable
                 if self._server_side:
@@ -366,8 +366,28 @@ class TlsStream:
         try:
             await ready(self._descriptor)
         except trio.ClosedResourceError:
-            raise StreamClosedError(_CLOSED_HERE) from None
+            raise self._woken() from None
         self._check_open()
+
+    def _woken(self) -> StreamClosedError | StreamInterruptedError:
+        """Return the error for a task that waited for the socket: closed on this side, or only interrupted."""
+        return StreamClosedError(_CLOSED_HERE) if self._descriptor < 0 else StreamInterruptedError()
+
+    def interrupt(self) -> None:
+        """Have the task that waits for the socket, if there is one, raise StreamInterruptedError.
+
+        A wait for bytes may begin again afterwards; a wait for room to send may not.
+        """
+        if self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)
+
+    def is_readable(self) -> bool:
+        """Return True if bytes, or the end, have arrived and were not read. Nothing is read."""
+        if self._descriptor < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(self.connection.pending() or poll.poll(0))
 
     def _check_open(self) -> None:
         """Raise StreamClosedError once closed: OpenSSL would go on with a descriptor that is another's by now."""

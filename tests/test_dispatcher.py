@@ -354,7 +354,7 @@ async def test_reads_go_elsewhere_when_their_key_manager_turns_down() -> None:
             await trio.sleep(0.5)
         assert it.key_managers[0].executed == [("red", "read"), ("red", "mutation")]
 
-        it.backends[0].let_go(lambda _credential: True)
+        it.backends[0].turned_down(lambda _credential: True)
         await trio.sleep(0.5)
 
         assert name_of(got["read"]) == "read"
@@ -552,4 +552,4 @@ async def test_who_waits_for_a_key_manager_whose_address_goes_is_served_by_the_o
         assert [answer.refusal for answer in given_to] == [None] * 5
         assert [len(key_manager.executed) for key_manager in it.key_managers] == [1, 4]
         it.balancer.backends = (before,)
-        assert "its address is not the key manager's any more" in (await it.ask(ask("key"))).detail
+        assert "the key manager has left this address" in (await it.ask(ask("key"))).detail

@@ -191,14 +191,17 @@ class BalancingConfig(Table):
     resolve_interval: Seconds = 30.0
 
 
+Ratio = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+
+
 class FailoverConfig(Table):
     """What happens when a try at a backend fails."""
 
     try_timeout: Seconds = 5.0
-    retry_fraction: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.2
-    retry_floor: Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)] = 1.0
-    eject_after: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
-    longest_ejection: Seconds = 30.0
+    retry_ratio: Ratio = 0.2
+    min_retries: Annotated[int, Field(strict=True, ge=0, le=1000)] = 3
+    consecutive_failures: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
+    max_ejection_time: Seconds = 30.0
 
 
 class ReplicationConfig(Table):
@@ -210,6 +213,8 @@ class ReplicationConfig(Table):
     marks: bool = Field(default=True, strict=True)
     mark_key_file: MarkKeyFile = Field(default=Path("mark.key"), validate_default=True)
     answer_discover_versions: bool = Field(default=True, strict=True)
+    lookup_ratio: Ratio = 0.2
+    min_lookups_per_second: Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)] = 1.0
 
 
 class HealthConfig(Table):
@@ -223,6 +228,7 @@ class HealthConfig(Table):
     fall: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
     expect: Literal["answer", "success"] = "answer"
     serving_text: str = Field(default="", strict=True)
+    observe: bool = Field(default=True, strict=True)
 
 
 def _younger_than_a_minute(request: float) -> float:

@@ -1,29 +1,40 @@
-"""Attempts: one try at a backend: a session is leased, the request exchanged, the outcome counted."""
+"""Attempts: one try at a backend: a session is leased, the request exchanged, the outcome counted.
 
+A read that is overdue is hedged: see race.py. What an outcome says about the backend is decided here, and told to its
+Breaker: an exchange that breaks on a session that was fresh or validated, or ends at the deadline without an answer, is a
+failure of the backend, unless the same request failed at two backends and no other answered it.
+"""
+
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 import trio
 
-from gateway.budget import RetryBudget
 from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
+from gateway.dispatcher.race import Hedge, Race
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.messages import Response
 from gateway.metrics import Metrics
-from gateway.policy import Effect, may_repeat
+from gateway.policy import Effect, is_server_error, may_repeat
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
+from gateway.upstream.breaker import Circuit
+from gateway.upstream.keeper import validate
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Session
+from gateway.upstream.session import Session, SupersededError
 
-_REPEATABLE: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
+_REPEATABLE: Final = Effect.TOUCH  # access to an enum member is slow
+_DOUBT: Final = 1.0  # s without an answer, on a session that was idle for long, until another session is tried
+_AGAIN: Final = 1.0  # s until an overdue read that could not be hedged looks for another backend again
+_GRACE: Final = 0.25  # s that an answer gets that has arrived, and was not read, when the deadline comes
 
 #: Reasons of failures that say nothing of the backend's health.
 _NOBODYS_FAULT: Final = frozenset({"interrupted", "too_large"})
 
 
 class Attempts:
-    """Tries backends, one at a time, and says whether a request that failed may be tried again."""
+    """Tries backends, and tells if a request that failed may be tried again."""
 
     def __init__(self, balancer: Balancer, settings: DispatcherSettings, metrics: Metrics) -> None:
         self._balancer = balancer
@@ -33,62 +44,112 @@ class Attempts:
     def __repr__(self) -> str:
         return f"<Attempts at {self._balancer!r}>"
 
-    async def try_backend(self, backend: Backend, job: Job, budget: RetryBudget) -> Response:
-        """One try at a backend; and another, on a fresh session, where the first found the peer's end of it closed.
+    async def try_backend(self, backend: Backend, job: Job, until: float | None = None) -> Response:
+        """Try a backend; and once more, on another session, if the key manager had closed the first one.
 
-        Raises BackendError and PoolBusyError.
+        A read may be answered by another backend meanwhile: ``job.answered_by``. With ``until`` it is not hedged, but
+        given up then. Raises BackendError, PoolBusyError and ClientGoneError.
         """
-        pool = backend.pools[job.credential]
-        session = await self._lease(pool, job)
-        is_reused = session.requests > 0
+        breaker = backend.breaker
+        trials: Sequence[Circuit] = (
+            () if breaker.is_quiet else breaker.enter(job.credential, job.effect, trio.current_time())
+        )
         try:
-            return await self._exchange(backend, pool, session, job)
+            return await self._try(backend, job, until)
+        except SupersededError:
+            return self._won(job)
+        except (BackendError, PoolBusyError):
+            race = job.race
+            if race is None or race.is_over or await race.outcome(job.deadline) is None:
+                raise
+            return self._won(job)
+        finally:
+            if trials:
+                breaker.leave(trials)
+            if job.race is not None:
+                job.race.over()
+
+    @staticmethod
+    def _won(job: Job) -> Response:
+        assert job.race is not None  # noqa: S101 - only a race supersedes
+        assert job.race.winner is not None  # noqa: S101
+        job.answered_by, response = job.race.winner
+        return response
+
+    async def _try(self, backend: Backend, job: Job, until: float | None) -> Response:
+        pool = backend.pools[job.credential]
+        session = await self._lease(backend, pool, job, until)
+        is_reused = session.is_reused
+        try:
+            return await self._exchange(backend, pool, session, job, until)
         except BackendError as error:
-            if not (is_reused and _is_stale(error)):
+            if _is_racing(job) or not (is_reused and _is_stale(error)):
                 raise
-            pool.drop_idle("stale")  # a restart has closed them all
-            if error.stage > Stage.CONNECT and not self.may_repeat(job, error, budget):
-                raise
-        return await self._exchange(backend, pool, await self._lease(pool, job), job)
+            pool.drop_closed()  # a restart closes all of them
+            if error.stage > Stage.CONNECT:
+                if not (may_repeat(job.effect, error.stage) and await self._token(job)):
+                    raise
+                self._metrics.retries.labels(error.reason).inc()
+        session = await self._lease(backend, pool, job, until, validate_after=-1.0)
+        return await self._exchange(backend, pool, session, job, until)
 
     # Leasing ---------------------------------------------------------------------------------------------------------
 
-    async def _lease(self, pool: Pool, job: Job) -> Session:
-        session = pool.take()
-        if session is not None and job.effect > _REPEATABLE:
-            session = await self._proved(pool, session, job)
+    async def _lease(
+        self,
+        backend: Backend,
+        pool: Pool,
+        job: Job,
+        until: float | None = None,
+        *,
+        validate_after: float | None = None,
+    ) -> Session:
+        """Borrow a session; one that was idle for longer than ``validate_after`` is validated first.
+
+        By default that is so before changes only: a read is tried on another session if no answer comes.
+        """
+        session = pool.take(job.principal)
+        if session is not None and (job.effect > _REPEATABLE or validate_after is not None):
+            session = await self._validated(
+                pool, session, job, self._settings.validate_after if validate_after is None else validate_after
+            )
         if session is None:
-            session = await self._wait(pool, job)
+            session = await self._wait(backend, pool, job, until)
             if job.is_gone():
                 pool.give_back(session)
                 raise ClientGoneError
         return session
 
-    async def _wait(self, pool: Pool, job: Job) -> Session:
+    async def _wait(self, backend: Backend, pool: Pool, job: Job, until: float | None) -> Session:
         began = trio.current_time()
+        may_move = job.source is None and backend is not job.preferred
         try:
-            with trio.move_on_at(min(began + job.queue_left, job.deadline)):
-                return await pool.wait(job.principal)
+            with trio.move_on_at(min(began + job.queue_left, job.deadline if until is None else until)):
+                return await pool.wait(job.principal, job.effect if may_move else None)
         except BackendError:
             began = trio.current_time()  # it was not the queue that took so long
             raise
         finally:
-            if (
-                job.preferred is None or pool is not job.preferred.pools[job.credential]
-            ):  # others get a time of their own
+            if backend is not job.preferred:  # others get a time of their own
                 job.queue_left -= trio.current_time() - began
         raise PoolBusyError(f"no session free within {self._settings.queue:g} s", reason="queue_timeout")
 
-    async def _proved(self, pool: Pool, session: Session | None, job: Job) -> Session | None:
-        """A session that was used just now, or has proved itself alive just now; None where no idle one is."""
-        while session is not None and trio.current_time() - session.idle_since > self._settings.validate_after:
-            if await self._proves_alive(pool, session, job):
-                return session
-            pool.drop_idle("stale")
-            session = pool.take()
-        return session
+    async def _validated(self, pool: Pool, session: Session, job: Job, validate_after: float) -> Session | None:
+        """Return the session if it was used just now or passes validation, else another one, or None.
 
-    async def _proves_alive(self, pool: Pool, session: Session, job: Job) -> bool:
+        Once a session has failed, those that were idle as long are validated in the background.
+        """
+        idle_since = session.idle_since
+        if trio.current_time() - idle_since <= validate_after or await self._is_alive(pool, session, job):
+            return session
+        self._doubt(pool, idle_since)
+        another = pool.take(job.principal)
+        if another is None or await self._is_alive(pool, another, job):
+            return another
+        return None
+
+    async def _is_alive(self, pool: Pool, session: Session, job: Job) -> bool:
+        session.is_repeatable = False
         is_alive = False
         try:
             with trio.move_on_at(min(trio.current_time() + self._settings.proof, job.deadline)):
@@ -101,56 +162,233 @@ class Attempts:
                 pool.give_back(session)
         return is_alive
 
+    def _doubt(self, pool: Pool, idle_since: float) -> None:
+        """Have the sessions that have been idle since then, or longer, validated in the background."""
+        pool.drop_closed()
+        for session in pool.doubt(idle_since):
+            pool.spawn(partial(validate, pool, session, self._settings.proof))
+
     # Exchanging ------------------------------------------------------------------------------------------------------
 
-    async def _exchange(self, backend: Backend, pool: Pool, session: Session, job: Job) -> Response:
+    async def _exchange(
+        self,
+        backend: Backend,
+        pool: Pool,
+        session: Session,
+        job: Job,
+        until: float | None = None,
+        hedge: Hedge | None = None,
+    ) -> Response:
         began = trio.current_time()
         result = "cancelled"
-        is_reused = session.requests > 0
         backend.outstanding += 1
-        self._set_alarm(backend, pool, session, job, began)
+        self._set_alarm(backend, pool, session, job, began, until, hedge)
         try:
             response = await session.exchange(job.request)
             result = "answered"
+        except SupersededError:
+            result = ""
+            session.alarm.stop()
+            pool.abandon(session)
+            pool.spawn(partial(self._finish, backend, pool, session, job, began))
+            raise
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
-            if error.reason not in _NOBODYS_FAULT and not (is_reused and _is_stale(error)):
-                pool.exchange_failed()
+            self._broke(backend, pool, session, job, error, began, hedge)
             raise
+        finally:
+            if result:
+                session.alarm.stop()
+                backend.outstanding -= 1
+                ended = trio.current_time()
+                pool.give_back(session, ended)
+                pool.observer.exchanged(result, ended - began)
+        pool.answered_at = ended
+        if not backend.breaker.is_quiet or pool.opening.young_deaths:
+            self._answered(backend, pool, job, response)
+        return response
+
+    def _answered(self, backend: Backend, pool: Pool, job: Job, response: Response) -> None:
+        pool.opening.young_deaths = 0
+        if not (self._settings.observe and is_server_error(response)):
+            backend.breaker.answered(job.credential, job.effect, trio.current_time())
+
+    async def _finish(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
+        """End an exchange to which another backend has been faster, so that the session is kept. Runs in a task."""
+        result = "cancelled"
+        try:
+            if session.stage > Stage.SEND:
+                pool.alarms.set(session.alarm, job.deadline, partial(self._expire, pool, session))
+                response = await session.finish()
+                result = "answered"
+                pool.answered_at = trio.current_time()
+                self._answered(backend, pool, job, response)
+        except BackendError as error:
+            result = f"{error.stage.name.lower()}_{error.reason}"
+            if error.reason not in _NOBODYS_FAULT:
+                self.failed(backend, job, began)
         finally:
             session.alarm.stop()
             backend.outstanding -= 1
-            ended = trio.current_time()
-            pool.give_back(session, ended)
-            pool.observer.exchanged(result, ended - began)
-        pool.answered(ended)
-        return response
+            pool.give_back(session)
+            pool.observer.exchanged(result, trio.current_time() - began)
 
-    def _set_alarm(self, backend: Backend, pool: Pool, session: Session, job: Job, now: float) -> None:
-        """An exchange must end within the request's deadline; within the try's, if another backend is left by then.
+    # Overdue ---------------------------------------------------------------------------------------------------------
 
-        One that the request prefers is waited for until it is found to be down: others may not know yet what it knows.
-        """
-        session.is_repeatable = job.effect <= _REPEATABLE and job.source is None
-        due = job.deadline
-        if session.is_repeatable and backend is not job.preferred:
-            due = min(due, now + self._settings.try_timeout)
-        pool.alarms.set(session.alarm, due, partial(self._overdue, pool, session, job))
-
-    def _overdue(self, pool: Pool, session: Session, job: Job) -> None:
-        request = job.request
-        if trio.current_time() >= job.deadline or self._balancer.has_other(
-            job.tried, job.credential, job.effect, request.version
-        ):
-            session.expire()
+    def _set_alarm(
+        self,
+        backend: Backend,
+        pool: Pool,
+        session: Session,
+        job: Job,
+        now: float,
+        until: float | None,
+        hedge: Hedge | None,
+    ) -> None:
+        """Set the time at which to look after this exchange: when it must end, or is overdue, or doubtful."""
+        is_read = job.effect <= _REPEATABLE
+        session.is_repeatable = is_read and job.source is None
+        session.client_has_left = job.is_gone
+        settings = self._settings
+        if until is not None:
+            pool.alarms.set(session.alarm, until, partial(self._expire, pool, session))
+            return
+        if is_read and session.is_reused and hedge is None and now - session.idle_since > settings.validate_after:
+            due = now + _DOUBT
+            ring = partial(self._doubtful, backend, pool, session, job, now)
         else:
-            pool.alarms.set(session.alarm, job.deadline, session.expire)
+            due = now + settings.try_timeout
+            ring = partial(self._overdue, backend, pool, session, job, hedge)
+        pool.alarms.set(session.alarm, min(job.deadline, due), ring)
 
-    def may_repeat(self, job: Job, error: BackendError, budget: RetryBudget) -> bool:
-        """Whether a request that was sent may be sent again: by the tables, and within the budget."""
+    def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
+        """No answer comes on a session that was idle for long: it may be dead. Try another one, of the same backend."""
+        now = trio.current_time()
+        if now < job.deadline and not session.has_news() and not job.is_doubted:
+            job.is_doubted = True
+            self._doubt(pool, session.idle_since)
+            if not job.retries.is_nothing:
+                self._hedge(job, session, pool, backend)
+        due = max(now, min(job.deadline, began + self._settings.try_timeout))
+        pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, None))
+
+    def _overdue(self, backend: Backend, pool: Pool, session: Session, job: Job, hedge: Hedge | None) -> None:
+        """The answer takes long. A read is hedged; everything waits on until the deadline."""
+        now = trio.current_time()
+        if now >= job.deadline:
+            self._expire(pool, session)
+            return
+        if not session.has_news():
+            backend.breaker.overdue(job.credential, job.effect)
+        due = job.deadline
+        if hedge is not None:
+            hedge.is_overdue = True
+        if session.is_repeatable and backend is not job.preferred and not (hedge is not None and hedge.race.is_over):
+            if self._may_hedge(job):
+                self._hedge(job, session, pool, None)
+            due = min(due, now + _AGAIN)
+        pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, hedge))
+
+    def _may_hedge(self, job: Job) -> bool:
+        """Return True if another backend may answer a read sooner, and was not asked."""
+        if job.retries.is_nothing or (_is_racing(job) and job.race is not None and job.race.is_hopeful):
+            return False
+        return self._balancer.has_other(job.tried, job.credential, job.effect, job.request.version)
+
+    def _expire(self, pool: Pool, session: Session) -> None:
+        """The deadline is over: end the exchange, unless this process stood still and the answer is there already."""
+        if session.has_news():
+            pool.alarms.set(session.alarm, trio.current_time() + _GRACE, session.expire)
+        else:
+            session.expire()
+
+    def _hedge(self, job: Job, session: Session, pool: Pool, backend: Backend | None) -> None:
+        """Begin one more try, at this backend or at the next one. ``session`` is that of the first try."""
+        if job.race is None or job.race.is_over:
+            job.race = Race(session)
+        hedge = job.race.begin(job.deadline)
+        pool.spawn(partial(self._run_hedge, job, hedge, backend))
+
+    async def _run_hedge(self, job: Job, hedge: Hedge, backend: Backend | None) -> None:
+        """Try a read once more, as soon as the budget allows. Runs in a task."""
+        has_token = False
+        trials: Sequence[Circuit] = ()
+        try:
+            with hedge.scope:
+                await job.retries.wait()
+                has_token = True
+                backend = backend or next(job.order, None)
+                if backend is None:
+                    return
+                job.tried.append(backend)
+                trials = backend.breaker.enter(job.credential, job.effect, trio.current_time())
+                pool = backend.pools[job.credential]
+                session = await self._lease(backend, pool, job)
+                hedge.sends(pool, session)
+                self._metrics.retries.labels("overdue").inc()
+                response = await self._exchange(backend, pool, session, job, hedge=hedge)
+                hedge.race.answered(backend, response)
+        except (BackendError, PoolBusyError, ClientGoneError):
+            pass  # the first try, or the next one, may still be answered
+        finally:
+            if has_token:
+                job.retries.give_back()
+            if backend is not None:
+                backend.breaker.leave(trials)
+            hedge.race.end(hedge)
+
+    # Judging ---------------------------------------------------------------------------------------------------------
+
+    def _broke(
+        self,
+        backend: Backend,
+        pool: Pool,
+        session: Session,
+        job: Job,
+        error: BackendError,
+        began: float,
+        hedge: Hedge | None,
+    ) -> None:
+        """Remember a failure that speaks against a backend, until it is known if another one answers the request."""
+        if error.reason in _NOBODYS_FAULT:
+            return
+        if _is_stale(error):
+            if session.is_reused:
+                return
+            pool.closed_unanswered(session)
+            if error.stage is Stage.CONNECT:
+                return
+        if hedge is not None and hedge.race.is_over:
+            self.failed(backend, job, began)
+        else:
+            job.breaks = [*job.breaks, (backend, began)]
+
+    def judge(self, job: Job, *, is_answered: bool) -> None:
+        """Count a request's failures against the backends at which it failed.
+
+        A request that fails at two backends, and is answered by none, is itself at fault.
+        """
+        breaks, job.breaks = job.breaks, ()
+        if is_answered or len({backend for backend, _ in breaks}) < 2:
+            for backend, began in breaks:
+                self.failed(backend, job, began)
+
+    def failed(self, backend: Backend, job: Job, began: float) -> None:
+        """Count a failure of a backend."""
+        held_back = backend.breaker.failed(job.credential, job.effect, began, trio.current_time())
+        if held_back is not None:
+            pool = backend.pools[job.credential]
+            pool.observer.ejected(held_back, job.effect)
+            pool.drop_closed()
+
+    async def may_repeat(self, job: Job, error: BackendError) -> bool:
+        """Return True if a request that was sent may be sent again: by the tables, and within the budget.
+
+        A read waits for the budget until its deadline.
+        """
         if not may_repeat(job.effect, error.stage) or error.reason == "too_large":
             denied = "unsafe"
-        elif error.reason == "interrupted" or budget.withdraw(trio.current_time()):
+        elif error.reason == "interrupted" or await self._token(job):
             self._metrics.retries.labels(error.reason).inc()
             return True
         else:
@@ -158,7 +396,21 @@ class Attempts:
         self._metrics.retries_denied.labels(denied).inc()
         return False
 
+    @staticmethod
+    async def _token(job: Job) -> bool:
+        """Get a token of the retry budget for this request, which holds it to its end."""
+        if not job.has_token and not job.retries.is_nothing:
+            with trio.move_on_at(job.deadline):
+                await job.retries.wait()
+                job.has_token = True
+        return job.has_token
+
 
 def _is_stale(error: BackendError) -> bool:
-    """Whether a session turned out to be closed, without a byte of an answer: the race that pools can't win."""
+    """Return True if a session was closed without a byte of an answer: pools can't exclude that race."""
     return error.reason == "closed" and error.stage < Stage.READ
+
+
+def _is_racing(job: Job) -> bool:
+    """Return True if more than one try is under way."""
+    return job.race is not None and not job.race.is_over

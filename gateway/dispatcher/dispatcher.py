@@ -5,22 +5,35 @@ from typing import Final
 
 import trio
 
-from gateway.budget import RetryBudgets
 from gateway.dispatcher.answer import BAD_MARKS, Answer, bad_mark, give_up, refusal
 from gateway.dispatcher.attempts import Attempts
-from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
+from gateway.dispatcher.job import Budgets, ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.knowledge import Knowledge, Whereabouts
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.identity import Principal
 from gateway.kmip.binding import given
-from gateway.kmip.messages import Request
-from gateway.kmip.spec import Tag
+from gateway.kmip.messages import Request, Response
+from gateway.kmip.spec import ResultStatus, Tag
 from gateway.metrics import Metrics
-from gateway.policy import Effect, Refusal, may_be_given_values, refused_operation
+from gateway.policy import (
+    Effect,
+    Refusal,
+    has_failed,
+    is_server_error,
+    may_be_given_values,
+    refused_operation,
+)
+from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.marks import Marks
+from gateway.upstream.opening import REFUSED
 
-_BOUND: Final = Effect.BOUND  # a member of an enumeration is slow to come by
+_BOUND: Final = Effect.BOUND  # access to an enum member is slow
+_TOUCH: Final = Effect.TOUCH
+_SUCCESS: Final = int(ResultStatus.SUCCESS)
+_PAUSE: Final = 0.1  # s before the backends are tried once more
+_MOST_ROUNDS: Final = 5  # through all backends
+_GIVE_UP_AFTER: Final = 2  # exchanges that broke on fresh sessions: the request may be at fault
 
 #: Header fields with which a request may show or be given a value that binds it, whatever its operations are.
 _BINDING_HEADERS: Final = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
@@ -41,9 +54,9 @@ class Dispatcher:
         self._settings = settings
         self._marks = knowledge.marks
         self._versions = knowledge.versions
+        self._budgets = Budgets(settings)
         self._attempts = Attempts(balancer, settings, metrics)
-        self._whereabouts = Whereabouts(balancer, self._attempts, settings, knowledge, metrics)
-        self._budgets = RetryBudgets(settings.retry_fraction, settings.retry_floor)
+        self._whereabouts = Whereabouts(balancer, self._attempts, settings, knowledge, self._budgets.lookups, metrics)
 
     def __repr__(self) -> str:
         return f"<Dispatcher over {self._balancer!r}>"
@@ -53,8 +66,8 @@ class Dispatcher:
     ) -> Answer:
         """Answer a request of a principal, within the request's deadline.
 
-        ``is_gone`` tells whether the client has left; it is asked before a request is sent that had to wait. The answer
-        to one that has is empty.
+        ``is_gone`` tells if the client has disconnected; it is asked before a request is sent that had to wait, and if
+        others wait for the session that a read uses.
         """
         operation = refused_operation(request)
         if operation is not None:
@@ -63,13 +76,14 @@ class Dispatcher:
             frame = self._versions.answer(request, principal.identity.name)
             if frame is not None:
                 return Answer(frame)
-        job = Job(request, principal, is_gone, self._settings)
+        job = Job(request, principal, is_gone, self._settings, self._budgets.retries[principal.identity.name])
         try:
             if job.effect >= _BOUND or not _BINDING_HEADERS.isdisjoint(request.fields):
                 return await self._try_bound(job)
             return await self._try_in_order(job)
         except ClientGoneError:
-            return Answer(b"", detail="the client has left")
+            message = "the client closed its side of the connection while the request waited"
+            return refusal(Refusal.CLIENT_LEFT, message, job.request)
 
     async def _try_bound(self, job: Job) -> Answer:
         """As below, for a request that may show values which bind it to a backend, or be given some."""
@@ -110,30 +124,122 @@ class Dispatcher:
 
     async def _try_in_order(self, job: Job) -> Answer:
         """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
-        budget = self._budgets.of(job.credential)
-        budget.request()
-        whereabouts, attempts = self._whereabouts, self._attempts
-        failure: BackendError | None = None
-        busy: PoolBusyError | None = None
+        whereabouts, attempts, retries = self._whereabouts, self._attempts, job.retries
         tries = attempts if job.effect < _BOUND else whereabouts  # which notes what is left where
-        order = whereabouts.order(job)
-        for backend in order:
-            job.tried.append(backend)
-            try:
-                response = await tries.try_backend(backend, job, budget)
-            except PoolBusyError as error:
-                busy = error
-            except BackendError as error:
-                failure = error
-                if error.stage > Stage.CONNECT and not attempts.may_repeat(job, error, budget):
-                    return give_up(job.request, job.effect, error)
-            else:
-                if whereabouts.may_be_elsewhere(job, response):
-                    return await whereabouts.look_elsewhere(job, order, backend, response)
-                return Answer.of(response, backend)
-            if trio.current_time() >= job.deadline:
-                break
-        return self._nothing_left(job, failure, busy)
+        retries.in_flight += 1
+        try:
+            while True:
+                failure: BackendError | None = None
+                busy: PoolBusyError | None = None
+                job.order = order = whereabouts.order(job)
+                for backend in order:
+                    job.tried.append(backend)
+                    try:
+                        response = await tries.try_backend(backend, job)
+                    except PoolBusyError as error:
+                        busy = error
+                    except BackendError as error:
+                        failure = error
+                        if error.stage > Stage.CONNECT and not await attempts.may_repeat(job, error):
+                            break
+                    else:
+                        return await self._answer(job, job.answered_by or backend, response)
+                    if trio.current_time() >= job.deadline:
+                        break
+                if not await self._may_go_round(job, failure, busy):
+                    return self._nothing_left(job, failure, busy)
+        finally:
+            retries.in_flight -= 1
+            if job.has_token:
+                retries.give_back()
+            if job.breaks:
+                attempts.judge(job, is_answered=False)
+
+    async def _answer(self, job: Job, backend: Backend, response: Response) -> Answer:
+        """Return the answer that a backend has given, or a better one of another."""
+        if job.breaks:
+            self._attempts.judge(job, is_answered=True)
+        if response.items[0].status != _SUCCESS or len(response.items) > 1:
+            if self._settings.observe and job.effect <= _TOUCH and is_server_error(response):
+                backend, response = await self._second_opinion(job, backend, response)
+        if self._whereabouts.may_be_elsewhere(job, response):
+            return await self._whereabouts.look_elsewhere(job, job.order, backend, response)
+        return Answer.of(response, backend)
+
+    async def _second_opinion(self, job: Job, backend: Backend, response: Response) -> tuple[Backend, Response]:
+        """A read failed for what may be the key manager's own reason: try another one, once, if the budget allows.
+
+        Only a success counts. It speaks against the first backend.
+        """
+        version = job.request.version
+        if (
+            job.source is not None
+            or not self._balancer.has_other(job.tried, job.credential, job.effect, version)
+            or not (job.has_token or job.retries.take())
+        ):
+            return backend, response
+        job.has_token = True
+        began = trio.current_time()
+        other = next(job.order, None)
+        if other is None:
+            return backend, response
+        job.tried.append(other)
+        until = min(job.deadline, began + self._settings.try_timeout)
+        try:
+            another = await self._attempts.try_backend(other, job, until)
+        except (BackendError, PoolBusyError):
+            return backend, response
+        if has_failed(another):
+            return backend, response
+        self._attempts.failed(backend, job, began)
+        return other, another
+
+    async def _may_go_round(self, job: Job, failure: BackendError | None, busy: PoolBusyError | None) -> bool:
+        """Return True, perhaps after a wait, if the backends should be tried once more.
+
+        That is so for a read that broke once, and as long as nobody can be reached, but for a short time only.
+        """
+        job.rounds += 1
+        if failure is None or trio.current_time() >= job.deadline:
+            return False
+        if failure.stage > Stage.CONNECT:
+            if job.effect > _TOUCH or len(job.breaks) >= _GIVE_UP_AFTER or job.rounds >= _MOST_ROUNDS:
+                return False
+            if failure.reason == "too_large" or not job.has_token:
+                return False
+            await trio.sleep(_PAUSE)
+        elif busy is not None or failure.reason in REFUSED or not await self._outlasts_outage(job):
+            return False
+        if job.is_gone():
+            raise ClientGoneError
+        job.tried.clear()
+        return True
+
+    async def _outlasts_outage(self, job: Job) -> bool:
+        """Wait until a session opens, if nobody can be reached; return False if that does not happen in time.
+
+        A request waits only in the first seconds of an outage: afterwards its client is better told at once.
+        """
+        now = trio.current_time()
+        able = [backend for backend in self._balancer.backends if backend.accepts(job.effect)]
+        if job.source is not None:
+            able = [job.source]
+        pools = [backend.pools[job.credential] for backend in able]
+        since = max((pool.failing_since for pool in pools), default=now)
+        until = min(now + job.queue_left, job.deadline, since + self._settings.queue)
+        if not pools or now >= until:
+            return False
+        opened = trio.Event()
+        try:
+            for pool in pools:
+                pool.reopened.add(opened)
+            with trio.move_on_at(until):
+                await opened.wait()
+        finally:
+            for pool in pools:
+                pool.reopened.discard(opened)
+            job.queue_left -= trio.current_time() - now
+        return opened.is_set()
 
     def _nothing_left(self, job: Job, failure: BackendError | None, busy: PoolBusyError | None) -> Answer:
         request = job.request

@@ -1,23 +1,29 @@
 """A request on its way, and the times that bind it."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from gateway.budget import LookupBudget, RetryBudget
 from gateway.identity import Principal
 from gateway.kmip.messages import Request
 from gateway.policy import effect_of
 from gateway.upstream.affinity import Stay
 from gateway.upstream.backend import Backend
 
+if TYPE_CHECKING:
+    from gateway.dispatcher.race import Race
+
 
 class DispatcherSettings(NamedTuple):
     """Times in seconds.
 
-    ``request`` is for a request over all, ``queue`` for waiting for sessions in it, ``try_timeout`` for one try of a
-    request that may be repeated. Before one that may not, a session that was idle for longer than ``validate_after``
-    has ``proof`` to prove itself alive. The rest are a RetryBudget's.
+    ``request`` is for a request over all, ``queue`` for waiting for sessions in it. A read that takes longer than
+    ``try_timeout`` is hedged. A session that was idle for longer than ``validate_after`` is validated within ``proof``
+    before a change is sent on it. ``retry_ratio`` and ``min_retries`` are a RetryBudget's, ``lookup_ratio`` and
+    ``min_lookups`` (a second) a LookupBudget's. ``observe`` tells if server-side errors count against a backend.
     """
 
     request: float = 30.0
@@ -25,29 +31,68 @@ class DispatcherSettings(NamedTuple):
     try_timeout: float = 5.0
     validate_after: float = 1.0
     proof: float = 3.0
-    retry_fraction: float = 0.2
-    retry_floor: float = 1.0
+    retry_ratio: float = 0.2
+    min_retries: int = 3
+    lookup_ratio: float = 0.2
+    min_lookups: float = 1.0
+    observe: bool = True
+
+
+class Budgets:
+    """The budgets of each identity: none uses up the retries of another."""
+
+    def __init__(self, settings: DispatcherSettings) -> None:
+        self.retries: dict[str, RetryBudget] = defaultdict(
+            lambda: RetryBudget(ratio=settings.retry_ratio, least=settings.min_retries)
+        )
+        self.lookups: dict[str, LookupBudget] = defaultdict(
+            lambda: LookupBudget(ratio=settings.lookup_ratio, floor=settings.min_lookups)
+        )
+
+    def __repr__(self) -> str:
+        return f"<Budgets of {len(self.retries)} identities>"
+
+
+_NOBODY: Final[Iterator[Backend]] = iter(())
 
 
 class Job:
-    """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting."""
+    """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting.
+
+    ``breaks`` are the failures of exchanges that speak against a backend, with the time at which each began;
+    ``has_token`` is True while it holds a token of ``retries``. ``answered_by`` is the backend whose answer counts, if
+    that is not the one tried last.
+    """
 
     __slots__ = (
+        "answered_by",
+        "breaks",
         "credential",
         "deadline",
         "effect",
+        "has_token",
+        "is_doubted",
         "is_gone",
+        "order",
         "preferred",
         "principal",
         "queue_left",
+        "race",
         "request",
+        "retries",
+        "rounds",
         "source",
         "stays",
         "tried",
     )
 
     def __init__(
-        self, request: Request, principal: Principal, is_gone: Callable[[], bool], settings: DispatcherSettings
+        self,
+        request: Request,
+        principal: Principal,
+        is_gone: Callable[[], bool],
+        settings: DispatcherSettings,
+        retries: RetryBudget,
     ) -> None:
         self.request = request
         self.principal = principal
@@ -56,7 +101,15 @@ class Job:
         self.deadline = trio.current_time() + settings.request
         self.queue_left = settings.queue
         self.is_gone = is_gone
+        self.retries = retries
+        self.has_token = False
+        self.is_doubted = False  # a second session was tried since the first was idle for long
+        self.rounds = 0  # through all backends, without an answer
+        self.order: Iterator[Backend] = _NOBODY  # the backends left to try
         self.tried: list[Backend] = []
+        self.breaks: Sequence[tuple[Backend, float]] = ()
+        self.race: "Race | None" = None  # once more than one try is under way
+        self.answered_by: Backend | None = None
         self.source: Backend | None = None  # the only one that can answer, as a mark says
         self.preferred: Backend | None = None  # the one to try first
         self.stays: list[Stay] = []  # what the client has just left where

@@ -1,14 +1,14 @@
 """What one key manager knows and others do not: where a client's requests stay, and who else is asked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Final, NamedTuple
 
 import trio
 
-from gateway.budget import RetryBudget, RetryBudgets
+from gateway.budget import LookupBudget
 from gateway.dispatcher.answer import Answer, give_up
 from gateway.dispatcher.attempts import Attempts
-from gateway.dispatcher.job import DispatcherSettings, Job
+from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.search import Search
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.binding import credentials
@@ -54,6 +54,7 @@ class Whereabouts:
         attempts: Attempts,
         settings: DispatcherSettings,
         knowledge: Knowledge,
+        budgets: MutableMapping[str, LookupBudget],
         metrics: Metrics,
     ) -> None:
         self._balancer = balancer
@@ -63,23 +64,28 @@ class Whereabouts:
         self._asks_others = knowledge.asks_others
         self._metrics = metrics
         self._may_be_late = knowledge.asks_others or not self._affinity.is_shared
-        self._budgets = RetryBudgets(settings.retry_fraction, settings.retry_floor)
+        self._budgets = budgets
 
     def __repr__(self) -> str:
         return f"<Whereabouts by {self._affinity!r}>"
 
-    async def try_backend(self, backend: Backend, job: Job, budget: RetryBudget) -> Response:
+    async def try_backend(self, backend: Backend, job: Job, until: float | None = None) -> Response:
         """As Attempts.try_backend, for a request that leaves something on a backend: the client's next ones follow it.
 
-        They do from the moment in which it is sent, and for a whole window after it was answered; if it did not run,
-        that is taken back.
+        Record the affinity when the request is sent and renew it when the answer arrives, or when it becomes clear that
+        the outcome is unknown; remove it if the request turns out not to have run.
         """
         stay = self._note(job, job.effect, backend)
         try:
-            response = await self._attempts.try_backend(backend, job, budget)
-        except (PoolBusyError, BackendError) as error:
-            if stay is not None and (isinstance(error, PoolBusyError) or error.stage is Stage.CONNECT):
+            response = await self._attempts.try_backend(backend, job, until)
+        except (PoolBusyError, BackendError, ClientGoneError) as error:
+            if isinstance(error, BackendError) and error.stage > Stage.CONNECT:
+                self._note(job, job.effect, backend)
+            elif stay is not None:
                 self._affinity.drop(job.principal, stay)
+            raise
+        except trio.Cancelled:
+            self._note(job, job.effect, backend)
             raise
         if stay is None:
             return response
@@ -107,7 +113,7 @@ class Whereabouts:
     def order(self, job: Job) -> Iterator[Backend]:
         """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
         if self._may_be_late:
-            self._budgets.of(job.credential).request()
+            self._budgets[job.credential].request()
         if job.source is not None:
             return iter((job.source,))
         if len(self._affinity):
@@ -133,20 +139,19 @@ class Whereabouts:
 
     async def look_elsewhere(self, job: Job, order: Iterator[Backend], first: Backend, response: Response) -> Answer:
         """One key manager does not have what was asked for, or not yet: see to it before the client hears that."""
-        budget = self._budgets.of(job.credential)
+        budget = self._budgets[job.credential]
         search = Search(job, (first, response), self._affinity, budget, asks_others=self._asks_others)
         is_read = job.effect <= _REPEATABLE
         tries = self._attempts if is_read else self
-        whole = job.deadline
         for backend in order:
             now = trio.current_time()
-            if now >= whole or not search.asks(backend, now):
+            if now >= job.deadline or not search.asks(backend, now):
                 continue
             job.tried.append(backend)
-            if is_read:  # there is an answer already, which should not wait for long
-                job.deadline = min(whole, now + self._settings.try_timeout)
+            # An answer to a read is there already, and should not wait for long.
+            until = min(job.deadline, now + self._settings.try_timeout) if is_read else None
             try:
-                response = await tries.try_backend(backend, job, budget)
+                response = await tries.try_backend(backend, job, until)
             except PoolBusyError:
                 continue
             except BackendError as error:

@@ -6,7 +6,7 @@ just changed something. Nothing here waits.
 
 from typing import Final
 
-from gateway.budget import RetryBudget
+from gateway.budget import LookupBudget
 from gateway.dispatcher.answer import Answer, refusal
 from gateway.dispatcher.job import Job
 from gateway.kmip.messages import Response
@@ -29,7 +29,7 @@ class Search:
         job: Job,
         first: tuple[Backend, Response],
         affinity: Affinity,
-        budget: RetryBudget,
+        budget: LookupBudget,
         *,
         asks_others: bool,
     ) -> None:
@@ -51,7 +51,11 @@ class Search:
     def asks(self, backend: Backend, now: float) -> bool:
         """Whether to ask a backend, at this time; that is paid for."""
         credential, name = self._job.credential, backend.known_as
-        if self._is_over or not (name in self._unheard or self._asks_others) or not backend.is_available_to(credential):
+        if (
+            self._is_over
+            or not (name in self._unheard or self._asks_others)
+            or not backend.is_available_to(credential, self._job.effect)
+        ):
             return False
         if self._is_paid or self._affinity.changed_lately(credential, name, now):
             return True

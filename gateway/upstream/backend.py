@@ -1,21 +1,34 @@
-"""Backend: one key manager: its name, its place in the order, its health, its pools."""
+"""Backend: one key manager: its name, its place in the order, its pools, and what is known of it.
+
+Three objects decide about it, each by its own evidence, and Backend puts them together:
+
+* Health: may it be used at all? By its own health check.
+* Breaker: may it be sent a request of this kind, with this credential? By the outcomes of clients' exchanges.
+* Gate, inside Slots: may a session be opened now? By the outcomes of handshakes.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+import trio
+
 from gateway.config import Address
+from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
+from gateway.upstream.breaker import Breaker, CircuitState
 from gateway.upstream.health import Health, State
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Site
 from gateway.upstream.slots import Slots
 
-_SICK_CREDENTIALS: Final = 2  # whose sessions fail, before that is the backend's fault and not theirs
-
-
-_TOUCH: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
+_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
+_CIRCUIT_STATES: Final = {
+    CircuitState.CLOSED: "up",
+    CircuitState.OPEN: "ejected",
+    CircuitState.HALF_OPEN: "half_open",
+}
 
 
 class Traits(NamedTuple):
@@ -29,9 +42,9 @@ class Traits(NamedTuple):
 class Backend:
     """One key manager, with a pool for each credential that is shown to it. ``slots`` bounds them together.
 
-    ``known_as`` is what marks call it: what every gateway before the same key managers calls it, too.
-    ``versions`` are the protocol versions that it said it speaks, or None while it has not been asked. ``outstanding``
-    counts the exchanges for clients that are under way; ``turn`` belongs to the balancer.
+    ``known_as`` is its name in marks, the same in every gateway before the same key managers. ``versions`` are the
+    protocol versions that it said it speaks, or None if it has not been asked. ``outstanding`` counts the exchanges for
+    clients that are under way; ``turn`` belongs to the balancer.
     """
 
     def __init__(
@@ -41,6 +54,7 @@ class Backend:
         pools: Mapping[str, Pool],
         *,
         health: Health | None = None,
+        breaker: Breaker | None = None,
         idle_limit: IdleLimit | None = None,
         traits: Traits | None = None,
         site: Site | None = None,
@@ -51,74 +65,70 @@ class Backend:
         self.pools = pools
         self.site = site or Site()
         self.health = health or Health()
+        self.breaker = breaker or Breaker(credentials=len(pools))
         self.idle_limit = idle_limit or IdleLimit(25.0)
         self.traits = traits or Traits()
         self.versions: frozenset[Version] | None = None
         self.outstanding = 0
         self.turn = 0
-        self._is_sick = False
-        self._proved_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Backend {self.name} {self.state}: {self.slots!r}>"
 
     @property
     def state(self) -> str:
-        """``up``, ``standby``, ``down`` by its own probes, or ``ejected`` because sessions to it fail."""
-        return "ejected" if self._is_sick and self.health.state is State.UP else self.health.state.value
-
-    @property
-    def serves(self) -> bool:
-        """Whether it is believed to be able to serve some credential."""
-        return self.health.serves and not self._is_sick
+        """``up``, ``standby`` or ``down`` by its health check; ``ejected`` or ``half_open`` by its exchanges."""
+        if self.health.state is not State.UP:
+            return str(self.health.state.value)
+        return _CIRCUIT_STATES[self.breaker.state]
 
     @property
     def is_live(self) -> bool:
-        """Whether requests of at least one credential can be served, as far as is known."""
-        return self.serves and any(not pool.is_failing for pool in self.pools.values())
+        """True if requests of at least one credential can be served, as far as is known."""
+        return self.health.serves and any(not pool.is_failing for pool in self.pools.values())
 
-    def is_available_to(self, credential: str) -> bool:
-        """Whether requests with this credential should come here."""
-        return self.health.serves and not self._is_sick and not self.pools[credential].is_failing
+    def is_available_to(self, credential: str, effect: Effect) -> bool:
+        """Return True if requests of this effect with this credential should come here."""
+        return self.is_reachable_with(credential) and self.allows(credential, effect)
+
+    def allows(self, credential: str, effect: Effect) -> bool:
+        """Return True if clients' exchanges do not speak against it."""
+        return self.breaker.is_quiet or self.breaker.allows(credential, effect, trio.current_time())
+
+    def is_reachable_with(self, credential: str) -> bool:
+        """Return True if sessions with this credential can be had, as far as is known."""
+        return self.health.serves and not self.pools[credential].is_failing
 
     def accepts(self, effect: Effect) -> bool:
-        """Whether its role lets it run requests of this effect."""
+        """Return True if its role lets it run requests of this effect."""
         return self.traits.writable or effect <= _TOUCH
 
     def speaks(self, version: Version) -> bool:
-        """Whether it may speak a protocol version: it said so, or nobody has asked."""
+        """Return True if it may speak a protocol version: it said so, or it has not been asked."""
         return self.versions is None or version in self.versions
 
-    def proved(self, now: float) -> None:
-        """Its probe was answered."""
-        self._proved_at = now
+    def reached(self) -> None:
+        """The health check was answered: sessions may be opened again."""
+        gate = self.slots.gate
+        if gate.failure is not None:
+            gate.reached()
+            self.slots.serve()
 
-    def judge(self) -> bool:
-        """Decide whether it is sick: sessions of several credentials fail, and nobody's have worked since.
+    def turned_down(self, others_serve: Callable[[str], bool]) -> None:
+        """Close idle sessions. If other backends serve, have the reads try there, and the requests that wait.
 
-        Returns whether that has changed.
-        """
-        failed_at = sorted(pool.failing_since for pool in self.pools.values() if pool.is_failing)
-        was_sick, self._is_sick = self._is_sick, False
-        if len(failed_at) >= _SICK_CREDENTIALS:
-            worked_at = max(
-                self._proved_at, *(pool.answered_at for pool in self.pools.values() if not pool.is_failing), _NEVER
-            )
-            self._is_sick = worked_at < failed_at[_SICK_CREDENTIALS - 1]
-        return self._is_sick is not was_sick
-
-    def let_go(self, others_serve: Callable[[str], bool]) -> None:
-        """It turned down: its idle sessions go, and where others can serve them, so do the reads that wait for it.
-
-        ``others_serve`` tells whether another backend is available to a credential.
+        ``others_serve`` tells if another backend is available to a credential.
         """
         for credential, pool in self.pools.items():
             pool.drop_idle("ejected")
             if others_serve(credential):
                 pool.interrupt_repeatable()
+                pool.release_waiters(
+                    BackendError("it has turned down", backend=self.name, stage=Stage.CONNECT, reason="down")
+                )
 
     def move(self, address: Address, host: str) -> None:
-        """Its sessions are opened to this address from now on, and lead to this host, or anywhere where it is ""."""
+        """Its sessions are opened to this address from now on, and lead to this host, or anywhere if it is ""."""
         self.site.address, self.site.host = address, host
         for pool in self.pools.values():
             pool.moved()
@@ -127,6 +137,3 @@ class Backend:
         """Close every pool."""
         for pool in self.pools.values():
             pool.close(why)
-
-
-_NEVER: Final = float("-inf")

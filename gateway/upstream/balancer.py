@@ -9,10 +9,11 @@ from gateway.policy import Effect
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import State
 
-#: Ranks: the lowest is tried first. Priorities (0 to 9) count tens; a backend where one would have to wait comes after
-#: those of its own tier that have a session at hand, and before the next tier.
+#: Ranks: the lowest is tried first. Priorities (0 to 9) count tens; a backend at which a request would have to wait, or
+#: at which one is overdue, comes after the others of its own tier, and before the next tier.
 _TIER: Final = 10
 _WAIT: Final = 1
+_OVERDUE: Final = 2
 _FAILING: Final = 1_000
 _DOWN: Final = 2_000
 _STANDBY: Final = 3_000  # it would answer, and refuse
@@ -58,8 +59,7 @@ class Balancer:
         giving up. Where all are replaced meanwhile, it goes on with those that have come.
         """
         if preferred is not None:
-            may = preferred in self._backends and preferred.accepts(effect) and preferred.speaks(version)
-            first = preferred if may and preferred.is_available_to(credential) else None
+            first = preferred if self._is_there(preferred, credential, effect, version) else None
         else:
             first = self._next_if_ready(credential, effect, version)
         if first is not None:
@@ -69,7 +69,7 @@ class Balancer:
             best = _FAILING * 10
             equals: list[Backend] = []
             for backend in left:
-                rank = _rank(backend, credential)
+                rank = _rank(backend, credential, effect)
                 if rank < best:
                     best = rank
                     equals = [backend]
@@ -92,10 +92,13 @@ class Balancer:
         if not self._takes_turns:
             return None
         backend = next(self._turns[effect > _TOUCH], None)
-        if backend is None or not backend.serves or not backend.speaks(version):
+        if backend is None or not backend.health.serves or not backend.speaks(version) or not backend.breaker.is_quiet:
             return None
         pool = backend.pools[credential]
         return backend if pool.has_room and not pool.is_failing else None
+
+    def _is_there(self, backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
+        return backend in self._backends and _is_available(backend, credential, effect, version)
 
     def where_it_stays(
         self, stays: Sequence[str], credential: str, effect: Effect, version: Version, *, is_new: bool
@@ -113,24 +116,46 @@ class Balancer:
         return preferred if preferred.traits.priority <= best else None
 
     def has_other(self, tried: Collection[Backend], credential: str, effect: Effect, version: Version) -> bool:
-        """Whether a backend that was not tried yet is available for such a request.
+        """Return True if such a request could be sent to a backend that was not tried, and may be answered there soon.
 
-        Then one need not wait for the last of those tried for ever.
+        A backend at which requests are overdue is no help.
         """
-        return any(other not in tried and _is_available(other, credential, effect, version) for other in self._backends)
+        return any(
+            other not in tried
+            and _is_available(other, credential, effect, version)
+            and not other.breaker.is_overdue(credential, effect)
+            for other in self._backends
+        )
+
+    def room_elsewhere(self, backend: Backend, credential: str, effect: Effect) -> int:
+        """Return how many requests that wait at this backend others could serve without a wait."""
+        return sum(
+            other.pools[credential].room
+            for other in self._backends
+            if other is not backend
+            and other.accepts(effect)
+            and other.is_available_to(credential, effect)
+            and not other.breaker.is_overdue(credential, effect)
+        )
+
+    def serves_elsewhere(self, backend: Backend, credential: str) -> bool:
+        """Return True if another backend is available to a credential."""
+        return any(other.is_reachable_with(credential) for other in self._backends if other is not backend)
 
 
 def _is_available(backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
-    return backend.is_available_to(credential) and backend.accepts(effect) and backend.speaks(version)
+    return backend.is_available_to(credential, effect) and backend.accepts(effect) and backend.speaks(version)
 
 
-def _rank(backend: Backend, credential: str) -> int:
+def _rank(backend: Backend, credential: str, effect: Effect) -> int:
     pool = backend.pools[credential]
     rank = backend.traits.priority * _TIER
-    if not backend.serves:
+    if not backend.health.serves:
         return rank + (_STANDBY if backend.health.state is State.STANDBY else _DOWN)
-    if pool.is_failing:
+    if pool.is_failing or not backend.allows(credential, effect):
         return rank + _FAILING
+    if backend.breaker.is_overdue(credential, effect):
+        return rank + _OVERDUE
     return rank if pool.has_room else rank + _WAIT
 
 

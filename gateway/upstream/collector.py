@@ -36,7 +36,7 @@ class PoolCollector(Collector):
             maximum.add_metric([backend.name], backend.slots.limit)
             waiters.add_metric([backend.name], sum(count.waiting for count in counts))
             limits.add_metric([backend.name, backend.idle_limit.source], backend.idle_limit.effective)
-            for state in ("up", "standby", "down", "ejected"):
+            for state in ("up", "standby", "down", "ejected", "half_open"):
                 states.add_metric([backend.name, state], float(backend.state == state))
             for state in ("idle", "busy", "opening"):
                 sessions.add_metric([backend.name, state], sum(getattr(count, state) for count in counts))

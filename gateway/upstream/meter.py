@@ -7,6 +7,7 @@ import trio
 from gateway.errors import BackendError
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
+from gateway.policy import Effect
 from gateway.upstream.idle_limit import IdleLimit
 
 _REPEAT: Final = 60.0  # s until a failure that goes on is logged again
@@ -47,10 +48,12 @@ class Meter:
         """Count it."""
         self._metrics.sessions_closed.labels(self._backend, reason).inc()
 
-    def ejected(self) -> None:
+    def ejected(self, credential: str, effect: Effect) -> None:
         """Count it, and say it."""
-        self._metrics.backend_ejections.labels(self._backend, self._credential).inc()
-        self._log.warning("key manager left alone for a while: exchanges failed in a row")
+        self._metrics.backend_ejections.labels(self._backend, credential or "all").inc()
+        requests = "requests that change something" if effect > Effect.TOUCH else "requests"
+        whose = "of every identity" if not credential else "of this identity"
+        self._log.warning(f"backend ejected after failures in a row: {requests} {whose} go elsewhere for a while")
 
     def idle_limit_learned(self, limit: IdleLimit) -> None:
         """Say it once, by the name of the setting that should be changed."""
@@ -58,6 +61,14 @@ class Meter:
             "key manager closes idle sessions early: lower pool.idle_timeout",
             idle_timeout=limit.configured,
             now_used=round(limit.effective, 1),
+        )
+
+    def ceiling_learned(self, ceiling: int, limit: int) -> None:
+        """Say it, by the name of the setting that should be changed."""
+        self._log.warning(
+            "key manager allows fewer sessions than max_sessions: lower backends.max_sessions",
+            max_sessions=limit,
+            now_used=ceiling,
         )
 
     def exchanged(self, result: str, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """Pool: the sessions of one backend and credential, lent for the length of one exchange.
 
-Newest first, so that what is not needed grows old and goes. Who finds none waits in turn, for whichever comes first: a
-session given back, or one opened in the background; a waiter that leaves does not waste it. Everything that decides is
-a plain function; only ``wait`` and the opening of sessions wait.
+The session used last is lent first, so that surplus sessions grow old and are closed. A request that finds no idle session
+waits in turn, for a session that is given back or for one that is opened in the background, whichever comes first. Slots
+decide when a session may be opened. Everything that decides is a plain function; only ``wait`` and ``_open`` wait.
 """
 
 import random
@@ -15,21 +15,27 @@ from gateway.alarm import Alarms
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
-from gateway.upstream.health import Breaker
+from gateway.policy import Effect
 from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.opening import REFUSED, Opening, Spawn
 from gateway.upstream.queue import FairQueue
 from gateway.upstream.session import PROBES, Opener, Session, Site, State
 from gateway.upstream.slots import Slots
 
-_OPENING_AT_ONCE: Final = 8  # handshakes towards one backend under way for one credential, when all is well
-_IDLE: Final = State.IDLE  # a member of an enumeration is slow to come by
+_IDLE: Final = State.IDLE  # access to an enum member is slow
+_TOUCH: Final = Effect.TOUCH
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
-_BREATH: Final = 0.1  # s without opening when this process is out of descriptors or memory
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
+_SEEN: Final = 60.0  # s for which a principal counts as one that may come back
+_PRINCIPALS: Final = 1000  # that are remembered for that
+_RESERVE: Final = 8  # one of so many slots is left to other principals
 
 
 class PoolSettings(NamedTuple):
-    """Times in seconds; ``lifetime_spread`` is the fraction of max_lifetime over which ends are spread."""
+    """Times in seconds; ``lifetime_spread`` is the fraction of max_lifetime over which ends are spread.
+
+    ``max_pause`` bounds the time without attempts after a credential was refused.
+    """
 
     min_idle: int = 1
     idle_timeout: float = 25.0
@@ -37,10 +43,11 @@ class PoolSettings(NamedTuple):
     lifetime_spread: float = 0.1
     queue_length: int = 1000
     connect_deadline: float = 3.0
+    max_pause: float = 30.0
 
 
 class Observer(Protocol):
-    """Who is told what happens to the sessions of a backend: the metrics, the log."""
+    """Told about the sessions of a backend: the metrics, the log."""
 
     def session_opened(self, seconds: float) -> None:
         """A session was opened, in so many seconds."""
@@ -54,28 +61,32 @@ class Observer(Protocol):
     def exchanged(self, result: str, seconds: float) -> None:
         """An exchange for a client ended: ``answered``, or stage and reason of its failure."""
 
-    def ejected(self) -> None:
-        """Exchanges failed in a row: the backend is left alone for a while."""
+    def ejected(self, credential: str, effect: Effect) -> None:
+        """Exchanges failed in a row: requests of this kind go elsewhere; credential "" stands for all."""
 
     def idle_limit_learned(self, limit: IdleLimit) -> None:
         """The backend closes idle sessions earlier than the settings suppose."""
 
+    def ceiling_learned(self, ceiling: int, limit: int) -> None:
+        """The backend allows fewer sessions than the settings do."""
+
 
 class _Waiter:
-    """Somebody who waits for a session, and what came of it."""
+    """A request that waits for a session, and the outcome."""
 
-    __slots__ = ("done", "error", "principal", "session", "since")
+    __slots__ = ("done", "effect", "error", "principal", "session", "since")
 
-    def __init__(self, principal: Hashable) -> None:
+    def __init__(self, principal: Hashable, effect: Effect | None) -> None:
         self.done = trio.Event()
         self.principal = principal
+        self.effect = effect
         self.since = trio.current_time()
         self.session: Session | None = None
         self.error: BackendError | PoolBusyError | None = None
 
 
 class PoolStatistics(NamedTuple):
-    """How many sessions are in which state, and how many wait."""
+    """How many sessions are in which state, and how many requests wait."""
 
     idle: int
     busy: int
@@ -86,10 +97,11 @@ class PoolStatistics(NamedTuple):
 class Pool:
     """Lends sessions. ``spawn`` starts a background task in a nursery that outlives the pool's use.
 
-    ``probe`` is the cheap request with which a session proves itself alive; ``idle_limit`` and ``site`` are the
-    backend's, shared by its pools. The breaker tells whether requests should come here at all.
+    ``probe`` is the cheap request that validates a session; ``idle_limit``, ``slots`` and ``site`` are the backend's,
+    shared by its pools. ``answered_at`` is the time of the last answer to a client; ``reopened`` are events to be set
+    when a session opens.
 
-    Invariants: idle, busy and opening together hold exactly the slots taken; nobody waits while a session is idle.
+    Invariants: idle, busy and opening together hold exactly the slots taken; no request waits while a session is idle.
     """
 
     def __init__(
@@ -100,35 +112,37 @@ class Pool:
         *,
         slots: Slots,
         opener: Opener,
-        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        spawn: Spawn,
         observer: Observer,
-        breaker: Breaker | None = None,
         idle_limit: IdleLimit | None = None,
         probe: Request = _DEFAULT_PROBE,
         site: Site | None = None,
     ) -> None:
         self.backend = backend
         self.credential = credential
-        self._settings = settings
-        self._slots = slots
         self.opener = opener
-        self._spawn = spawn
+        self.spawn = spawn
         self.observer = observer
         self.probe = probe
-        self.answered_at = float("-inf")
         self.alarms = Alarms(spawn)
-        self._breaker = breaker or Breaker()
+        self.answered_at = float("-inf")
+        self.opening = Opening(
+            backend,
+            opener,
+            slots.gate,
+            connect_deadline=settings.connect_deadline,
+            max_pause=settings.max_pause,
+        )
+        self._settings = settings
+        self._slots = slots
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
         self._site = site or Site()
         self._idle: list[Session] = []  # longest idle first
         self._busy: set[Session] = set()
-        self._opening = 0
         self._waiters: FairQueue[_Waiter] = FairQueue()
-        self._pace = _OPENING_AT_ONCE
-        self._breathes_until = float("-inf")
-        self._timed_out = False
+        self._seen: dict[Hashable, float] = {}  # principals, and when each was first lent a session after another
+        self.reopened: set[trio.Event] = set()  # to be set when a session opens
         self._closed = ""  # or why
-        slots.add(self)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{name}={count}" for name, count in self.statistics()._asdict().items())
@@ -136,60 +150,78 @@ class Pool:
         return f"<Pool {self.backend} as {self.credential}: {counts}{failing}>"
 
     def statistics(self) -> PoolStatistics:
-        """The pool's counts, now."""
-        return PoolStatistics(len(self._idle), len(self._busy), self._opening, len(self._waiters))
+        """Return the pool's counts."""
+        return PoolStatistics(len(self._idle), len(self._busy), self.opening.under_way, len(self._waiters))
 
     @property
     def is_failing(self) -> bool:
-        """Whether requests should rather go elsewhere: no session could be opened, or exchanges failed in a row."""
-        return self._breaker.is_open
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it is failing because nothing came back in time: what waits for an answer here waits in vain."""
-        return self._breaker.is_open and self._timed_out
+        """True if requests should rather go elsewhere: no session is idle, none opens, and none has answered since."""
+        opening = self.opening
+        if opening.failure is None:
+            return self._slots.gate.failure is not None and not self._idle and not self._busy
+        return not self._idle and self.answered_at <= opening.failed_at
 
     @property
     def failing_since(self) -> float:
-        """When that began, in trio's time."""
-        return self._breaker.opened_at
+        """Time since which sessions can't be opened; infinity if the last attempt succeeded."""
+        return min(self.opening.failing_since, self._slots.gate.failing_since)
+
+    @property
+    def is_silent(self) -> bool:
+        """True if it is failing since nothing comes back: an exchange that is under way is overdue already."""
+        failure = self.opening.failure
+        return failure is not None and failure.reason == "timeout" and self.answered_at <= self.opening.failed_at
 
     @property
     def has_room(self) -> bool:
-        """Whether a request would find a session idle, or could have one opened."""
+        """True if a request would find a session idle, or could have one opened."""
         return bool(self._idle) or (not self._waiters and self._slots.has_room())
 
     @property
     def waiting_since(self) -> float:
-        """When the first waiter that a session should be opened for, and is not, began to wait, in trio's time; or
-        infinity.
-        """
-        return self._waiters.since(self._opening) if self._missing() > 0 else float("inf")
+        """Time at which the longest-waiting request without a session being opened began to wait; or infinity."""
+        return self._waiters.since(self.opening.under_way) if self.needs_session else float("inf")
+
+    @property
+    def idle_since(self) -> float:
+        """Time at which a session was last used and became idle; infinity if none is idle."""
+        return self._idle[-1].idle_since if self._idle else float("inf")
 
     # Lending ---------------------------------------------------------------------------------------------------------
 
-    def take(self) -> Session | None:
-        """Lend the session used last that is still alive, or None. It must be given back.
+    def take(self, principal: Hashable = None) -> Session | None:
+        """Lend the session used last that is still alive, or return None. It must be given back.
 
-        Whether it is too old is asked when it comes back, and in between by ``tend``.
+        ``tend`` and ``give_back`` see to sessions that are too old.
         """
         while self._idle:
             session = self._idle.pop()
             if session.is_quiet():
-                self._busy.add(session)
+                self._lend(session, principal)
                 return session
             self._closed_by_peer(session, trio.current_time())
         return None
 
-    async def wait(self, principal: Hashable = None) -> Session:
+    def _lend(self, session: Session, principal: Hashable) -> None:
+        self._busy.add(session)
+        if session.principal is not principal:
+            session.principal = principal
+            self._seen[principal] = trio.current_time()
+            if len(self._seen) > _PRINCIPALS:
+                del self._seen[next(iter(self._seen))]
+
+    async def wait(self, principal: Hashable = None, effect: Effect | None = None) -> Session:
         """Wait in turn for a session; it must be given back. Turns are taken between principals.
 
-        Raises PoolBusyError where too many wait already, BackendError (CONNECT) where none can be opened. How long to
-        wait is the caller's affair.
+        ``effect`` is that of a request that may as well wait at another backend. Raises PoolBusyError if too many
+        requests wait already, BackendError (CONNECT) if no session can be opened. The caller bounds the time.
         """
         if self._closed:
             raise self._error(CLOSED[self._closed], self._closed)
-        waiter = _Waiter(principal)
+        known = None if self._busy else self.opening.known_failure(trio.current_time())
+        if known is not None:
+            raise self._error(known.args[0], known.reason)
+        waiter = _Waiter(principal, effect)
         self._waiters.append(waiter)
         try:
             self.open_if_wanted()
@@ -206,79 +238,126 @@ class Pool:
         return waiter.session
 
     def _check_queue(self, newcomer: _Waiter) -> None:
-        """Those for whom a session is being opened are not queueing. A full queue is full for those who fill it."""
-        queueing = len(self._waiters) - self._opening
+        """Refuse a request if the queue is full: one of the principal that fills it.
+
+        Requests for which a session is being opened do not count.
+        """
+        queueing = len(self._waiters) - self.opening.under_way
         if queueing <= self._settings.queue_length:
             return
         full = PoolBusyError(f"{self.backend}: {queueing - 1} requests are waiting already", reason="queue_full")
         other = self._waiters.newest_of_the_longest(newcomer.principal)
         if other is None:
             raise full
-        self._waiters.remove(other)
-        other.error = full
-        other.done.set()
+        self._release_waiter(other, full)
+
+    def _release_waiter(self, waiter: _Waiter, error: BackendError | PoolBusyError) -> None:
+        self._waiters.remove(waiter)
+        waiter.error = error
+        waiter.done.set()
 
     def give_back(self, session: Session, now: float | None = None) -> None:
-        """Take back what was lent: keep it if its exchange ended properly, throw it away if not.
+        """Take back what was lent: keep it if its exchange ended properly, else close it.
 
-        ``now`` is the time, in trio's seconds, where the caller has just looked at the clock.
+        ``now`` is the time, in trio's seconds, if the caller has just looked at the clock.
         """
-        self._busy.remove(session)  # raises where it is not lent: given back twice, it would be lent twice
+        self._busy.remove(session)  # raises if it is not lent: given back twice, it would be lent twice
         now = trio.current_time() if now is None else now
+        self._slots.returned(session)
         if session.state is not _IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
             self._discard(session, self._closed)
         elif now >= session.expires_at:
             self._discard(session, "lifetime")
-        elif self._slots.owed_by(self):
+        elif self._slots.should_yield(self):
             self._discard(session, "yielded")
         else:
+            session.is_reused = True
             self._offer(session, now)
 
-    def answered(self, now: float) -> None:
-        """A client's request was answered here, at this time."""
-        self.answered_at = now
-        self._breaker.answered()
+    def abandon(self, session: Session) -> None:
+        """Nobody awaits this busy session's answer any more: it may be closed as soon as its slot is needed."""
+        if self._closed:
+            session.close()
+        elif session in self._busy:
+            self._slots.abandoned[session] = self
+            self._slots.serve()
 
-    def exchange_failed(self) -> None:
-        """An exchange failed in a way that speaks against the backend."""
-        if self._breaker.exchange_failed(trio.current_time()):
-            self.observer.ejected()
-            self.drop_idle("ejected")
+    def doubt(self, idle_since: float) -> list[Session]:
+        """Lend the sessions that have been idle since then, or longer, to be validated before a request uses them."""
+        doubtful = [session for session in self._idle if session.idle_since <= idle_since]
+        self._idle = [session for session in self._idle if session.idle_since > idle_since]
+        self._busy.update(doubtful)
+        return doubtful
+
+    def drop_closed(self) -> None:
+        """Close the idle sessions that the key manager has closed, and no others."""
+        idle, self._idle = self._idle, []
+        now = trio.current_time()
+        for session in idle:
+            if session.is_quiet():
+                self._idle.append(session)
+            else:
+                self._closed_by_peer(session, now)
 
     def drop_idle(self, reason: str) -> None:
-        """Close all idle sessions: they are believed to be dead, or their backend to be."""
+        """Close all idle sessions: their backend is believed to be dead."""
         while self._idle:
             self._discard(self._idle.pop(), reason)
 
     def interrupt_repeatable(self) -> None:
         """Close the lent sessions whose request may be repeated elsewhere, so that it is."""
-        for session in self._busy:
+        for session in list(self._busy):
             if session.is_repeatable:
                 session.close()
 
+    def hasten_repeatable(self) -> None:
+        """Treat the lent sessions whose request may be repeated elsewhere as overdue."""
+        now = trio.current_time()
+        for session in self._busy:
+            if session.is_repeatable and session.alarm.due > now:
+                self.alarms.set(session.alarm, now, session.alarm.ring)
+
+    def close_disconnected(self) -> None:
+        """Close the lent sessions whose request may be repeated and whose client has disconnected."""
+        for session in list(self._busy):
+            if session.is_repeatable and session.client_has_left():
+                session.close()
+
     def _offer(self, session: Session, now: float) -> None:
-        """Hand an idle session to the first waiter, or keep it. As in ``take``, only a quiet one is lent."""
+        """Hand an idle session to the first waiting request, or keep it. As in ``take``, only a quiet one is lent."""
         if not self._waiters:
             session.idle_since = now
             self._idle.append(session)
         elif not session.is_quiet():
+            self._died(session, now)
             self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
         else:
             waiter = self._waiters.popleft()
-            self._busy.add(session)
+            self._lend(session, waiter.principal)
             waiter.session = session
             waiter.done.set()
 
     def _closed_by_peer(self, session: Session, now: float) -> None:
-        if self._idle_limit.closed_by_peer(now - session.idle_since, now):
+        if not self._died(session, now) and self._idle_limit.closed_by_peer(now - session.idle_since, now):
             self.observer.idle_limit_learned(self._idle_limit)
         self._discard(session, "remote_idle")
 
+    def _died(self, session: Session, now: float) -> bool:
+        """Count a session that the key manager closed. Return True if that is a failure to open sessions."""
+        error = self.opening.died(session, now)
+        if error is not None:
+            self._failed(error)
+        return error is not None
+
+    def closed_unanswered(self, session: Session) -> None:
+        """Count a session that was closed before it answered its first request."""
+        self._died(session, trio.current_time())
+
     def _discard(self, session: Session, reason: str) -> None:
         self._end(session, reason)
-        self._slots.give_back(self)
+        self._slots.release(self)
 
     def _end(self, session: Session, reason: str) -> None:
         session.close()
@@ -286,109 +365,146 @@ class Pool:
 
     # Opening ---------------------------------------------------------------------------------------------------------
 
-    def open_if_wanted(self) -> None:
-        """Begin to open a session for every waiter that none is being opened for, within the bounds."""
-        while self._missing() > 0 and self._begin_to_open():
-            pass
+    @property
+    def needs_session(self) -> bool:
+        """True if a session should be opened for a waiting request."""
+        missing = len(self._waiters) > self.opening.under_way and not self._closed
+        now = trio.current_time()
+        return missing and self.opening.may_try(now) and not self._leaves_slots(now)
 
-    def _missing(self) -> int:
-        """How many more sessions should be being opened for those who wait."""
-        return min(len(self._waiters), self._at_once()) - self._opening
-
-    def _at_once(self) -> int:
-        """Attempts for waiters that may be under way together.
-
-        Towards a backend that failed it is one, whose outcome is everybody's; and none during the pause, as long as
-        those who wait may still get what is lent. Towards one that has come back it is one more with each success.
-        """
-        if not self._breaker.is_open:
-            return self._pace
-        return 0 if self._busy and not self._breaker.may_try(trio.current_time()) else 1
-
-    def _begin_to_open(self) -> bool:
-        if self._closed or trio.current_time() < self._breathes_until or not self._slots.take(self):
+    @property
+    def needs_warm_session(self) -> bool:
+        """True if a session should be opened to keep ``min_idle``, or to find out if a failure is over."""
+        if self._closed or not self.opening.may_try(trio.current_time()):
             return False
-        self._opening += 1
-        self._spawn(self._open)
-        return True
+        if self.opening.failure is not None:
+            return True
+        there = len(self._idle) + len(self._busy) + self.opening.under_way
+        return there < self._settings.min_idle
+
+    def _leaves_slots(self, now: float) -> bool:
+        """Return True if the last slots should be left to principals that do not wait just now.
+
+        That is so if all waiting requests are of principals that hold half of the sessions each, or all of them.
+        """
+        free = self._slots.limit - self._slots.used
+        if free > max(1, self._slots.limit // _RESERVE) or self._slots.limit < _RESERVE:
+            return False
+        others = [one for one, seen in self._seen.items() if now - seen <= _SEEN and not self._waiters.has(one)]
+        if not others:
+            return False
+        held = [session.principal for session in self._busy]
+        most = max(1, self._slots.limit // 2)
+        return all(held.count(principal) >= most for principal in self._waiters.principals())
+
+    def open_if_wanted(self) -> None:
+        """Queue for a slot if requests wait for which no session is being opened."""
+        if self.needs_session:
+            self._slots.want(self)
+
+    def begin_to_open(self) -> None:
+        """Open a session in the slot that was just taken."""
+        self.opening.under_way += 1
+        self.spawn(self._open)
 
     async def _open(self) -> None:
         began = trio.current_time()
         try:
-            outcome = await self._attempt()
+            outcome = await self.opening.attempt()
         except BaseException:  # the nursery in which sessions are opened ends, and with it the pool
-            self._opening -= 1
+            self.opening.under_way -= 1
             self.close()
-            self._slots.give_back(self)
+            self._slots.not_opened(self)
             raise
-        self._opening -= 1
+        self.opening.under_way -= 1
         if isinstance(outcome, Session):
             self._opened(outcome, trio.current_time() - began)
         else:
-            self._failed(outcome)
-
-    async def _attempt(self) -> Session | BackendError:
-        try:
-            with trio.move_on_after(self._settings.connect_deadline):
-                return await self.opener()
-        except BackendError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - what is odd about one backend must not end the gateway
-            return self._error(f"{type(error).__name__}: {error}", "unexpected")
-        return self._error(f"no session within {self._settings.connect_deadline:g} s", "timeout")
+            self._failed(outcome, began)
+            self._slots.not_opened(self)
 
     def _opened(self, session: Session, seconds: float) -> None:
-        self._breaker.session_opened()
-        self._pace = min(self._pace + 1, _OPENING_AT_ONCE)
+        self.opening.opened()
         spread = 1 - self._settings.lifetime_spread * random.random()  # noqa: S311 - spreads load, hides nothing
         now = trio.current_time()
         session.expires_at = now + self._settings.max_lifetime * spread
         self.observer.session_opened(seconds)
+        for event in self.reopened:
+            event.set()
         if self._closed:
             self._discard(session, self._closed)
-            return
-        if self._site.is_of(session):
+        elif self._site.is_of(session):
             self._offer(session, now)
         else:
             self._discard(session, "gone")
+        self._slots.opened(seconds)
         self.open_if_wanted()
 
-    def _failed(self, error: BackendError) -> None:
-        """Pause; and let those waiters go and try elsewhere whom no session that is lent or being opened could serve.
+    def _failed(self, error: BackendError, began: float = float("inf")) -> None:
+        """Pause, and let waiting requests try elsewhere unless a session that is lent may still serve them.
 
-        The pause comes before the place is given back: whoever gets it must know. What this process is out of is not
-        the backend's fault.
+        The pause begins before the slot is free: the next pool to have it must know. A failure beside sessions that
+        have answered since the attempt ``began`` means that the key manager allows no more sessions.
         """
         now = trio.current_time()
-        if error.reason == "resources":
-            self._breathes_until = now + _BREATH
-        else:
-            if self._breaker.may_try(now):  # attempts that fail together are one failure
-                self._breaker.could_not_open(now)
-            self._pace = 1
-            self._timed_out = error.reason == "timeout"
+        sessions = self._slots.used - self._slots.gate.under_way
+        if self.answered_at >= began and self._slots.ceiling.refused(sessions, now):
+            self.observer.ceiling_learned(sessions, self._slots.limit)
+        self.opening.failed(error, now)
         self.observer.session_open_failed(error)
-        if not self._busy:
-            self._dismiss_waiters(error, keep=self._opening)
-        self._slots.give_back(self)
+        self.fail_waiters(error)
+        if error.reason not in REFUSED:
+            self._slots.fail_waiting(error)
 
-    def _dismiss_waiters(self, error: BackendError, *, keep: int = 0) -> None:
-        """Let waiters go, those who have waited longest first: it was for them that the attempt began."""
+    def fail_waiters(self, error: BackendError) -> None:
+        """Let waiting requests try elsewhere, unless a session that is lent or being opened may still serve them.
+
+        Those that have waited longest go first: the attempt began for them.
+        """
+        if not self._busy:
+            self.release_waiters(error, keep=self.opening.under_way)
+
+    def release_waiters(self, error: BackendError, *, keep: int = 0) -> None:
+        """Let all requests but ``keep`` that wait try elsewhere."""
         while len(self._waiters) > keep:
-            waiter = self._waiters.oldest()
-            self._waiters.remove(waiter)
-            waiter.error = self._error(error.args[0], error.reason)  # one each: a raised error keeps its traceback
-            waiter.done.set()
+            # Each gets an error of its own: a raised error keeps its traceback.
+            self._release_waiter(self._waiters.oldest(), self._error(error.args[0], error.reason))
+
+    def waits_since(self, since: float) -> bool:
+        """Return True if a request has waited since then, or longer."""
+        return bool(self._waiters) and self._waiters.oldest().since <= since
+
+    def move_waiters(self, since: float, room: Callable[[Effect], int]) -> None:
+        """Let requests that have waited since then, or longer, go to other backends.
+
+        ``room`` tells how many requests of an effect others can serve at once.
+        """
+        moved: dict[bool, int] = {}
+        for waiter in self._waiters.all():
+            if waiter.since > since:
+                return
+            if waiter.effect is None:
+                continue
+            is_change = waiter.effect > _TOUCH
+            left = moved.get(is_change, room(waiter.effect) if is_change not in moved else 0)
+            if left > 0:
+                self._release_waiter(waiter, self._error("another key manager has room", "moved"))
+            moved[is_change] = left - 1
+
+    @property
+    def room(self) -> int:
+        """How many requests could be served without a wait for others."""
+        return len(self._idle) + (0 if self._waiters else self._slots.free)
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=Stage.CONNECT, reason=reason)
 
-    # Tending ---------------------------------------------------------------------------------------------------------
+    # Maintenance -----------------------------------------------------------------------------------------------------
 
     def tend(self) -> list[Session]:
-        """Do what time asks for: close what is old or gone, open what is missing; to be called now and then.
+        """Close sessions that are old or closed, and queue for those that are missing; called now and then.
 
-        Returns the sessions that should prove themselves alive. They are lent: each is given back after an exchange.
+        Returns the sessions that should be validated. They are lent: each is given back after an exchange.
         """
         now = trio.current_time()
         idle, self._idle = self._idle, []
@@ -405,9 +521,9 @@ class Pool:
                 lent.append(session)
             else:
                 self._idle.append(session)
+        if self.needs_warm_session:
+            self._slots.want_warm(self)
         self.open_if_wanted()
-        if self._breaker.may_try(now):
-            self._open_what_is_missing()
         return lent
 
     def _reason_to_close(self, session: Session, now: float, *, surplus: bool) -> str | None:
@@ -419,27 +535,12 @@ class Pool:
             return "idle"
         return None
 
-    def _open_what_is_missing(self) -> None:
-        """Keep ``min_idle`` sessions, where there is room; and try a backend that failed again, so that no client has
-        to find out.
-        """
-        if self._breaker.is_open:
-            if not self._opening:
-                self._begin_to_open()
-            return
-        wanted = self._settings.min_idle - len(self._idle) - len(self._busy)
-        while self._opening < wanted and self._slots.has_room() and self._begin_to_open():
-            pass
-
-    def close_oldest_idle(self, since: float) -> bool:
-        """Close the session that has been idle longest, if it has been since then; its place is the caller's."""
-        if not self._idle or self._idle[0].idle_since > since:
-            return False
+    def close_oldest_idle(self) -> None:
+        """Close the session that has been idle longest; its slot is the caller's."""
         self._end(self._idle.pop(0), "yielded")
-        return True
 
     def moved(self) -> None:
-        """The backend is somewhere else by now: what leads to where it was is not lent any more."""
+        """The backend has another address now: sessions to the old one are not lent any more."""
         idle, self._idle = self._idle, []
         for session in idle:
             if self._site.is_of(session):
@@ -451,11 +552,13 @@ class Pool:
                 session.expires_at = float("-inf")
 
     def close(self, why: str = "drain") -> None:
-        """Close what is idle, lend nothing more; what is lent is closed when it comes back. ``why`` is of CLOSED."""
+        """Close idle sessions and lend nothing more; busy sessions are closed on return. ``why`` is of CLOSED."""
         self._closed = why
+        for session in self._slots.forget(self):
+            session.close()
         self.drop_idle(why)
-        self._dismiss_waiters(self._error(CLOSED[why], why))
+        self.release_waiters(self._error(CLOSED[why], why))
 
 
-#: Why a pool may be closed, and what is said to those who wait.
-CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "its address is not the key manager's any more"}
+#: Why a pool may be closed, and the message to waiting requests.
+CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "the key manager has left this address"}

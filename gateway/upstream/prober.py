@@ -76,7 +76,7 @@ class Prober:
         if verdict is Verdict.FAILS:
             self._hang_up()
         else:
-            self._backend.proved(trio.current_time())
+            self._backend.reached()
         self._backend.health.probed(verdict)
         self._metrics.probed(self._backend.name, verdict.value, time.perf_counter() - began)
 

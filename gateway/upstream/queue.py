@@ -4,7 +4,7 @@ A principal that sends a thousand requests at once waits for its own; another th
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
@@ -67,6 +67,18 @@ class FairQueue(Generic[_T]):
     def since(self, place: int) -> float:
         """Since when the waiter at this place, by arrival, has waited; infinity beyond the end."""
         return next((waiter.since for waiter in islice(self._all, place, None)), float("inf"))
+
+    def all(self) -> list[_T]:
+        """Return everybody, in the order of arrival."""
+        return list(self._all)
+
+    def has(self, principal: Hashable) -> bool:
+        """Return True if a request of this principal waits."""
+        return principal in self._turns
+
+    def principals(self) -> Iterable[Hashable]:
+        """Return the principals of which requests wait."""
+        return self._turns.keys()
 
     def oldest(self) -> _T:
         """Who has waited longest."""

@@ -7,7 +7,7 @@ another's key.
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from gateway.errors import (
     ProtocolError,
     Stage,
     StreamClosedError,
+    StreamInterruptedError,
     TlsError,
 )
 from gateway.kmip import compose
@@ -65,6 +66,12 @@ class Stream(Protocol):
     def is_quiet(self) -> bool:
         """Whether the peer neither spoke nor closed."""
 
+    def is_readable(self) -> bool:
+        """Return True if something has arrived that was not read."""
+
+    def interrupt(self) -> None:
+        """Have ``receive_some`` or ``send_all`` raise StreamInterruptedError, if a task waits in it."""
+
     def close(self) -> None:
         """Close at once."""
 
@@ -72,25 +79,35 @@ class Stream(Protocol):
         """Close with a word."""
 
 
+class SupersededError(Exception):
+    """Another session has answered the request first. The exchange that raises this may still be finished."""
+
+
 class Session:
     """A connection that the key manager has accepted.
 
     ``backend`` is its name, ``peer`` the IP address that it leads to. ``expires_at`` and ``idle_since`` are in trio's
-    time and belong to the pool, which lends the session. ``is_repeatable`` says whether the request under way may be
-    repeated elsewhere; ``alarm`` is for its deadline.
+    time and belong to the pool, which lends the session, as do ``principal``, the last borrower, and ``is_reused``,
+    True once the session was idle or has served a request. ``is_repeatable`` is True if the request under way may be
+    repeated elsewhere, ``client_has_left`` tells if its client has disconnected; ``alarm`` is for its deadline.
     """
 
     __slots__ = (
         "_is_overdue",
+        "_is_superseded",
         "_reader",
+        "_request",
         "_stream",
         "alarm",
         "backend",
+        "client_has_left",
         "expires_at",
         "idle_since",
         "is_repeatable",
+        "is_reused",
         "opened_at",
         "peer",
+        "principal",
         "requests",
         "stage",
         "state",
@@ -100,13 +117,18 @@ class Session:
         self._stream = stream
         self.peer = peer
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
+        self._request: Request | None = None
         self.backend = backend
         self.state = State.IDLE
         self.stage = Stage.CONNECT
         self.requests = 0
+        self.principal: Hashable = None
+        self.is_reused = False
         self.is_repeatable = False
+        self.client_has_left: Callable[[], bool] = _is_there
         self.alarm = Alarm()
         self._is_overdue = False
+        self._is_superseded = False
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
@@ -115,49 +137,79 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether its last exchange ended properly, so that it can have another."""
+        """True if the last exchange ended properly, so that another may begin."""
         return self.state is _IDLE
 
     def is_quiet(self) -> bool:
-        """Whether an idle session is as it was left: the key manager neither closed it nor spoke unasked."""
+        """Return True if the key manager neither closed this idle session nor sent anything unasked."""
         return not len(self._reader) and self._stream.is_quiet()
+
+    def has_news(self) -> bool:
+        """Return True if something has arrived that was not read."""
+        return self.state is not State.CLOSED and self._stream.is_readable()
 
     async def exchange(self, request: Request) -> Response:
         """Send a request, unchanged, and return its answer.
 
-        ``stage`` tells at any time how far this has come. Raises BackendError with that stage. The deadline is the
-        caller's; a session whose exchange did not end is of no further use.
+        ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
+        deadline is the caller's; a session whose exchange did not end is of no further use.
         """
         self.state = _BUSY
         is_first = self.stage is _CONNECT
         self.stage = _CONNECT
-        if not is_first and not self.is_quiet():  # what it said since it was lent would be taken for the answer
+        if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be taken for the answer
             raise self._error("closed, or spoken on unasked", "closed")
         self.stage = _SEND
+        self._request = request
         try:
             await self._stream.send_all(request.frame)
-            self.stage = _WAIT
+        except StreamInterruptedError:
+            raise SupersededError from None
+        except (StreamClosedError, TlsError) as error:
+            raise self._broken(error) from None
+        self.stage = _WAIT
+        return await self.finish()
+
+    async def finish(self) -> Response:
+        """Wait for the answer to the request that was sent, as the last part of ``exchange``; raises as it does."""
+        request = self._request
+        try:
             frame = None
             while frame is None:
+                self._check_superseded()
                 data = await self._stream.receive_some()
                 if not data:
                     raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
                 self.stage = _READ
                 frame = self._reader.feed(data)
             response = decode_response(frame)
+        except StreamInterruptedError:
+            self._is_superseded = False
+            raise SupersededError from None
         except (StreamClosedError, TlsError) as error:
             raise self._broken(error) from None
         except MessageTooLargeError as error:
             raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
             raise self._error(f"not an answer: {error}", "protocol") from None
-        if not response.answers(request):
+        if request is None or not response.answers(request):
             raise self._error("the answer belongs to another request", "mismatch")
+        self._request = None
+        self._is_superseded = False
         self.requests += 1
         if len(self._reader):
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
         self.state = _IDLE
         return response
+
+    def _check_superseded(self) -> None:
+        if self._is_superseded:
+            raise StreamInterruptedError
+
+    def supersede(self) -> None:
+        """Another session has answered the request: the exchange under way raises SupersededError."""
+        self._is_superseded = True
+        self._stream.interrupt()
 
     def expire(self) -> None:
         """The answer has not come in time: whoever waits for it gets a BackendError, and the session is done for."""
@@ -183,6 +235,11 @@ class Session:
         else:
             self._stream.close()
         self.state = State.CLOSED
+
+
+def _is_there() -> bool:
+    """Nobody's client: it has not left."""
+    return False
 
 
 _NOWHERE: Final = Address("", 0)

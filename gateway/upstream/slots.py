@@ -1,99 +1,332 @@
-"""Slots: how many sessions one backend may have, over all the credentials that share it.
+"""Slots: divides a backend's sessions among the pools of all identities, and says whose turn it is to open one.
 
-A place moves from one pool to another only where that evens out what they hold, where nobody has used it for a while,
-or to a pool that has none: a move costs a handshake, and two busy pools must not take places from each other for ever.
+A pool that needs a session queues here. The next one to open a session is, in this order,
+
+1. a pool that holds no session and has requests waiting, the longest-queued first;
+2. the pool with waiting requests that holds fewest sessions;
+3. a pool that keeps ``min_idle`` sessions warm.
+
+A pool that holds a session leaves ``reserve`` slots free for pools that have none: one for each pool that lost its last
+session within a minute, at most an eighth of all slots. So no identity can hold every session of a backend.
+
+If no slot is free, an idle session of another pool is closed, of the pool that holds most, or of those the least
+recently used. Since this costs a handshake, it happens only
+
+* for a pool that holds no session;
+* if the pools differ by two or more sessions, so that they can't take sessions from each other for ever;
+* if the session was unused for a second; but the last session of a pool only if it was unused for a minute.
+
+If no idle session may be closed, a session whose answer nobody awaits any more is closed.
 """
 
+from collections import OrderedDict
 from typing import Final, Protocol
 
 import trio
 
-_PATIENCE: Final = 0.25  # s that a pool without a session waits before it is given one that is in use
-_UNUSED: Final = 1.0  # s after which an idle session's place may go to any pool that needs one
+from gateway.errors import BackendError
+from gateway.upstream.gate import Gate, Pause
+
+_PATIENCE: Final = 0.25  # s that a pool without a session waits before another pool's only session is closed for it
+_UNUSED: Final = 1.0  # s after which the slot of an idle session may go to any pool that needs one
+_RECENT: Final = 60.0  # s for which a pool without a session has a slot reserved, or keeps its last session
+_RESERVE: Final = 8  # a reserve is one of so many slots
+_LOOK_FOR_CLIENTS: Final = 0.05  # s between two searches for sessions whose client has disconnected
+_CEILING_SIGNS: Final = 2  # handshakes refused in a row, beside sessions that serve, until the ceiling is believed
+_CEILING_DOUBTED: Final = (60.0, 600.0)  # s until one session more is tried: at first, and at most
+_NEVER: Final = float("inf")
 
 
 class Tenant(Protocol):
-    """A pool, as its backend's other pools see it."""
+    """A pool, as Slots see it."""
 
     @property
     def waiting_since(self) -> float:
-        """When its first waiter began to wait for whom a session should be opened, and is not; or infinity."""
+        """Time at which the longest-waiting request without a session being opened began to wait; or infinity."""
 
     @property
-    def is_failing(self) -> bool:
-        """Whether its last attempt to open a session failed."""
+    def idle_since(self) -> float:
+        """Time at which a session was last used and became idle; infinity if none is idle."""
 
-    def close_oldest_idle(self, since: float) -> bool:
-        """Close the session that has been idle longest, if it has been since then; its place is the caller's."""
+    @property
+    def needs_session(self) -> bool:
+        """True if a session should be opened for a waiting request."""
 
-    def open_if_wanted(self) -> None:
-        """Begin to open what waiters wait for."""
+    @property
+    def needs_warm_session(self) -> bool:
+        """True if a session should be opened to keep ``min_idle``."""
+
+    def close_oldest_idle(self) -> None:
+        """Close the session that has been idle longest; its slot is the caller's."""
+
+    def close_disconnected(self) -> None:
+        """Close the sessions whose request may be repeated and whose client has disconnected."""
+
+    def begin_to_open(self) -> None:
+        """Open a session in the slot that was just taken."""
+
+    def fail_waiters(self, error: BackendError) -> None:
+        """Let the waiting requests try elsewhere, unless a session of this pool may still serve them."""
+
+
+class Ceiling:
+    """The number of sessions that the backend has been found to allow, if that is less than ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._signs = 0
+        self._pause = Pause(*_CEILING_DOUBTED)
+        self.value: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Ceiling {self.value} of {self._limit}>"
+
+    def now(self, now: float) -> int:
+        """Return how many sessions may be open; one more than the ceiling if it is time to doubt it."""
+        if self.value is None:
+            return self._limit
+        return self.value + self._pause.is_over(now)
+
+    def opened(self, sessions: int) -> None:
+        """Count a session that opened; so many are open now."""
+        if self.value is None:
+            self._signs = 0
+        elif sessions > self.value:
+            self.value = sessions if sessions < self._limit else None
+            self._pause.reset()
+
+    def refused(self, sessions: int, now: float) -> bool:
+        """Count a handshake that failed while so many sessions were open and served. Return True if that is news."""
+        if self.value is not None:
+            self._pause.failed(now)
+            return False
+        self._signs += 1
+        if self._signs < _CEILING_SIGNS:
+            return False
+        self._signs = 0
+        self.value = max(1, sessions)
+        self._pause.failed(now)
+        return True
 
 
 class Slots:
-    """A backend's places for sessions, open or being opened. A pool takes one before it opens a session."""
+    """A backend's slots for sessions, open or being opened. A pool takes one before it opens a session."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, gate: Gate | None = None) -> None:
         self.limit = limit
-        self.used = 0  # places taken: the sum of what is held, which every request asks for
-        self._held: dict[Tenant, int] = {}
+        self.used = 0
+        self.gate = gate or Gate()
+        self.ceiling = Ceiling(limit)
+        #: Busy sessions, and their pools, whose answer is awaited by nobody; the oldest first.
+        self.abandoned: OrderedDict[Abandoned, Tenant] = OrderedDict()
+        self._reclaimed: set[Abandoned] = set()  # abandoned sessions that were closed and are not back yet
+        self._held: dict[Tenant, int] = {}  # pools that hold a slot
+        self._without: OrderedDict[Tenant, float] = OrderedDict()  # pools that lost their last slot, and when
+        self._first: OrderedDict[Tenant, None] = OrderedDict()  # queues: pools without a session,
+        self._then: OrderedDict[Tenant, None] = OrderedDict()  # pools with sessions,
+        self._warm: OrderedDict[Tenant, None] = OrderedDict()  # and pools that keep some warm
+        self._looked_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Slots {self.used} of {self.limit}>"
 
-    def add(self, tenant: Tenant) -> None:
-        """Let a pool take part."""
-        self._held[tenant] = 0
+    def held(self, tenant: Tenant) -> int:
+        """Return how many slots a pool holds."""
+        return self._held.get(tenant, 0)
 
     def has_room(self) -> bool:
-        """Whether a place could be taken without closing anything."""
-        return self.used < self.limit
+        """Return True if a slot is free."""
+        return self.used < (self.limit if self.ceiling.value is None else self._limit())
 
-    def take(self, taker: Tenant) -> bool:
-        """Take a place for a pool: a free one, or that of another pool's idle session."""
-        if not self.has_room() and not self._evict_for(taker):
-            return False
-        self._held[taker] += 1
+    def _limit(self) -> int:
+        return self.ceiling.now(trio.current_time())
+
+    # Taking ----------------------------------------------------------------------------------------------------------
+
+    def want(self, tenant: Tenant) -> None:
+        """Queue a pool that needs sessions; it opens them as soon as it may."""
+        queue = self._then if tenant in self._held else self._first
+        queue.setdefault(tenant)
+        self.serve()
+
+    def want_warm(self, tenant: Tenant) -> None:
+        """Queue a pool that should keep more sessions warm."""
+        self._warm.setdefault(tenant)
+        self.serve()
+
+    @property
+    def free(self) -> int:
+        """How many slots may be taken."""
+        return max(0, self._limit() - self.used)
+
+    def forget(self, tenant: Tenant) -> list["Abandoned"]:
+        """Forget a pool that was closed, and return its abandoned sessions.
+
+        Sessions keep their slots until they are given back.
+        """
+        for queue in (self._first, self._then, self._warm, self._without):
+            queue.pop(tenant, None)
+        return [session for session, holder in self.abandoned.items() if holder is tenant]
+
+    def serve(self) -> None:
+        """Let pools open sessions in turn, as long as slots and the gate allow."""
+        now = trio.current_time()
+        while self.gate.has_room(now):
+            found = self._next()
+            if found is None:
+                return
+            tenant, queue = found
+            if not self._make_room(tenant, now, may_evict=queue is not self._warm):
+                if queue is not self._warm:
+                    self._reclaim(now)
+                return
+            del queue[tenant]
+            self._take(tenant)
+            tenant.begin_to_open()
+            if tenant.needs_session:
+                self._then.setdefault(tenant)
+            elif tenant.needs_warm_session:
+                self._warm.setdefault(tenant)
+
+    def _next(self) -> tuple[Tenant, OrderedDict[Tenant, None]] | None:
+        """Return the pool whose turn it is, and its queue; drop pools that need nothing any more."""
+        for tenant in list(self._first):
+            if tenant.needs_session:
+                return tenant, self._first
+            del self._first[tenant]
+        for tenant in [one for one in self._then if not one.needs_session]:
+            del self._then[tenant]
+        if self._then:
+            return min(self._then, key=self.held), self._then
+        for tenant in list(self._warm):
+            if tenant.needs_warm_session:
+                return tenant, self._warm
+            del self._warm[tenant]
+        return None
+
+    def _take(self, tenant: Tenant) -> None:
+        self._held[tenant] = self.held(tenant) + 1
+        self._without.pop(tenant, None)
         self.used += 1
+        self.gate.under_way += 1
+
+    def _make_room(self, tenant: Tenant, now: float, *, may_evict: bool) -> bool:
+        """Return True if a slot is free for this pool, perhaps since an idle session was closed."""
+        reserve = self._reserve(now) if tenant in self._held or not may_evict else 0
+        if self.used + reserve < self.ceiling.now(now):
+            return True
+        return may_evict and self._evict_for(tenant, now)
+
+    def _reserve(self, now: float) -> int:
+        most = max(1, self.limit // _RESERVE)
+        reserve = 0
+        for lost_at in reversed(self._without.values()):
+            if reserve == most or now - lost_at > _RECENT:
+                break
+            reserve += 1
+        return reserve
+
+    def _evict_for(self, taker: Tenant, now: float) -> bool:
+        """Close an idle session of another pool, if one may be closed, and free its slot."""
+        victims = [one for one in self._held if one is not taker and self._may_move(one, taker, now)]
+        if not victims:
+            return False
+        victim = max(victims, key=lambda one: (self._held[one], -one.idle_since))
+        victim.close_oldest_idle()
+        self._drop(victim)
         return True
 
-    def _evict_for(self, taker: Tenant) -> bool:
-        """Close an idle session of another pool, of the one that holds most if it may be; its place is free then."""
-        unused = trio.current_time() - _UNUSED
-        others = sorted((tenant for tenant in self._held if tenant is not taker), key=self._held.__getitem__)
-        for other in reversed(others):
-            may_move = not self._held[taker] or self._would_even_out(taker, other)
-            if other.close_oldest_idle(float("inf") if may_move else unused):
-                self._held[other] -= 1
-                self.used -= 1
-                return True
-        return False
-
-    def give_back(self, holder: Tenant) -> None:
-        """Free a place for a waiter: of a pool that holds fewest, and of those the one that has waited longest."""
-        self._held[holder] -= 1
-        self.used -= 1
-        for tenant in sorted(self._held, key=lambda each: (self._held[each], each.waiting_since)):
-            if not self.has_room():
-                break
-            tenant.open_if_wanted()
-
-    def owed_by(self, holder: Tenant) -> bool:
-        """Whether a session that comes back should rather make place: for another pool's waiter, or a lower limit."""
-        if self.used < self.limit:
+    def _may_move(self, holder: Tenant, taker: Tenant, now: float) -> bool:
+        if holder.idle_since == _NEVER:
             return False
-        if self.used > self.limit:
+        if taker not in self._held or self._evens_out(taker, holder):
             return True
-        return any(self._is_due(tenant, holder) for tenant in self._held if tenant is not holder)
+        return now - holder.idle_since >= (_UNUSED if self._held[holder] > 1 else _RECENT)
 
-    def _would_even_out(self, taker: Tenant, holder: Tenant) -> bool:
-        return self._held[taker] + 1 < self._held[holder]
+    def _evens_out(self, taker: Tenant, holder: Tenant) -> bool:
+        return self.held(taker) + 1 < self.held(holder)
 
-    def _is_due(self, tenant: Tenant, holder: Tenant) -> bool:
-        since = tenant.waiting_since
-        if since == float("inf"):
+    def _reclaim(self, now: float) -> None:
+        """Close a session whose answer nobody awaits, one for each pool that waits for a slot."""
+        if now - self._looked_at >= _LOOK_FOR_CLIENTS:
+            self._looked_at = now
+            for tenant in list(self._held):
+                tenant.close_disconnected()
+        if len(self._reclaimed) < len(self._first) + len(self._then) and self.abandoned:
+            session, _tenant = self.abandoned.popitem(last=False)
+            self._reclaimed.add(session)
+            session.close()
+
+    # Giving back -----------------------------------------------------------------------------------------------------
+
+    def opened(self, seconds: float) -> None:
+        """A session was opened in a slot that was taken, in so many seconds."""
+        self.gate.under_way -= 1
+        self.gate.succeeded(seconds)
+        self.ceiling.opened(self.used - self.gate.under_way)
+        self.serve()
+
+    def not_opened(self, tenant: Tenant) -> None:
+        """No session could be opened in a slot that was taken: the slot is free again."""
+        self.gate.under_way -= 1
+        self.release(tenant)
+
+    def fail_waiting(self, error: BackendError) -> None:
+        """No pool can open a session for now: let waiting requests try elsewhere."""
+        for queue in (self._first, self._then):
+            for tenant in list(queue):
+                tenant.fail_waiters(error)
+
+    def returned(self, session: "Abandoned") -> None:
+        """A session has come back from an exchange."""
+        if self.abandoned or self._reclaimed:
+            self.abandoned.pop(session, None)
+            self._reclaimed.discard(session)
+
+    def release(self, tenant: Tenant) -> None:
+        """Free a slot of a pool, and let the next pool have it."""
+        self._drop(tenant)
+        self.serve()
+
+    def _drop(self, tenant: Tenant) -> None:
+        self.used -= 1
+        self._held[tenant] -= 1
+        if self._held[tenant]:
+            return
+        del self._held[tenant]
+        self._without[tenant] = now = trio.current_time()
+        while self._without and now - next(iter(self._without.values())) > _RECENT:
+            self._without.popitem(last=False)
+        if tenant in self._then:
+            del self._then[tenant]
+            self._first[tenant] = None
+
+    def should_yield(self, holder: Tenant) -> bool:
+        """Return True if a session that comes back should be closed: for another pool, or since there are too many."""
+        if self.used < self.limit and self.ceiling.value is None:
             return False
-        if self._would_even_out(tenant, holder) and not tenant.is_failing:
+        excess = self.used - self._limit()
+        if excess > 0:
+            return True
+        return excess == 0 and any(self._is_owed(tenant, holder) for tenant in self._starving())
+
+    def _starving(self) -> list[Tenant]:
+        """Return the two pools with the best claim to a slot: the first without a session, and the one with fewest."""
+        first = next((one for one in self._first if one.needs_session), None)
+        then = min((one for one in self._then if one.needs_session), key=self.held, default=None)
+        return [one for one in (first, then) if one is not None]
+
+    def _is_owed(self, tenant: Tenant, holder: Tenant) -> bool:
+        if tenant is holder:
+            return False
+        if self._evens_out(tenant, holder):
             return True
         long_ago = trio.current_time() - _PATIENCE
-        return self._held[tenant] == 0 and since < min(long_ago, holder.waiting_since)
+        return tenant not in self._held and tenant.waiting_since < min(long_ago, holder.waiting_since)
+
+
+class Abandoned(Protocol):
+    """A busy session whose answer is awaited by nobody."""
+
+    def close(self) -> None:
+        """Close it at once; its pool gets it back soon after."""

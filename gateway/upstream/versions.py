@@ -58,7 +58,7 @@ class CommonVersions:
 
     def _spoken(self, credential: str) -> frozenset[Version]:
         """What every backend speaks that is available to a credential; nothing where that is not known."""
-        available = [backend for backend in self._balancer.backends if backend.is_available_to(credential)]
+        available = [backend for backend in self._balancer.backends if backend.is_reachable_with(credential)]
         spoken = [backend.versions for backend in available if backend.versions is not None]
         if not available or len(spoken) < len(available):
             return frozenset()

@@ -9,11 +9,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.errors import BackendError, Stage, StreamClosedError
+from gateway.errors import BackendError, Stage, StreamClosedError, StreamInterruptedError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.policy import Effect
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.session import Opener, Session, Site
@@ -74,6 +75,8 @@ class FakeStream:
         self.takes_bytes = True
         self._said: deque[tuple[float, bytes | Exception]] = deque()
         self._news = trio.lowlevel.ParkingLot()
+        self._waits = False
+        self._interrupted = False
 
     def say(self, *chunks: bytes | Exception, at: float = 0.0) -> None:
         """Say something, to be heard at a time or later."""
@@ -88,7 +91,7 @@ class FakeStream:
         await trio.lowlevel.checkpoint()
         while (at := self._said[0][0] if self._said else float("inf")) > trio.current_time() and not self.closed:
             with trio.move_on_at(at):
-                await self._news.park()
+                await self._park()
         if self.closed:
             raise StreamClosedError("closed on this side")
         chunk = self._said[0][1]
@@ -102,12 +105,30 @@ class FakeStream:
         if self.closed:
             raise StreamClosedError("closed on this side", nothing_sent=True)
         while not self.takes_bytes:
-            await self._news.park()
+            await self._park()
             if self.closed:
                 raise StreamClosedError("closed on this side")
         self.sent.append(data)
         self.say(*self.next_answer)
         self.next_answer = ()
+
+    async def _park(self) -> None:
+        self._waits = True
+        try:
+            await self._news.park()
+        finally:
+            self._waits = False
+        if self._interrupted:
+            self._interrupted = False
+            raise StreamInterruptedError
+
+    def interrupt(self) -> None:
+        if self._waits:
+            self._interrupted = True
+            self._news.unpark_all()
+
+    def is_readable(self) -> bool:
+        return any(at <= trio.current_time() for at, _chunk in self._said)
 
     def is_quiet(self) -> bool:
         return not self.closed and not any(at <= trio.current_time() for at, _chunk in self._said)
@@ -264,6 +285,7 @@ class FakeObserver:
         self.results: Counter[str] = Counter()
         self.ejections = 0
         self.learned: list[float] = []
+        self.ceilings: list[int] = []
 
     def session_opened(self, seconds: float) -> None:
         assert seconds >= 0
@@ -280,8 +302,12 @@ class FakeObserver:
         assert seconds >= 0
         self.results[result] += 1
 
-    def ejected(self) -> None:
+    def ejected(self, credential: str, effect: Effect) -> None:
         self.ejections += 1
+
+    def ceiling_learned(self, ceiling: int, limit: int) -> None:
+        assert ceiling <= limit
+        self.ceilings.append(ceiling)
 
     def idle_limit_learned(self, limit: IdleLimit) -> None:
         self.learned.append(limit.effective)

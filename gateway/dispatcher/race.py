@@ -1,0 +1,104 @@
+"""Race: the tries of one read that are under way together. The first good answer wins.
+
+    first try   ----------- overdue ----------------------------------> loses: its session ends the exchange alone
+    hedge             waits for a token, then for a session --> answered: wins
+
+The task of the request waits for the first try, as if there were no other. A hedge runs in a task of its own; if it wins, it
+interrupts the first try. A hedge that has sent nothing is cancelled when the race is over; one that has sent the request
+ends its exchange in the background, so that its session is kept, or loses the session if its slot is needed.
+"""
+
+from typing import Final
+
+import trio
+
+from gateway.kmip.messages import Response
+from gateway.upstream.backend import Backend
+from gateway.upstream.pool import Pool
+from gateway.upstream.session import Session
+
+_NEVER: Final = float("inf")
+
+
+class Hedge:
+    """One more try. ``scope`` is its task's, as long as it has sent nothing; ``is_overdue`` if its answer takes long."""
+
+    __slots__ = ("is_overdue", "is_sent", "pool", "race", "scope", "session")
+
+    def __init__(self, race: "Race", deadline: float) -> None:
+        self.race = race
+        self.scope = trio.CancelScope(deadline=deadline)
+        self.is_sent = False
+        self.is_overdue = False
+        self.pool: Pool | None = None
+        self.session: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"<Hedge {'sent' if self.is_sent else 'waiting'}{', overdue' * self.is_overdue}>"
+
+    def sends(self, pool: Pool, session: Session) -> None:
+        """The request is about to be sent on this session. From now on the deadline is the exchange's."""
+        self.is_sent = True
+        self.scope.deadline = _NEVER
+        self.pool, self.session = pool, session
+
+    def give_up(self) -> None:
+        """Nobody awaits the answer."""
+        if self.pool is None or self.session is None:
+            self.scope.cancel()
+        else:
+            self.pool.abandon(self.session)
+
+
+class Race:
+    """The tries of one read. ``first`` is the session of the first try, while the request's task waits for it."""
+
+    def __init__(self, first: Session) -> None:
+        self.first: Session | None = first
+        self.winner: tuple[Backend, Response] | None = None
+        self.is_over = False
+        self.hedges: set[Hedge] = set()
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Race of the first try and {len(self.hedges)} hedges{', over' * self.is_over}>"
+
+    @property
+    def is_hopeful(self) -> bool:
+        """True if a hedge is under way that is not overdue."""
+        return any(not hedge.is_overdue for hedge in self.hedges)
+
+    def begin(self, deadline: float) -> Hedge:
+        """Begin a hedge."""
+        hedge = Hedge(self, deadline)
+        self.hedges.add(hedge)
+        return hedge
+
+    def answered(self, backend: Backend, response: Response) -> None:
+        """A hedge was answered: it wins, unless the race is decided."""
+        if self.is_over or self.winner is not None:
+            return
+        self.winner = backend, response
+        if self.first is not None:
+            self.first.supersede()
+
+    def end(self, hedge: Hedge) -> None:
+        """End a hedge."""
+        self.hedges.discard(hedge)
+        self._changed.set()
+
+    async def outcome(self, deadline: float) -> tuple[Backend, Response] | None:
+        """Wait until a hedge has won or all have failed. The first try has failed."""
+        self.first = None
+        with trio.move_on_at(deadline):
+            while self.winner is None and self.hedges:
+                self._changed = trio.Event()
+                await self._changed.wait()
+        return self.winner
+
+    def over(self) -> None:
+        """The request has its answer, or none. Nobody awaits the answers of the others."""
+        self.is_over = True
+        self.first = None
+        for hedge in self.hedges:
+            hedge.give_up()

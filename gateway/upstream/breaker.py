@@ -1,0 +1,257 @@
+"""Breaker: decides, from the outcomes of exchanges, if a backend may be sent requests of a kind.
+
+    N failures in a row            the pause is over
+  CLOSED ------------------> OPEN ------------------> HALF_OPEN
+    ^                          ^                       |  |  |
+    |                          +---- a trial fails ----+  |  +--- a trial is answered: twice as many at once
+    +------------- 1, 2, 4 and 8 trials are answered -----+
+
+Reads and changes have a circuit each, since a key manager may answer every Get and hang on every Create. A circuit exists
+for each credential (a partition of an HSM may fail alone) and one for all credentials together. Reads are tried before
+changes. Each pause is twice as long as the last one. An answer that arrives while a circuit is OPEN makes it HALF_OPEN.
+
+A request that is overdue opens nothing, since slowness is no failure. Until the backend answers a request of that kind,
+other backends are preferred; that is all.
+
+Everything here is plain: callers pass the time, in trio's seconds.
+"""
+
+import random
+from collections.abc import Iterable
+from enum import Enum
+from typing import Final, NamedTuple
+
+from gateway.policy import Effect
+
+_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
+_TRIALS: Final = 8  # trials at once that must be reached, and answered, before the circuit closes
+_MAX_PAUSES: Final = 32  # more would not lengthen the pause, only overflow it
+_FORGIVEN: Final = 60.0  # s without a failure after which the next pause is the shortest one again
+_ALONE: Final = 10.0  # s without any answer after which one credential's failures open the circuit for all
+_READS_FIRST: Final = 1.0  # s for which a half-open backend waits for a read before it is tried with a change
+
+
+class CircuitState(Enum):
+    """States of a circuit; the values are labels of metrics."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+_CLOSED: Final = CircuitState.CLOSED
+_OPEN: Final = CircuitState.OPEN
+_HALF_OPEN: Final = CircuitState.HALF_OPEN
+
+
+class BreakerSettings(NamedTuple):
+    """When a circuit opens, and for how long; times in seconds."""
+
+    consecutive_failures: int = 3
+    first_pause: float = 1.0
+    max_pause: float = 30.0
+
+
+class Circuit:
+    """The state machine at the top of this file, for one kind of request."""
+
+    __slots__ = (
+        "closed_at",
+        "credentials",
+        "failing_since",
+        "failures",
+        "is_overdue",
+        "pauses",
+        "settings",
+        "state",
+        "trials",
+        "tried_since",
+        "under_way",
+        "until",
+    )
+
+    def __init__(self, settings: BreakerSettings) -> None:
+        self.settings = settings
+        self.state = _CLOSED
+        self.closed_at = float("-inf")
+        self.failures = 0
+        self.failing_since = float("inf")
+        self.credentials: set[str] = set()  # those with a failure among these
+        self.is_overdue = False
+        self.pauses = 0
+        self.until = float("-inf")  # end of the pause
+        self.tried_since = float("-inf")  # when the state became HALF_OPEN
+        self.trials = 0  # that may be under way together in HALF_OPEN
+        self.under_way = 0
+
+    def __repr__(self) -> str:
+        return f"<Circuit {self.state.value}, {self.failures} failures in a row, {self.pauses} pauses>"
+
+    def allows(self, now: float, *, is_change: bool, is_for_changes: bool) -> bool:
+        """Return True if one more request may be sent.
+
+        ``is_for_changes`` tells the kind of this circuit. A change also asks the circuit for reads.
+        """
+        if self.state is _OPEN and now >= self.until:
+            self._try(now)
+        if self.state is not _HALF_OPEN:
+            return self.state is _CLOSED
+        if is_change and not is_for_changes and self.trials == 1 and now - self.tried_since < _READS_FIRST:
+            return False
+        return self.under_way < self.trials
+
+    def _try(self, now: float) -> None:
+        self.state = _HALF_OPEN
+        self.tried_since = now
+        self.trials = 1
+
+    def answered(self, now: float) -> None:
+        """Count an answer."""
+        self.failures = 0
+        self.failing_since = float("inf")
+        self.credentials.clear()
+        self.is_overdue = False
+        if self.state is _OPEN:
+            self._try(now)
+        elif self.state is _HALF_OPEN:
+            self.trials *= 2
+            if self.trials > _TRIALS:
+                self.state = _CLOSED
+                self.closed_at = now
+
+    def failed(self, credential: str, began: float, now: float, credentials_needed: int) -> bool:
+        """Count the failure of an exchange that ``began`` then. Return True if that opened the circuit.
+
+        ``credentials_needed`` is the number of credentials that must have failed.
+        """
+        self.failures += 1
+        self.credentials.add(credential)
+        self.failing_since = min(self.failing_since, began)
+        if self.state is _HALF_OPEN:
+            if began < self.tried_since:
+                return False  # sent before the circuit opened: no news
+        elif self.state is _OPEN or self.failures < self.settings.consecutive_failures:
+            return False
+        elif len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE:
+            return False
+        self._open(now)
+        return True
+
+    def _open(self, now: float) -> None:
+        if self.state is _CLOSED and now - self.closed_at > _FORGIVEN:
+            self.pauses = 0
+        pause = min(self.settings.max_pause, self.settings.first_pause * 2**self.pauses)
+        self.pauses = min(self.pauses + 1, _MAX_PAUSES)
+        self.until = now + pause * random.uniform(0.75, 1)  # noqa: S311 - spreads load, hides nothing
+        self.state = _OPEN
+
+    def is_forgettable(self, now: float) -> bool:
+        """Return True if a new circuit would behave the same."""
+        is_quiet = self.state is _CLOSED and not self.failures and not self.is_overdue and not self.under_way
+        return is_quiet and now - self.closed_at > _FORGIVEN
+
+
+_ALL: Final = ""  # stands for all credentials together; no identity has an empty name
+_Key = tuple[str, bool]  # a credential, and True for changes
+
+
+class Breaker:
+    """The circuits of one backend. ``credentials`` is the number of credentials that it is used with.
+
+    ``is_quiet`` is True while no circuit exists, so that a request need not look for any.
+    """
+
+    def __init__(self, settings: BreakerSettings | None = None, *, credentials: int = 1) -> None:
+        self._settings = settings or BreakerSettings()
+        self._needed = min(2, credentials)
+        self._circuits: dict[_Key, Circuit] = {}
+        self.is_quiet = True
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state.value}, {len(self._circuits)} circuits>"
+
+    @property
+    def state(self) -> CircuitState:
+        """The state for all credentials: that of reads, or HALF_OPEN if only changes are held back."""
+        reads, changes = (self._circuits.get((_ALL, kind)) for kind in (False, True))
+        if reads is not None and reads.state is not _CLOSED:
+            return reads.state
+        return _CLOSED if changes is None or changes.state is _CLOSED else _HALF_OPEN
+
+    def circuits(self) -> Iterable[tuple[str, bool, CircuitState]]:
+        """Yield credential ("" is all of them), True for changes, and state of every circuit that exists."""
+        for (credential, is_change), circuit in self._circuits.items():
+            yield credential, is_change, circuit.state
+
+    def allows(self, credential: str, effect: Effect, now: float) -> bool:
+        """Return True if a request of this effect may be sent with this credential."""
+        return self.is_quiet or all(
+            circuit.allows(now, is_change=effect > _TOUCH, is_for_changes=is_for_changes)
+            for is_for_changes, circuit in self._relevant(credential, effect)
+        )
+
+    def enter(self, credential: str, effect: Effect, now: float) -> list[Circuit]:
+        """Begin to send a request. ``leave`` must follow with the trials that this returns.
+
+        A request that is sent although ``allows`` says no, because no backend is left, is no trial.
+        """
+        if self.is_quiet or not self.allows(credential, effect, now):
+            return []
+        trials = [one for _, one in self._relevant(credential, effect) if one.state is _HALF_OPEN]
+        for circuit in trials:
+            circuit.under_way += 1
+        return trials
+
+    def leave(self, trials: Iterable[Circuit]) -> None:
+        """End what ``enter`` began."""
+        for circuit in trials:
+            circuit.under_way -= 1
+
+    def answered(self, credential: str, effect: Effect, now: float) -> None:
+        """Count an answer to a request. An answered change is a sign for reads, too."""
+        for kind in (False, True) if effect > _TOUCH else (False,):
+            for key in ((credential, kind), (_ALL, kind)):
+                circuit = self._circuits.get(key)
+                if circuit is not None:
+                    circuit.answered(now)
+                    if circuit.is_forgettable(now):
+                        del self._circuits[key]
+        self.is_quiet = not self._circuits
+
+    def failed(self, credential: str, effect: Effect, began: float, now: float) -> str | None:
+        """Count the failure of an exchange that ``began`` then.
+
+        Return None, or if that opened a circuit, the credential that is held back from now on; "" means all of them.
+        """
+        is_change = effect > _TOUCH
+        opened = None
+        if self._circuit(credential, is_change=is_change).failed(credential, began, now, 1):
+            opened = credential
+        if self._circuit(_ALL, is_change=is_change).failed(credential, began, now, self._needed):
+            opened = _ALL
+        return opened
+
+    def overdue(self, credential: str, effect: Effect) -> None:
+        """Prefer other backends until this one answers a request of this kind."""
+        for name in (credential, _ALL):
+            self._circuit(name, is_change=effect > _TOUCH).is_overdue = True
+
+    def is_overdue(self, credential: str, effect: Effect) -> bool:
+        """Return True if a request of this kind is overdue, and none was answered since it is."""
+        return not self.is_quiet and any(circuit.is_overdue for _, circuit in self._relevant(credential, effect))
+
+    def _relevant(self, credential: str, effect: Effect) -> Iterable[tuple[bool, Circuit]]:
+        """Yield the circuits that a request must ask. A change asks those for reads, too."""
+        for kind in (False, True) if effect > _TOUCH else (False,):
+            for name in (credential, _ALL):
+                circuit = self._circuits.get((name, kind))
+                if circuit is not None:
+                    yield kind, circuit
+
+    def _circuit(self, credential: str, *, is_change: bool) -> Circuit:
+        key = credential, is_change
+        circuit = self._circuits.get(key)
+        if circuit is None:
+            circuit = self._circuits[key] = Circuit(self._settings)
+            self.is_quiet = False
+        return circuit
