@@ -184,24 +184,34 @@ async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, site: Pat
     session.close()
 
 
-async def test_a_key_manager_that_does_not_know_the_probe_lets_in_all_the_same(
-    nursery: trio.Nursery, site: Path
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize(
+    "reason",
+    [
+        ResultReason.OPERATION_NOT_SUPPORTED,  # Discover Versions is of 1.1: a server of 1.0 does not know it
+        ResultReason.PERMISSION_DENIED,  # the role of this credential lacks the operation
+        ResultReason.NOT_AUTHORISED,
+        ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,  # each request must carry a password, which clients' requests do
+    ],
+)
+async def test_any_well_formed_answer_validates_a_session(
+    nursery: trio.Nursery, site: Path, reason: ResultReason, probe: str
 ) -> None:
-    """Discover Versions is of 1.1; a server of 1.0 fails it, and proves by that that it is there."""
-    _server, target = await meet(nursery, site, refusing(ResultReason.OPERATION_NOT_SUPPORTED))
+    def refuses_the_probe(request: Request) -> bytes:
+        return answer_to(request) if name_in(request) else compose.failure(request, reason, "go away")
+
+    _server, target = await meet(nursery, site, refuses_the_probe)
 
     with trio.fail_after(DEADLINE):
-        session = await open_session(target)
+        session = await open_session(target._replace(probe=PROBES[probe]))
+        assert session.state is State.IDLE
+        response = await session.exchange(ask("key-1"))
 
-    assert session.state is State.IDLE
+    assert name_in(response) == "key-1"
     session.close()
 
 
 # As it should not be -------------------------------------------------------------------------------------------------
-
-
-def refusing(reason: ResultReason) -> Answer:
-    return lambda request: compose.failure(request, reason, "go away")
 
 
 def answers_twice(request: Request) -> bytes:
@@ -213,14 +223,11 @@ def answers_another(_request: Request) -> bytes:
 
 
 REFUSALS = {
-    "closes instead of an answer": ({"answer": lambda _request: None}, "proof"),
+    "closes instead of an answer": ({"answer": lambda _request: None}, "credential"),
     "talks HTTP": ({"answer": lambda _request: b"HTTP/1.1 400 Bad Request\r\n\r\n"}, "proof"),
     "answers something else": ({"answer": answers_another}, "proof"),
     "says more than was asked": ({"answer": answers_twice}, "proof"),
-    "does not authenticate": ({"answer": refusing(ResultReason.AUTHENTICATION_NOT_SUCCESSFUL)}, "credential"),
-    "does not permit": ({"answer": refusing(ResultReason.PERMISSION_DENIED)}, "credential"),
-    "does not authorise": ({"answer": refusing(ResultReason.NOT_AUTHORISED)}, "credential"),
-    "does not take the certificate": ({"credential": "foreign"}, "proof"),
+    "does not take the certificate": ({"credential": "foreign"}, "credential"),
     "has a certificate of another CA": ({"ca": "foreign-ca"}, "unknown_ca"),
     "has a certificate for another name": ({"certificate": "elsewhere"}, "hostname"),
     "has an old certificate": ({"certificate": "old"}, "expired"),
