@@ -81,11 +81,12 @@ class Upstream:
 
     def _build_prober(self, backend: Backend, settings: BackendConfig) -> Prober:
         health = self._config.health
-        name = health.credential or self._config.identities[0].name
+        names = [identity.name for identity in self._config.identities]
+        first = health.credential or names[0]
         probe = "query" if health.serving_text else settings.probe
         return Prober(
             backend,
-            backend.pools[name].opener,
+            [first, *(name for name in names if name != first)],
             decode_request(PROBES[probe]),
             ProberSettings(
                 health.interval,
@@ -96,6 +97,7 @@ class Upstream:
                 asks_versions=settings.probe == "discover-versions",
             ),
             self._metrics,
+            self._log,
         )
 
     def _build_backend(self, settings: BackendConfig, name: str, address: Address) -> Backend:

@@ -51,10 +51,20 @@ async def watch(backend: Backend, *, others_serve: Callable[[str], bool], metric
 
 def _turned(backend: Backend, before: str, others_serve: Callable[[str], bool], metrics: Metrics, log: Log) -> None:
     metrics.backend_state_changes.labels(backend.name, backend.state).inc()
-    say = log.info if backend.serves else log.warning
-    say("key manager turned", backend=backend.name, state=backend.state, before=before)
-    if not backend.serves:
+    said = {"backend": backend.name, "state": backend.state, "before": before}
+    if backend.serves:
+        log.info("key manager turned", **said)
+    else:
+        log.warning("key manager turned", **said, **_why(backend))
         backend.let_go(others_serve)
+
+
+def _why(backend: Backend) -> dict[str, str]:
+    """Return the reason, a short word, and the detail, a sentence, for which a backend does not serve."""
+    if not backend.health.serves:
+        return {"reason": backend.health.reason, "detail": backend.health.detail}
+    failing = sorted(name for name, pool in backend.pools.items() if pool.is_failing)
+    return {"reason": "sessions", "detail": f"sessions of several identities fail: {', '.join(failing)}"}
 
 
 async def _stay_alive(pool: Pool, session: Session, deadline: float) -> None:
