@@ -12,7 +12,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log, tls
-from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig
+from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig, OwnCertificate
 from gateway.config.files import mark_keys
 from gateway.dispatcher import Dispatcher, DispatcherSettings, Knowledge
 from gateway.errors import ConfigError, TlsError
@@ -50,6 +50,7 @@ class Upstream:
         self._metrics = metrics
         self._log = log.get("upstream")
         self._contexts: dict[tuple[str, str], SSL.Context] = {}
+        self._own: dict[str, OwnCertificate] = {}  # as it was when the first of the contexts was made
         members = [
             Member(backend.name, backend.address, partial(self._build_backend, backend)) for backend in config.backends
         ]
@@ -162,6 +163,7 @@ class Upstream:
             frozenset(settings.pinned_sha256),
             self._config.limits.max_response_size,
             PROBES[settings.probe],
+            self._own[identity.name],
         )
         return partial(open_session, target)
 
@@ -170,6 +172,7 @@ class Upstream:
         if key not in self._contexts:
             make = partial(tls.client_context, identity.certificate, identity.private_key, settings.ca)
             self._contexts[key] = _checked(f'identities["{identity.name}"].certificate', make)
+            self._own.setdefault(identity.name, OwnCertificate.of(identity))
         return self._contexts[key]
 
 

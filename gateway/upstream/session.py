@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ from OpenSSL import SSL
 
 from gateway import tls
 from gateway.alarm import Alarm
-from gateway.config import Address
+from gateway.config import Address, OwnCertificate
 from gateway.errors import (
     OUT_OF_RESOURCES,
     BackendError,
@@ -215,6 +216,7 @@ class Target(NamedTuple):
     pinned_sha256: frozenset[str]
     max_response_size: int
     probe: bytes
+    own: OwnCertificate | None = None  # what the context shows
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -226,6 +228,25 @@ async def open_session(target: Target) -> Session:
     In TLS 1.3 a server refuses a client's certificate only after the handshake, so that the proof is what tells.
     Raises BackendError, always with Stage.CONNECT: nothing of a client's was sent. The deadline is the caller's.
     """
+    try:
+        return await _open(target)
+    except BackendError as error:
+        own = target.own
+        if own is None or error.reason not in _MAY_BE_LAPSED or not (lapse := own.lapse(datetime.now(UTC))):
+            raise
+        raise _refused(
+            target,
+            f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}, and restart the gateway"
+            f" ({error.args[0]})",
+            error.reason,
+        ) from None
+
+
+#: Reasons with which a key manager refuses a certificate that has lapsed: it need not say so.
+_MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
+
+
+async def _open(target: Target) -> Session:
     address = target.site.address
     try:
         sock = await _connect(address)

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from gateway import tls
-from gateway.config import Address
+from gateway.config import Address, OwnCertificate
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request
@@ -247,6 +247,21 @@ async def test_a_key_manager_that_does_not_let_in_is_told_apart_and_nothing_was_
     assert (error.stage, error.reason, error.backend) == (Stage.CONNECT, reason, "atlanta")
     with trio.fail_after(DEADLINE):
         await server.seen_closing.wait()  # and the connection is closed
+
+
+@pytest.mark.parametrize(("days", "is_told"), [(-1, True), (1, False)])
+async def test_a_refusal_of_a_certificate_that_has_ended_is_explained(
+    nursery: trio.Nursery, site: Path, days: int, is_told: bool
+) -> None:
+    _server, target = await meet(nursery, site, credential="foreign")
+    ends = datetime.now(UTC) + timedelta(days=days)
+    own = OwnCertificate("app-1", site / "foreign.pem", ends - timedelta(days=30), ends)
+
+    error = await refusal_of(target._replace(own=own))
+
+    told = f"the gateway's own certificate {own.file} for identity app-1 ended on {ends:%Y-%m-%d}; renew it"
+    assert error.args[0].startswith(told) is is_told
+    assert error.reason == "credential"
 
 
 async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, site: Path) -> None:
