@@ -70,7 +70,15 @@ class Upstream:
         settings = next(settings for settings in config.backends if settings.name == name)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._build_prober(backend, settings).run)
-            nursery.start_soon(keep_warm, backend.pools.values(), config.deadlines.connect)
+            nursery.start_soon(
+                partial(
+                    keep_warm,
+                    backend.pools.values(),
+                    config.deadlines.connect,
+                    idle_limit=backend.idle_limit,
+                    log=self._log.bind(backend=backend.name),
+                )
+            )
             await watch(
                 backend,
                 others_serve=lambda credential: any(
