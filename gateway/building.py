@@ -12,7 +12,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log, tls
-from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig
+from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig, OwnCertificate
 from gateway.config.files import mark_keys
 from gateway.dispatcher import Dispatcher, DispatcherSettings, Knowledge
 from gateway.errors import ConfigError, TlsError
@@ -52,6 +52,7 @@ class Upstream:
         self._metrics = metrics
         self._log = log.get("upstream")
         self._contexts: dict[tuple[str, str], SSL.Context] = {}
+        self._own: dict[str, OwnCertificate] = {}  # as it was when the first of the contexts was made
         members = [
             Member(backend.name, backend.address, partial(self._build_backend, backend)) for backend in config.backends
         ]
@@ -71,16 +72,25 @@ class Upstream:
         settings = next(settings for settings in config.backends if settings.name == name)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._build_prober(backend, settings).run)
-            nursery.start_soon(keep_warm, backend.pools.values(), config.deadlines.connect)
+            nursery.start_soon(
+                partial(
+                    keep_warm,
+                    backend.pools.values(),
+                    config.deadlines.connect,
+                    idle_limit=backend.idle_limit,
+                    log=self._log.bind(backend=backend.name),
+                )
+            )
             await watch(backend, balancer=self.balancer, metrics=self._metrics, log=self._log)
 
     def _build_prober(self, backend: Backend, settings: BackendConfig) -> Prober:
         health = self._config.health
-        name = health.credential or self._config.identities[0].name
+        names = [identity.name for identity in self._config.identities]
+        first = health.credential or names[0]
         probe = "query" if health.serving_text else settings.probe
         return Prober(
             backend,
-            backend.pools[name].opener,
+            [first, *(name for name in names if name != first)],
             decode_request(PROBES[probe]),
             ProberSettings(
                 health.interval,
@@ -91,6 +101,7 @@ class Upstream:
                 asks_versions=settings.probe == "discover-versions",
             ),
             self._metrics,
+            self._log,
         )
 
     def _build_backend(self, settings: BackendConfig, name: str, address: Address) -> Backend:
@@ -162,6 +173,7 @@ class Upstream:
             frozenset(settings.pinned_sha256),
             self._config.limits.max_response_size,
             PROBES[settings.probe],
+            self._own[identity.name],
         )
         return partial(open_session, target)
 
@@ -170,6 +182,7 @@ class Upstream:
         if key not in self._contexts:
             make = partial(tls.client_context, identity.certificate, identity.private_key, settings.ca)
             self._contexts[key] = _checked(f'identities["{identity.name}"].certificate', make)
+            self._own.setdefault(identity.name, OwnCertificate.of(identity))
         return self._contexts[key]
 
 

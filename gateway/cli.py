@@ -4,6 +4,7 @@ import gc
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 import trio
 
 from gateway import log, tls
-from gateway.config import Config, load, summary
+from gateway.config import Config, load, summary, warnings
 from gateway.errors import ConfigError, TlsError
 from gateway.worker import Worker
 
@@ -74,10 +75,13 @@ def run(config: Path) -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
 def check(config: Path) -> None:
-    """Check the configuration file CONFIG: a summary, or every mistake and exit status 2."""
-    for line in summary(_load(config)):
+    """Check the configuration file CONFIG: a summary and warnings, or every mistake and exit status 2."""
+    settings = _load(config)
+    for line in summary(settings):
         click.echo(line)
     click.echo(f"{config}: no mistakes")
+    for warning in warnings(settings, datetime.now(UTC)):
+        click.echo(f"warning: {warning}")
 
 
 def _load(config: Path) -> Config:

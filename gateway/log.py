@@ -34,14 +34,21 @@ class Throttle:
         self._said: dict[str, tuple[float, int]] = {}
 
     def warn(self, log: Log, key: str, event: str, **fields: object) -> None:
-        """Log a warning, unless one with this key was logged just now."""
+        """Log a warning, unless a line with this key was logged just now."""
+        self._say(log.warning, key, event, fields)
+
+    def error(self, log: Log, key: str, event: str, **fields: object) -> None:
+        """Log an error, unless a line with this key was logged just now."""
+        self._say(log.error, key, event, fields)
+
+    def _say(self, say: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> None:
         now = time.monotonic()
         at, left_out = self._said.get(key, (float("-inf"), 0))
         if now - at < self._interval:
             self._said[key] = (at, left_out + 1)
             return
         self._said[key] = (now, 0)
-        log.warning(event, **fields, **({"left_out": left_out} if left_out else {}))
+        say(event, **fields, **({"left_out": left_out} if left_out else {}))
 
 
 _AT_ONCE: Final = select.PIPE_BUF  # bytes that a pipe takes without waiting, if it says that it takes some

@@ -4,6 +4,7 @@ import resource
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from cryptography import x509
 from gateway import log
 from gateway.admin.server import application, serve_admin
 from gateway.building import Upstream, build_dispatcher, build_listeners
-from gateway.config import Address, Config
+from gateway.config import Address, Config, lapsed
 from gateway.errors import ConfigError
 from gateway.front.listener import Listener
 from gateway.metrics import Metrics
@@ -70,6 +71,7 @@ class Worker:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
+                self._warn_of_lapsed_certificates()
                 task_status.started(bound)
                 try:
                     await self._serve(listeners, sockets)
@@ -110,6 +112,17 @@ class Worker:
                 " lower limits.max_clients",
                 allowed=allowed,
                 needed=needed,
+            )
+
+    def _warn_of_lapsed_certificates(self) -> None:
+        """Say loudly which identities key managers may refuse; the gateway serves the others."""
+        now = datetime.now(UTC)
+        for own in lapsed(self._config, now):
+            self._log.error(
+                "own certificate is not valid: key managers may refuse this identity",
+                identity=own.identity,
+                file=str(own.file),
+                detail=own.lapse(now),
             )
 
     def _unreadiness(self, fleet: Fleet) -> str | None:

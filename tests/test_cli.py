@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 
 from gateway import cli
-from tests.e2e.harness import Certificates, GatewaySettings, free_port, write_config
-from tests.test_worker import write_weak_key
+from tests.e2e.harness import Certificates, GatewaySettings, Identity, free_port, write_config
+from tests.test_worker import lapsed_identity, write_weak_key
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,15 @@ def test_check_sums_up_what_is_right(config: Path) -> None:
     assert (status, wrong) == (0, "")
     assert said.endswith(f"{config}: no mistakes\n")
     assert len(said.splitlines()) > 3
+
+
+def test_check_ends_with_warnings(certificates: Certificates) -> None:
+    identities = [Identity("app-1"), lapsed_identity(certificates)]
+    config = write_config(certificates, GatewaySettings([free_port()], identities), free_port(), free_port())
+    status, said, wrong = call("check", config)
+    assert (status, wrong) == (0, "")
+    assert said.splitlines()[-2] == f"{config}: no mistakes"
+    assert said.splitlines()[-1].startswith('warning: identities["lapsed"].certificate: ')
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -31,6 +31,7 @@ from gateway.config import (
     load,
     matches_many,
     summary,
+    warnings,
 )
 from gateway.config.loading import examine
 from gateway.config.mistakes import EXAMPLES
@@ -727,6 +728,58 @@ def test_an_expired_certificate_further_up_the_chain_is_refused(folder: Path) ->
     expired, _ = make_pair("intermediate CA", lasts=-timedelta(days=2))
     (folder / "server.pem").write_bytes(pair("server")[0] + expired)
     assert "holds the certificate CN=intermediate CA, which expired" in mistakes_in(folder, SMALL)[0]
+
+
+def put_second(folder: Path, *, lasts: timedelta) -> datetime:
+    """Give the second identity a certificate of a year that ends after so long. Returns when that is."""
+    certificate, key = make_pair("second", lasts=lasts)
+    (folder / "second.pem").write_bytes(certificate)
+    (folder / "second.key").write_bytes(key)
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
+def test_an_identity_whose_certificate_has_expired_is_a_warning(folder: Path) -> None:
+    ended = put_second(folder, lasts=-timedelta(days=2))
+    config = load(write(folder, SMALL + SECOND_IDENTITY))
+
+    assert warnings(config, datetime.now(UTC)) == unfolded(f"""
+        identities["second"].certificate: {folder}/second.pem ended on {ended:%Y-%m-%d}; renew it; until then, key
+            managers may refuse this identity
+    """)
+    (line,) = (line for line in summary(config) if "second.pem until" in line)
+    assert line.endswith(": ENDED, renew it")
+
+
+def test_an_identity_whose_certificate_is_not_valid_yet_is_a_warning(folder: Path) -> None:
+    ends = put_second(folder, lasts=timedelta(days=366))
+    config = load(write(folder, SMALL + SECOND_IDENTITY))
+
+    begins = ends - timedelta(days=365)
+    assert warnings(config, datetime.now(UTC)) == unfolded(f"""
+        identities["second"].certificate: {folder}/second.pem is not valid before {begins:%Y-%m-%d %H:%M} UTC; check
+            this machine's clock, or replace it; until then, key managers may refuse this identity
+    """)
+    later = warnings(config, begins + timedelta(minutes=1))
+    assert not any("second" in warning for warning in later)
+
+
+def test_an_expired_certificate_up_an_identity_s_chain_counts(folder: Path) -> None:
+    expired, _ = make_pair("intermediate CA", lasts=-timedelta(days=2))
+    (folder / "second.pem").write_bytes(pair("second")[0] + expired)
+    assert len(warnings(load(write(folder, SMALL + SECOND_IDENTITY)), datetime.now(UTC))) == 1
+
+
+def test_if_the_certificates_of_all_identities_have_expired_that_is_a_mistake(folder: Path) -> None:
+    day = f"{put_second(folder, lasts=-timedelta(days=2)):%Y-%m-%d}"
+    expired, key = make_pair("first", lasts=-timedelta(days=2))
+    (folder / "gateway-client.pem").write_bytes(expired)
+    (folder / "gateway-client.key").write_bytes(key)
+    assert mistakes_in(folder, SMALL + SECOND_IDENTITY) == unfolded(f"""
+        identities["everyone"].certificate: DIR/gateway-client.pem holds the certificate CN=first, which expired on
+            {day}; renew it
+        identities["second"].certificate: DIR/second.pem holds the certificate CN=second, which expired on {day};
+            renew it
+    """)
 
 
 def test_a_chain_in_the_wrong_order_is_told_so(folder: Path) -> None:

@@ -26,7 +26,7 @@ from gateway.lab.client import Client, client_context, connect, create_key, get_
 from gateway.lab.keymanager import KeyManager, Store
 from gateway.lab.keymanager.journal import Journal, read_journal
 from gateway.worker import Bound, Worker
-from tests.e2e.harness import Certificates, GatewaySettings, free_port, write_config
+from tests.e2e.harness import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.streams import descriptors
 
 
@@ -102,6 +102,37 @@ async def test_a_key_is_made_and_got_through_a_worker(certificates: Certificates
         ("backend_ca", "kms-1"),
     ]:
         assert f'kmip_gateway_certificate_not_after_timestamp_seconds{{name="{name}",role="{role}"}}' in metrics
+
+
+def lapsed_identity(certificates: Certificates) -> Identity:
+    """An identity whose certificate has ended, so that a key manager refuses it."""
+    ended = datetime.now(UTC) - timedelta(days=1)
+    lapsed = certificates.kms_clients_ca.issue_client("lapsed", not_before=ended - timedelta(days=1), not_after=ended)
+    lapsed.write(*certificates.pair("credential-lapsed"))
+    return Identity("lapsed", '{ subject_cn = "lapsed" }', credential="lapsed")
+
+
+async def test_an_identity_whose_certificate_has_ended_costs_nobody_else(
+    certificates: Certificates, key_manager: KeyManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config()
+    log.configure("error", "text")
+    settings = GatewaySettings([key_manager.port], [lapsed_identity(certificates), Identity("everyone")])
+    path = write_config(certificates, settings, free_port(), free_port())
+    async with running(load(path)) as (_worker, bound):
+        await until_ready(bound)
+        async with client_of(certificates, bound) as client:
+            created = await client.ask(create_key())
+        ready = await http(bound.admin, "/readyz")
+    structlog.configure(**before)
+
+    assert created.items[0].status == ResultStatus.SUCCESS
+    assert b" 200 " in ready
+    said = capsys.readouterr().err
+    assert "own certificate is not valid: key managers may refuse this identity" in said
+    assert "identity=lapsed" in said
+    assert "key manager refuses the credential of the health check: another identity's serves instead" in said
+    assert "instead=everyone" in said
 
 
 async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Certificates) -> None:

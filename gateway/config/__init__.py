@@ -2,7 +2,8 @@
 
 ``values`` are the kinds of a single setting, ``model`` the tables, ``files`` the certificates and keys they name,
 ``crosschecks`` what one setting says about another, ``mistakes`` all of that in the operator's words, ``loading`` the
-way from a file to a Config, and ``summary`` the way from a Config to a few lines.
+way from a file to a Config, ``summary`` the way from a Config to a few lines, and ``validity`` the dates of the
+certificates that the gateway shows.
 """
 
 from gateway.config.loading import load
@@ -22,6 +23,7 @@ from gateway.config.model import (
     matches_many,
 )
 from gateway.config.summary import summary
+from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
 
 __all__ = [
@@ -35,10 +37,13 @@ __all__ = [
     "ListenerConfig",
     "LogConfig",
     "MatchConfig",
+    "OwnCertificate",
     "PoolConfig",
     "Probe",
     "TlsPolicy",
+    "lapsed",
     "load",
     "matches_many",
     "summary",
+    "warnings",
 ]

@@ -5,10 +5,11 @@ It is asked of a Draft, so that it is reported together with the mistakes of sin
 
 import ipaddress
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.config.files import first_of, trusted_by
+from gateway.config.files import expired_in, first_of, trusted_by
 from gateway.config.mistakes import At, Mistake, path_of
 from gateway.config.model import LISTS, SECTIONS
 from gateway.config.values import Address
@@ -42,6 +43,11 @@ class Draft:
         cells = [((section, index, key), self._value((section, index), key)) for index in range(len(tables))]
         return [(at, value) for at, value in cells if value is not None]
 
+    def length(self, section: str) -> int:
+        """The number of tables in a list."""
+        tables = self._document.get(section)
+        return len(tables) if isinstance(tables, list) else 0
+
     def _value(self, table: At, key: str) -> Any:
         at = (*table, key)
         if any(at[:length] in self._wrong for length in range(1, len(at) + 1)):
@@ -53,13 +59,14 @@ class Draft:
         return where.get(key, None if field.is_required() else field.default)
 
 
-def crosschecked(draft: Draft, folder: Path) -> list[Mistake]:
+def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
     """Everything that settings say against each other. ``folder`` is where relative paths begin."""
     return [
         *_repeated_names(draft),
         *_clashing_binds(draft),
         *_repeated_addresses(draft),
         *_shared_credentials(draft, folder),
+        *_all_expired(draft, folder, now),
         *_unknown_listeners(draft),
         *_rules_for_several_cas(draft, folder),
         *_too_many_idle(draft),
@@ -131,6 +138,15 @@ def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
                 f"is what the gateway shows for {draft.place(first)} too: the clients of both would see, use and"
                 " destroy each other's keys; give each its own, or say shared = true in both if that is meant",
             )
+
+
+def _all_expired(draft: Draft, folder: Path, now: datetime) -> Iterator[Mistake]:
+    """One identity whose certificate has expired must not stop the others; if all have, the gateway is of no use."""
+    shows = [(at, folder / value) for at, value in draft.column("identities", "certificate")]
+    expired = [(at, path, which) for at, path in shows if (which := expired_in(path, now))]
+    if len(expired) == draft.length("identities"):
+        for at, path, which in expired:
+            yield Mistake(at, f"{path} holds {which}; renew it")
 
 
 def _unknown_listeners(draft: Draft) -> Iterator[Mistake]:

@@ -138,9 +138,23 @@ def _only_when_loading(check: Callable[[Path, ValidationInfo, datetime], None]) 
 
 def _check_certificate(path: Path, _info: ValidationInfo, now: datetime) -> None:
     """A peer rejects a chain with any expired certificate in it."""
-    for certificate in certificates(path):
-        if certificate.not_valid_after_utc < now:
-            raise ValueError(f"{path} holds {_expired(certificate)}; renew it")
+    certificates(path)  # raises ValueError if it can't be read
+    if expired := expired_in(path, now):
+        raise ValueError(f"{path} holds {expired}; renew it")
+
+
+def _check_own_certificate(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    """One identity's certificate that has expired must not stop the others: see crosschecks and validity."""
+    certificates(path)
+
+
+def expired_in(path: Path, now: datetime) -> str:
+    """Say which certificate of a chain has expired, and when; nothing if none has, or if the file can't be read."""
+    try:
+        chain = certificates(path)
+    except ValueError:
+        return ""
+    return next((_expired(certificate) for certificate in chain if certificate.not_valid_after_utc < now), "")
 
 
 def _check_ca(path: Path, _info: ValidationInfo, now: datetime) -> None:
@@ -177,6 +191,8 @@ def _public_key_of(certificate: x509.Certificate) -> bytes:
 
 
 CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_certificate)]
+#: What the gateway shows the key managers for an identity.
+OwnCertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_own_certificate)]
 CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
 MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]
 #: Stands after a setting named ``certificate``.

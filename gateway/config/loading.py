@@ -33,7 +33,7 @@ def examine(document: dict[str, Any], path: Path) -> Config:
         config = Config.model_validate({"replication": {}} | document, context=loading)
     except ValidationError as error:
         mistakes = translated(error)
-    mistakes += crosschecked(Draft(document, {mistake.at for mistake in mistakes}), loading.folder)
+    mistakes += crosschecked(Draft(document, {mistake.at for mistake in mistakes}), loading.folder, loading.now)
     if config is None or mistakes:
         raise ConfigError([f"{path}: {line(mistake, document)}" for mistake in mistakes])
     return config

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, PrivateKeyFile
+from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile
 from gateway.config.values import (
     Address,
     Bind,
@@ -146,7 +146,7 @@ class IdentityConfig(Table):
     match: MatchConfig
     listeners: Names = ()
     shared: bool = Field(default=False, strict=True, validate_default=True)
-    certificate: CertificateFile
+    certificate: OwnCertificateFile
     private_key: PrivateKeyFile
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
     max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000

@@ -89,6 +89,7 @@ def _certificate(file: Path) -> str:
     now = datetime.now(UTC)
     days = (ends - now).days
     warned = f": NOT VALID before {begins:%Y-%m-%d %H:%M} UTC" if begins > now else ""
+    warned = warned or (": ENDED, renew it" if ends < now else "")
     warned = warned or (f": ENDS IN {days} DAYS, renew it" if days < _SOON else "")
     return f"certificates in {file.name} until {ends:%Y-%m-%d}{warned}"
 

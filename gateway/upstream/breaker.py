@@ -151,6 +151,7 @@ class Circuit:
         return is_quiet and now - self.closed_at > _FORGIVEN
 
 
+_CHANGES: Final = "requests that change something"
 _ALL: Final = ""  # stands for all credentials together; no identity has an empty name
 _Key = tuple[str, bool]  # a credential, and True for changes
 
@@ -177,6 +178,17 @@ class Breaker:
         if reads is not None and reads.state is not _CLOSED:
             return reads.state
         return _CLOSED if changes is None or changes.state is _CLOSED else _HALF_OPEN
+
+    def describe(self, now: float) -> str:
+        """Say which requests are held back, and what is tried when."""
+        changes = self._circuits.get((_ALL, True))
+        reads = self._circuits.get((_ALL, False))
+        kind, circuit = ("requests", reads) if reads is not None and reads.state is not _CLOSED else (_CHANGES, changes)
+        if circuit is None or circuit.state is _CLOSED:
+            return "nothing is held back"
+        if circuit.state is _OPEN:
+            return f"{kind} failed in a row, and are sent elsewhere; a trial in {max(0.0, circuit.until - now):.1f} s"
+        return f"{kind} failed in a row; {circuit.trials} at once are tried"
 
     def circuits(self) -> Iterable[tuple[str, bool, CircuitState]]:
         """Yield credential ("" is all of them), True for changes, and state of every circuit that exists."""

@@ -24,12 +24,16 @@ class Health:
     """What a backend's own probes say of it: patient in both directions, by ``rise`` and ``fall``.
 
     A backend begins as UP, so that a start does not wait for probes; the first verdict of all counts at once.
+    ``reason`` (a short word) and ``detail`` (a sentence for the log) say why the last health check did not find a
+    backend that serves; both are empty if it did.
     """
 
     def __init__(self, *, rise: int = 2, fall: int = 3) -> None:
         self.state = State.UP
         self._rise = rise
         self._fall = fall
+        self.reason = ""
+        self.detail = ""
         self._verdict: Verdict | None = None
         self._in_a_row = 0
 
@@ -43,8 +47,9 @@ class Health:
         """Whether requests should be sent to it."""
         return self.state is _UP
 
-    def probed(self, verdict: Verdict) -> bool:
-        """Take a probe's verdict into account. Returns whether the state has changed."""
+    def probed(self, verdict: Verdict, reason: str = "", detail: str = "") -> bool:
+        """Take a probe's verdict into account, and note why. Returns whether the state has changed."""
+        self.reason, self.detail = reason, detail
         first = self._verdict is None
         self._in_a_row = self._in_a_row + 1 if verdict is self._verdict else 1
         self._verdict = verdict

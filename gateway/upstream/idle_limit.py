@@ -9,6 +9,7 @@ from typing import Final
 
 _EVIDENCE: Final = 3  # sessions closed at about the same age
 _APART: Final = 1.0  # s between them: a restart closes all at once, and teaches nothing
+_TOGETHER: Final = 900.0  # s within which they must fall: restarts a day or a week apart teach nothing
 _ALIKE: Final = 0.15  # of the age: how far their ages may differ
 _MARGIN: Final = 0.8  # of the age: where the pool stays
 _LEAST: Final = 5.0  # s; below that the cure would cost more than the illness
@@ -44,6 +45,9 @@ class IdleLimit:
             self._closes.append((now, float("inf")))
             return False
         self._closes.append((now, idle_for))
+        # a session is idle for ``configured`` at the most: opened again each time, one shows a limit in thrice that
+        while now - self._closes[0][0] > max(_TOGETHER, 3 * self.configured):
+            self._closes.popleft()
         ages = [age for _, age in self._closes]
         if len(ages) < _EVIDENCE or max(ages) > min(ages) * (1 + _ALIKE):
             return False

@@ -21,7 +21,7 @@ from gateway.upstream.gate import Gate, Pause
 from gateway.upstream.session import Opener, Session
 
 #: Reasons that concern one credential only.
-REFUSED: Final = frozenset({"credential", "proof", "alert", "lapsed"})
+REFUSED: Final = frozenset({"credential", "proof", "alert"})
 
 _FIRST_PAUSE: Final = 0.25  # s after a credential was refused
 _RESOURCES_PAUSE: Final = 0.1  # s without attempts when this process is out of descriptors or memory

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ from OpenSSL import SSL
 
 from gateway import tls
 from gateway.alarm import Alarm
-from gateway.config import Address
+from gateway.config import Address, OwnCertificate
 from gateway.errors import (
     OUT_OF_RESOURCES,
     BackendError,
@@ -32,7 +33,7 @@ from gateway.kmip import compose
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
-from gateway.kmip.spec import ResultReason, ResultStatus, Tag
+from gateway.kmip.spec import Tag
 
 _UNANSWERED_DATA_TIMEOUT: Final = 20_000  # ms; what TCP_USER_TIMEOUT allows a path to swallow before it is dead
 
@@ -272,6 +273,7 @@ class Target(NamedTuple):
     pinned_sha256: frozenset[str]
     max_response_size: int
     probe: bytes
+    own: OwnCertificate | None = None  # what the context shows
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -283,6 +285,25 @@ async def open_session(target: Target) -> Session:
     In TLS 1.3 a server refuses a client's certificate only after the handshake, so that the proof is what tells.
     Raises BackendError, always with Stage.CONNECT: nothing of a client's was sent. The deadline is the caller's.
     """
+    try:
+        return await _open(target)
+    except BackendError as error:
+        own = target.own
+        if own is None or error.reason not in _MAY_BE_LAPSED or not (lapse := own.lapse(datetime.now(UTC))):
+            raise
+        raise _refused(
+            target,
+            f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}, and restart the gateway"
+            f" ({error.args[0]})",
+            error.reason,
+        ) from None
+
+
+#: Reasons with which a key manager refuses a certificate that has lapsed: it need not say so.
+_MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
+
+
+async def _open(target: Target) -> Session:
     address = target.site.address
     try:
         sock = await _connect(address)
@@ -315,22 +336,20 @@ _TLS_REASONS: Final = frozenset({"hostname", "pin", "unknown_ca", "expired", "al
 
 
 async def _prove(session: Session, target: Target) -> None:
+    """Exchange the probe: any well-formed answer proves TLS, KMIP and the session.
+
+    An error in the answer says what this role may do, or that each request must carry a password: clients' own requests
+    may fare better, and if they do not, the key manager's answer is theirs to read. Only TLS refuses a credential.
+    """
     try:
-        response = await session.exchange(decode_request(target.probe))
+        await session.exchange(decode_request(target.probe))
     except BackendError as error:
-        hint = "; perhaps the key manager refuses the certificate" if error.reason == "closed" else ""
-        raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", "proof") from None
-    item = response.items[0]
-    if item.status != ResultStatus.SUCCESS and item.reason in _NOT_LET_IN:
-        raise _refused(target, f"the key manager refuses the credential: {item.message or 'no message'}", "credential")
+        reason = "credential" if error.reason == "closed" else "proof"
+        hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
+        raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
     if session.state is not State.IDLE:
         raise _refused(target, "the first answer is followed by bytes that nobody asked for", "proof")
     session.requests = 0
-
-
-_NOT_LET_IN: Final = frozenset(
-    {ResultReason.AUTHENTICATION_NOT_SUCCESSFUL, ResultReason.PERMISSION_DENIED, ResultReason.NOT_AUTHORISED}
-)
 
 
 def _refused(target: Target, message: str, reason: str) -> BackendError:

@@ -30,6 +30,28 @@ def test_closes_at_different_ages_teach_nothing() -> None:
     assert not any(limit.closed_by_peer(age, now) for now, age in enumerate([3.0, 12.0, 20.0, 7.0, 16.0], 1))
 
 
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize("apart", [DAY, 7 * DAY, 600.0], ids=["a day", "a week", "ten minutes"])
+def test_restarts_that_are_apart_teach_nothing(apart: float) -> None:
+    limit = IdleLimit(25)
+    for restart in range(52):
+        assert not limit.closed_by_peer(10.0, restart * apart)
+    assert limit.source == "config"
+
+
+def test_closes_within_a_quarter_of_an_hour_are_evidence_together() -> None:
+    limit = IdleLimit(25)
+    assert [limit.closed_by_peer(10.0, now) for now in (0.0, 1000.0, 1400.0, 1899.0)] == [False, False, False, True]
+
+
+def test_a_long_limit_is_learned_as_well() -> None:
+    """A session that is closed after 2,000 s, and opened again, can't show that three times in a quarter of an hour."""
+    limit = IdleLimit(3000)
+    assert [limit.closed_by_peer(2000.0, now) for now in (2000.0, 4001.0, 6002.0)] == [False, False, True]
+
+
 def test_it_never_goes_below_five_seconds() -> None:
     limit = IdleLimit(25)
     for now in (10, 20, 30):

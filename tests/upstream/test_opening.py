@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from gateway import tls
-from gateway.config import Address
+from gateway.config import Address, OwnCertificate
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request
@@ -184,24 +184,34 @@ async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, site: Pat
     session.close()
 
 
-async def test_a_key_manager_that_does_not_know_the_probe_lets_in_all_the_same(
-    nursery: trio.Nursery, site: Path
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize(
+    "reason",
+    [
+        ResultReason.OPERATION_NOT_SUPPORTED,  # Discover Versions is of 1.1: a server of 1.0 does not know it
+        ResultReason.PERMISSION_DENIED,  # the role of this credential lacks the operation
+        ResultReason.NOT_AUTHORISED,
+        ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,  # each request must carry a password, which clients' requests do
+    ],
+)
+async def test_any_well_formed_answer_validates_a_session(
+    nursery: trio.Nursery, site: Path, reason: ResultReason, probe: str
 ) -> None:
-    """Discover Versions is of 1.1; a server of 1.0 fails it, and proves by that that it is there."""
-    _server, target = await meet(nursery, site, refusing(ResultReason.OPERATION_NOT_SUPPORTED))
+    def refuses_the_probe(request: Request) -> bytes:
+        return answer_to(request) if name_in(request) else compose.failure(request, reason, "go away")
+
+    _server, target = await meet(nursery, site, refuses_the_probe)
 
     with trio.fail_after(DEADLINE):
-        session = await open_session(target)
+        session = await open_session(target._replace(probe=PROBES[probe]))
+        assert session.state is State.IDLE
+        response = await session.exchange(ask("key-1"))
 
-    assert session.state is State.IDLE
+    assert name_in(response) == "key-1"
     session.close()
 
 
 # As it should not be -------------------------------------------------------------------------------------------------
-
-
-def refusing(reason: ResultReason) -> Answer:
-    return lambda request: compose.failure(request, reason, "go away")
 
 
 def answers_twice(request: Request) -> bytes:
@@ -213,14 +223,11 @@ def answers_another(_request: Request) -> bytes:
 
 
 REFUSALS = {
-    "closes instead of an answer": ({"answer": lambda _request: None}, "proof"),
+    "closes instead of an answer": ({"answer": lambda _request: None}, "credential"),
     "talks HTTP": ({"answer": lambda _request: b"HTTP/1.1 400 Bad Request\r\n\r\n"}, "proof"),
     "answers something else": ({"answer": answers_another}, "proof"),
     "says more than was asked": ({"answer": answers_twice}, "proof"),
-    "does not authenticate": ({"answer": refusing(ResultReason.AUTHENTICATION_NOT_SUCCESSFUL)}, "credential"),
-    "does not permit": ({"answer": refusing(ResultReason.PERMISSION_DENIED)}, "credential"),
-    "does not authorise": ({"answer": refusing(ResultReason.NOT_AUTHORISED)}, "credential"),
-    "does not take the certificate": ({"credential": "foreign"}, "proof"),
+    "does not take the certificate": ({"credential": "foreign"}, "credential"),
     "has a certificate of another CA": ({"ca": "foreign-ca"}, "unknown_ca"),
     "has a certificate for another name": ({"certificate": "elsewhere"}, "hostname"),
     "has an old certificate": ({"certificate": "old"}, "expired"),
@@ -240,6 +247,21 @@ async def test_a_key_manager_that_does_not_let_in_is_told_apart_and_nothing_was_
     assert (error.stage, error.reason, error.backend) == (Stage.CONNECT, reason, "atlanta")
     with trio.fail_after(DEADLINE):
         await server.seen_closing.wait()  # and the connection is closed
+
+
+@pytest.mark.parametrize(("days", "is_told"), [(-1, True), (1, False)])
+async def test_a_refusal_of_a_certificate_that_has_ended_is_explained(
+    nursery: trio.Nursery, site: Path, days: int, is_told: bool
+) -> None:
+    _server, target = await meet(nursery, site, credential="foreign")
+    ends = datetime.now(UTC) + timedelta(days=days)
+    own = OwnCertificate("app-1", site / "foreign.pem", ends - timedelta(days=30), ends)
+
+    error = await refusal_of(target._replace(own=own))
+
+    told = f"the gateway's own certificate {own.file} for identity app-1 ended on {ends:%Y-%m-%d}; renew it"
+    assert error.args[0].startswith(told) is is_told
+    assert error.reason == "credential"
 
 
 async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, site: Path) -> None:

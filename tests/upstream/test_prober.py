@@ -1,7 +1,8 @@
 """The prober's verdicts, and what is done about them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import structlog
@@ -15,10 +16,12 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
+from gateway.log import Log, get
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import Health
 from gateway.upstream.keeper import watch
+from gateway.upstream.pool import Pool
 from gateway.upstream.prober import Prober, ProberSettings
 from gateway.upstream.session import PROBES
 from gateway.upstream.slots import Slots
@@ -30,9 +33,12 @@ from tests.upstream.fakes import (
     ask,
     in_virtual_time,
     make_pool,
+    name_in,
     never_answers,
+    use,
 )
 
+CREDENTIALS = ("red", "blue")
 STEADY = ProberSettings(interval=2.0, timeout=2.0, jitter=0.0)
 
 
@@ -41,19 +47,33 @@ def atlanta() -> FakeKeyManager:
     return FakeKeyManager()
 
 
-def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery) -> Backend:
+def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery, credentials: Sequence[str] = CREDENTIALS) -> Backend:
     slots = Slots(4)
     pools = {
         credential: make_pool(key_manager, nursery.start_soon, credential=credential, slots=slots)[0]
-        for credential in ("red", "blue")
+        for credential in credentials
     }
     return Backend(key_manager.name, slots, pools, health=Health(rise=2, fall=3))
 
 
 def prober_of(
-    backend: Backend, key_manager: FakeKeyManager, settings: ProberSettings = STEADY, probe: str = "discover-versions"
+    backend: Backend, settings: ProberSettings = STEADY, probe: str = "discover-versions", log: Log | None = None
 ) -> Prober:
-    return Prober(backend, key_manager.opener("red"), decode_request(PROBES[probe]), settings, Metrics("test"))
+    """A prober that tries the backend's credentials in their order."""
+    request = decode_request(PROBES[probe])
+    return Prober(backend, list(backend.pools), request, settings, Metrics("test"), log or get("test"))
+
+
+@pytest.fixture
+def said() -> LogCapture:
+    return LogCapture()
+
+
+@pytest.fixture
+def log(said: LogCapture) -> Log:
+    """A log of which ``said`` has the entries."""
+    logger: Log = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+    return logger
 
 
 async def states(prober: Prober, backend: Backend, number: int) -> list[str]:
@@ -78,7 +98,7 @@ async def test_it_asks_now_and_then_on_one_session(nursery: trio.Nursery, atlant
         answers(connection, request)
 
     atlanta.behaviour = notes_when
-    nursery.start_soon(prober_of(backend, atlanta).run)
+    nursery.start_soon(prober_of(backend).run)
     await trio.sleep(60)
 
     assert len(atlanta.attempts) == 1
@@ -92,7 +112,7 @@ async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, atlanta)
+    prober = prober_of(backend)
     atlanta.host = "192.0.2.2"
     await prober.probe()
 
@@ -109,7 +129,7 @@ async def test_without_a_descriptor_to_ask_with_nothing_is_known(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, atlanta)
+    prober = prober_of(backend)
     atlanta.refuse("resources")
     assert await states(prober, backend, 5) == ["up"] * 5
 
@@ -126,7 +146,7 @@ async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeK
         answers(connection, request)
 
     atlanta.behaviour = notes_when
-    nursery.start_soon(prober_of(backend_of(atlanta, nursery), atlanta, STEADY._replace(jitter=0.2)).run)
+    nursery.start_soon(prober_of(backend_of(atlanta, nursery), STEADY._replace(jitter=0.2)).run)
     await trio.sleep(600)
 
     gaps = [later - earlier for earlier, later in pairwise(asked_at[2:])]
@@ -138,7 +158,7 @@ async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeK
 @in_virtual_time
 async def test_it_is_patient_in_both_directions(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, atlanta)
+    prober = prober_of(backend)
     assert await states(prober, backend, 2) == ["up", "up"]
 
     atlanta.behaviour = never_answers
@@ -153,7 +173,7 @@ async def test_what_is_down_at_the_start_is_down_at_once(nursery: trio.Nursery, 
     backend = backend_of(atlanta, nursery)
     atlanta.refuse()
 
-    assert await states(prober_of(backend, atlanta), backend, 1) == ["down"]
+    assert await states(prober_of(backend), backend, 1) == ["down"]
 
 
 @in_virtual_time
@@ -161,7 +181,7 @@ async def test_a_session_that_was_closed_in_the_meantime_is_no_bad_sign(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, atlanta)
+    prober = prober_of(backend)
     for _ in range(5):
         await prober.probe()
         atlanta.hang_up()
@@ -187,7 +207,7 @@ async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_noth
     nursery: trio.Nursery, atlanta: FakeKeyManager, failure: Callable[[FakeKeyManager], None]
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, atlanta)
+    prober = prober_of(backend)
     await prober.probe()
     atlanta.hang_up()
     failure(atlanta)
@@ -206,12 +226,261 @@ async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_noth
 async def test_when_it_ends_it_hangs_up(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     async with trio.open_nursery() as probing:
-        probing.start_soon(prober_of(backend, atlanta).run)
+        probing.start_soon(prober_of(backend).run)
         await trio.sleep(1)
         assert len(atlanta.open_connections) == 1
         probing.cancel_scope.cancel()
 
     assert atlanta.open_connections == []
+
+
+# Which credential it shows ------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_refused_credential_says_nothing_of_the_key_manager_while_another_works(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, log=log)
+    assert await states(prober, backend, 2) == ["up", "up"]
+
+    atlanta.refused.add("red")
+    atlanta.hang_up()
+
+    assert await states(prober, backend, 5) == ["up"] * 5
+    assert [connection.credential for connection in atlanta.open_connections] == ["blue"]
+    assert said.entries == [
+        {
+            "event": "key manager refuses the credential of the health check: another identity's serves instead",
+            "log_level": "error",
+            "backend": "atlanta",
+            "credential": "red",
+            "instead": "blue",
+            "reason": "credential",
+            "detail": "refused",
+        }
+    ]
+
+
+@in_virtual_time
+async def test_it_keeps_to_the_credential_that_serves_until_that_is_refused_too(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend)
+    atlanta.refused.add("red")
+    await prober.probe()
+    attempts = len(atlanta.attempts)
+
+    atlanta.refused = {"blue"}
+    assert await states(prober, backend, 3) == ["up"] * 3
+    assert len(atlanta.attempts) == attempts  # on its session
+
+    atlanta.hang_up()
+    assert await states(prober, backend, 3) == ["up"] * 3
+    assert [connection.credential for connection in atlanta.open_connections] == ["red"]
+
+
+@in_virtual_time
+async def test_a_few_credentials_are_tried_in_one_check_and_the_next_goes_on_with_others(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    names = [f"app-{number}" for number in range(8)]
+    backend = backend_of(atlanta, nursery, names)
+    prober = prober_of(backend)
+    atlanta.refused.update(names[:7])
+
+    handshakes = []
+    for _ in range(4):
+        before = len(atlanta.attempts)
+        await prober.probe()
+        handshakes.append(len(atlanta.attempts) - before)
+
+    assert handshakes == [3, 3, 2, 0]
+    assert [connection.credential for connection in atlanta.open_connections] == ["app-7"]
+
+
+@in_virtual_time
+async def test_a_credential_that_has_served_clients_lately_is_tried_before_others(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    names = [f"app-{number}" for number in range(8)]
+    backend = backend_of(atlanta, nursery, names)
+    atlanta.refused.update(names[:7])
+    await use(backend.pools["app-7"], "key-1")
+    backend.pools["app-7"].answered(trio.current_time())
+
+    await prober_of(backend).probe()
+
+    assert repr(backend.health) == "<Health up: serves x1>"
+    assert len(atlanta.attempts) == 3  # the client's, the check's own credential, app-7
+
+
+@in_virtual_time
+async def test_where_refusals_take_their_time_the_next_check_goes_on(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend)
+    atlanta.handshake_cost = 1.5
+    atlanta.refused.add("red")
+
+    assert await states(prober, backend, 3) == ["down", "down", "up"]
+
+
+@in_virtual_time
+async def test_a_key_manager_that_takes_no_credential_is_down(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend)
+    assert await states(prober, backend, 1) == ["up"]
+    atlanta.refused.update(CREDENTIALS)
+    atlanta.hang_up()
+
+    assert await states(prober, backend, 4) == ["up", "up", "down", "down"]
+    assert backend.health.reason == "credential"
+    assert backend.health.detail == "no session with the credential of any of red, blue: refused"
+
+    atlanta.recover()
+    assert await states(prober, backend, 2) == ["down", "up"]
+
+
+@in_virtual_time
+async def test_unless_clients_are_answered_on_sessions_that_were_opened_before(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend)
+    assert await states(prober, backend, 1) == ["up"]
+    atlanta.refused.update(CREDENTIALS)
+    atlanta.hang_up()
+
+    for _ in range(10):
+        await trio.sleep(1)
+        backend.pools["blue"].answered(trio.current_time())
+        await trio.sleep(1)
+        assert await states(prober, backend, 1) == ["up"]
+
+    assert await states(prober, backend, 3) == ["up", "up", "down"]
+
+
+@in_virtual_time
+async def test_trouble_that_is_the_key_managers_own_is_no_refusal(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, log=log)
+    atlanta.refuse("hostname")
+    await prober.probe()
+    assert len(atlanta.attempts) == 1
+    assert backend.health.reason == "hostname"
+
+    atlanta.recover()
+    assert await states(prober, backend, 2) == ["down", "up"]
+    assert [connection.credential for connection in atlanta.open_connections] == ["red"]
+    assert said.entries == []
+
+
+# A check that fails beside clients that are answered ------------------------------------------------------------------
+
+
+def never_answers_probes(connection: Connection, request: Request) -> None:
+    if name_in(request):
+        answers(connection, request)
+
+
+@in_virtual_time
+async def test_a_check_that_fails_says_nothing_while_clients_are_answered(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend, log=log)
+    assert await states(prober, backend, 1) == ["up"]
+    atlanta.behaviour = never_answers_probes
+
+    async with trio.open_nursery() as clients:
+        clients.start_soon(clients_of, backend.pools["blue"])
+        assert await states(prober, backend, 10) == ["up"] * 10
+        clients.cancel_scope.cancel()
+
+    assert said.entries == [
+        {
+            "event": "health check failed, and does not count: the key manager answers clients",
+            "log_level": "warning",
+            "backend": "atlanta",
+            "reason": "timeout",
+            "detail": "no answer to the health check within 2 s",
+        }
+    ]
+    assert await states(prober, backend, 3) == ["up", "up", "down"]  # nobody asks any more
+
+
+async def clients_of(pool: Pool) -> None:
+    """Ask once a second, for ever."""
+    while True:
+        await use(pool, "key-1")
+        pool.answered(trio.current_time())
+        await trio.sleep(1)
+
+
+@in_virtual_time
+async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    prober = prober_of(backend)
+    assert await states(prober, backend, 1) == ["up"]
+    atlanta.behaviour = never_answers
+    backend.pools["blue"].answered(trio.current_time())
+    await trio.sleep(0.001)
+
+    assert await states(prober, backend, 3) == ["up", "up", "down"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "probe", "state"),
+    [
+        (STEADY._replace(must_succeed=True), "discover-versions", "down"),
+        (STEADY._replace(serving_text=b"ServerType=master"), "query", "standby"),
+    ],
+)
+@in_virtual_time
+async def test_an_answer_that_says_it_does_not_serve_counts_beside_clients_that_are_answered(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, settings: ProberSettings, probe: str, state: str
+) -> None:
+    backend = backend_of(atlanta, nursery)
+
+    def fails_and_answers_clients(connection: Connection, request: Request) -> None:
+        backend.pools["blue"].answered(trio.current_time())
+        connection.say(compose.failure(request, ResultReason.GENERAL_FAILURE, "no"))
+
+    atlanta.behaviour = fails_and_answers_clients
+
+    assert await states(prober_of(backend, settings, probe), backend, 1) == [state]
+    assert backend.health.reason
+    assert backend.health.detail
+
+
+@in_virtual_time
+async def test_a_fault_of_ours_in_one_round_ends_no_check(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backend_of(atlanta, nursery)
+    fault = RuntimeError("of ours")
+    faults = [fault]
+    probed = backend.health.probed
+
+    def stumbles(*finding: Any) -> bool:
+        if faults:
+            raise faults.pop()
+        return probed(*finding)
+
+    monkeypatch.setattr(backend.health, "probed", stumbles)
+    nursery.start_soon(prober_of(backend, log=log).run)
+    await trio.sleep(5)
+
+    assert repr(backend.health) == "<Health up: serves x2>"
+    assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
 
 
 # What counts as serving --------------------------------------------------------------------------------------------
@@ -233,7 +502,7 @@ async def test_a_standby_is_told_apart_by_what_it_says_of_itself_and_joins_by_it
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, atlanta, STEADY._replace(serving_text=b"ServerType=master"), "query")
+    prober = prober_of(backend, STEADY._replace(serving_text=b"ServerType=master"), "query")
 
     atlanta.behaviour = with_server_information("ServerType=clone")
     assert await states(prober, backend, 1) == ["standby"]
@@ -252,7 +521,7 @@ async def test_a_failure_that_is_well_formed_serves_unless_success_is_asked_for(
         compose.failure(request, ResultReason.GENERAL_FAILURE, "no")
     )
 
-    prober = prober_of(backend, atlanta, STEADY._replace(must_succeed=must_succeed))
+    prober = prober_of(backend, STEADY._replace(must_succeed=must_succeed))
 
     assert await states(prober, backend, 1) == [state]
 
@@ -291,7 +560,7 @@ async def test_it_learns_which_versions_are_spoken_from_what_can_be_read(
     backend = backend_of(atlanta, nursery)
     atlanta.behaviour = discovers
 
-    await prober_of(backend, atlanta).probe()
+    await prober_of(backend).probe()
 
     assert backend.versions == (None if learned is None else frozenset(learned))
     assert backend.state == "up"
@@ -300,15 +569,10 @@ async def test_it_learns_which_versions_are_spoken_from_what_can_be_read(
 # Acting on it --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def said() -> LogCapture:
-    return LogCapture()
-
-
 @pytest.mark.parametrize("others_serve", [True, False])
 @in_virtual_time
 async def test_what_turns_down_is_said_and_lets_its_sessions_go(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, others_serve: bool
+    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log, others_serve: bool
 ) -> None:
     backend, metrics = backend_of(atlanta, nursery), Metrics("test")
     red = backend.pools["red"]
@@ -327,19 +591,24 @@ async def test_what_turns_down_is_said_and_lets_its_sessions_go(
             red.give_back(busy)
 
     nursery.start_soon(read)
-    logger = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
-    nursery.start_soon(
-        lambda: watch(backend, others_serve=lambda _credential: others_serve, metrics=metrics, log=logger)
-    )
+    nursery.start_soon(lambda: watch(backend, others_serve=lambda _credential: others_serve, metrics=metrics, log=log))
     await wait_all_tasks_blocked()
 
     backend.health = Health(fall=1)
-    await prober_of(backend, atlanta).probe()
+    await prober_of(backend).probe()
     await trio.sleep(1)
 
     assert red.statistics().idle == 0
     assert ended == ["interrupted"] * others_serve
     assert said.entries == [
-        {"event": "key manager turned", "log_level": "warning", "backend": "atlanta", "state": "down", "before": "up"}
+        {
+            "event": "key manager turned",
+            "log_level": "warning",
+            "backend": "atlanta",
+            "state": "down",
+            "before": "up",
+            "reason": "timeout",
+            "detail": "no answer to the health check within 2 s",
+        }
     ]
     assert metrics.backend_state_changes.labels("atlanta", "down")._value.get() == 1

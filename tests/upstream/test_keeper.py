@@ -1,0 +1,133 @@
+"""The keeper's rounds: what is learned is forgotten in time, and a fault of ours ends neither them nor the gateway."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import structlog
+import trio
+from structlog.testing import LogCapture
+
+from gateway.log import Log
+from gateway.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.keeper import keep_warm, watch
+from gateway.upstream.pool import PoolSettings
+from gateway.upstream.slots import Slots
+from tests.upstream.fakes import FakeKeyManager, in_virtual_time, make_pool
+
+WARM = PoolSettings(min_idle=1, idle_timeout=25.0, lifetime_spread=0.0)
+
+
+@pytest.fixture
+def said() -> LogCapture:
+    return LogCapture()
+
+
+@pytest.fixture
+def log(said: LogCapture) -> Log:
+    """A log of which ``said`` has the entries."""
+    logger: Log = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+    return logger
+
+
+def stumble(fault: Exception) -> Callable[..., None]:
+    """A function that raises the first time, and does nothing afterwards."""
+    faults = [fault]
+
+    def stumbles(*_arguments: object) -> None:
+        if faults:
+            raise faults.pop()
+
+    return stumbles
+
+
+@in_virtual_time
+async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
+    nursery: trio.Nursery, said: LogCapture, log: Log
+) -> None:
+    limit = IdleLimit(25.0)
+    pools = [make_pool(FakeKeyManager(), nursery.start_soon)[0] for _ in range(2)]
+    nursery.start_soon(partial(keep_warm, pools, 3.0, idle_limit=limit, log=log.bind(backend="atlanta")))
+    for _ in range(3):
+        await trio.sleep(20)
+        limit.closed_by_peer(10.0, trio.current_time())
+    assert limit.source == "learned"
+
+    await trio.sleep(3590)
+    assert limit.source == "learned"
+    await trio.sleep(20)
+
+    assert limit.source == "config"
+    assert said.entries == [
+        {
+            "event": "learned idle limit forgotten: pool.idle_timeout holds again",
+            "log_level": "info",
+            "backend": "atlanta",
+            "idle_timeout": 25.0,
+        }
+    ]
+
+
+@in_virtual_time
+async def test_a_fault_in_one_pool_s_round_stops_neither_the_others_nor_the_next(
+    nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(4)
+    red, blue = (
+        make_pool(FakeKeyManager(), nursery.start_soon, WARM, credential=name, slots=slots)[0]
+        for name in ("red", "blue")
+    )
+    fault = RuntimeError("of ours")
+
+    def stumbles() -> list[object]:
+        raise fault
+
+    monkeypatch.setattr(red, "tend", stumbles)
+    nursery.start_soon(partial(keep_warm, [red, blue], 3.0, log=log))
+    await trio.sleep(1)
+    assert (red.statistics().idle, blue.statistics().idle) == (0, 1)
+
+    monkeypatch.undo()
+    await trio.sleep(1)
+    assert red.statistics().idle == 1
+    assert [(entry["event"], entry["exc_info"]) for entry in said.entries] == [
+        ("pool not tended: a fault of the gateway", fault)  # once a minute, however many rounds
+    ]
+
+
+@in_virtual_time
+async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
+    nursery: trio.Nursery, said: LogCapture, log: Log
+) -> None:
+    key_manager = FakeKeyManager()
+    pool, observer = make_pool(key_manager, nursery.start_soon, WARM)
+    nursery.start_soon(partial(keep_warm, [pool], 3.0, log=log))
+    await trio.sleep(1)
+    fault = RuntimeError("of ours")
+    key_manager.behaviour = lambda _connection, _request: stumble(fault)()
+
+    await trio.sleep(21)  # beyond 0.8 of idle_timeout
+    key_manager.recover()
+    await trio.sleep(21)
+
+    assert [(entry["event"], entry["exc_info"]) for entry in said.entries] == [
+        ("session not kept alive: a fault of the gateway", fault)
+    ]
+    assert observer.closed == {"error": 1}
+    assert pool.statistics().idle == 1
+
+
+@in_virtual_time
+async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
+    nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Backend("atlanta", Slots(1), {})
+    fault = RuntimeError("of ours")
+    monkeypatch.setattr(backend, "judge", stumble(fault))
+    metrics = Metrics("test")
+    nursery.start_soon(partial(watch, backend, others_serve=lambda _credential: True, metrics=metrics, log=log))
+    await trio.sleep(5)
+
+    assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
