@@ -108,7 +108,7 @@ class Job:
         self.order: Iterator[Backend] = _NOBODY  # the backends left to try
         self.tried: list[Backend] = []
         self.breaks: Sequence[tuple[Backend, float]] = ()
-        self.race: "Race | None" = None  # once more than one try is under way
+        self.race: Race | None = None  # once more than one try is under way
         self.answered_by: Backend | None = None
         self.source: Backend | None = None  # the only one that can answer, as a mark says
         self.preferred: Backend | None = None  # the one to try first

@@ -130,9 +130,7 @@ class Circuit:
         if self.state is _HALF_OPEN:
             if began < self.tried_since:
                 return False  # sent before the circuit opened: no news
-        elif self.state is _OPEN or self.failures < self.settings.consecutive_failures:
-            return False
-        elif len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE:
+        elif self.state is _OPEN or self.failures < self.settings.consecutive_failures or (len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE):
             return False
         self._open(now)
         return True

@@ -6,7 +6,7 @@ decide when a session may be opened. Everything that decides is a plain function
 """
 
 import random
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple, Protocol
 
 import trio
