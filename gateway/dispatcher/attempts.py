@@ -1,8 +1,8 @@
 """Attempts: one try at a backend: a session is leased, the request exchanged, the outcome counted.
 
 A read that is overdue is hedged: see race.py. What an outcome says about the backend is decided here, and told to its
-Breaker: an exchange that breaks on a session that was fresh or validated, or ends at the deadline without an answer, is a
-failure of the backend, unless the same request failed at two backends and no other answered it.
+Breaker: an exchange that breaks on a session that was fresh or validated, or ends at the deadline without an answer, is
+a failure of the backend. A read that fails counts only if another backend has answered it: else the read is at fault.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from gateway.upstream.session import Session, SupersededError
 _REPEATABLE: Final = Effect.TOUCH  # access to an enum member is slow
 _DOUBT: Final = 1.0  # s without an answer, on a session that was idle for long, until another session is tried
 _AGAIN: Final = 1.0  # s until an overdue read that could not be hedged looks for another backend again
+_ALWAYS: Final = -1.0  # s of idleness after which a session is validated, if every session is to be
 _GRACE: Final = 0.25  # s that an answer gets that has arrived, and was not read, when the deadline comes
 
 #: Reasons of failures that say nothing of the backend's health.
@@ -78,7 +79,8 @@ class Attempts:
 
     async def _try(self, backend: Backend, job: Job, until: float | None) -> Response:
         pool = backend.pools[job.credential]
-        session = await self._lease(backend, pool, job, until)
+        # Once the request broke a good session, it is sent on good sessions only: else it would cost two at each backend.
+        session = await self._lease(backend, pool, job, until, validate_after=_ALWAYS if job.breaks else None)
         is_reused = session.is_reused
         try:
             return await self._exchange(backend, pool, session, job, until)
@@ -87,10 +89,10 @@ class Attempts:
                 raise
             pool.drop_closed()  # a restart closes all of them
             if error.stage > Stage.CONNECT:
-                if not (may_repeat(job.effect, error.stage) and await self._token(job)):
+                if not (may_repeat(job.effect, error.stage) and await self.has_token(job)):
                     raise
                 self._metrics.retries.labels(error.reason).inc()
-        session = await self._lease(backend, pool, job, until, validate_after=-1.0)
+        session = await self._lease(backend, pool, job, until, validate_after=_ALWAYS)
         return await self._exchange(backend, pool, session, job, until)
 
     # Leasing ---------------------------------------------------------------------------------------------------------
@@ -155,6 +157,7 @@ class Attempts:
             with trio.move_on_at(min(trio.current_time() + self._settings.proof, job.deadline)):
                 await session.exchange(pool.probe)
                 is_alive = session.is_idle
+                session.is_reused = False  # as good as a fresh one
         except BackendError:
             pass
         finally:
@@ -204,12 +207,11 @@ class Attempts:
                 pool.give_back(session, ended)
                 pool.observer.exchanged(result, ended - began)
         pool.answered_at = ended
-        if not backend.breaker.is_quiet or pool.opening.young_deaths:
-            self._answered(backend, pool, job, response)
+        if not backend.breaker.is_quiet:
+            self._answered(backend, job, response)
         return response
 
-    def _answered(self, backend: Backend, pool: Pool, job: Job, response: Response) -> None:
-        pool.opening.young_deaths = 0
+    def _answered(self, backend: Backend, job: Job, response: Response) -> None:
         if not (self._settings.observe and is_server_error(response)):
             backend.breaker.answered(job.credential, job.effect, trio.current_time())
 
@@ -222,10 +224,11 @@ class Attempts:
                 response = await session.finish()
                 result = "answered"
                 pool.answered_at = trio.current_time()
-                self._answered(backend, pool, job, response)
+                self._answered(backend, job, response)
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
-            if error.reason not in _NOBODYS_FAULT:
+            is_silent = error.reason == "interrupted" and pool.answered_at < began
+            if is_silent or error.reason not in _NOBODYS_FAULT:
                 self.failed(backend, job, began)
         finally:
             session.alarm.stop()
@@ -262,12 +265,17 @@ class Attempts:
         pool.alarms.set(session.alarm, min(job.deadline, due), ring)
 
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
-        """No answer comes on a session that was idle for long: it may be dead. Try another one, of the same backend."""
+        """No answer comes on a session that was idle for long: it may be dead. Try another session.
+
+        That is one of another backend, unless only this one can answer.
+        """
         now = trio.current_time()
         if now < job.deadline and not session.has_news() and not job.is_doubted:
             job.is_doubted = True
             self._doubt(pool, session.idle_since)
-            if not job.retries.is_nothing:
+            if backend is not job.preferred and job.source is None and self._may_hedge(job):
+                self._hedge(job, session, pool, None)
+            elif not job.retries.is_nothing:
                 self._hedge(job, session, pool, backend)
         due = max(now, min(job.deadline, began + self._settings.try_timeout))
         pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, None))
@@ -281,8 +289,9 @@ class Attempts:
         if not session.has_news():
             backend.breaker.overdue(job.credential, job.effect)
         due = job.deadline
-        if hedge is not None:
+        if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
+            job.retries.give_back()  # others need not wait for what may never come
         if session.is_repeatable and backend is not job.preferred and not (hedge is not None and hedge.race.is_over):
             if self._may_hedge(job):
                 self._hedge(job, session, pool, None)
@@ -331,7 +340,7 @@ class Attempts:
         except (BackendError, PoolBusyError, ClientGoneError):
             pass  # the first try, or the next one, may still be answered
         finally:
-            if has_token:
+            if has_token and not hedge.is_overdue:
                 job.retries.give_back()
             if backend is not None:
                 backend.breaker.leave(trials)
@@ -355,7 +364,7 @@ class Attempts:
         if _is_stale(error):
             if session.is_reused:
                 return
-            pool.closed_unanswered(session)
+            pool.opening.died(session, trio.current_time())
             if error.stage is Stage.CONNECT:
                 return
         if hedge is not None and hedge.race.is_over:
@@ -366,10 +375,10 @@ class Attempts:
     def judge(self, job: Job, *, is_answered: bool) -> None:
         """Count a request's failures against the backends at which it failed.
 
-        A request that fails at two backends, and is answered by none, is itself at fault.
+        A read that no backend answered is itself at fault; a change was tried at one only.
         """
         breaks, job.breaks = job.breaks, ()
-        if is_answered or len({backend for backend, _ in breaks}) < 2:
+        if is_answered or job.effect > _REPEATABLE:
             for backend, began in breaks:
                 self.failed(backend, job, began)
 
@@ -388,7 +397,7 @@ class Attempts:
         """
         if not may_repeat(job.effect, error.stage) or error.reason == "too_large":
             denied = "unsafe"
-        elif error.reason == "interrupted" or await self._token(job):
+        elif error.reason == "interrupted" or await self.has_token(job):
             self._metrics.retries.labels(error.reason).inc()
             return True
         else:
@@ -397,10 +406,13 @@ class Attempts:
         return False
 
     @staticmethod
-    async def _token(job: Job) -> bool:
-        """Get a token of the retry budget for this request, which holds it to its end."""
+    async def has_token(job: Job, seconds: float = float("inf")) -> bool:
+        """Return True once this request has a token of the retry budget, which it holds to its end.
+
+        It waits for one for so many seconds, and not beyond its deadline.
+        """
         if not job.has_token and not job.retries.is_nothing:
-            with trio.move_on_at(job.deadline):
+            with trio.move_on_at(min(job.deadline, trio.current_time() + seconds)):
                 await job.retries.wait()
                 job.has_token = True
         return job.has_token

@@ -175,10 +175,9 @@ class Dispatcher:
         if (
             job.source is not None
             or not self._balancer.has_other(job.tried, job.credential, job.effect, version)
-            or not (job.has_token or job.retries.take())
+            or not await self._attempts.has_token(job, self._settings.try_timeout)
         ):
             return backend, response
-        job.has_token = True
         began = trio.current_time()
         other = next(job.order, None)
         if other is None:

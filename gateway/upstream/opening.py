@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from gateway.errors import BackendError, Stage
+from gateway.kmip.messages import Request
 from gateway.upstream.gate import Gate, Pause
 from gateway.upstream.session import Opener, Session
 
@@ -25,8 +26,7 @@ REFUSED: Final = frozenset({"credential", "proof", "alert"})
 
 _FIRST_PAUSE: Final = 0.25  # s after a credential was refused
 _RESOURCES_PAUSE: Final = 0.1  # s without attempts when this process is out of descriptors or memory
-_YOUNG: Final = 2.0  # s: a session that ends earlier, before its first answer to a client, was not let in
-_YOUNG_DEATHS: Final = 3  # of them in a row count as a failed attempt: fewer may be due to an odd request
+_YOUNG: Final = 2.0  # s: if a session ends earlier, before its first answer to a client, the next one is tried twice
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -34,17 +34,20 @@ Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 class Opening:
     """Attempts of one pool. ``opener`` opens a session, within ``connect_deadline`` seconds.
 
-    ``young_deaths`` counts the sessions in a row that the key manager closed right after they were opened; an answer to
-    a client resets it.
+    If the key manager closes a session as soon as it was opened, ``is_suspicious`` is set, and the next session must
+    answer ``probe`` a second time: some key managers close behind the first answer, as one does that is full.
     """
 
-    def __init__(self, backend: str, opener: Opener, gate: Gate, *, connect_deadline: float, max_pause: float) -> None:
+    def __init__(
+        self, backend: str, opener: Opener, gate: Gate, probe: Request, *, connect_deadline: float, max_pause: float
+    ) -> None:
         self._backend = backend
         self.opener = opener
         self._gate = gate
         self._deadline = connect_deadline
         self._pause = Pause(_FIRST_PAUSE, max_pause)
-        self.young_deaths = 0
+        self._probe = probe
+        self.is_suspicious = False
         self.under_way = 0
         self.failure: BackendError | None = None
         self.failed_at = float("-inf")
@@ -71,12 +74,26 @@ class Opening:
         """Try to open a session. Never raises what a key manager can cause."""
         try:
             with trio.move_on_after(self._deadline):
-                return await self.opener()
+                session = await self.opener()
+                return await self._tried_twice(session) if self.is_suspicious else session
         except BackendError as error:
             return error
         except Exception as error:  # noqa: BLE001 - an odd key manager must not end the gateway
             return self._error(f"{type(error).__name__}: {error}", "unexpected")
         return self._error(f"no session within {self._deadline:g} s", "timeout")
+
+    async def _tried_twice(self, session: Session) -> Session | BackendError:
+        try:
+            await session.exchange(self._probe)
+        except BackendError:
+            session.close()
+            return self._error("the key manager closes sessions behind their first answer", "proof")
+        except BaseException:
+            session.close()
+            raise
+        self.is_suspicious = False
+        session.requests = 0
+        return session
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self._backend, stage=Stage.CONNECT, reason=reason)
@@ -85,8 +102,7 @@ class Opening:
         """Count a session that opened."""
         self.failure = None
         self.failing_since = float("inf")
-        if not self.young_deaths:
-            self._pause.reset()
+        self._pause.reset()
 
     def failed(self, error: BackendError, now: float) -> None:
         """Count a failed attempt, and begin the pause that belongs to it."""
@@ -103,11 +119,9 @@ class Opening:
         else:
             self._gate.failed(error, now)
 
-    def died(self, session: Session, now: float) -> BackendError | None:
-        """A session was closed by the key manager. Return the failure if sessions end as soon as they are opened."""
+    def died(self, session: Session, now: float) -> bool:
+        """Count a session that the key manager closed. Return True if it was closed as soon as it was opened."""
         if session.requests or now - session.opened_at > _YOUNG:
-            return None
-        self.young_deaths += 1
-        if self.young_deaths < _YOUNG_DEATHS:
-            return None
-        return self._error("the key manager closes sessions right after they are opened", "proof")
+            return False
+        self.is_suspicious = True
+        return True

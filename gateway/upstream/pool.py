@@ -130,6 +130,7 @@ class Pool:
             backend,
             opener,
             slots.gate,
+            probe,
             connect_deadline=settings.connect_deadline,
             max_pause=settings.max_pause,
         )
@@ -281,8 +282,7 @@ class Pool:
         if self._closed:
             session.close()
         elif session in self._busy:
-            self._slots.abandoned[session] = self
-            self._slots.serve()
+            self._slots.abandon(session, self)
 
     def doubt(self, idle_since: float) -> list[Session]:
         """Lend the sessions that have been idle since then, or longer, to be validated before a request uses them."""
@@ -331,7 +331,7 @@ class Pool:
             session.idle_since = now
             self._idle.append(session)
         elif not session.is_quiet():
-            self._died(session, now)
+            self.opening.died(session, now)
             self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
         else:
             waiter = self._waiters.popleft()
@@ -340,20 +340,9 @@ class Pool:
             waiter.done.set()
 
     def _closed_by_peer(self, session: Session, now: float) -> None:
-        if not self._died(session, now) and self._idle_limit.closed_by_peer(now - session.idle_since, now):
+        if not self.opening.died(session, now) and self._idle_limit.closed_by_peer(now - session.idle_since, now):
             self.observer.idle_limit_learned(self._idle_limit)
         self._discard(session, "remote_idle")
-
-    def _died(self, session: Session, now: float) -> bool:
-        """Count a session that the key manager closed. Return True if that is a failure to open sessions."""
-        error = self.opening.died(session, now)
-        if error is not None:
-            self._failed(error)
-        return error is not None
-
-    def closed_unanswered(self, session: Session) -> None:
-        """Count a session that was closed before it answered its first request."""
-        self._died(session, trio.current_time())
 
     def _discard(self, session: Session, reason: str) -> None:
         self._end(session, reason)
@@ -440,7 +429,7 @@ class Pool:
         self._slots.opened(seconds)
         self.open_if_wanted()
 
-    def _failed(self, error: BackendError, began: float = float("inf")) -> None:
+    def _failed(self, error: BackendError, began: float) -> None:
         """Pause, and let waiting requests try elsewhere unless a session that is lent may still serve them.
 
         The pause begins before the slot is free: the next pool to have it must know. A failure beside sessions that
@@ -448,7 +437,7 @@ class Pool:
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
-        if self.answered_at >= began and self._slots.ceiling.refused(sessions, now):
+        if self.answered_at > began and sessions and self._slots.ceiling.refused(sessions, now):
             self.observer.ceiling_learned(sessions, self._slots.limit)
         self.opening.failed(error, now)
         self.observer.session_open_failed(error)

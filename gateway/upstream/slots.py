@@ -31,6 +31,7 @@ _PATIENCE: Final = 0.25  # s that a pool without a session waits before another 
 _UNUSED: Final = 1.0  # s after which the slot of an idle session may go to any pool that needs one
 _RECENT: Final = 60.0  # s for which a pool without a session has a slot reserved, or keeps its last session
 _RESERVE: Final = 8  # a reserve is one of so many slots
+_ABANDONED: Final = 4  # one of so many slots may be held by sessions whose answer nobody awaits
 _LOOK_FOR_CLIENTS: Final = 0.05  # s between two searches for sessions whose client has disconnected
 _CEILING_SIGNS: Final = 2  # handshakes refused in a row, beside sessions that serve, until the ceiling is believed
 _CEILING_DOUBTED: Final = (60.0, 600.0)  # s until one session more is tried: at first, and at most
@@ -212,7 +213,7 @@ class Slots:
 
     def _make_room(self, tenant: Tenant, now: float, *, may_evict: bool) -> bool:
         """Return True if a slot is free for this pool, perhaps since an idle session was closed."""
-        reserve = self._reserve(now) if tenant in self._held or not may_evict else 0
+        reserve = self._reserve(now) if tenant in self._held else 0
         if self.used + reserve < self.ceiling.now(now):
             return True
         return may_evict and self._evict_for(tenant, now)
@@ -253,9 +254,7 @@ class Slots:
             for tenant in list(self._held):
                 tenant.close_disconnected()
         if len(self._reclaimed) < len(self._first) + len(self._then) and self.abandoned:
-            session, _tenant = self.abandoned.popitem(last=False)
-            self._reclaimed.add(session)
-            session.close()
+            self._close_abandoned()
 
     # Giving back -----------------------------------------------------------------------------------------------------
 
@@ -270,6 +269,18 @@ class Slots:
         """No session could be opened in a slot that was taken: the slot is free again."""
         self.gate.under_way -= 1
         self.release(tenant)
+
+    def abandon(self, session: "Abandoned", tenant: Tenant) -> None:
+        """Nobody awaits this session's answer: keep it while its slot is not needed, and while there are few such."""
+        self.abandoned[session] = tenant
+        if len(self.abandoned) > max(1, self.limit // _ABANDONED):
+            self._close_abandoned()
+        self.serve()
+
+    def _close_abandoned(self) -> None:
+        session, _tenant = self.abandoned.popitem(last=False)
+        self._reclaimed.add(session)
+        session.close()
 
     def fail_waiting(self, error: BackendError) -> None:
         """No pool can open a session for now: let waiting requests try elsewhere."""
