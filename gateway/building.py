@@ -51,7 +51,8 @@ class Upstream:
         self._log = log.get("upstream")
         self._contexts: dict[tuple[str, str], SSL.Context] = {}
         members = [
-            Member(backend.name, backend.address, partial(self._build_backend, backend)) for backend in config.backends
+            Member(backend.name, backend.address, partial(self._build_backend, backend), addresses=backend.addresses)
+            for backend in config.backends
         ]
         self.fleet = Fleet(members, self._tend, self._changed, self._log)
         self.balancer = Balancer(self.fleet.backends, config.balancing.policy)

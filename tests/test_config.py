@@ -179,7 +179,7 @@ def test_a_small_file_is_completed_with_defaults(folder: Path) -> None:
     (backend,) = config.backends
     assert (backend.name, str(backend.address)) == ("atlanta-001", "127.0.0.1:15696")
     assert (backend.server_name, backend.pinned_sha256) == ("localhost", ())
-    assert (backend.max_sessions, backend.probe) == (64, "discover-versions")
+    assert (backend.max_sessions, backend.probe, backend.addresses) == (64, "discover-versions", "auto")
     (identity,) = config.identities
     assert (identity.match.subject_cn, identity.shared) == (("*",), True)
     assert (config.pool, config.deadlines) == (PoolConfig(), DeadlinesConfig())
@@ -391,6 +391,11 @@ unknown word
   - "modern"
   + "moderm"
   = listeners["kmip"].tls_policy: "moderm" is not known; write "modern", "compatible" or "legacy"
+unknown number of key managers
+  - ca = "kms-ca.pem"
+  + addresses = "two"
+  + ca = "kms-ca.pem"
+  = backends["atlanta-001"].addresses: "two" is not known; write "auto", "one" or "each"
 no port
   - "127.0.0.1:5696"
   + "127.0.0.1"

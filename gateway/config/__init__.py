@@ -7,6 +7,7 @@ way from a file to a Config, and ``summary`` the way from a Config to a few line
 
 from gateway.config.loading import load
 from gateway.config.model import (
+    Addresses,
     AdminConfig,
     BackendConfig,
     Config,
@@ -26,6 +27,7 @@ from gateway.config.values import Address
 
 __all__ = [
     "Address",
+    "Addresses",
     "AdminConfig",
     "BackendConfig",
     "Config",

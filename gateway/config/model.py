@@ -25,6 +25,7 @@ from gateway.config.values import (
 TlsPolicy = Literal["modern", "compatible", "legacy"]
 Probe = Literal["discover-versions", "query"]
 Role = Literal["rw", "ro"]
+Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
 
 _WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
@@ -61,6 +62,7 @@ class BackendConfig(Table):
 
     name: Name
     address: PeerAddress
+    addresses: Addresses = "auto"
     pinned_sha256: Pins = ()
     ca: CaFile | None = Field(default=None, validate_default=True)
     server_name: ServerName = Field(default="", validate_default=True)

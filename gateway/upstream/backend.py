@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from gateway.config import Address
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.health import Health, State
@@ -117,11 +116,13 @@ class Backend:
             if others_serve(credential):
                 pool.interrupt_repeatable()
 
-    def move(self, address: Address, host: str) -> None:
-        """Its sessions are opened to this address from now on, and lead to this host, or anywhere where it is ""."""
-        self.site.address, self.site.host = address, host
-        for pool in self.pools.values():
-            pool.moved()
+    def move(self, hosts: tuple[str, ...]) -> None:
+        """Note the IP addresses that the backend has now: sessions to any other are closed, or when they come back."""
+        has_moved = set(hosts) != set(self.site.hosts)
+        self.site.hosts = hosts
+        if has_moved:
+            for pool in self.pools.values():
+                pool.moved()
 
     def close(self, why: str = "drain") -> None:
         """Close every pool."""
