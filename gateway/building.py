@@ -22,6 +22,7 @@ from gateway.front.listener import Listener, ListenerSettings
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
 from gateway.metrics import Metrics
+from gateway.tcp import TcpTimeouts
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.balancer import Balancer
@@ -161,6 +162,7 @@ class Upstream:
             frozenset(settings.pinned_sha256),
             self._config.limits.max_response_size,
             PROBES[settings.probe],
+            tcp=TcpTimeouts(keepalive=self._config.pool.tcp_keepalive, user_timeout=self._config.pool.tcp_user_timeout),
         )
         return partial(open_session, target)
 

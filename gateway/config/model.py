@@ -10,6 +10,7 @@ from gateway.config.values import (
     Address,
     Bind,
     Fingerprints,
+    KeepAlive,
     Name,
     Names,
     Networks,
@@ -54,6 +55,8 @@ class ListenerConfig(Table):
     request_timeout: Seconds = 10.0
     idle_timeout: Seconds = 3600.0
     send_timeout: Seconds = 10.0
+    tcp_keepalive: KeepAlive = 60
+    tcp_user_timeout: Seconds = 120.0
     resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = 3600
 
 
@@ -184,6 +187,8 @@ class PoolConfig(Table):
     queue_length: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 1000
     queue_timeout: Seconds = 5.0
     validate_after: Seconds = 1.0
+    tcp_keepalive: KeepAlive = 5
+    tcp_user_timeout: Seconds = 10.0
 
 
 class BalancingConfig(Table):

@@ -30,6 +30,7 @@ from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import ResultReason, ResultStatus, Tag
+from gateway.tcp import TcpTimeouts
 from gateway.upstream.connecting import connect, peer_of
 
 
@@ -218,6 +219,7 @@ class Target(NamedTuple):
     pinned_sha256: frozenset[str]
     max_response_size: int
     probe: bytes
+    tcp: TcpTimeouts | None = None
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -264,6 +266,8 @@ async def _connect(target: Target) -> socket.socket:
     except trio.Cancelled:
         site.connect_failed()  # the caller's deadline has passed, or the gateway ends
         raise
+    if target.tcp is not None:
+        target.tcp.set_on(sock)
     return sock
 
 

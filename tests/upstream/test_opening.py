@@ -23,6 +23,7 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
 from gateway.lab.certs import Authority
+from gateway.tcp import TcpTimeouts
 from gateway.upstream.session import PROBES, Site, State, Target, open_session
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
@@ -215,6 +216,20 @@ async def test_the_addresses_that_a_name_had_last_are_used_while_the_resolver_fa
 
     assert session.peer == "127.0.0.1"
     assert known.is_of(session)
+    session.close()
+
+
+async def test_a_key_manager_that_is_gone_without_a_word_is_noticed_by_the_kernel(
+    nursery: trio.Nursery, site: Path
+) -> None:
+    _server, target = await meet(nursery, site)
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target._replace(tcp=TcpTimeouts(5, 10.0)))
+
+    stream = session._stream
+    assert isinstance(stream, tls.TlsStream)
+    options = (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
+    assert [stream._socket.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [5, 10_000]
     session.close()
 
 
