@@ -22,6 +22,7 @@ from gateway.front.listener import Listener, ListenerSettings
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
 from gateway.metrics import Metrics
+from gateway.tcp import TcpTimeouts
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.balancer import Balancer
@@ -54,7 +55,8 @@ class Upstream:
         self._contexts: dict[tuple[str, str], SSL.Context] = {}
         self._own: dict[str, OwnCertificate] = {}  # as it was when the first of the contexts was made
         members = [
-            Member(backend.name, backend.address, partial(self._build_backend, backend)) for backend in config.backends
+            Member(backend.name, backend.address, partial(self._build_backend, backend), addresses=backend.addresses)
+            for backend in config.backends
         ]
         self.fleet = Fleet(members, self._tend, self._changed, self._log)
         self.balancer = Balancer(self.fleet.backends, config.balancing.policy)
@@ -173,7 +175,8 @@ class Upstream:
             frozenset(settings.pinned_sha256),
             self._config.limits.max_response_size,
             PROBES[settings.probe],
-            self._own[identity.name],
+            own=self._own[identity.name],
+            tcp=TcpTimeouts(keepalive=self._config.pool.tcp_keepalive, user_timeout=self._config.pool.tcp_user_timeout),
         )
         return partial(open_session, target)
 

@@ -22,6 +22,7 @@ from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from trio.lowlevel import wait_readable, wait_writable
 
+from gateway import tcp
 from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
 
 _RECORD: Final = 16384  # bytes in one TLS record, and so in one read
@@ -422,6 +423,13 @@ class TlsStream:
         poll = select.poll()
         poll.register(self._descriptor, 0)  # errors and hang-ups are always told
         return bool(poll.poll(0))
+
+    def is_unacknowledged(self, seconds: float) -> bool:
+        """Return True if the peer's kernel has acknowledged nothing of what was sent for so many seconds.
+
+        To be asked no earlier than ``seconds`` after sending. False once closed. Costs one system call.
+        """
+        return self._descriptor >= 0 and tcp.is_unacknowledged(self._socket, seconds)
 
     def acknowledge(self) -> None:
         """Have the kernel acknowledge at once what has come: more is to come, which the peer may hold back until then.

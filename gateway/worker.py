@@ -16,10 +16,11 @@ from cryptography import x509
 from gateway import log
 from gateway.admin.server import application, serve_admin
 from gateway.building import Upstream, build_dispatcher, build_listeners
-from gateway.config import Address, Config, lapsed
+from gateway.config import Address, Config, ListenerConfig, lapsed
 from gateway.errors import ConfigError
 from gateway.front.listener import Listener
 from gateway.metrics import Metrics
+from gateway.tcp import TcpTimeouts
 from gateway.upstream.collector import PoolCollector
 from gateway.upstream.fleet import Fleet
 
@@ -52,10 +53,7 @@ class Worker:
         config = self._config
         finished = trio.Event()
         with ExitStack() as stack:
-            sockets = [
-                stack.enter_context(_listen(f'listeners["{listener.name}"].bind', listener.bind))
-                for listener in config.listeners
-            ]
+            sockets = [stack.enter_context(_listen_for_clients(listener)) for listener in config.listeners]
             admin_socket = stack.enter_context(_listen("admin.bind", config.admin.bind))
             bound = Bound([_address_of(sock) for sock in sockets], _address_of(admin_socket))
             async with trio.open_nursery() as admin, trio.open_nursery() as house:
@@ -144,11 +142,18 @@ def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
             yield "backend_ca", backend.name, backend.ca
 
 
-def _listen(key: str, address: Address) -> socket.socket:
+def _listen_for_clients(listener: ListenerConfig) -> socket.socket:
+    timeouts = TcpTimeouts(keepalive=listener.tcp_keepalive, user_timeout=listener.tcp_user_timeout)
+    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts)
+
+
+def _listen(key: str, address: Address, timeouts: TcpTimeouts | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if timeouts is not None:
+            timeouts.set_on(sock)  # before the first connection, which would not inherit them later
         sock.bind((address.host, address.port))
         sock.listen(_BACKLOG)
     except OSError as error:

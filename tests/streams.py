@@ -1,6 +1,8 @@
 """Pairs of TLS streams over the loopback interface, and what they leave behind."""
 
+import ctypes
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +30,23 @@ def connected() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         connecting = socket.create_connection(listening.getsockname())
         return connecting, listening.accept()[0]
+
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+
+
+def cut_off(sock: socket.socket) -> None:
+    """Have nothing reach a socket any more, as if a firewall swallowed every packet to it: not even the kernel answers.
+
+    It is a filter program (BPF) of one instruction, "take 0 bytes", which needs no privilege.
+    """
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
+
+
+def reconnect(sock: socket.socket) -> None:
+    """End what ``cut_off`` began."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def serving(certificates: Certificates, policy: str = "modern") -> SSL.Context:

@@ -180,7 +180,7 @@ def test_a_small_file_is_completed_with_defaults(folder: Path) -> None:
     (backend,) = config.backends
     assert (backend.name, str(backend.address)) == ("atlanta-001", "127.0.0.1:15696")
     assert (backend.server_name, backend.pinned_sha256) == ("localhost", ())
-    assert (backend.max_sessions, backend.probe) == (64, "discover-versions")
+    assert (backend.max_sessions, backend.probe, backend.addresses) == (64, "discover-versions", "auto")
     (identity,) = config.identities
     assert (identity.match.subject_cn, identity.shared) == (("*",), True)
     assert (config.pool, config.deadlines) == (PoolConfig(), DeadlinesConfig())
@@ -392,6 +392,20 @@ unknown word
   - "modern"
   + "moderm"
   = listeners["kmip"].tls_policy: "moderm" is not known; write "modern", "compatible" or "legacy"
+fraction of a second
+  + [pool]
+  + tcp_keepalive = 2.5
+  = pool.tcp_keepalive: must be a whole number; write it without quotes or a decimal point
+silence that no firewall waits for
+  + [pool]
+  + tcp_keepalive = 7200
+  + tcp_user_timeout = 14400
+  = pool.tcp_keepalive: 7200 is too much; give at most 3600
+unknown number of key managers
+  - ca = "kms-ca.pem"
+  + addresses = "two"
+  + ca = "kms-ca.pem"
+  = backends["atlanta-001"].addresses: "two" is not known; write "auto", "one" or "each"
 no port
   - "127.0.0.1:5696"
   + "127.0.0.1"
@@ -1000,6 +1014,24 @@ def test_what_can_be_registered_can_be_got_again_and_held_beside_its_request(fol
             which one client may need; give at least 2000000
     """)
     load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2101248\n"))
+
+
+# Connections whose other end is gone ----------------------------------------------------------------------------------
+
+
+def test_one_lost_packet_may_not_end_a_connection(folder: Path) -> None:
+    """Once the user timeout has passed, Linux ends a connection at the first keep-alive probe without an answer."""
+    text = changed('tls_policy = "modern"', "tcp_keepalive = 61") + SECOND_LISTENER + "tcp_user_timeout = 119.5\n"
+    assert mistakes_in(folder, text + "[pool]\ntcp_keepalive = 15\n") == unfolded("""
+        listeners["kmip"].tcp_user_timeout: 120 s is less than twice tcp_keepalive = 61 s: one lost packet could end a
+            connection that is idle; give at least 122, or lower tcp_keepalive
+        listeners["second"].tcp_user_timeout: 119.5 s is less than twice tcp_keepalive = 60 s: one lost packet could end
+            a connection that is idle; give at least 120, or lower tcp_keepalive
+        pool.tcp_user_timeout: 10 s is less than twice tcp_keepalive = 15 s: one lost packet could end a connection that
+            is idle; give at least 30, or lower tcp_keepalive
+    """)
+    config = load(write(folder, SMALL + "[pool]\ntcp_keepalive = 15\ntcp_user_timeout = 30\n"))
+    assert (config.pool.tcp_keepalive, config.pool.tcp_user_timeout) == (15, 30.0)
 
 
 # What is told to humans -----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from tests.streams import (
     asking,
     cancelled_everywhere,
     connected,
+    cut_off,
     descriptors,
     receive_exactly,
     serving,
@@ -687,6 +688,17 @@ async def test_only_a_reset_says_that_the_peer_has_left_altogether(pair: Pair, e
     assert pair.server.is_reset() is expected
     pair.server.close()
     assert pair.server.is_reset()
+
+
+async def test_a_peer_whose_kernel_acknowledges_nothing_is_told_from_one_that_is_slow(pair: Pair) -> None:
+    await pair.client.send_all(b"taken, though nobody reads it")
+    assert not pair.client.is_unacknowledged(0)
+    cut_off(pair.server._socket)
+    await pair.client.send_all(b"swallowed")
+    assert pair.client.is_unacknowledged(0)
+    assert not pair.client.is_unacknowledged(3600)
+    pair.client.close()
+    assert not pair.client.is_unacknowledged(0)
 
 
 async def test_bytes_that_are_decrypted_already_are_not_quiet(pair: Pair) -> None:

@@ -1,9 +1,11 @@
 """One process of the gateway, built from a configuration, run, and drained."""
 
+import os
 import resource
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -133,6 +135,32 @@ async def test_an_identity_whose_certificate_has_ended_costs_nobody_else(
     assert "identity=lapsed" in said
     assert "key manager refuses the credential of the health check: another identity's serves instead" in said
     assert "instead=everyone" in said
+
+
+def tcp_times() -> Counter[tuple[int, int]]:
+    """Keep-alive (s) and user timeout (ms) of all TCP sockets of this process."""
+    times: Counter[tuple[int, int]] = Counter()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as sock:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
+            idle, user = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+            times[idle, user] += 1
+    return times
+
+
+async def test_connections_of_both_sides_have_the_times_of_the_configuration(
+    certificates: Certificates, key_manager: KeyManager
+) -> None:
+    extra = "[pool]\ntcp_keepalive = 7\ntcp_user_timeout = 21.5\n"
+    config = configure(certificates, key_manager.port, extra=extra)
+    listener = config.listeners[0].model_copy(update={"tcp_keepalive": 33, "tcp_user_timeout": 99.0})
+    async with running(config.model_copy(update={"listeners": (listener,)})) as (_worker, bound):
+        await until_ready(bound)
+        async with client_of(certificates, bound) as client:
+            await client.ask(create_key())
+            times = tcp_times()
+    assert times[7, 21_500] >= 1
+    assert times[33, 99_000] == 2  # the client's connection, and the listening socket that it has them from
 
 
 async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Certificates) -> None:

@@ -8,6 +8,7 @@ certificates that the gateway shows.
 
 from gateway.config.loading import load
 from gateway.config.model import (
+    Addresses,
     AdminConfig,
     BackendConfig,
     Config,
@@ -28,6 +29,7 @@ from gateway.config.values import Address
 
 __all__ = [
     "Address",
+    "Addresses",
     "AdminConfig",
     "BackendConfig",
     "Config",

@@ -71,6 +71,7 @@ def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
         *_rules_for_several_cas(draft, folder),
         *_too_many_idle(draft),
         *_over_the_deadline(draft),
+        *_one_lost_probe(draft),
         *_unknown_credential(draft),
         *_sizes(draft),
     ]
@@ -210,6 +211,23 @@ def _over_the_deadline(draft: Draft) -> Iterator[Mistake]:
                 part,
                 f"{seconds:g} s is longer than deadlines.request = {request:g} s, which it is a part of; lower the one"
                 " or raise the other",
+            )
+
+
+def _one_lost_probe(draft: Draft) -> Iterator[Mistake]:
+    """Once the user timeout has passed, Linux ends a connection at the first keep-alive probe without an answer."""
+    times = {
+        key: [*draft.column("listeners", key), (("pool", key), draft.setting("pool", key))]
+        for key in ("tcp_keepalive", "tcp_user_timeout")
+    }
+    keepalive = {at[:-1]: value for at, value in times["tcp_keepalive"] if value is not None}
+    for at, timeout in times["tcp_user_timeout"]:
+        silence = keepalive.get(at[:-1])
+        if silence is not None and timeout is not None and timeout < 2 * silence:
+            yield Mistake(
+                at,
+                f"{timeout:g} s is less than twice tcp_keepalive = {silence} s: one lost packet could end a connection"
+                f" that is idle; give at least {2 * silence}, or lower tcp_keepalive",
             )
 
 

@@ -10,6 +10,7 @@ from gateway.config.values import (
     Address,
     Bind,
     Fingerprints,
+    KeepAlive,
     Name,
     Names,
     Networks,
@@ -25,6 +26,7 @@ from gateway.config.values import (
 TlsPolicy = Literal["modern", "compatible", "legacy"]
 Probe = Literal["discover-versions", "query"]
 Role = Literal["rw", "ro"]
+Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
 
 _WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
@@ -53,6 +55,8 @@ class ListenerConfig(Table):
     request_timeout: Seconds = 10.0
     idle_timeout: Seconds = 3600.0
     send_timeout: Seconds = 10.0
+    tcp_keepalive: KeepAlive = 60
+    tcp_user_timeout: Seconds = 120.0
     resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = 3600
 
 
@@ -61,6 +65,7 @@ class BackendConfig(Table):
 
     name: Name
     address: PeerAddress
+    addresses: Addresses = "auto"
     pinned_sha256: Pins = ()
     ca: CaFile | None = Field(default=None, validate_default=True)
     server_name: ServerName = Field(default="", validate_default=True)
@@ -182,6 +187,8 @@ class PoolConfig(Table):
     queue_length: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 1000
     queue_timeout: Seconds = 5.0
     validate_after: Seconds = 1.0
+    tcp_keepalive: KeepAlive = 5
+    tcp_user_timeout: Seconds = 10.0
 
 
 class BalancingConfig(Table):

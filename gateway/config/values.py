@@ -177,6 +177,8 @@ Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 
 #: Strict everywhere: "10" in quotes, or true, is a mistake and not a number. A day bounds every wait.
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)]
+#: Whole seconds, as the kernel takes them; an hour is more than any firewall remembers a silent connection.
+KeepAlive = Annotated[int, Field(strict=True, ge=1, le=3600)]
 Size = Annotated[int, Field(strict=True, ge=1024, le=64 * 1024 * 1024)]
 #: No less than a key manager may need to answer a probe; and more than any request, whose key comes back in an answer.
 ResponseSize = Annotated[int, Field(strict=True, ge=64 * 1024, le=128 * 1024 * 1024)]

@@ -79,7 +79,7 @@ class Attempts:
 
     async def _try(self, backend: Backend, job: Job, until: float | None) -> Response:
         pool = backend.pools[job.credential]
-        # Once the request broke a good session, it is sent on good sessions only: else it would cost two at each backend.
+        # Once the request broke a good session, it is sent on good sessions only, so that it breaks one at each backend.
         session = await self._lease(backend, pool, job, until, validate_after=_ALWAYS if job.breaks else None)
         is_reused = session.is_reused
         try:
@@ -292,11 +292,18 @@ class Attempts:
         if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
             job.retries.give_back()  # others need not wait for what may never come
-        if session.is_repeatable and backend is not job.preferred and not (hedge is not None and hedge.race.is_over):
-            if self._may_hedge(job):
-                self._hedge(job, session, pool, None)
+        if job.effect <= _REPEATABLE and not (hedge is not None and hedge.race.is_over):
+            self._hedge_if_useful(backend, pool, session, job)
             due = min(due, now + _AGAIN)
         pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, hedge))
+
+    def _hedge_if_useful(self, backend: Backend, pool: Pool, session: Session, job: Job) -> None:
+        """Send an overdue read to another backend too, or once more to this one if the path is dead."""
+        if job.source is None and backend is not job.preferred and self._may_hedge(job):
+            self._hedge(job, session, pool, None)
+        elif not job.is_doubted and not job.retries.is_nothing and session.is_cut_off(_DOUBT):
+            job.is_doubted = True
+            self._hedge(job, session, pool, backend)
 
     def _may_hedge(self, job: Job) -> bool:
         """Return True if another backend may answer a read sooner, and was not asked."""

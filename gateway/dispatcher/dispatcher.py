@@ -159,9 +159,9 @@ class Dispatcher:
         """Return the answer that a backend has given, or a better one of another."""
         if job.breaks:
             self._attempts.judge(job, is_answered=True)
-        if response.items[0].status != _SUCCESS or len(response.items) > 1:
-            if self._settings.observe and job.effect <= _TOUCH and is_server_error(response):
-                backend, response = await self._second_opinion(job, backend, response)
+        is_success = response.items[0].status == _SUCCESS and len(response.items) == 1
+        if not is_success and self._settings.observe and job.effect <= _TOUCH and is_server_error(response):
+            backend, response = await self._second_opinion(job, backend, response)
         if self._whereabouts.may_be_elsewhere(job, response):
             return await self._whereabouts.look_elsewhere(job, job.order, backend, response)
         return Answer.of(response, backend)

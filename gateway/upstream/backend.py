@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 
 import trio
 
-from gateway.config import Address
 from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
@@ -127,11 +126,15 @@ class Backend:
                     BackendError("it has turned down", backend=self.name, stage=Stage.CONNECT, reason="down")
                 )
 
-    def move(self, address: Address, host: str) -> None:
-        """Its sessions are opened to this address from now on, and lead to this host, or anywhere if it is ""."""
-        self.site.address, self.site.host = address, host
-        for pool in self.pools.values():
-            pool.moved()
+    def move(self, hosts: tuple[str, ...]) -> None:
+        """Note the IP addresses that the backend has now: sessions to any other are closed, or when they come back."""
+        has_moved = set(hosts) != set(self.site.hosts)
+        self.site.hosts = hosts
+        if has_moved:
+            self.breaker.reset()
+            self.reached()
+            for pool in self.pools.values():
+                pool.moved()
 
     def close(self, why: str = "drain") -> None:
         """Close every pool."""

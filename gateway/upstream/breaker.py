@@ -130,7 +130,11 @@ class Circuit:
         if self.state is _HALF_OPEN:
             if began < self.tried_since:
                 return False  # sent before the circuit opened: no news
-        elif self.state is _OPEN or self.failures < self.settings.consecutive_failures or (len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE):
+        elif (
+            self.state is _OPEN
+            or self.failures < self.settings.consecutive_failures
+            or (len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE)
+        ):
             return False
         self._open(now)
         return True
@@ -240,6 +244,11 @@ class Breaker:
         if self._circuit(_ALL, is_change=is_change).failed(credential, began, now, self._needed):
             opened = _ALL
         return opened
+
+    def reset(self) -> None:
+        """Forget everything: the backend is another machine now."""
+        self._circuits.clear()
+        self.is_quiet = True
 
     def overdue(self, credential: str, effect: Effect) -> None:
         """Prefer other backends until this one answers a request of this kind."""

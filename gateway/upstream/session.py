@@ -5,10 +5,8 @@ deadline, a shutdown, leaves it BUSY, and BUSY sessions are thrown away. That is
 another's key.
 """
 
-import os
 import socket
 from collections.abc import Awaitable, Callable, Hashable
-from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -34,8 +32,8 @@ from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
-
-_UNANSWERED_DATA_TIMEOUT: Final = 20_000  # ms; what TCP_USER_TIMEOUT allows a path to swallow before it is dead
+from gateway.tcp import TcpTimeouts
+from gateway.upstream.connecting import connect, peer_of
 
 
 class State(Enum):
@@ -69,6 +67,9 @@ class Stream(Protocol):
 
     def is_readable(self) -> bool:
         """Return True if something has arrived that was not read."""
+
+    def is_unacknowledged(self, seconds: float) -> bool:
+        """Return True if bytes were sent, and nothing was acknowledged for so long."""
 
     def interrupt(self) -> None:
         """Have ``receive_some`` or ``send_all`` raise StreamInterruptedError, if a task waits in it."""
@@ -148,6 +149,10 @@ class Session:
     def has_news(self) -> bool:
         """Return True if something has arrived that was not read."""
         return self.state is not State.CLOSED and self._stream.is_readable()
+
+    def is_cut_off(self, seconds: float) -> bool:
+        """Return True if the peer's kernel has not acknowledged the request for so long: the path is dead."""
+        return self.state is not State.CLOSED and self._stream.is_unacknowledged(seconds)
 
     async def exchange(self, request: Request) -> Response:
         """Send a request, unchanged, and return its answer.
@@ -247,20 +252,26 @@ _NOWHERE: Final = Address("", 0)
 
 
 class Site:
-    """Where a backend is, which may change: sessions are opened to ``address``, and lead to ``host``; "" is any."""
+    """The addresses of a backend, as its pools and its prober share them.
 
-    __slots__ = ("address", "host")
+    ``address`` is the configured one. ``hosts`` are the IP addresses that the backend had when its name was last looked
+    up, in the resolver's order; sessions are opened to them, and sessions to any other address are closed. Empty means
+    that they are not known: any will do. ``connect_failed`` is called when no connection could be made.
+    """
 
-    def __init__(self, address: Address = _NOWHERE, host: str = "") -> None:
+    __slots__ = ("address", "connect_failed", "hosts")
+
+    def __init__(self, address: Address = _NOWHERE, hosts: tuple[str, ...] = ()) -> None:
         self.address = address
-        self.host = host
+        self.hosts = hosts
+        self.connect_failed: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<Site {self.address}>"
+        return f"<Site {self.address}: {', '.join(self.hosts) or 'any address'}>"
 
     def is_of(self, session: Session) -> bool:
-        """Whether a session leads here."""
-        return self.host in {"", session.peer}
+        """Return True if a session leads to an address that the backend has now."""
+        return not self.hosts or session.peer in self.hosts
 
 
 class Target(NamedTuple):
@@ -274,6 +285,7 @@ class Target(NamedTuple):
     max_response_size: int
     probe: bytes
     own: OwnCertificate | None = None  # what the context shows
+    tcp: TcpTimeouts | None = None
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -304,13 +316,8 @@ _MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
 
 
 async def _open(target: Target) -> Session:
-    address = target.site.address
-    try:
-        sock = await _connect(address)
-    except OSError as error:
-        reason = "resources" if error.errno in OUT_OF_RESOURCES else "connect"
-        raise _refused(target, f"can't connect to {address}: {_reason(error)}", reason) from None
-    peer = _peer_of(sock)
+    sock = await _connect(target)
+    peer = peer_of(sock)
     stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
     try:
         await stream.handshake()
@@ -330,6 +337,23 @@ async def _open(target: Target) -> Session:
         stream.close()
         raise
     return session
+
+
+async def _connect(target: Target) -> socket.socket:
+    site = target.site
+    try:
+        sock = await connect(site.address, site.hosts)
+    except OSError as error:
+        if error.errno not in OUT_OF_RESOURCES:
+            site.connect_failed()
+        reason = "resources" if error.errno in OUT_OF_RESOURCES else "connect"
+        raise _refused(target, f"can't connect to {site.address}: {error.strerror or error}", reason) from None
+    except trio.Cancelled:
+        site.connect_failed()  # the caller's deadline has passed, or the gateway ends
+        raise
+    if target.tcp is not None:
+        target.tcp.set_on(sock)
+    return sock
 
 
 _TLS_REASONS: Final = frozenset({"hostname", "pin", "unknown_ca", "expired", "alert"})
@@ -354,47 +378,6 @@ async def _prove(session: Session, target: Target) -> None:
 
 def _refused(target: Target, message: str, reason: str) -> BackendError:
     return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason)
-
-
-def _reason(error: OSError) -> str:
-    """The operating system's words; trio's own repeat the address."""
-    is_system = error.errno is not None and not isinstance(error, socket.gaierror)
-    return os.strerror(error.errno) if is_system and error.errno is not None else str(error)
-
-
-async def _connect(address: Address) -> socket.socket:
-    """A connected socket: the addresses of a name are tried in the resolver's order."""
-    try:
-        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except socket.gaierror:
-        socket.socket().close()  # without a descriptor no name is found either, and that is what to say
-        raise
-    failure: OSError | None = None
-    for family, kind, protocol, _name, sockaddr in found:
-        sock = trio.socket.socket(family, kind, protocol)
-        try:
-            await sock.connect(sockaddr)
-        except OSError as error:
-            sock.close()
-            failure = error
-            continue
-        except BaseException:
-            sock.close()
-            raise
-        raw = socket.socket(fileno=sock.detach())
-        with suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_DATA_TIMEOUT)
-        return raw
-    raise failure or OSError("the name has no address")
-
-
-def _peer_of(sock: socket.socket) -> str:
-    """The IP address at the other end; none where it has left already."""
-    try:
-        return str(sock.getpeername()[0])
-    except OSError:
-        return ""
 
 
 #: The cheap requests that a backend's ``probe`` setting names.

@@ -73,6 +73,7 @@ class FakeStream:
         self.sent: list[bytes] = []
         self.closed: list[str] = []
         self.takes_bytes = True
+        self.is_swallowed = False  # the network takes bytes, and delivers none
         self._said: deque[tuple[float, bytes | Exception]] = deque()
         self._news = trio.lowlevel.ParkingLot()
         self._waits = False
@@ -126,6 +127,9 @@ class FakeStream:
         if self._waits:
             self._interrupted = True
             self._news.unpark_all()
+
+    def is_unacknowledged(self, seconds: float) -> bool:
+        return self.is_swallowed and seconds >= 0
 
     def is_readable(self) -> bool:
         return any(at <= trio.current_time() for at, _chunk in self._said)

@@ -1,22 +1,41 @@
 """The fleet: a name with several addresses becomes several backends, and keeps those that stay."""
 
-import socket
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
+import structlog
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import LogCapture
+from structlog.typing import EventDict
 
-from gateway import log
-from gateway.config import Address
+from gateway.config import Address, Addresses
 from gateway.upstream.backend import Backend
 from gateway.upstream.fleet import Fleet, Member
+from gateway.upstream.session import Site, State
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import in_virtual_time
+from tests.upstream.fakes import FakeKeyManager, in_virtual_time, lease, make_pool
+from tests.upstream.names import Names
+
+KMS = Address("kms.example.com", 5696)
 
 
-def build(name: str, _address: Address) -> Backend:
-    return Backend(name, Slots(1), {})
+def build(name: str, address: Address) -> Backend:
+    return Backend(name, Slots(1), {}, site=Site(address))
+
+
+def member_of(addresses: Addresses = "auto", *hosts: str) -> Member:
+    """A backend that is given by a name, which leads to these hosts."""
+    member = Member("kms", KMS, build, addresses)
+    if hosts:
+        member.update(hosts)
+    return member
+
+
+def hosts_of(member: Member) -> dict[str, tuple[str, ...]]:
+    """Which backend has which addresses."""
+    return {backend.name: backend.site.hosts for backend in member.backends.values()}
 
 
 def names(backends: Sequence[Backend]) -> list[str]:
@@ -25,18 +44,18 @@ def names(backends: Sequence[Backend]) -> list[str]:
 
 class TestMember:
     def test_one_address_is_one_backend_under_its_own_name(self) -> None:
-        member = Member("kms", Address("kms.example.com", 5696), build)
+        member = member_of()
         assert member.update(["192.0.2.1"]) == ([], [])
         assert names(list(member.backends.values())) == ["kms"]
 
     def test_several_addresses_are_several_backends(self) -> None:
-        member = Member("kms", Address("kms.example.com", 5696), build)
+        member = member_of()
         come, gone = member.update(["192.0.2.1", "192.0.2.2"])
         assert names(come) == ["kms/1", "kms/2"]
         assert names(gone) == ["kms"]
 
     def test_who_stays_keeps_its_backend_and_who_comes_takes_the_free_place(self) -> None:
-        member = Member("kms", Address("kms.example.com", 5696), build)
+        member = member_of()
         member.update(["192.0.2.1", "192.0.2.2", "192.0.2.3"])
         stays = member.backends["192.0.2.3"]
         come, gone = member.update(["192.0.2.3", "192.0.2.4"])
@@ -45,31 +64,27 @@ class TestMember:
         assert names(gone) == ["kms/1", "kms/2"]
 
     def test_the_one_that_is_joined_by_others_stays_and_so_does_the_one_that_is_left(self) -> None:
-        member = Member("kms", Address("kms.example.com", 5696), build)
+        member = member_of()
         member.update(["192.0.2.1"])
         (first,) = member.backends.values()
-        assert str(first.site.address) == "kms.example.com:5696"  # each session looks the name up
         come, gone = member.update(["192.0.2.1", "192.0.2.2"])
         assert (names(come), gone) == (["kms/1"], [])
         assert member.backends["192.0.2.1"] is first
-        assert [(str(one.site.address), one.site.host) for one in (first, *come)] == [
-            ("192.0.2.1:5696", "192.0.2.1"),
-            ("192.0.2.2:5696", "192.0.2.2"),
-        ]
+        assert hosts_of(member) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",)}
         assert (names(member.update(["192.0.2.2"])[1]), names(list(member.backends.values()))) == (["kms"], ["kms/1"])
-        assert (str(come[0].site.address), come[0].site.host) == ("kms.example.com:5696", "")
         assert come[0].known_as == "kms/192.0.2.2"
 
     def test_one_address_that_becomes_another_is_still_the_same_one(self) -> None:
-        member = Member("kms", Address("kms.example.com", 5696), build)
+        member = member_of()
         member.update(["192.0.2.1"])
         (first,) = member.backends.values()
         assert member.update(["192.0.2.2"]) == ([], [])
         assert member.backends == {"192.0.2.2": first}
+        assert first.site.hosts == ("192.0.2.2",)
         assert first.known_as == "kms/192.0.2.2"
 
     def test_names_stay_few_however_often_addresses_change(self) -> None:
-        member = Member("kms", Address("kms.example.com", 5696), build)
+        member = member_of()
         seen: set[str] = set()
         for number in range(100):
             member.update([f"192.0.2.{number}", f"192.0.2.{number + 1}"])
@@ -81,19 +96,219 @@ class TestMember:
         assert Member("kms", Address(host, 5696), build).is_by_name is by_name
 
 
-class Names(trio.abc.HostnameResolver):
-    """A name server whose answers the test decides; None is a failure."""
+class TestOneKeyManagerOrSeveral:
+    """`addresses`: how many key managers the addresses of a name are."""
 
-    def __init__(self) -> None:
-        self.hosts: list[str] | None = []
+    def test_one_ipv4_and_one_ipv6_address_are_one_key_manager(self) -> None:
+        member = member_of()
+        (backend,) = member.backends.values()
+        assert member.update(["2001:db8::1", "192.0.2.1"]) == ([], [])
+        assert list(member.backends.values()) == [backend]
+        assert backend.site.hosts == ("2001:db8::1", "192.0.2.1")  # the resolver's order is the order of the attempts
+        assert backend.known_as == "kms/192.0.2.1"  # whatever the order, and without IPv6, too
 
-    async def getaddrinfo(self, *arguments: Any) -> Any:
-        if self.hosts is None:
-            raise OSError("no answer from the name server")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, arguments[1])) for host in self.hosts]
+    def test_it_stays_one_while_its_second_address_comes_goes_or_changes(self) -> None:
+        member = member_of("auto", "192.0.2.1")
+        (backend,) = member.backends.values()
+        for hosts in (["192.0.2.1", "2001:db8::1"], ["2001:db8::2", "192.0.2.1"], ["192.0.2.1"], ["192.0.2.2"]):
+            assert member.update(hosts) == ([], [])
+            assert hosts_of(member) == {"kms": tuple(hosts)}
+        assert list(member.backends.values()) == [backend]
 
-    async def getnameinfo(self, *_arguments: Any) -> Any:
-        raise NotImplementedError
+    def test_a_third_address_makes_each_a_key_manager(self) -> None:
+        member = member_of("auto", "2001:db8::1", "192.0.2.1")
+        come, gone = member.update(["2001:db8::1", "192.0.2.1", "192.0.2.2"])
+        assert (names(come), gone) == (["kms/1", "kms/2"], [])
+        assert hosts_of(member) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",), "kms/2": ("2001:db8::1",)}
+
+    def test_two_that_turn_out_to_be_one_leave_the_first(self) -> None:
+        member = member_of("auto", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+        come, gone = member.update(["192.0.2.2", "2001:db8::1"])
+        assert (come, names(gone)) == ([], ["kms/1", "kms/3"])
+        assert hosts_of(member) == {"kms/2": ("192.0.2.2", "2001:db8::1")}
+
+    def test_each_may_be_one_though_they_are_of_two_families(self) -> None:
+        assert hosts_of(member_of("each", "192.0.2.1", "2001:db8::1")) == {
+            "kms/1": ("192.0.2.1",),
+            "kms/2": ("2001:db8::1",),
+        }
+
+    def test_all_may_be_one_however_many_there_are(self) -> None:
+        member = member_of("one")
+        (backend,) = member.backends.values()
+        for hosts in (["192.0.2.3", "192.0.2.1"], ["192.0.2.4", "192.0.2.5", "2001:db8::1"], ["192.0.2.1"]):
+            assert member.update(hosts) == ([], [])
+            assert hosts_of(member) == {"kms": tuple(hosts)}
+            assert backend.known_as == "kms"  # so that marks outlive every address
+
+    @given(
+        addresses=st.sampled_from(["auto", "one", "each"]),
+        lookups=st.lists(
+            st.lists(
+                st.sampled_from([f"192.0.2.{number}" for number in range(4)] + ["2001:db8::1", "2001:db8::2"]),
+                min_size=1,
+                unique=True,
+            ),
+            max_size=8,
+        ),
+    )
+    def test_every_address_is_of_one_backend_and_names_are_never_used_twice(
+        self, addresses: Addresses, lookups: list[list[str]]
+    ) -> None:
+        member = member_of(addresses)
+        there = set(member.backends.values())
+        for hosts in lookups:
+            come, gone = member.update(hosts)
+            there = there.difference(gone).union(come)
+            now = list(member.backends.values())
+            assert set(now) == there
+            assert len({one.name for one in now}) == len({one.known_as for one in now}) == len(now)
+            assert sorted(host for one in now for host in one.site.hosts) == sorted(hosts)
+
+
+# A name that is looked up ---------------------------------------------------------------------------------------------
+
+
+async def untended(_backend: Backend) -> None:
+    await trio.sleep_forever()
+
+
+class Running:
+    """A fleet that runs, with a name server and a log of the test's."""
+
+    def __init__(self, nursery: trio.Nursery, *members: Member, interval: float = 30.0) -> None:
+        self.names = Names(["192.0.2.1"])
+        trio.socket.set_custom_hostname_resolver(self.names)
+        self._log = LogCapture()
+        fleet = Fleet(
+            members,
+            untended,
+            lambda _backends: None,
+            structlog.wrap_logger(None, processors=[self._log]),
+        )
+        nursery.start_soon(fleet.run, interval)
+
+    @property
+    def asked_at(self) -> list[float]:
+        """When names were looked up."""
+        return [at for at, _name in self.names.asked]
+
+    @property
+    def said(self) -> list[EventDict]:
+        """What the log has."""
+        return list(self._log.entries)
+
+
+@in_virtual_time
+async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: trio.Nursery) -> None:
+    member = member_of()
+    running = Running(nursery, member)
+    await trio.sleep(10)
+    (backend,) = member.backends.values()
+    running.names.hosts = ["192.0.2.2"]
+
+    backend.site.connect_failed()
+    await trio.sleep(0.5)
+
+    assert running.asked_at == [0, 10]
+    assert backend.site.hosts == ("192.0.2.2",)
+    for _ in range(100):  # while it goes on, once a second is enough
+        backend.site.connect_failed()
+        await trio.sleep(0.1)
+    assert len(running.asked_at) <= 12
+    await trio.sleep(300)
+    assert len(running.asked_at) <= 23
+
+
+@in_virtual_time
+async def test_a_name_whose_lookup_takes_long_keeps_no_other_waiting(nursery: trio.Nursery) -> None:
+    slow, quick = (Member(name, Address(f"{name}.example.com", 5696), build) for name in ("slow", "quick"))
+    running = Running(nursery, slow, quick)
+    running.names.delays["slow.example.com"] = 1000.0
+
+    await trio.sleep(1)
+
+    assert quick.hosts == {"192.0.2.1"}
+    assert slow.hosts == set()
+
+
+@in_virtual_time
+async def test_while_a_name_can_not_be_looked_up_its_last_addresses_are_used_and_it_is_said_once(
+    nursery: trio.Nursery,
+) -> None:
+    member = member_of()
+    running = Running(nursery, member)
+    await trio.sleep(1)
+    running.names.hosts = None
+    await trio.sleep(600)
+
+    assert hosts_of(member) == {"kms": ("192.0.2.1",)}
+    (failed,) = running.said
+    assert (failed["event"], failed["backend"]) == ("can't look a name up", "kms")
+    assert failed["known_addresses"] == ["192.0.2.1"]
+    running.names.hosts = ["192.0.2.2"]
+    await trio.sleep(60)
+    assert [(entry["event"], entry["addresses"]) for entry in running.said[1:]] == [
+        ("name looked up again", ["192.0.2.2"]),
+        ("addresses changed", ["192.0.2.2"]),
+    ]
+
+
+@in_virtual_time
+async def test_a_name_without_an_address_changes_nothing(nursery: trio.Nursery) -> None:
+    member = member_of()
+    running = Running(nursery, member)
+    await trio.sleep(1)
+    running.names.hosts = []
+    await trio.sleep(60)
+    assert hosts_of(member) == {"kms": ("192.0.2.1",)}
+
+
+@in_virtual_time
+async def test_sessions_to_an_address_that_has_left_the_name_end_at_once(nursery: trio.Nursery) -> None:
+    """A single address moves, and the key manager at the old one still answers: perhaps it was the master."""
+    key_manager = FakeKeyManager("kms")
+
+    def build_with_pool(name: str, address: Address) -> Backend:
+        slots, site = Slots(4), Site(address)
+        pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, site=site)
+        return Backend(name, slots, {"red": pool}, site=site)
+
+    member = Member("kms", KMS, build_with_pool)
+    (backend,) = member.backends.values()
+    pool = backend.pools["red"]
+    member.update(["192.0.2.1"])
+    key_manager.host = "192.0.2.1"
+    idle, lent = await lease(pool), await lease(pool)
+    pool.give_back(idle)
+
+    key_manager.host = "192.0.2.2"
+    member.update(["192.0.2.2"])
+
+    assert idle.state is State.CLOSED
+    assert pool.take() is None
+    assert lent.is_idle  # a request that is under way is left to finish
+    pool.give_back(lent)
+    assert lent.state is State.CLOSED
+    assert (await lease(pool)).peer == "192.0.2.2"
+    assert len(key_manager.attempts) == 3
+
+
+@in_virtual_time
+async def test_sessions_stay_if_only_the_order_of_the_addresses_changes(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager("kms")
+    slots, site = Slots(4), Site(KMS)
+    pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, site=site)
+    member = Member("kms", KMS, lambda name, _address: Backend(name, slots, {"red": pool}, site=site), "one")
+    member.update(["192.0.2.1", "192.0.2.2"])
+    key_manager.host = "192.0.2.1"
+    session = await lease(pool)
+    pool.give_back(session)
+
+    for hosts in (["192.0.2.2", "192.0.2.1"], ["192.0.2.3", "192.0.2.1"]):
+        member.update(hosts)
+        assert pool.take() is session
+        pool.give_back(session)
 
 
 @in_virtual_time
@@ -111,8 +326,8 @@ async def test_backends_come_and_go_with_their_addresses() -> None:
             tended.remove(backend)
 
     changed: Callable[[list[Backend]], None] = lambda backends: told.append(names(backends))  # noqa: E731
-    member = Member("kms", Address("kms.example.com", 5696), build)
-    fleet = Fleet([member], tend, changed, log.get("test"))
+    member = member_of()
+    fleet = Fleet([member], tend, changed, structlog.wrap_logger(None, processors=[LogCapture()]))
     async with trio.open_nursery() as nursery:
         resolver.hosts = ["192.0.2.1"]
         nursery.start_soon(fleet.run, 30.0)

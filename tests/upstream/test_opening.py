@@ -23,6 +23,7 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
 from gateway.lab.certs import Authority
+from gateway.tcp import TcpTimeouts
 from gateway.upstream.session import PROBES, Site, State, Target, open_session
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
@@ -94,9 +95,14 @@ class Server:
 
 
 class NoNames(trio.abc.HostnameResolver):
-    """A name server that knows none."""
+    """A name server that knows none, and may take for ever to say so."""
+
+    def __init__(self, *, is_silent: bool = False) -> None:
+        self._is_silent = is_silent
 
     async def getaddrinfo(self, *_arguments: object) -> list[object]:  # type: ignore[override]
+        if self._is_silent:
+            await trio.sleep_forever()
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     async def getnameinfo(self, *_arguments: object) -> tuple[str, str]:
@@ -211,6 +217,36 @@ async def test_any_well_formed_answer_validates_a_session(
     session.close()
 
 
+@pytest.mark.parametrize("is_silent", [False, True], ids=["fails", "is silent"])
+async def test_the_addresses_that_a_name_had_last_are_used_while_the_resolver_fails(
+    nursery: trio.Nursery, site: Path, is_silent: bool
+) -> None:
+    _server, target = await meet(nursery, site)
+    trio.socket.set_custom_hostname_resolver(NoNames(is_silent=is_silent))
+    known = Site(Address("kms.invalid", target.site.address.port), ("127.0.0.1",))
+
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target._replace(site=known))
+
+    assert session.peer == "127.0.0.1"
+    assert known.is_of(session)
+    session.close()
+
+
+async def test_a_key_manager_that_is_gone_without_a_word_is_noticed_by_the_kernel(
+    nursery: trio.Nursery, site: Path
+) -> None:
+    _server, target = await meet(nursery, site)
+    with trio.fail_after(DEADLINE):
+        session = await open_session(target._replace(tcp=TcpTimeouts(5, 10.0)))
+
+    stream = session._stream
+    assert isinstance(stream, tls.TlsStream)
+    options = (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
+    assert [stream._socket.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [5, 10_000]
+    session.close()
+
+
 # As it should not be -------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +342,34 @@ async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site:
     error = await refusal_of(target._replace(site=Site(Address("kms.invalid", 5696))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
+    assert "can't connect to kms.invalid:5696: " in str(error)
     assert "Name or service not known" in str(error)
+
+
+async def test_that_no_connection_can_be_made_is_told_for_the_name_to_be_looked_up(
+    nursery: trio.Nursery, site: Path
+) -> None:
+    """It may have moved. If only this process is short of descriptors, no other address would help."""
+    _server, target = await meet(nursery, site)
+    told: list[str] = []
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(("127.0.0.1", 0))
+        known = Site(Address("kms.invalid", sock.getsockname()[1]), ("127.0.0.1", "127.0.0.2"))
+        known.connect_failed = lambda: told.append("failed")
+
+        error = await refusal_of(target._replace(site=known))
+        assert "127.0.0.1: Connection refused; 127.0.0.2: Connection refused" in str(error)
+        assert told == ["failed"]
+        with without_descriptors():
+            assert (await refusal_of(target._replace(site=known))).reason == "resources"
+        assert told == ["failed"]
+
+    trio.socket.set_custom_hostname_resolver(NoNames(is_silent=True))
+    unknown = Site(Address("kms.invalid", 5696))
+    unknown.connect_failed = lambda: told.append("too late")
+    with trio.move_on_after(0.01):
+        await open_session(target._replace(site=unknown))
+    assert told == ["failed", "too late"]
 
 
 async def test_giving_up_while_a_session_opens_closes_its_connection(nursery: trio.Nursery, site: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.config import Address
 from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsError
 from gateway.kmip.messages import Request
 from gateway.upstream.backend import Backend
@@ -980,7 +979,7 @@ async def test_what_leads_elsewhere_than_the_backend_is_by_now_is_not_lent(
     lent, idle = await lease(pool), await lease(pool)
     pool.give_back(idle)
 
-    backend.move(Address("192.0.2.1", 5696), "192.0.2.1")
+    backend.move(("192.0.2.1",))
 
     assert pool.take() is None
     pool.give_back(lent)
@@ -998,7 +997,7 @@ async def test_nor_is_what_was_being_opened_and_who_waits_for_it_gets_another(
     atlanta.host = "192.0.2.2"
     (waiter,) = await waiting(pool, nursery, 1)
 
-    Backend("kms", slots, {"red": pool}, site=site).move(Address("192.0.2.1", 5696), "192.0.2.1")
+    Backend("kms", slots, {"red": pool}, site=site).move(("192.0.2.1",))
     atlanta.host = "192.0.2.1"
     await trio.sleep(1)
 

@@ -10,7 +10,6 @@ import trio
 from structlog.testing import LogCapture
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.config import Address
 from gateway.errors import BackendError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
@@ -116,7 +115,7 @@ async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
     atlanta.host = "192.0.2.2"
     await prober.probe()
 
-    backend.move(Address("192.0.2.1", 5696), "192.0.2.1")
+    backend.move(("192.0.2.1",))
     atlanta.host = "192.0.2.1"
     await states(prober, backend, 2)
 

@@ -1,0 +1,49 @@
+"""TCP: how soon the kernel notices that the peer of a connection is gone, and what it knows of data that was sent."""
+
+import socket
+import struct
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+_PROBES: Final = 3  # keep-alive probes that must stay unanswered; one lost packet must not end a connection
+#: ``tcpi_unacked`` (segments) and ``tcpi_last_ack_recv`` (milliseconds) of Linux's struct tcp_info.
+_TCP_INFO: Final = struct.Struct("@24xI28xI")
+
+
+class TcpTimeouts(NamedTuple):
+    """When a connection ends because its peer has become unreachable; both in seconds.
+
+    ``keepalive`` is the silence after which the kernel probes the peer. ``user_timeout`` is how long data or probes may
+    stay unacknowledged. Linux ends a connection at the first unanswered probe if the peer has been silent for longer
+    than ``user_timeout``, so that ``user_timeout`` should be at least twice ``keepalive``: then three probes are sent.
+    """
+
+    keepalive: int
+    user_timeout: float
+
+    def set_on(self, sock: socket.socket) -> None:
+        """Set these times on a connection, or on a listening socket: accepted connections inherit them.
+
+        A dead peer of a silent connection is noticed after about twice ``keepalive``. Does nothing if the connection
+        has ended already.
+        """
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(self.keepalive / _PROBES)))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self.user_timeout * 1000))
+
+
+def is_unacknowledged(sock: socket.socket, seconds: float) -> bool:
+    """Return True if data was sent, and the peer's kernel has acknowledged nothing for so many seconds.
+
+    To be asked no earlier than ``seconds`` after sending: on a connection that was idle before, the last
+    acknowledgement is old in the moment of sending, too. Costs one system call.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    except OSError:
+        return False
+    unacknowledged, last_acknowledgement = _TCP_INFO.unpack(info)
+    return bool(unacknowledged) and last_acknowledgement >= seconds * 1000

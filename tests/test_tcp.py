@@ -1,0 +1,102 @@
+"""TCP: a peer that is gone without a word is noticed, and one lost packet is no such peer. Over the loopback."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.tcp import TcpTimeouts, is_unacknowledged
+from tests.streams import connected, cut_off, reconnect
+
+DEADLINE = 20.0  # s, real ones, in which each of these must have come to its end
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection."""
+    ends = connected()
+    for end in ends:
+        end.settimeout(DEADLINE)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def times_of(sock: socket.socket) -> tuple[int, ...]:
+    """Keep-alive: on or off, idle, interval (s), count; and the user timeout (ms)."""
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+    values = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *values)
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "times"),
+    [
+        (TcpTimeouts(5, 10.0), (1, 5, 2, 3, 10_000)),
+        (TcpTimeouts(60, 120.0), (1, 60, 20, 3, 120_000)),
+        (TcpTimeouts(1, 2.5), (1, 1, 1, 3, 2500)),
+    ],
+)
+def test_a_dead_peer_is_noticed_after_about_twice_the_silence(
+    pair: tuple[socket.socket, socket.socket], timeouts: TcpTimeouts, times: tuple[int, ...]
+) -> None:
+    timeouts.set_on(pair[0])
+    assert times_of(pair[0]) == times
+
+
+def test_accepted_connections_inherit_the_times_of_the_listening_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        TcpTimeouts(60, 120.0).set_on(listening)
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert times_of(accepted) == (1, 60, 20, 3, 120_000)
+
+
+def test_a_connection_that_has_ended_is_left_alone(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[0].close()
+    TcpTimeouts(5, 10.0).set_on(pair[0])
+    assert not is_unacknowledged(pair[0], 0)
+
+
+def test_a_silent_connection_ends_if_its_peer_is_gone(pair: tuple[socket.socket, socket.socket]) -> None:
+    TcpTimeouts(1, 2.0).set_on(pair[0])
+    cut_off(pair[1])
+    with pytest.raises(TimeoutError, match="Connection timed out"):  # the kernel's; the deadline's is "timed out"
+        pair[0].recv(1)
+
+
+def test_one_lost_probe_ends_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
+    TcpTimeouts(1, 3.0).set_on(pair[0])
+    pair[0].settimeout(1.4)  # in which the first probe is lost
+    cut_off(pair[1])
+    with pytest.raises(TimeoutError, match=r"^timed out"):
+        pair[0].recv(1)
+    reconnect(pair[1])
+    with pytest.raises(TimeoutError, match=r"^timed out"):
+        pair[0].recv(1)
+    pair[1].sendall(b"x")
+    assert pair[0].recv(1) == b"x"
+
+
+def test_a_connection_ends_if_what_was_sent_is_not_acknowledged(pair: tuple[socket.socket, socket.socket]) -> None:
+    TcpTimeouts(60, 1.0).set_on(pair[0])
+    cut_off(pair[1])
+    pair[0].sendall(b"request")
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        pair[0].recv(1)
+
+
+def test_data_is_unacknowledged_until_the_peers_kernel_has_taken_it(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    pair[0].sendall(b"taken, though nobody reads it")
+    assert not is_unacknowledged(pair[0], 0)
+
+    cut_off(pair[1])
+    pair[0].sendall(b"swallowed")
+    assert is_unacknowledged(pair[0], 0)
+    assert not is_unacknowledged(pair[0], 3600)
+
+    reconnect(pair[1])
+    assert len(pair[1].recv(29)) == 29
+    assert len(pair[1].recv(9)) == 9  # sent again by the kernel, and with that acknowledged
+    assert not is_unacknowledged(pair[0], 0)
