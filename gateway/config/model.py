@@ -26,6 +26,7 @@ TlsPolicy = Literal["modern", "compatible", "legacy"]
 Probe = Literal["discover-versions", "query"]
 Role = Literal["rw", "ro"]
 Balancing = Literal["round-robin", "least-outstanding"]
+WhenNone = Literal["answer", "close"]
 
 _WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
 #: Servers may refuse a request whose Time Stamp is older than a minute, and what they refuse must not be the queue's
@@ -199,6 +200,7 @@ class FailoverConfig(Table):
     retry_floor: Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)] = 1.0
     eject_after: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
     longest_ejection: Seconds = 30.0
+    when_none: WhenNone = "close"
 
 
 class ReplicationConfig(Table):
