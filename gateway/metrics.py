@@ -40,6 +40,12 @@ class Metrics:
         self.client_connections = Gauge(
             "kmip_gateway_client_connections", "Client connections open now.", ["listener"], registry=registry
         )
+        self.accepting = Gauge(
+            "kmip_gateway_accepting",
+            "1 while new connections are accepted, 0 while they are refused: draining, or no key manager reachable.",
+            ["listener"],
+            registry=registry,
+        )
         self.client_handshakes = Counter(
             "kmip_gateway_client_handshakes_total",
             "Client handshakes that succeeded.",

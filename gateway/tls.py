@@ -228,6 +228,7 @@ class TlsStream:
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once closed
         self._poll: select.poll | None = None
+        self._left_poll: select.poll | None = None
         self._server_side = server_side
         self._verification = _Verification()
         self.connection = SSL.Connection(context, sock)
@@ -430,6 +431,20 @@ class TlsStream:
         To be asked no earlier than ``seconds`` after sending. False once closed. Costs one system call.
         """
         return self._descriptor >= 0 and tcp.is_unacknowledged(self._socket, seconds)
+
+    def peer_has_left(self) -> bool:
+        """True if the peer has closed its sending side (FIN) or reset the connection; also once this side is closed.
+
+        Bytes that were not read hide neither. A close_notify alone does not count; the FIN that follows it does. A peer
+        that half-closes and still waits for its answer looks the same as a peer that has left: give up only a request
+        that may be repeated, and only for a reason. Costs one system call.
+        """
+        if self._descriptor < 0:
+            return True
+        if self._left_poll is None:
+            self._left_poll = select.poll()
+            self._left_poll.register(self._descriptor, select.POLLRDHUP)  # resets and errors are always told
+        return bool(self._left_poll.poll(0))
 
     def acknowledge(self) -> None:
         """Have the kernel acknowledge at once what has come: more is to come, which the peer may hold back until then.

@@ -3,7 +3,7 @@
 import resource
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,13 +18,13 @@ from gateway.admin.server import application, serve_admin
 from gateway.building import Upstream, build_dispatcher, build_listeners
 from gateway.config import Address, Config, ListenerConfig, lapsed
 from gateway.errors import ConfigError
-from gateway.front.listener import Listener
+from gateway.front.listener import BACKLOG, Listener
+from gateway.front.reachability import refuse_while_unreachable
 from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts
 from gateway.upstream.collector import PoolCollector
 from gateway.upstream.fleet import Fleet
 
-_BACKLOG: Final = 1024
 _OTHER_DESCRIPTORS: Final = 64  # for probes, names being looked up, the admin's clients
 
 
@@ -72,18 +72,23 @@ class Worker:
                 self._warn_of_lapsed_certificates()
                 task_status.started(bound)
                 try:
-                    await self._serve(listeners, sockets)
+                    await self._serve(listeners, sockets, upstream.fleet)
                 finally:
                     for backend in upstream.fleet.backends:
                         backend.close()
                 finished.set()
                 house.cancel_scope.cancel()
 
-    async def _serve(self, listeners: Sequence[Listener], sockets: Sequence[socket.socket]) -> None:
+    async def _serve(self, listeners: Sequence[Listener], sockets: Sequence[socket.socket], fleet: Fleet) -> None:
         async with trio.open_nursery() as front:
             for listener, sock in zip(listeners, sockets, strict=True):
                 front.start_soon(listener.serve, sock)
-            await self._drain.wait()
+            async with trio.open_nursery() as until_drained:
+                if self._config.failover.when_none == "close":
+                    is_reachable = partial(_is_reachable, fleet)
+                    until_drained.start_soon(refuse_while_unreachable, listeners, is_reachable, self._log)
+                await self._drain.wait()
+                until_drained.cancel_scope.cancel()
             self._log.info("draining", seconds=self._config.deadlines.drain)
             self.metrics.draining.set(1)
             front.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
@@ -126,9 +131,12 @@ class Worker:
     def _unreadiness(self, fleet: Fleet) -> str | None:
         if self._drain.is_set():
             return "draining"
-        if not any(backend.is_live for backend in fleet.backends):
-            return "no key manager can be reached"
-        return None
+        return None if _is_reachable(fleet) else "no key manager can be reached"
+
+
+def _is_reachable(fleet: Fleet) -> bool:
+    """True if at least one key manager can serve requests, as far as is known."""
+    return any(backend.is_live for backend in fleet.backends)
 
 
 def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
@@ -154,8 +162,9 @@ def _listen(key: str, address: Address, timeouts: TcpTimeouts | None = None) -> 
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if timeouts is not None:
             timeouts.set_on(sock)  # before the first connection, which would not inherit them later
-        sock.bind((address.host, address.port))
-        sock.listen(_BACKLOG)
+        with _port_of(address, family) as port:
+            sock.bind((address.host, port))
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
@@ -163,6 +172,21 @@ def _listen(key: str, address: Address, timeouts: TcpTimeouts | None = None) -> 
             [f"{key}: can't listen on {address}: {reason}; choose a free address of this machine"]
         ) from None
     return sock
+
+
+@contextmanager
+def _port_of(address: Address, family: socket.AddressFamily) -> Iterator[int]:
+    """A port to bind: the given one, or one that the kernel has free, held for the length of the block.
+
+    A port that the kernel chooses itself while it binds is lost when a listener stops accepting.
+    """
+    if address.port:
+        yield address.port
+        return
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((address.host, 0))
+        yield holder.getsockname()[1]
 
 
 def _address_of(sock: socket.socket) -> Address:

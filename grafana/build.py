@@ -177,6 +177,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 [Query(f"rate(kmip_gateway_log_messages_dropped_total{{{_SELECTOR}}}{_RATE})", "{{instance}}")],
             ),
             Panel("Draining", "short", [Query(f"kmip_gateway_draining{{{_SELECTOR}}}", "{{instance}}")]),
+            Panel(
+                "Accepting connections",
+                "short",
+                [Query(f"kmip_gateway_accepting{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
+            ),
             Panel("Version", "short", [Query(f"kmip_gateway_build_info{{{_SELECTOR}}}", "{{version}}")], "stat"),
         ],
     ),

@@ -1061,6 +1061,7 @@ def test_the_summary_says_who_meets_whom(folder: Path) -> None:
         admin on 127.0.0.1:9696
         limits: requests of 1 MiB, responses of 2 MiB, 1000 batch items, 32 levels
         deadlines: 30 s for a request, 3 s of it to connect, 5 s of it in the queue; 10 s to drain
+        while no key manager can be reached: new connections are refused
         key managers have the same objects at any time; marks by mark.key
         log: info and above, as text
     """)
@@ -1071,6 +1072,14 @@ def test_the_summary_says_what_is_done_about_late_replicas(folder: Path) -> None
     assert (
         "key managers hear of changes late: a client stays for 2.5 s where it made one, and none is asked; no marks"
         in summary(load(write(folder, late)))
+    )
+
+
+def test_the_summary_says_what_new_clients_get_while_no_key_manager_can_be_reached(folder: Path) -> None:
+    config = load(write(folder, SMALL + '[failover]\nwhen_none = "answer"\n'))
+    assert (
+        "while no key manager can be reached: new connections are accepted, and requests are answered with an error"
+        in summary(config)
     )
 
 

@@ -701,6 +701,49 @@ async def test_a_peer_whose_kernel_acknowledges_nothing_is_told_from_one_that_is
     assert not pair.client.is_unacknowledged(0)
 
 
+LEAVES: dict[str, tuple[Callable[[TlsStream], object], bool]] = {
+    "nothing": (lambda _stream: None, False),
+    "bytes": (ENDS["bytes"], False),
+    "close_notify alone": (lambda stream: stream.connection.shutdown(), False),
+    "half-close": (ENDS["half-close"], True),
+    "bytes and half-close": (lambda stream: (ENDS["bytes"](stream), ENDS["half-close"](stream)), True),
+    "close_notify and close": (ENDS["close_notify"], True),
+    "bytes, close_notify and close": (lambda stream: (ENDS["bytes"](stream), ENDS["close_notify"](stream)), True),
+    "close without a word": (ENDS["end without a word"], True),
+    "reset": (reset, True),
+}
+
+
+@both_versions
+@pytest.mark.parametrize("end", LEAVES)
+async def test_a_peer_has_left_after_a_fin_or_a_reset(certificates: Certificates, version: str, end: str) -> None:
+    do, expected = LEAVES[end]
+    async with shaken(serving(certificates), asking(certificates, version=version)) as pair:
+        for _ in range(2):
+            assert not pair.server.peer_has_left()
+        do(pair.client)
+        for _ in range(2):
+            assert pair.server.peer_has_left() is expected
+        if "half-close" in end:
+            assert not pair.server.is_reset()
+        pair.server.close()
+        assert pair.server.peer_has_left()
+
+
+async def test_a_key_manager_that_has_left_is_seen_from_the_connecting_side_too(pair: Pair) -> None:
+    assert not pair.client.peer_has_left()
+    pair.server.close_politely()
+    assert pair.client.peer_has_left()
+
+
+async def test_a_closed_stream_does_not_ask_about_a_descriptor_that_is_another_s(pair: Pair) -> None:
+    assert not pair.server.peer_has_left()
+    pair.server.close()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert pair.server.peer_has_left()
+
+
 async def test_bytes_that_are_decrypted_already_are_not_quiet(pair: Pair) -> None:
     await pair.server.send_all(b"two bytes and more")
     assert pair.client.connection.recv(2) == b"tw"

@@ -27,7 +27,7 @@ from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.lab.client import Client, client_context, connect, create_key, get_key
 from gateway.lab.keymanager import KeyManager, Store
 from gateway.lab.keymanager.journal import Journal, read_journal
-from gateway.worker import Bound, Worker
+from gateway.worker import Bound, Worker, _listen
 from tests.e2e.harness import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.streams import descriptors
 
@@ -175,6 +175,16 @@ async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Cer
         async with client_of(certificates, bound) as client:
             answered = await client.ask(compose.query((2, 1)))
         assert answered.items[0].reason == ResultReason.INTERNAL_SERVER_ERROR
+
+
+async def test_a_port_that_the_kernel_chose_survives_a_pause_of_its_listener() -> None:
+    with _listen("listener", Address("127.0.0.1", 0)) as sock:
+        address = sock.getsockname()
+        sock.shutdown(socket.SHUT_RD)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        sock.listen()
+        socket.create_connection(address).close()
 
 
 async def test_draining_finishes_what_is_begun_and_takes_nothing_new(

@@ -28,6 +28,7 @@ Probe = Literal["discover-versions", "query"]
 Role = Literal["rw", "ro"]
 Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
+WhenNone = Literal["answer", "close"]
 
 _WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
 #: Servers may refuse a request whose Time Stamp is older than a minute, and what they refuse must not be the queue's
@@ -209,6 +210,7 @@ class FailoverConfig(Table):
     min_retries: Annotated[int, Field(strict=True, ge=0, le=1000)] = 3
     consecutive_failures: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
     max_ejection_time: Seconds = 30.0
+    when_none: WhenNone = "close"
 
 
 class ReplicationConfig(Table):

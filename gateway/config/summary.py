@@ -6,7 +6,15 @@ from pathlib import Path
 
 from cryptography import x509
 
-from gateway.config.model import BackendConfig, Config, IdentityConfig, ListenerConfig, MatchConfig, ReplicationConfig
+from gateway.config.model import (
+    BackendConfig,
+    Config,
+    FailoverConfig,
+    IdentityConfig,
+    ListenerConfig,
+    MatchConfig,
+    ReplicationConfig,
+)
 from gateway.config.values import is_loopback
 
 _SOON = 30  # days before its end in which a certificate should be renewed
@@ -33,6 +41,7 @@ def _lines(config: Config) -> Iterator[str]:
         f"deadlines: {deadlines.request:g} s for a request, {deadlines.connect:g} s of it to connect,"
         f" {pool.queue_timeout:g} s of it in the queue; {deadlines.drain:g} s to drain"
     )
+    yield _when_none(config.failover)
     yield _replication(config.replication)
     yield f"log: {config.log.level} and above, as {config.log.format}"
 
@@ -52,6 +61,12 @@ def _backend(backend: BackendConfig) -> str:
         f"backend {backend.name} at {backend.address}: {backend.max_sessions} sessions at the most,"
         f" known as {backend.server_name} by {' and '.join(proofs)}"
     )
+
+
+def _when_none(failover: FailoverConfig) -> str:
+    if failover.when_none == "close":
+        return "while no key manager can be reached: new connections are refused"
+    return "while no key manager can be reached: new connections are accepted, and requests are answered with an error"
 
 
 def _replication(replication: ReplicationConfig) -> str:

@@ -2,8 +2,8 @@
 
 import socket
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -19,6 +19,7 @@ from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
+BACKLOG: Final = 1024  # connections that the kernel keeps until they are accepted
 _ACCEPTED_AT_ONCE: Final = 64  # connections taken before others get a turn
 _TOLD_AT_ONCE: Final = 64  # clients over a limit that may shake hands to hear so; others are closed
 _LINGER: Final = 1.0  # s for a client to take the alert that ends its handshake
@@ -70,7 +71,11 @@ class Listener:
         self._draining = False
         self._clients = 0
         self._told = 0  # clients over a limit that are being told so
-        self._accepting = trio.CancelScope()
+        self._accept_scope = trio.CancelScope()
+        self._listening: socket.socket | None = None  # while ``serve`` accepts or refuses
+        self._resumed = trio.Event()  # unset while new connections are refused
+        self._resumed.set()
+        self._accepting = metrics.accepting.labels(settings.name)
         self._connections = metrics.client_connections.labels(settings.name)
 
     def __repr__(self) -> str:
@@ -87,16 +92,57 @@ class Listener:
         The socket is closed by then, and here only: who accepts must not find its descriptor to be another's.
         """
         async with trio.open_nursery() as clients:
-            with self._accepting, closing(listening):  # who comes after that is refused at once, and goes elsewhere
-                listening.setblocking(False)
+            with self._accept_scope, closing(listening), self._owning(listening):
                 while not self._draining:
-                    await trio.lowlevel.wait_readable(listening)
-                    await self._accept_some(listening, clients)
+                    if not self._resumed.is_set():
+                        await self._resumed.wait()
+                    await trio.lowlevel.wait_readable(listening)  # ``stop_accepting`` wakes it, too
+                    if self._resumed.is_set():
+                        await self._accept_some(listening, clients)
+
+    @contextmanager
+    def _owning(self, listening: socket.socket) -> Iterator[None]:
+        """Let ``stop_accepting`` and ``resume_accepting`` use the socket until it is closed."""
+        listening.setblocking(False)
+        self._listening = listening
+        self._accepting.set(1)
+        try:
+            yield
+        finally:
+            self._listening = None
+            self._accepting.set(0)
+
+    def stop_accepting(self) -> None:
+        """Have the kernel refuse new connections (ECONNREFUSED); the port stays bound, and clients stay connected.
+
+        ``shutdown`` leaves the LISTEN state on Linux (HAProxy pauses its listeners so); connections that the kernel
+        has taken and nobody has accepted are reset. Another process could listen on the port from then on, since both
+        set SO_REUSEADDR; so that is taken back for as long as nobody listens.
+        """
+        if self._listening is None or not self._resumed.is_set():
+            return
+        self._resumed = trio.Event()
+        self._listening.shutdown(socket.SHUT_RD)
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        self._accepting.set(0)
+
+    def resume_accepting(self) -> None:
+        """Accept new connections again. Where the kernel does not let it listen, that is logged, and to be retried."""
+        if self._listening is None or self._resumed.is_set():
+            return
+        try:
+            self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # clients hold the port, too
+            self._listening.listen(BACKLOG)
+        except OSError as error:
+            self._throttle.warn(self._log, "listen", "can't accept clients", reason=error.strerror)
+            return
+        self._resumed.set()
+        self._accepting.set(1)
 
     def drain(self) -> None:
         """Take no new clients, give up on handshakes; let each conversation end after the answer that is due."""
         self._draining = True
-        self._accepting.cancel()
+        self._accept_scope.cancel()
         for handshake in list(self._handshakes):
             handshake.cancel()
         for conversation in list(self._conversations):

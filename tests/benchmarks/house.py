@@ -39,6 +39,8 @@ _FOR_EVER = 3600.0  # s
 _EXTRA = """
 [health]
 interval = 3600.0
+[failover]
+when_none = "answer"
 [log]
 level = "error"
 [pool]

@@ -125,8 +125,12 @@ async def open_front(
     match: MatchConfig | None = None,
     admission: Admission | None = None,
     listening: socket.socket | None = None,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Front]:
-    """A front for the length of a block; by default everyone is let in. Closes the socket it listens on."""
+    """A front for the length of a block; by default everyone is let in. Closes the socket it listens on.
+
+    ``host`` is the address of ``listening``.
+    """
     rule = IdentityConfig(
         name="everyone",
         match=match or MatchConfig(subject_cn=("*",)),
@@ -147,7 +151,7 @@ async def open_front(
         log=structlog.wrap_logger(None, processors=[log]),
     )
     with listening or socket.create_server(("127.0.0.1", 0)) as sock:
-        address = Address(*sock.getsockname())
+        address = Address(host, sock.getsockname()[1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, sock)
             yield Front(address, listener, desk, certificates, context, metrics, log)
