@@ -127,6 +127,8 @@ class Books:
     kills: int = 0
     standbys: list[Standby] = field(default_factory=list)
     notice: float = 0.0  # s after which the gateway should know of a standby
+    began: float = 0.0  # when the run began, in Unix seconds
+    ended: float = 0.0
     disturbances: list[Disturbance] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
 
@@ -138,6 +140,13 @@ class Books:
     def failed_reads(self) -> list[Asked]:
         """The reads that failed, though a key manager that could have answered them was up."""
         return [one for one in self.asked if one.kind in _READS and one.outcome not in _EXPECTED[one.kind]]
+
+    def log(self) -> str:
+        """What the conductor did, in seconds since the beginning."""
+        return "\n".join(
+            f"{one.began - self.began:7.2f} {one.ended - self.began:7.2f}  {one.name:<12} {one.event} {one.credential}"
+            for one in self.disturbances
+        )
 
     def condition(self, turn: Turn) -> Condition:
         """How the key manager was at the time of a turn."""
@@ -201,7 +210,8 @@ _READS: Final = (Kind.GET, Kind.FOREIGN_GET)
 def _answers(books: Books) -> Iterator[str]:
     for one in books.asked:
         if one.outcome not in _EXPECTED[one.kind]:
-            yield (f"{one.kind.value} of {one.identity}, {one.seconds:.2f} s: {one.outcome.value}: {one.words}")
+            when = f"at {one.began - books.began:.2f}"
+            yield f"{one.kind.value} of {one.identity}, {one.seconds:.2f} s: {one.outcome.value}: {one.words} ({when})"
 
 
 def _oddities(books: Books) -> Iterator[str]:
@@ -257,7 +267,8 @@ def _no_backend_that_answers_is_ejected(books: Books) -> Iterator[str]:
         condition = books.condition(turn)
         if condition is not Condition.DISTURBED:
             whom = f"for {turn.credential}" if turn.credential else "for all"
-            yield f"{turn.name} was {condition.value} and was {turn.state} {whom} at {turn.after:.2f}"
+            when = f"at {turn.after - books.began:.2f}"
+            yield f"{turn.name} was {condition.value}, and was taken for {turn.state} {whom} ({when})"
 
 
 _CHECKS: Final[tuple[Callable[[Books], Iterable[str]], ...]] = (
@@ -291,6 +302,8 @@ def _rows(books: Books) -> Iterator[tuple[str, str]]:
     for event, count in sorted(books.events.items()):
         yield f"event: {event}", str(count)
     yield "failed reads", str(len(books.failed_reads))
+    for condition, share in _shares(books).items():
+        yield f"time of key managers: {condition.value}", f"{share:.0%}"
     conditions = Counter((turn.state, books.condition(turn)) for turn in books.turns)
     for state in ("ejected", "down"):
         for condition in Condition:
@@ -299,6 +312,14 @@ def _rows(books: Books) -> Iterator[tuple[str, str]]:
         seconds = sorted(one.seconds for one in books.of(kind))
         for name, part in (("median", 0.5), ("p99", 0.99), ("slowest", 1.0)):
             yield f"{kind.value}: {name}", f"{_quantile(seconds, part):.3f} s"
+
+
+def _shares(books: Books) -> dict[Condition, float]:
+    """The parts of all key managers' time in which they were in each condition. Only here can turns be judged."""
+    names = {one.name for one in books.disturbances} | {entry.server for entry in books.entries}
+    moments = range(int(books.began), int(books.ended))
+    found = Counter(books.condition(Turn(name, moment, moment, "")) for name in names for moment in moments)
+    return {condition: found[condition] / max(found.total(), 1) for condition in Condition}
 
 
 def _quantile(ordered: list[float], part: float) -> float:

@@ -24,6 +24,7 @@ POISON_FAULT: Final = FaultSetting(
 )
 _LOOK: Final = 0.1  # s after which a key manager knows its faults: it looks at their file every 50 ms
 _GRACE: Final = 2.0  # s after a disturbance in which what it broke may still be counted
+_RESTART_GRACE: Final = 0.2  # s, where sessions break at once, and new ones can be opened soon
 _PATIENCE: Final = 6.0  # s in which the gateway should have closed all swallowed flows of a busy backend
 _KEYS: Final = frozenset({Operation.CREATE, Operation.GET})
 
@@ -190,7 +191,7 @@ class Conductor:
 
     async def refuse_credential(self, victim: Subject, credential: str) -> None:
         """Restart the service in a way that ends all sessions, and refuse one credential from then on."""
-        with self._recorded(victim, "service restarted"):
+        with self._recorded(victim, "service restarted", grace=_RESTART_GRACE):
             victim.process.set_faults(POISON_FAULT, FaultSetting(Fault.REFUSE, reset=True))
             await trio.sleep(2 * _LOOK)
             victim.process.set_faults(

@@ -12,6 +12,7 @@ fail); CHAOS_ONLY is a list of events, with commas, as the table at the end name
 import os
 import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -43,6 +44,7 @@ LANES: Final = int(os.environ.get("CHAOS_LANES", "2"))  # key managers that are 
 ONLY: Final = [name for name in os.environ.get("CHAOS_ONLY", "").split(",") if name]
 RATE: Final = 200.0  # requests/s that all clients together make, at most: a machine with two cores has time to spare
 THINK: Final = CLIENTS / RATE  # s between two requests of a client, on average
+POISON_REPEATS: Final = 4
 IDENTITIES: Final = ("red", "blue")
 #: Key managers, and the addresses of those that are behind a relay.
 NAMES: Final[dict[str, tuple[str, ...]]] = {
@@ -126,11 +128,16 @@ async def live(caller: Caller, own: Keys, others: Keys, stop: trio.Event, rng: r
 
 
 async def poison(caller: Caller, stop: trio.Event, rng: random.Random) -> None:
-    """Send the request that breaks its session at every key manager, about once a second, until told to stop."""
+    """Send the request that breaks its session at every key manager, again and again, until told to stop.
+
+    As clients do, this one repeats the request a few times at once before it pauses.
+    """
     while not stop.is_set():
         async with caller.session() as client:
             await trio.sleep(rng.uniform(0.5, 1.5))
-            await caller.poison(client)
+            for _ in range(POISON_REPEATS):
+                if await caller.poison(client) is None or stop.is_set():
+                    break
 
 
 async def disturb(setup: Setup, books: Books, keys: dict[str, Keys], rng: random.Random) -> None:
@@ -211,7 +218,9 @@ async def test_the_books_balance(setup: Setup) -> None:
         await trio.to_thread.run_sync(wait_until, lambda: all_up(gateway, len(NAMES)), "the key managers' being up")
         helpers.start_soon(machine.watch)
         helpers.start_soon(watch_backends, gateway, backend_names(), books)
+        books.began = time.time()
         await disturb(setup, books, keys, random.Random(seed))
+        books.ended = time.time()
         helpers.cancel_scope.cancel()
     await settled(setup.store)
     close_books(setup, books, keys)
@@ -219,7 +228,7 @@ async def test_the_books_balance(setup: Setup) -> None:
     print(machine)
     print(f"{CLIENTS} clients, {SECONDS:g} s, SEED={seed}")
     mistakes = books.mistakes()
-    assert not mistakes, "\n".join([f"SEED={seed}", *mistakes])
+    assert not mistakes, "\n".join([f"SEED={seed}", *mistakes, "The conductor's log:", books.log()])
     assert len(books.asked) > RATE / 10 * SECONDS
 
 
