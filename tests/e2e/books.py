@@ -108,9 +108,9 @@ class Turn(NamedTuple):
 
 
 class Condition(Enum):
-    """How a key manager was when the gateway turned away from it."""
+    """The condition of a key manager when the gateway turned away from it."""
 
-    DISTURBED = "disturbed"  # or has been until just now
+    DISTURBED = "disturbed"  # or disturbed until less than ``grace`` seconds before
     SLOW = "slow"
     HEALTHY = "healthy"
 
@@ -138,18 +138,18 @@ class Books:
 
     @property
     def failed_reads(self) -> list[Asked]:
-        """The reads that failed, though a key manager that could have answered them was up."""
+        """The reads that failed, although a key manager that could answer them was up."""
         return [one for one in self.asked if one.kind in _READS and one.outcome not in _EXPECTED[one.kind]]
 
     def log(self) -> str:
-        """What the conductor did, in seconds since the beginning."""
+        """Return a line for each disturbance, with its times in seconds since the beginning of the run."""
         return "\n".join(
             f"{one.began - self.began:7.2f} {one.ended - self.began:7.2f}  {one.name:<12} {one.event} {one.credential}"
             for one in self.disturbances
         )
 
     def condition(self, turn: Turn) -> Condition:
-        """How the key manager was at the time of a turn."""
+        """Return the condition of the key manager at the time of a turn."""
         near = [
             one
             for one in self.disturbances
@@ -315,7 +315,7 @@ def _rows(books: Books) -> Iterator[tuple[str, str]]:
 
 
 def _shares(books: Books) -> dict[Condition, float]:
-    """The parts of all key managers' time in which they were in each condition. Only here can turns be judged."""
+    """Return the share of all key managers' time for each condition: a turn is a mistake only outside of DISTURBED."""
     names = {one.name for one in books.disturbances} | {entry.server for entry in books.entries}
     moments = range(int(books.began), int(books.ended))
     found = Counter(books.condition(Turn(name, moment, moment, "")) for name in names for moment in moments)

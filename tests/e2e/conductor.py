@@ -1,4 +1,4 @@
-"""The conductor of a chaos run: it disturbs key managers, and writes down which one it disturbed when."""
+"""The conductor of a chaos run: it disturbs key managers, and records which key manager it disturbed when."""
 
 import random
 import sqlite3
@@ -56,7 +56,7 @@ class Times(NamedTuple):
 
 
 class Conductor:
-    """Disturbs key managers, in a few lanes at once, and leaves each as it found it.
+    """Disturbs one key manager per call of ``conduct`` at a time, and leaves each as it found it.
 
     ``names`` is the file of the fake resolver, ``credentials`` the common names that the gateway shows.
     """
@@ -221,7 +221,7 @@ class Conductor:
         await self._given_up(victim.relay)
 
     async def move(self, victim: Subject) -> None:
-        """Have its name mean another address; a moment later, the old one is gone, with or without a word."""
+        """Change the address of its host name; soon after, close the old one, and reset or swallow the flows to it."""
         assert victim.relay is not None
         victim.relay.open_elsewhere()
         self.write_names()
@@ -244,7 +244,8 @@ class Conductor:
 class Event(NamedTuple):
     """A kind of disturbance.
 
-    One that ``hangs`` leaves requests behind that end only with their deadline. One ``of_credential`` is told whose.
+    After an event that ``hangs``, some requests end only with their deadline. An event ``of_credential`` gets the
+    credential to refuse as its second argument.
     """
 
     act: Callable[..., Awaitable[None]]

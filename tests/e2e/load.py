@@ -16,7 +16,7 @@ from gateway.lab.client import Client, client_context, connect, create_key, get_
 from tests.e2e.books import Asked, Books, Kind, Outcome, outcome_of
 from tests.e2e.harness import Gateway
 
-#: The unique identifier of the object that no client can get: a Get of it breaks its session at every key manager.
+#: A unique identifier that no client can get: the conductor makes every key manager hang up on a Get of it.
 POISON = "poison"
 _OPERATIONS = {
     Kind.CREATE: Operation.CREATE,

@@ -1,4 +1,4 @@
-"""What a chaos run is watched with: the gateway's metrics, and whether the machine itself stood still."""
+"""Observation of a chaos run: the gateway's metrics, and the load and the stalls of the machine."""
 
 import time
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _PULSE: Final = 0.02  # s
 
 
 async def watch_backends(gateway: Gateway, names: dict[str, str], books: Books) -> None:
-    """Write down each turn of the gateway away from a key manager, until cancelled.
+    """Record each turn of the gateway away from a key manager, until cancelled.
 
     ``names`` gives each backend of the gateway its key manager's name.
     """
@@ -55,10 +55,10 @@ def all_up(gateway: Gateway, backends: int) -> bool:
 
 @dataclass
 class Machine:
-    """How the machine fared: a machine without a processor to spare makes a gateway look slow."""
+    """Load and stalls of the machine: without a processor to spare, it makes any gateway look slow."""
 
-    busy: float = 0.0  # the part of all processors' time that was used, by anybody
-    longest_stall: float = 0.0  # s by which this process came too late
+    busy: float = 0.0  # share of all processors' time that any process used
+    longest_stall: float = 0.0  # s by which a timer of this process was late
 
     def __str__(self) -> str:
         return (
