@@ -13,8 +13,8 @@ demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it 
 test: $(VENV)/development  ## All tests; ARGS for pytest
 	$(BIN)/pytest $(ARGS)
 
-chaos: $(VENV)/development  ## A minute of it, and the balance; CHAOS_SECONDS, SEED, ARGS for pytest
-	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
+chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance; CHAOS_SECONDS, CHAOS_CLIENTS, SEED, ARGS for pytest
+	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
 
 report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for speed report
 	$(BIN)/kmip-gateway speed report --save docs/speed-report.json $(ARGS)

@@ -54,6 +54,7 @@ class Fault(Enum):
     SLOW = "slow"
     RESET_BEFORE_READING = "reset_before_reading"
     RESET_AFTER_EXECUTING = "reset_after_executing"
+    HANG_UP = "hang_up"
     CUT = "cut"
     GARBAGE = "garbage"
     EXTRA = "extra"
@@ -71,7 +72,7 @@ class Nature(NamedTuple):
     takes: tuple[str, ...] = ()
 
 
-_SOME: Final = ("times", "operations")  # faults of requests need not meet all of them
+_SOME: Final = ("times", "operations", "unique_identifiers")  # faults of requests need not meet all of them
 
 NATURES: Final = {
     Fault.REFUSE: Nature("nobody listens; with reset, open sessions are reset, too", takes=("reset",)),
@@ -80,6 +81,7 @@ NATURES: Final = {
     Fault.SLOW: Nature("executes, and answers seconds later", ("seconds",), _SOME),
     Fault.RESET_BEFORE_READING: Nature("resets the connection in the place of executing", takes=_SOME),
     Fault.RESET_AFTER_EXECUTING: Nature("executes, and resets the connection in the place of answering", takes=_SOME),
+    Fault.HANG_UP: Nature("closes the session with close_notify in the place of executing", takes=_SOME),
     Fault.CUT: Nature(
         "executes, sends so many bytes of the answer, and closes without close_notify", ("bytes",), _SOME
     ),
@@ -107,7 +109,8 @@ class FaultSetting:
     """A fault, to be switched on in this way; raises ValueError for what makes no sense.
 
     What ``seconds``, ``bytes``, ``names`` and ``reset`` are for depends on the fault. It lifts itself after ``times``
-    requests, and meets only those that contain one of ``operations``, where there are any.
+    requests. It meets only requests that contain one of ``operations``, if any are given, and only requests whose
+    payloads name one of the objects in ``unique_identifiers``, if any are given.
     """
 
     fault: Fault
@@ -116,6 +119,7 @@ class FaultSetting:
     names: frozenset[str] = frozenset()
     times: PositiveInt | None = None
     operations: frozenset[_NamedOperation] = frozenset()
+    unique_identifiers: frozenset[str] = frozenset()
     reset: bool = False
 
     @model_validator(mode="after")
@@ -129,9 +133,12 @@ class FaultSetting:
             raise ValueError(f"{self.fault.value} takes no {', '.join(sorted(meaningless))}")
         return self
 
-    def meets(self, operations: Collection[int]) -> bool:
-        """Whether it concerns a request of these operations."""
-        return not self.operations or not self.operations.isdisjoint(operations)
+    def meets(self, operations: Collection[int], unique_identifiers: Collection[str] = ()) -> bool:
+        """Return whether it concerns a request of these operations on these objects."""
+        return not (
+            (self.operations and self.operations.isdisjoint(operations))
+            or (self.unique_identifiers and self.unique_identifiers.isdisjoint(unique_identifiers))
+        )
 
 
 class Point(Enum):
@@ -148,6 +155,7 @@ class Exchange:
 
     stream: "FaultyStream"
     operations: Collection[int]
+    unique_identifiers: Collection[str] = ()
     standby: bool = False
     answer: bytes = b""
 
@@ -196,7 +204,7 @@ class Faults:
         await self.thawed()
         if self._left:
             for fault, deed in _DEEDS[point].items():
-                setting = self._take(fault, exchange.operations)
+                setting = self._take(fault, exchange)
                 if setting is not None:
                     await deed(setting, exchange)
 
@@ -216,9 +224,9 @@ class Faults:
         if scope.cancelled_caught:
             raise StreamClosedError("idle for too long")
 
-    def _take(self, fault: Fault, operations: Collection[int]) -> FaultSetting | None:
+    def _take(self, fault: Fault, exchange: Exchange) -> FaultSetting | None:
         for setting in self._left:
-            if setting.fault is fault and setting.meets(operations):
+            if setting.fault is fault and setting.meets(exchange.operations, exchange.unique_identifiers):
                 self._left[setting] -= 1
                 if not self._left[setting]:
                     del self._left[setting]
@@ -261,6 +269,11 @@ async def _reset(setting: FaultSetting, exchange: Exchange) -> None:
     raise StreamClosedError(setting.fault.value)
 
 
+async def _hang_up(setting: FaultSetting, exchange: Exchange) -> None:
+    exchange.stream.close_politely()
+    raise StreamClosedError(setting.fault.value)
+
+
 async def _garbage(setting: FaultSetting, exchange: Exchange) -> None:
     """Random, but for the first byte, which no message begins with: it is garbage at any length."""
     size = _GARBAGE if setting.bytes is None else setting.bytes
@@ -281,7 +294,12 @@ async def _cut(setting: FaultSetting, exchange: Exchange) -> None:
 
 #: The faults that act at each point, in this order, and what they do.
 _DEEDS: Final[dict[Point, dict[Fault, _Deed]]] = {
-    Point.REQUEST: {Fault.DEAF: _deaf, Fault.RESET_BEFORE_READING: _reset, Fault.STANDBY: _standby},
+    Point.REQUEST: {
+        Fault.HANG_UP: _hang_up,
+        Fault.DEAF: _deaf,
+        Fault.RESET_BEFORE_READING: _reset,
+        Fault.STANDBY: _standby,
+    },
     Point.EXECUTED: {Fault.SLOW: _slow, Fault.RESET_AFTER_EXECUTING: _reset},
     Point.ANSWER: {Fault.GARBAGE: _garbage, Fault.EXTRA: _extra, Fault.CUT: _cut},
 }

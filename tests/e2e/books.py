@@ -30,6 +30,7 @@ class Kind(Enum):
     CREATE = "Create"
     GET = "Get"
     FOREIGN_GET = "Get of another's key"
+    POISON = "Get that breaks its session"  # at every key manager
 
 
 class Outcome(Enum):
@@ -76,6 +77,45 @@ class Standby(NamedTuple):
 
 
 @dataclass
+class Disturbance:
+    """A time, in Unix seconds, in which the conductor disturbed a key manager.
+
+    Until ``grace`` seconds after its end, exchanges that began before may fail. A key manager that ``is_slow`` answers
+    everything: it must not be ejected. With a ``credential``, only this one is refused, and all others are served.
+    """
+
+    name: str
+    event: str
+    began: float
+    ended: float = math.inf
+    grace: float = 0.0
+    is_slow: bool = False
+    credential: str = ""
+
+
+class Turn(NamedTuple):
+    """The gateway turned away from a key manager, between two Unix times.
+
+    ``credential`` is the one whose requests it turned away; "" if the key manager was taken for ``down`` or ``ejected``
+    altogether.
+    """
+
+    name: str
+    after: float
+    before: float
+    state: str
+    credential: str = ""
+
+
+class Condition(Enum):
+    """The condition of a key manager when the gateway turned away from it."""
+
+    DISTURBED = "disturbed"  # or disturbed until less than ``grace`` seconds before
+    SLOW = "slow"
+    HEALTHY = "healthy"
+
+
+@dataclass
 class Books:
     """Everything that was written down. ``stored`` has every key by its unique identifier."""
 
@@ -87,10 +127,37 @@ class Books:
     kills: int = 0
     standbys: list[Standby] = field(default_factory=list)
     notice: float = 0.0  # s after which the gateway should know of a standby
+    began: float = 0.0  # when the run began, in Unix seconds
+    ended: float = 0.0
+    disturbances: list[Disturbance] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
     def of(self, kind: Kind) -> list[Asked]:
         """The requests of this kind."""
         return [one for one in self.asked if one.kind is kind]
+
+    @property
+    def failed_reads(self) -> list[Asked]:
+        """The reads that failed, although a key manager that could answer them was up."""
+        return [one for one in self.asked if one.kind in _READS and one.outcome not in _EXPECTED[one.kind]]
+
+    def log(self) -> str:
+        """Return a line for each disturbance, with its times in seconds since the beginning of the run."""
+        return "\n".join(
+            f"{one.began - self.began:7.2f} {one.ended - self.began:7.2f}  {one.name:<12} {one.event} {one.credential}"
+            for one in self.disturbances
+        )
+
+    def condition(self, turn: Turn) -> Condition:
+        """Return the condition of the key manager at the time of a turn."""
+        near = [
+            one
+            for one in self.disturbances
+            if one.name == turn.name and one.began <= turn.before and turn.after <= one.ended + one.grace
+        ]
+        if any(not one.is_slow and one.credential in ("", turn.credential) for one in near):
+            return Condition.DISTURBED
+        return Condition.SLOW if any(one.is_slow for one in near) else Condition.HEALTHY
 
     def mistakes(self) -> list[str]:
         """What does not balance, or was not to happen; a line each, and of one sort no more than a few."""
@@ -132,7 +199,9 @@ _EXPECTED: Final = {
     Kind.CREATE: {Outcome.SUCCESS, Outcome.UNKNOWN, Outcome.ERROR, Outcome.NOT_MASTER},
     Kind.GET: {Outcome.SUCCESS, Outcome.NOT_MASTER},
     Kind.FOREIGN_GET: {Outcome.NOT_FOUND, Outcome.NOT_MASTER},
+    Kind.POISON: {Outcome.UNKNOWN, Outcome.ERROR, Outcome.NOT_MASTER},
 }
+_READS: Final = (Kind.GET, Kind.FOREIGN_GET)
 
 
 # The checks -----------------------------------------------------------------------------------------------------------
@@ -141,7 +210,8 @@ _EXPECTED: Final = {
 def _answers(books: Books) -> Iterator[str]:
     for one in books.asked:
         if one.outcome not in _EXPECTED[one.kind]:
-            yield (f"{one.kind.value} of {one.identity}, {one.seconds:.2f} s: {one.outcome.value}: {one.words}")
+            when = f"at {one.began - books.began:.2f}"
+            yield f"{one.kind.value} of {one.identity}, {one.seconds:.2f} s: {one.outcome.value}: {one.words} ({when})"
 
 
 def _oddities(books: Books) -> Iterator[str]:
@@ -192,12 +262,22 @@ def _standbys_are_noticed(books: Books) -> Iterator[str]:
             yield f"{one.kind.value} of {one.identity} met a standby at {one.began:.2f}, after {books.notice:g} s"
 
 
+def _no_backend_that_answers_is_ejected(books: Books) -> Iterator[str]:
+    for turn in books.turns:
+        condition = books.condition(turn)
+        if condition is not Condition.DISTURBED:
+            whom = f"for {turn.credential}" if turn.credential else "for all"
+            when = f"at {turn.after - books.began:.2f}"
+            yield f"{turn.name} was {condition.value}, and was taken for {turn.state} {whom} ({when})"
+
+
 _CHECKS: Final[tuple[Callable[[Books], Iterable[str]], ...]] = (
     _executed_as_reported,
     _unreported_were_unknown,
     _journals_and_store_agree,
     _oddities,
     _standbys_are_noticed,
+    _no_backend_that_answers_is_ejected,
     _answers,
 )
 
@@ -221,10 +301,25 @@ def _rows(books: Books) -> Iterator[tuple[str, str]]:
     yield "Create: executed and reported to nobody", str(len(books.unreported))
     for event, count in sorted(books.events.items()):
         yield f"event: {event}", str(count)
+    yield "failed reads", str(len(books.failed_reads))
+    for condition, share in _shares(books).items():
+        yield f"time of key managers: {condition.value}", f"{share:.0%}"
+    conditions = Counter((turn.state, books.condition(turn)) for turn in books.turns)
+    for state in ("ejected", "down"):
+        for condition in Condition:
+            yield f"{state}, of {condition.value} key managers", str(conditions[state, condition])
     for kind in (Kind.GET, Kind.CREATE):
         seconds = sorted(one.seconds for one in books.of(kind))
         for name, part in (("median", 0.5), ("p99", 0.99), ("slowest", 1.0)):
             yield f"{kind.value}: {name}", f"{_quantile(seconds, part):.3f} s"
+
+
+def _shares(books: Books) -> dict[Condition, float]:
+    """Return the share of all key managers' time for each condition: a turn is a mistake only outside of DISTURBED."""
+    names = {one.name for one in books.disturbances} | {entry.server for entry in books.entries}
+    moments = range(int(books.began), int(books.ended))
+    found = Counter(books.condition(Turn(name, moment, moment, "")) for name in names for moment in moments)
+    return {condition: found[condition] / max(found.total(), 1) for condition in Condition}
 
 
 def _quantile(ordered: list[float], part: float) -> float:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,11 +170,11 @@ def pykmip_client(port: int, certificate: Path, key: Path, ca: Path, version: KM
 class GatewaySettings:
     """The parts of a configuration that tests vary.
 
-    ``listener``, ``backend`` and ``identity`` are keys for each of these tables, ``backend_each`` for one backend after
-    the other; ``extra`` is TOML of its own.
+    ``backends`` are ports of 127.0.0.1, or addresses. ``listener``, ``backend`` and ``identity`` are keys for each of
+    these tables, ``backend_each`` for one backend after the other; ``extra`` is TOML of its own.
     """
 
-    backends: Sequence[int]
+    backends: Sequence[int | str]
     identities: Sequence[Identity] = field(default_factory=lambda: [Identity("everyone")])
     tls_policy: str = "modern"
     listener: str = ""
@@ -206,7 +206,7 @@ bind = "127.0.0.1:{admin_port}"
         f"""
 [[backends]]
 name = "kms-{index}"
-address = "127.0.0.1:{backend}"
+address = "{_address(backend)}"
 ca = "kms_ca.pem"
 server_name = "localhost"
 {settings.backend}
@@ -232,16 +232,30 @@ private_key = "{key.name}"
     return path
 
 
+def _address(backend: int | str) -> str:
+    return backend if isinstance(backend, str) else f"127.0.0.1:{backend}"
+
+
 @contextmanager
 def running_gateway(
-    certificates: Certificates, settings: GatewaySettings, stderr: int | None = None
+    certificates: Certificates,
+    settings: GatewaySettings,
+    stderr: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Gateway]:
-    """A gateway process, ready. Its log is a file, unless ``stderr`` is where it goes."""
+    """A gateway process, ready. Its log is a file, unless ``stderr`` is where it goes.
+
+    ``environment`` is added to the environment variables of this process.
+    """
     port, admin_port = free_port(), free_port()
     config = write_config(certificates, settings, port, admin_port)
     log = certificates.path(f"gateway-{port}.log")
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "gateway", "run", str(config)], stderr=stderr or output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "run", str(config)],
+            stderr=stderr or output,
+            env={**os.environ, **(environment or {})},
+        )
     gateway = Gateway(process, port, admin_port, certificates, log)
     with ended(process):
         wait_until(lambda: process.poll() is not None or gateway.is_ready(), "the gateway's start")

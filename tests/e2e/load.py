@@ -16,7 +16,14 @@ from gateway.lab.client import Client, client_context, connect, create_key, get_
 from tests.e2e.books import Asked, Books, Kind, Outcome, outcome_of
 from tests.e2e.harness import Gateway
 
-_OPERATIONS = {Kind.CREATE: Operation.CREATE, Kind.GET: Operation.GET, Kind.FOREIGN_GET: Operation.GET}
+#: A unique identifier that no client can get: the conductor makes every key manager hang up on a Get of it.
+POISON = "poison"
+_OPERATIONS = {
+    Kind.CREATE: Operation.CREATE,
+    Kind.GET: Operation.GET,
+    Kind.FOREIGN_GET: Operation.GET,
+    Kind.POISON: Operation.GET,
+}
 
 
 @dataclass
@@ -70,6 +77,10 @@ class Caller:
     async def get_foreign(self, client: Client, uid: str) -> Response | None:
         """Try to get a key of another identity."""
         return await self._ask(client, Kind.FOREIGN_GET, get_key(uid), uid)
+
+    async def poison(self, client: Client) -> Response | None:
+        """Send the request at which every key manager hangs up."""
+        return await self._ask(client, Kind.POISON, get_key(POISON), POISON)
 
     async def _ask(self, client: Client, kind: Kind, frame: bytes, uid: str = "", request: str = "") -> Response | None:
         began, started = time.time(), trio.current_time()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.lab.keymanager.journal import SUCCESS, Entry
-from tests.e2e.books import Asked, Books, Kind, Outcome, Standby, Stored
+from tests.e2e.books import Asked, Books, Condition, Disturbance, Kind, Outcome, Standby, Stored, Turn
 
 
 def created(uid: str, owner: str = "red") -> Entry:
@@ -27,6 +27,17 @@ def good() -> Books:
         asked(Kind.GET, Outcome.SUCCESS, "a"),
         asked(Kind.GET, Outcome.NOT_MASTER, "a", began=11.0),
         asked(Kind.FOREIGN_GET, Outcome.NOT_FOUND, "a"),
+        asked(Kind.POISON, Outcome.ERROR, "poison"),
+    ]
+    books.disturbances = [
+        Disturbance("kms-1", "frozen", 20.0, 25.0, grace=2.0),
+        Disturbance("kms-1", "slow", 40.0, 45.0, is_slow=True),
+        Disturbance("kms-2", "refused", 60.0, 65.0, grace=2.0, credential="red"),
+    ]
+    books.turns = [
+        Turn("kms-1", 19.8, 20.1, "ejected", "red"),
+        Turn("kms-1", 26.9, 27.1, "down"),
+        Turn("kms-2", 64.0, 64.2, "ejected", "red"),
     ]
     books.entries = [created("a"), created("b"), Entry(0.0, "kms-1", "red", "Create", [], "GeneralFailure")]
     books.stored = {"a": Stored("red", "first"), "b": Stored("red", "second")}
@@ -60,6 +71,10 @@ def ask(books: Books, kind: Kind, outcome: Outcome, uid: str = "", began: float 
     books.asked.append(asked(kind, outcome, uid, "another", began))
 
 
+def turn(books: Books, name: str, after: float, state: str = "ejected", credential: str = "") -> None:
+    books.turns.append(Turn(name, after, after + 0.2, state, credential))
+
+
 MISTAKES: dict[str, Callable[[Books], object]] = {
     # Executed twice, by all witnesses or by one.
     "first reported a, and made ['a', 'c']": lambda books: make(books, "c"),
@@ -86,8 +101,44 @@ MISTAKES: dict[str, Callable[[Books], object]] = {
     "Get of another's key of red, 0.10 s: success": lambda books: ask(books, Kind.FOREIGN_GET, Outcome.SUCCESS),
     "Create of red, 0.10 s: closed": lambda books: ask(books, Kind.CREATE, Outcome.CLOSED),
     "Create of red, 0.10 s: silent": lambda books: ask(books, Kind.CREATE, Outcome.SILENT),
+    "Get that breaks its session of red, 0.10 s: success": lambda books: ask(books, Kind.POISON, Outcome.SUCCESS),
+    "Get that breaks its session of red, 0.10 s: silent": lambda books: ask(books, Kind.POISON, Outcome.SILENT),
+    # Key managers that answer, and that the gateway turned away from.
+    "kms-1 was healthy, and was taken for ejected for red (at 19": lambda books: turn(
+        books, "kms-1", 19.7, credential="red"
+    ),
+    "kms-1 was healthy, and was taken for down for all (at 27": lambda books: turn(books, "kms-1", 27.1, "down"),
+    "kms-2 was healthy, and was taken for ejected for all (at 20": lambda books: turn(books, "kms-2", 20.5),
+    "kms-1 was slow, and was taken for ejected for all (at 41": lambda books: turn(books, "kms-1", 41.0),
+    "kms-2 was healthy, and was taken for down for all (at 61": lambda books: turn(books, "kms-2", 61.0, "down"),
+    "kms-2 was healthy, and was taken for ejected for blue": lambda books: turn(
+        books, "kms-2", 61.0, credential="blue"
+    ),
     "two keys are one": lambda books: books.oddities.append("two keys are one"),
 }
+
+
+def test_another_disturbance_excuses_a_slow_key_manager() -> None:
+    books = good()
+    during_both = Turn("kms-1", 42.0, 42.2, "ejected")
+    assert books.condition(during_both) is Condition.SLOW
+    books.disturbances.append(Disturbance("kms-1", "killed", 35.0, 38.0, grace=5.0))
+    assert books.condition(during_both) is Condition.DISTURBED
+
+
+def test_failed_reads_are_counted() -> None:
+    books = good()
+    assert books.failed_reads == []
+    for kind, outcome in (
+        (Kind.GET, Outcome.ERROR),
+        (Kind.FOREIGN_GET, Outcome.UNKNOWN),
+        (Kind.GET, Outcome.NOT_MASTER),
+        (Kind.POISON, Outcome.ERROR),
+        (Kind.CREATE, Outcome.ERROR),
+    ):
+        ask(books, kind, outcome)
+    assert len(books.failed_reads) == 2
+    assert "failed reads 2" in " ".join(books.sheet().split())
 
 
 @pytest.mark.parametrize("words", MISTAKES)

@@ -1,15 +1,19 @@
-"""Chaos: key managers are killed, frozen, demoted and made to misbehave under load; then the books are balanced.
+"""Chaos: key managers are killed, frozen, slowed down and made to misbehave under load; then the books are balanced.
 
-Four key managers, each a process of its own; two identities; 20 clients that never repeat a request. At any moment at
-most two key managers are disturbed, so that at least one is entirely healthy. ``make chaos`` runs it for a minute;
-CHAOS_SECONDS and SEED say how long, and which chaos.
+Four key managers, each a process of its own, two of them behind a relay and known by a name; two identities; clients
+that never repeat a request, and one client of each identity whose only request breaks its session at every key manager.
+At most two key managers are disturbed at any moment, so one that can answer is always up.
+
+``make chaos`` runs it for a minute with 200 clients. Environment variables: CHAOS_SECONDS, CHAOS_CLIENTS, SEED;
+CHAOS_LANES is how many key managers may be disturbed at once (0: a calm run without the poison, in which nothing may
+fail); CHAOS_ONLY is a list of events, with commas, as the table at the end names them, or "poison".
 """
 
 import os
 import random
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,29 +22,39 @@ from typing import Final, NamedTuple
 import pytest
 import trio
 
-from gateway.kmip.spec import Operation
-from gateway.lab.faults import Fault, FaultSetting
 from gateway.lab.keymanager import Store, read_journal
-from tests.e2e.books import Books, Standby, Stored
+from tests.e2e.books import Books, Stored
+from tests.e2e.conductor import EVENTS, POISON_FAULT, Conductor, Subject, Times
 from tests.e2e.harness import (
     Certificates,
     Gateway,
     GatewaySettings,
     Identity,
-    KeyManagerProcess,
     running_gateway,
     running_key_manager_processes,
+    wait_until,
 )
 from tests.e2e.load import Caller, Keys
+from tests.e2e.relay import Relay, resolver_environment, write_names
+from tests.e2e.watch import Machine, all_up, watch_backends
 
 SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "20"))
-CLIENTS: Final = 10  # of each identity
+CLIENTS: Final = int(os.environ.get("CHAOS_CLIENTS", "20"))  # of both identities together
+LANES: Final = int(os.environ.get("CHAOS_LANES", "2"))  # key managers that are disturbed at once, at most
+ONLY: Final = [name for name in os.environ.get("CHAOS_ONLY", "").split(",") if name]
+RATE: Final = 200.0  # requests/s that all clients together make, at most: a machine with two cores has time to spare
+THINK: Final = CLIENTS / RATE  # s between two requests of a client, on average
+POISON_REPEATS: Final = 4
 IDENTITIES: Final = ("red", "blue")
-NAMES: Final = ("atlanta-001", "atlanta-002", "london-001", "london-002")
-LANES: Final = 2  # key managers that are disturbed at once, at most
-REQUEST: Final = 8.0  # s: the gateway's deadline, and so the end of every wait
-THINK: Final = 0.04  # s between two requests of a client, on average
-NOTICE: Final = 2.0  # s in which the gateway must see who is master: some probes, and a busy machine
+#: Key managers, and the addresses of those that are behind a relay.
+NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "atlanta-001": (),
+    "atlanta-002": (),
+    "london-001": ("127.0.0.2", "127.0.0.3"),
+    "london-002": ("127.0.0.4", "127.0.0.5"),
+}
+TIMES: Final = Times(try_timeout=1.5, request=8.0)
+NOTICE: Final = 2.0  # s in which the gateway must see who is master: some health checks, and a busy machine
 
 SETTINGS: Final = f"""
 [health]
@@ -49,139 +63,48 @@ timeout = 1.0
 serving_text = "ServerType=master"
 
 [failover]
-try_timeout = 1.5
+try_timeout = {TIMES.try_timeout}
 
 [deadlines]
-request = {REQUEST}
+request = {TIMES.request}
+
+[balancing]
+resolve_interval = 0.5
 """
 
 
-class House(NamedTuple):
-    """What is running."""
+class Setup(NamedTuple):
+    """The programs under test, and the files of the run."""
 
     gateway: Gateway
-    key_managers: list[KeyManagerProcess]
+    subjects: list[Subject]
     store: Path
+    names: Path
+
+    @property
+    def relays(self) -> list[Relay]:
+        """The relays in front of key managers."""
+        return [one.relay for one in self.subjects if one.relay is not None]
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     certificates = Certificates(tmp_path_factory.mktemp("chaos"))
+    names = certificates.path("names.json")
     identities = [Identity(name, f'{{ subject_cn = "{name}-*" }}', credential=name) for name in IDENTITIES]
-    with running_key_manager_processes(certificates, NAMES) as key_managers:
-        ports = [key_manager.port for key_manager in key_managers]
-        settings = GatewaySettings(ports, identities, backend='probe = "query"', extra=SETTINGS)
-        with running_gateway(certificates, settings) as gateway:
-            yield House(gateway, key_managers, certificates.path("store.db"))
-
-
-# The conductor --------------------------------------------------------------------------------------------------------
-
-
-class Conductor:
-    """Disturbs key managers, in a few lanes at once, and leaves each as it found it."""
-
-    def __init__(self, house: House, books: Books, rng: random.Random) -> None:
-        self._key_managers = house.key_managers
-        self._store = house.store
-        self._books = books
-        self._rng = rng
-        self._disturbed: set[KeyManagerProcess] = set()
-        self._deck: list[str] = []
-
-    async def conduct(self, stop: trio.Event) -> None:
-        """One thing after the other, until told to stop; ends when its last victim is well again."""
-        while not stop.is_set():
-            await trio.sleep(self._rng.uniform(0.1, 1.0))
-            victim = self._rng.choice([one for one in self._key_managers if one not in self._disturbed])
-            name = self._draw()
-            self._disturbed.add(victim)
-            await EVENTS[name](self, victim)
-            self._disturbed.remove(victim)
-            self._books.events[name] += 1
-
-    def _draw(self) -> str:
-        """Each event comes once before one comes again."""
-        self._deck = self._deck or self._rng.sample(list(EVENTS), len(EVENTS))
-        return self._deck.pop()
-
-    async def kill(self, victim: KeyManagerProcess) -> None:
-        await trio.to_thread.run_sync(victim.kill)
-        self._books.kills += 1
-        await trio.sleep(self._rng.uniform(0, 1.5))
-        victim.launch()
-        await trio.to_thread.run_sync(victim.wait_ready)
-
-    async def freeze(self, victim: KeyManagerProcess) -> None:
-        await trio.to_thread.run_sync(self._freeze_outside_of_transactions, victim)
-        await trio.sleep(self._rng.uniform(0.5, 4))
-        victim.thaw()
-
-    def _freeze_outside_of_transactions(self, victim: KeyManagerProcess) -> None:
-        """One that is frozen with the store's lock would freeze all: that is a fault of the laboratory, not theirs."""
-        while True:
-            victim.freeze()
-            time.sleep(0.01)
-            with closing(sqlite3.connect(self._store, timeout=0.1, isolation_level=None)) as connection:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError:
-                    victim.thaw()
-                else:
-                    return
-
-    async def demote(self, victim: KeyManagerProcess) -> None:
-        began = time.time()
-        await self._misbehave(victim, FaultSetting(Fault.STANDBY))
-        self._books.standbys.append(Standby(victim.name, began, time.time()))
-
-    async def reset(self, victim: KeyManagerProcess) -> None:
-        await self._misbehave(victim, FaultSetting(Fault.RESET_AFTER_EXECUTING, operations=self._some()))
-
-    async def cut(self, victim: KeyManagerProcess) -> None:
-        size = self._rng.choice([0, self._rng.randrange(1, 100)])
-        await self._misbehave(victim, FaultSetting(Fault.CUT, bytes=size, operations=self._some()))
-
-    async def slow(self, victim: KeyManagerProcess) -> None:
-        seconds = self._rng.uniform(0.2, 3)
-        await self._misbehave(victim, FaultSetting(Fault.SLOW, seconds=seconds, operations=self._some()))
-
-    async def garbage(self, victim: KeyManagerProcess) -> None:
-        await self._misbehave(victim, FaultSetting(Fault.GARBAGE, operations=self._some()))
-
-    async def repeat(self, victim: KeyManagerProcess) -> None:
-        """The answer again behind the answer, whole or in part: it must never be taken for the next one's."""
-        size = self._rng.choice([8, 4096])
-        await self._misbehave(victim, FaultSetting(Fault.EXTRA, bytes=size, operations=self._some()))
-
-    async def _misbehave(self, victim: KeyManagerProcess, fault: FaultSetting) -> None:
-        victim.set_faults(fault)
-        await trio.sleep(self._rng.uniform(1, 4))
-        victim.set_faults()
-        await trio.sleep(0.1)  # until it knows
-
-    def _some(self) -> frozenset[Operation]:
-        """All operations, or such as a probe does not meet."""
-        return self._rng.choice(
-            [
-                frozenset(),
-                frozenset({Operation.CREATE, Operation.GET}),
-                frozenset({Operation.CREATE}),
-                frozenset({Operation.GET}),
-            ]
+    with running_key_manager_processes(certificates, list(NAMES)) as key_managers:
+        subjects = []
+        for key_manager in key_managers:
+            key_manager.set_faults(POISON_FAULT)
+            hosts = NAMES[key_manager.name]
+            relay = Relay(key_manager.port, hosts) if hosts else None
+            subjects.append(Subject(key_manager, relay, f"{key_manager.name}.test"))
+        write_names(names, {one.host: one.relay.host for one in subjects if one.relay is not None})
+        settings = GatewaySettings(
+            [one.address for one in subjects], identities, backend='probe = "query"', extra=SETTINGS
         )
-
-
-EVENTS: Final[dict[str, Callable[[Conductor, KeyManagerProcess], Awaitable[None]]]] = {
-    "killed and restarted": Conductor.kill,
-    "frozen": Conductor.freeze,
-    "demoted and promoted": Conductor.demote,
-    "reset after executing": Conductor.reset,
-    "answers cut": Conductor.cut,
-    "slow": Conductor.slow,
-    "garbage": Conductor.garbage,
-    "answers repeated": Conductor.repeat,
-}
+        with running_gateway(certificates, settings, environment=resolver_environment(names)) as gateway:
+            yield Setup(gateway, subjects, certificates.path("store.db"), names)
 
 
 # The load -------------------------------------------------------------------------------------------------------------
@@ -189,6 +112,7 @@ EVENTS: Final[dict[str, Callable[[Conductor, KeyManagerProcess], Awaitable[None]
 
 async def live(caller: Caller, own: Keys, others: Keys, stop: trio.Event, rng: random.Random, *, kept: bool) -> None:
     """Create and Get, over long sessions or over short ones, until told to stop."""
+    await trio.sleep(rng.uniform(0, THINK))
     while not stop.is_set():
         async with caller.session() as client:
             for _ in range(rng.randint(20, 200) if kept else rng.randint(1, 3)):
@@ -203,19 +127,45 @@ async def live(caller: Caller, own: Keys, others: Keys, stop: trio.Event, rng: r
                 await trio.sleep(rng.expovariate(1 / THINK))
 
 
-async def disturb(house: House, books: Books, keys: dict[str, Keys], rng: random.Random) -> None:
+async def poison(caller: Caller, stop: trio.Event, rng: random.Random) -> None:
+    """Send the request that breaks its session at every key manager, again and again, until told to stop.
+
+    As clients do, this one repeats the request a few times at once before it pauses.
+    """
+    while not stop.is_set():
+        async with caller.session() as client:
+            await trio.sleep(rng.uniform(0.5, 1.5))
+            for _ in range(POISON_REPEATS):
+                if await caller.poison(client) is None or stop.is_set():
+                    break
+
+
+async def disturb(setup: Setup, books: Books, keys: dict[str, Keys], rng: random.Random) -> None:
     """Load and chaos for a while; both end well."""
     calm, stop = trio.Event(), trio.Event()
+    patience = TIMES.request + 5
     async with trio.open_nursery() as nursery:
         for own, others in (IDENTITIES, IDENTITIES[::-1]):
-            for number in range(CLIENTS):
-                caller = Caller(house.gateway, f"{own}-{number}", keys[own], books, patience=REQUEST + 5)
+            for number in range(CLIENTS // len(IDENTITIES)):
+                caller = Caller(setup.gateway, f"{own}-{number}", keys[own], books, patience=patience)
                 chance = random.Random(rng.random())
                 work = partial(live, caller, keys[own], keys[others], stop, chance, kept=number % 2 == 0)
                 nursery.start_soon(work)
+            if LANES and (not ONLY or "poison" in ONLY):
+                caller = Caller(setup.gateway, f"{own}-poison", keys[own], books, patience=patience)
+                nursery.start_soon(poison, caller, calm, random.Random(rng.random()))
         async with trio.open_nursery() as lanes:
-            conductor = Conductor(house, books, rng)
-            for _ in range(LANES):
+            conductor = Conductor(
+                setup.subjects,
+                books,
+                rng,
+                store=setup.store,
+                names=setup.names,
+                credentials=IDENTITIES,
+                times=TIMES,
+                only=ONLY,
+            )
+            for _ in range(LANES if not ONLY or any(name in EVENTS for name in ONLY) else 0):
                 lanes.start_soon(conductor.conduct, calm)
             await trio.sleep(SECONDS)
             calm.set()
@@ -242,12 +192,12 @@ MADE: Final = """
 """
 
 
-def close_books(house: House, books: Books, keys: dict[str, Keys]) -> None:
+def close_books(setup: Setup, books: Books, keys: dict[str, Keys]) -> None:
     """Write down what the key managers did, and whether the store has the values that clients were given."""
-    for key_manager in house.key_managers:
-        books.entries += read_journal(key_manager.journal)
+    for one in setup.subjects:
+        books.entries += read_journal(one.process.journal)
     values = {uid: value for own in keys.values() for uid, value in own.values.items()}
-    with closing(sqlite3.connect(house.store)) as connection:
+    with closing(sqlite3.connect(setup.store)) as connection:
         for uid, owner, material, request in connection.execute(MADE):
             books.stored[uid] = Stored(owner, request.decode())
             if values.get(uid, b"") not in material:
@@ -255,15 +205,33 @@ def close_books(house: House, books: Books, keys: dict[str, Keys]) -> None:
 
 
 @pytest.mark.timeout(SECONDS + 100)
-async def test_the_books_balance(house: House) -> None:
+async def test_the_books_balance(setup: Setup) -> None:
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"SEED={seed}")
+    gateway = setup.gateway
     books = Books(notice=NOTICE)
     keys = {identity: Keys(identity) for identity in IDENTITIES}
-    await disturb(house, books, keys, random.Random(seed))
-    await settled(house.store)
-    close_books(house, books, keys)
+    machine = Machine()
+    async with trio.open_nursery() as helpers:
+        for relay in setup.relays:
+            helpers.start_soon(relay.run)
+        await trio.to_thread.run_sync(wait_until, lambda: all_up(gateway, len(NAMES)), "the key managers' being up")
+        helpers.start_soon(machine.watch)
+        helpers.start_soon(watch_backends, gateway, backend_names(), books)
+        books.began = time.time()
+        await disturb(setup, books, keys, random.Random(seed))
+        books.ended = time.time()
+        helpers.cancel_scope.cancel()
+    await settled(setup.store)
+    close_books(setup, books, keys)
     print(books.sheet())
+    print(machine)
+    print(f"{CLIENTS} clients, {SECONDS:g} s, SEED={seed}")
     mistakes = books.mistakes()
-    assert not mistakes, "\n".join([f"SEED={seed}", *mistakes])
-    assert len(books.asked) > 100 * SECONDS
+    assert not mistakes, "\n".join([f"SEED={seed}", *mistakes, "The conductor's log:", books.log()])
+    assert len(books.asked) > RATE / 10 * SECONDS
+
+
+def backend_names() -> dict[str, str]:
+    """The key managers' names by those that the gateway's configuration has for them."""
+    return {f"kms-{number}": name for number, name in enumerate(NAMES, 1)}

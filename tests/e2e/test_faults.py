@@ -56,6 +56,7 @@ SETTINGS = {
     Fault.SLOW: FaultSetting(Fault.SLOW, seconds=0.3, operations=KEYS),
     Fault.RESET_BEFORE_READING: FaultSetting(Fault.RESET_BEFORE_READING, operations=KEYS),
     Fault.RESET_AFTER_EXECUTING: FaultSetting(Fault.RESET_AFTER_EXECUTING, operations=KEYS),
+    Fault.HANG_UP: FaultSetting(Fault.HANG_UP, operations=KEYS),
     Fault.CUT: FaultSetting(Fault.CUT, bytes=40, operations=KEYS),
     Fault.GARBAGE: FaultSetting(Fault.GARBAGE, bytes=100, operations=KEYS),
     Fault.EXTRA: FaultSetting(Fault.EXTRA, bytes=30, operations=KEYS),
@@ -70,6 +71,7 @@ LEAVE_IN_DOUBT = {
     Fault.FREEZE,
     Fault.RESET_BEFORE_READING,
     Fault.RESET_AFTER_EXECUTING,
+    Fault.HANG_UP,
     Fault.CUT,
     Fault.GARBAGE,
     Fault.IDLE_CLOSE,  # in the moment between the look at a session and the request on it

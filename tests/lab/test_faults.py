@@ -18,7 +18,7 @@ from gateway.kmip import compose
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
 from gateway.lab.certs import write_development_set
-from gateway.lab.client import Client, client_context, connect, create_key, get_key
+from gateway.lab.client import Client, activate, client_context, connect, create_key, get_key
 from gateway.lab.faults import NATURES, Fault, FaultFile, Faults, FaultSetting, read_faults, write_faults
 from gateway.lab.keymanager import Journal, KeyManager, Store, read_journal
 from gateway.lab.keymanager.command import keymanager
@@ -132,6 +132,38 @@ async def test_reset_after_executing(key_manager: KeyManager, context: SSL.Conte
     async with connected(key_manager, context) as client:
         await is_reset(client, CREATE)
     assert executed() == ["Create"]
+
+
+async def test_hang_up_closes_politely_and_never_executes(
+    key_manager: KeyManager, context: SSL.Context, executed: Executed
+) -> None:
+    key_manager.faults.set(FaultSetting(Fault.HANG_UP))
+    async with connected(key_manager, context) as client:
+        await client.stream.send_all(CREATE)
+        assert await client.stream.receive_some() == b""
+    assert executed() == []
+
+
+async def test_a_fault_can_be_limited_to_objects(
+    key_manager: KeyManager, context: SSL.Context, executed: Executed
+) -> None:
+    poison = FaultSetting(
+        Fault.HANG_UP, operations=frozenset({Operation.GET}), unique_identifiers=frozenset({"poison"})
+    )
+    key_manager.faults.set(poison)
+    async with connected(key_manager, context) as client:
+        created = await client.ask(CREATE)
+        uid = created.items[0].unique_identifiers[0].decode()
+        assert is_success(await client.ask(get_key(uid)))
+        assert is_success(await client.ask(activate(uid)))
+        missing = await client.ask(activate("poison"))  # another operation on the object
+        assert missing.items[0].reason == ResultReason.ITEM_NOT_FOUND
+        with pytest.raises(StreamClosedError):
+            await client.ask(get_key("poison"))
+    async with connected(key_manager, context) as client:
+        with pytest.raises(StreamClosedError):
+            await client.ask(get_key("poison"))
+    assert executed() == ["Create", "Get", "Activate"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 20])
@@ -401,6 +433,7 @@ def test_every_fault_is_described() -> None:
         ({"fault": "slow", "seconds": -1}, "greater than or equal to 0"),
         ({"fault": "deaf", "times": 0}, "greater than 0"),
         ({"fault": "deaf", "operations": ["Gett"]}, "a.0.operations.0"),
+        ({"fault": "freeze", "unique_identifiers": ["a"]}, "freeze takes no unique_identifiers"),
         ({"fault": "defa"}, "a.0.fault"),
         ({"fault": "deaf", "tmies": 1}, "a.0.tmies"),
     ],
@@ -419,6 +452,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_faults(path) == {}
     faults = {
         "atlanta-001": [FaultSetting(Fault.CUT, bytes=0, operations=frozenset({Operation.CREATE_KEY_PAIR}))],
+        "atlanta-002": [FaultSetting(Fault.HANG_UP, unique_identifiers=frozenset({"poison"}))],
         "london-001": [FaultSetting(Fault.REFUSE_CREDENTIAL, names=frozenset({"a"})), FaultSetting(Fault.FREEZE)],
     }
     write_faults(path, faults)

@@ -158,6 +158,12 @@ class Batch:
         return () if self._request is None else tuple(item.operation for item in self._request.items)
 
     @property
+    def unique_identifiers(self) -> tuple[str, ...]:
+        """The unique identifiers that stand in the payloads; none if the request could not be read."""
+        items = () if self._request is None else self._request.items
+        return tuple(uid for item in items for uid in _asked_uids(item))
+
+    @property
     def pending(self) -> int | None:
         """The operation that ``execute`` would execute now; None when there is none left."""
         return self._left[0][0].operation if self._left else None

@@ -113,7 +113,8 @@ from now on; without the file, or without its name there, it has none:
    "london-001": [{"fault": "standby", "times": 3}]}
 It is looked at every 50 ms: replace it, rather than write to it.
 
-Faults that take them lift themselves after "times" requests, and meet only those that contain one of "operations".
+Faults that take them lift themselves after "times" requests, and meet only requests that contain one of "operations"
+and name one of the objects in "unique_identifiers".
 
 """ + "\n\n".join(_about(fault, nature) for fault, nature in NATURES.items())
 

@@ -211,7 +211,7 @@ class KeyManager:
         """Answer one request; tell whether the connection is fit for another."""
         self.requests += 1
         batch = self.engine.begin(frame, owner)
-        exchange = Exchange(stream, batch.operations)
+        exchange = Exchange(stream, batch.operations, batch.unique_identifiers)
         await self.faults.at(Point.REQUEST, exchange)
         await self._execute(batch, standby=exchange.standby)
         exchange.answer = batch.answer()
