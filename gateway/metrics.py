@@ -73,7 +73,7 @@ class Metrics:
         )
         self.requests = Counts(
             "kmip_gateway_requests_total",
-            "Requests answered; result is success, operation_failed, operation_pending or gateway_error.",
+            "Requests answered; result is success, operation_failed, operation_pending, gateway_error or client_left.",
             ["operation", "result", "protocol_version"],
             registry=registry,
         )
@@ -190,7 +190,7 @@ class Metrics:
         )
         self.client_aborts = Counter(
             "kmip_gateway_client_aborts_total",
-            "Requests whose client had left before they were sent.",
+            "Requests that were given up since their client had disconnected and others waited.",
             registry=registry,
         )
         self.client_rejected = Counter(

@@ -417,14 +417,6 @@ class TlsStream:
             return False
         return False
 
-    def is_reset(self) -> bool:
-        """Whether the peer has left altogether, by a reset; one that only stopped sending has not."""
-        if self._descriptor < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._descriptor, 0)  # errors and hang-ups are always told
-        return bool(poll.poll(0))
-
     def is_unacknowledged(self, seconds: float) -> bool:
         """Return True if the peer's kernel has acknowledged nothing of what was sent for so many seconds.
 

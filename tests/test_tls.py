@@ -672,24 +672,6 @@ async def test_anything_else_is_not_quiet(certificates: Certificates, version: s
         assert not pair.client.is_quiet()
 
 
-RESETS: dict[str, tuple[Callable[[TlsStream], object], bool]] = {
-    "nothing": (lambda _stream: None, False),
-    "bytes": (ENDS["bytes"], False),
-    "half-close": (ENDS["half-close"], False),
-    "close_notify and half-close": (lambda stream: (stream.connection.shutdown(), ENDS["half-close"](stream)), False),
-    "reset": (reset, True),
-}
-
-
-@pytest.mark.parametrize("end", RESETS)
-async def test_only_a_reset_says_that_the_peer_has_left_altogether(pair: Pair, end: str) -> None:
-    do, expected = RESETS[end]
-    do(pair.client)
-    assert pair.server.is_reset() is expected
-    pair.server.close()
-    assert pair.server.is_reset()
-
-
 async def test_a_peer_whose_kernel_acknowledges_nothing_is_told_from_one_that_is_slow(pair: Pair) -> None:
     await pair.client.send_all(b"taken, though nobody reads it")
     assert not pair.client.is_unacknowledged(0)
@@ -724,8 +706,6 @@ async def test_a_peer_has_left_after_a_fin_or_a_reset(certificates: Certificates
         do(pair.client)
         for _ in range(2):
             assert pair.server.peer_has_left() is expected
-        if "half-close" in end:
-            assert not pair.server.is_reset()
         pair.server.close()
         assert pair.server.peer_has_left()
 

@@ -402,6 +402,8 @@ class Attempts:
 
         A read waits for the budget until its deadline.
         """
+        if error.reason == "interrupted" and job.is_gone():
+            raise ClientGoneError
         if not may_repeat(job.effect, error.stage) or error.reason == "too_large":
             denied = "unsafe"
         elif error.reason == "interrupted" or await self.has_token(job):

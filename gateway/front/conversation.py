@@ -156,7 +156,7 @@ class Conversation:
         limit = account.begin(began)
         if limit is None:
             try:
-                answer = await self._dispatcher.dispatch(request, principal, self._stream.is_reset)
+                answer = await self._dispatcher.dispatch(request, principal, self._stream.peer_has_left)
             except trio.Cancelled:
                 await self._confess(request)
                 raise
@@ -249,14 +249,14 @@ class Conversation:
             raise ProtocolError("the connection ends within a message")
 
     async def _send_answer(self, answer: Answer, request: Request, began: float) -> None:
-        if not answer.frame:
-            self._metrics.client_aborts.inc()
-            raise StreamClosedError(answer.detail)
         if answer.response is not None:
             result = self._metrics.response_passed_on(answer.response)
         elif answer.refusal is None:
             result = "success"
             self._metrics.local_answers.labels(operation_label(request)).inc()
+        elif answer.refusal is Refusal.CLIENT_LEFT:
+            result = "client_left"
+            self._metrics.client_aborts.inc()
         else:
             result = "gateway_error"
             self._note_refusal(answer, request)

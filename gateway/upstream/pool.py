@@ -543,10 +543,10 @@ class Pool:
     def close(self, why: str = "drain") -> None:
         """Close idle sessions and lend nothing more; busy sessions are closed on return. ``why`` is of CLOSED."""
         self._closed = why
-        for session in self._slots.forget(self):
-            session.close()
         self.drop_idle(why)
         self.release_waiters(self._error(CLOSED[why], why))
+        for session in self._slots.forget(self):
+            session.close()
 
 
 #: Why a pool may be closed, and the message to waiting requests.

@@ -22,7 +22,7 @@ from tests.e2e.harness import (
 
 QUICK = """
 [failover]
-longest_ejection = 0.5
+max_ejection_time = 0.5
 {when_none}
 [health]
 interval = 0.2
