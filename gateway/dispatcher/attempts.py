@@ -16,7 +16,7 @@ from gateway.dispatcher.race import Hedge, Race
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.messages import Response
 from gateway.metrics import Metrics
-from gateway.policy import Effect, is_server_error, may_repeat
+from gateway.policy import is_server_error, may_repeat
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.breaker import Circuit
@@ -24,7 +24,6 @@ from gateway.upstream.keeper import validate
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session, SupersededError
 
-_REPEATABLE: Final = Effect.TOUCH  # access to an enum member is slow
 _DOUBT: Final = 1.0  # s without an answer, on a session that was idle for long, until another session is tried
 _AGAIN: Final = 1.0  # s until an overdue read that could not be hedged looks for another backend again
 _ALWAYS: Final = -1.0  # s of idleness after which a session is validated, if every session is to be
@@ -51,12 +50,21 @@ class Attempts:
         A read may be answered by another backend meanwhile: ``job.answered_by``. With ``until`` it is not hedged, but
         given up then. Raises BackendError, PoolBusyError and ClientGoneError.
         """
+        pool = backend.pools[job.credential]
         breaker = backend.breaker
         trials: Sequence[Circuit] = (
             () if breaker.is_quiet else breaker.enter(job.credential, job.effect, trio.current_time())
         )
         try:
-            return await self._try(backend, job, until)
+            # Once the request broke a good session, it is sent on good sessions only: it breaks one at each backend.
+            session = await self._lease(backend, pool, job, until, _ALWAYS if job.breaks else None)
+            is_reused = session.is_reused
+            try:
+                return await self._exchange(backend, pool, session, job, until)
+            except BackendError as error:
+                if not is_reused or not await self._may_try_again(pool, job, error):
+                    raise
+            return await self._try_again(backend, pool, job, until)
         except SupersededError:
             return self._won(job)
         except (BackendError, PoolBusyError):
@@ -77,23 +85,20 @@ class Attempts:
         job.answered_by, response = job.race.winner
         return response
 
-    async def _try(self, backend: Backend, job: Job, until: float | None) -> Response:
-        pool = backend.pools[job.credential]
-        # Once the request broke a good session, it is sent on good sessions only, so that it breaks one at each backend.
-        session = await self._lease(backend, pool, job, until, validate_after=_ALWAYS if job.breaks else None)
-        is_reused = session.is_reused
-        try:
-            return await self._exchange(backend, pool, session, job, until)
-        except BackendError as error:
-            if _is_racing(job) or not (is_reused and _is_stale(error)):
-                raise
-            pool.drop_closed()  # a restart closes all of them
-            if error.stage > Stage.CONNECT:
-                if not (may_repeat(job.effect, error.stage) and await self.has_token(job)):
-                    raise
-                self._metrics.retries.labels(error.reason).inc()
-        session = await self._lease(backend, pool, job, until, validate_after=_ALWAYS)
+    async def _try_again(self, backend: Backend, pool: Pool, job: Job, until: float | None) -> Response:
+        """Try a backend once more: the session that was used first had been closed while it was idle."""
+        session = await self._lease(backend, pool, job, until, _ALWAYS)
         return await self._exchange(backend, pool, session, job, until)
+
+    async def _may_try_again(self, pool: Pool, job: Job, error: BackendError) -> bool:
+        if _is_racing(job) or not _is_stale(error):
+            return False
+        pool.drop_closed()  # a restart closes all of them
+        if error.stage > Stage.CONNECT:
+            if not (may_repeat(job.effect, error.stage) and await self.has_token(job)):
+                return False
+            self._metrics.retries.labels(error.reason).inc()
+        return True
 
     # Leasing ---------------------------------------------------------------------------------------------------------
 
@@ -103,7 +108,6 @@ class Attempts:
         pool: Pool,
         job: Job,
         until: float | None = None,
-        *,
         validate_after: float | None = None,
     ) -> Session:
         """Borrow a session; one that was idle for longer than ``validate_after`` is validated first.
@@ -111,7 +115,7 @@ class Attempts:
         By default that is so before changes only: a read is tried on another session if no answer comes.
         """
         session = pool.take(job.principal)
-        if session is not None and (job.effect > _REPEATABLE or validate_after is not None):
+        if session is not None and (not job.is_read or validate_after is not None):
             session = await self._validated(
                 pool, session, job, self._settings.validate_after if validate_after is None else validate_after
             )
@@ -221,7 +225,7 @@ class Attempts:
         try:
             if session.stage > Stage.SEND:
                 pool.alarms.set(session.alarm, job.deadline, partial(self._expire, pool, session))
-                response = await session.finish()
+                response = await session.exchange(job.request, is_sent=True)
                 result = "answered"
                 pool.answered_at = trio.current_time()
                 self._answered(backend, job, response)
@@ -249,20 +253,19 @@ class Attempts:
         hedge: Hedge | None,
     ) -> None:
         """Set the time at which to look after this exchange: when it must end, or is overdue, or doubtful."""
-        is_read = job.effect <= _REPEATABLE
-        session.is_repeatable = is_read and job.source is None
+        session.is_repeatable = job.is_read and job.source is None
         session.client_has_left = job.is_gone
         settings = self._settings
         if until is not None:
             pool.alarms.set(session.alarm, until, partial(self._expire, pool, session))
             return
-        if is_read and session.is_reused and hedge is None and now - session.idle_since > settings.validate_after:
+        if now - session.idle_since > settings.validate_after and session.is_reused and job.is_read and hedge is None:
             due = now + _DOUBT
             ring = partial(self._doubtful, backend, pool, session, job, now)
         else:
             due = now + settings.try_timeout
             ring = partial(self._overdue, backend, pool, session, job, hedge)
-        pool.alarms.set(session.alarm, min(job.deadline, due), ring)
+        pool.alarms.set(session.alarm, due if due < job.deadline else job.deadline, ring)
 
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
         """No answer comes on a session that was idle for long: it may be dead. Try another session.
@@ -292,7 +295,7 @@ class Attempts:
         if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
             job.retries.give_back()  # others need not wait for what may never come
-        if job.effect <= _REPEATABLE and not (hedge is not None and hedge.race.is_over):
+        if job.is_read and not (hedge is not None and hedge.race.is_over):
             self._hedge_if_useful(backend, pool, session, job)
             due = min(due, now + _AGAIN)
         pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, hedge))
@@ -385,7 +388,7 @@ class Attempts:
         A read that no backend answered is itself at fault; a change was tried at one only.
         """
         breaks, job.breaks = job.breaks, ()
-        if is_answered or job.effect > _REPEATABLE:
+        if is_answered or not job.is_read:
             for backend, began in breaks:
                 self.failed(backend, job, began)
 

@@ -13,7 +13,7 @@ from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.identity import Principal
 from gateway.kmip.binding import given
 from gateway.kmip.messages import Request, Response
-from gateway.kmip.spec import ResultStatus, Tag
+from gateway.kmip.spec import Tag
 from gateway.metrics import Metrics
 from gateway.policy import (
     Effect,
@@ -29,8 +29,7 @@ from gateway.upstream.marks import Marks
 from gateway.upstream.opening import REFUSED
 
 _BOUND: Final = Effect.BOUND  # access to an enum member is slow
-_TOUCH: Final = Effect.TOUCH
-_SUCCESS: Final = int(ResultStatus.SUCCESS)
+_RESULT_REASON: Final = int(Tag.RESULT_REASON)  # failed operations give one
 _PAUSE: Final = 0.1  # s before the backends are tried once more
 _MOST_ROUNDS: Final = 5  # through all backends
 _GIVE_UP_AFTER: Final = 2  # exchanges that broke on fresh sessions: the request may be at fault
@@ -143,7 +142,12 @@ class Dispatcher:
                         if error.stage > Stage.CONNECT and not await attempts.may_repeat(job, error):
                             break
                     else:
-                        return await self._answer(job, job.answered_by or backend, response)
+                        items = response.items
+                        if len(items) > 1 or _RESULT_REASON in items[0].fields or job.breaks or job.answered_by:
+                            return await self._answer(job, job.answered_by or backend, response)
+                        if whereabouts.may_be_elsewhere(job, response):
+                            return await whereabouts.look_elsewhere(job, order, backend, response)
+                        return Answer.of(response, backend)
                     if trio.current_time() >= job.deadline:
                         break
                 if not await self._may_go_round(job, failure, busy):
@@ -159,8 +163,7 @@ class Dispatcher:
         """Return the answer that a backend has given, or a better one of another."""
         if job.breaks:
             self._attempts.judge(job, is_answered=True)
-        is_success = response.items[0].status == _SUCCESS and len(response.items) == 1
-        if not is_success and self._settings.observe and job.effect <= _TOUCH and is_server_error(response):
+        if self._settings.observe and job.is_read and is_server_error(response):
             backend, response = await self._second_opinion(job, backend, response)
         if self._whereabouts.may_be_elsewhere(job, response):
             return await self._whereabouts.look_elsewhere(job, job.order, backend, response)
@@ -202,7 +205,7 @@ class Dispatcher:
         if failure is None or trio.current_time() >= job.deadline:
             return False
         if failure.stage > Stage.CONNECT:
-            if job.effect > _TOUCH or len(job.breaks) >= _GIVE_UP_AFTER or job.rounds >= _MOST_ROUNDS:
+            if not job.is_read or len(job.breaks) >= _GIVE_UP_AFTER or job.rounds >= _MOST_ROUNDS:
                 return False
             if failure.reason == "too_large" or not job.has_token:
                 return False

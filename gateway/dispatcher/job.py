@@ -2,19 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
 from gateway.budget import LookupBudget, RetryBudget
+from gateway.dispatcher.race import Race
 from gateway.identity import Principal
 from gateway.kmip.messages import Request
-from gateway.policy import effect_of
+from gateway.policy import Effect, effect_of
 from gateway.upstream.affinity import Stay
 from gateway.upstream.backend import Backend
 
-if TYPE_CHECKING:
-    from gateway.dispatcher.race import Race
+
+_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
 
 class DispatcherSettings(NamedTuple):
@@ -53,15 +54,10 @@ class Budgets:
         return f"<Budgets of {len(self.retries)} identities>"
 
 
-_NOBODY: Final[Iterator[Backend]] = iter(())
-
-
 class Job:
     """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting.
 
-    ``breaks`` are the failures of exchanges that speak against a backend, with the time at which each began;
-    ``has_token`` is True while it holds a token of ``retries``. ``answered_by`` is the backend whose answer counts, if
-    that is not the one tried last.
+    ``tried`` are the backends that were asked, ``order`` yields those that are left.
     """
 
     __slots__ = (
@@ -73,6 +69,7 @@ class Job:
         "has_token",
         "is_doubted",
         "is_gone",
+        "is_read",
         "order",
         "preferred",
         "principal",
@@ -97,22 +94,24 @@ class Job:
         self.request = request
         self.principal = principal
         self.credential = principal.identity.name
-        self.effect = effect_of(request)
+        self.effect = effect = effect_of(request)
+        self.is_read = effect <= _TOUCH  # it may be repeated after it was sent
         self.deadline = trio.current_time() + settings.request
         self.queue_left = settings.queue
         self.is_gone = is_gone
         self.retries = retries
-        self.has_token = False
-        self.is_doubted = False  # a second session was tried since the first was idle for long
-        self.rounds = 0  # through all backends, without an answer
-        self.order: Iterator[Backend] = _NOBODY  # the backends left to try
+        self.has_token = False  # of ``retries``
+        self.order: Iterator[Backend]
         self.tried: list[Backend] = []
+        self.rounds = 0  # through all backends, without an answer
+        #: Exchanges that failed, and when each began, until they are judged.
         self.breaks: Sequence[tuple[Backend, float]] = ()
+        self.is_doubted = False  # a second session was tried since the first was idle for long
         self.race: Race | None = None  # once more than one try is under way
-        self.answered_by: Backend | None = None
+        self.answered_by: Backend | None = None  # if that is not the backend that was tried last
         self.source: Backend | None = None  # the only one that can answer, as a mark says
         self.preferred: Backend | None = None  # the one to try first
-        self.stays: list[Stay] = []  # what the client has just left where
+        self.stays: Sequence[Stay] = ()  # what the client has just left where
 
 
 class ClientGoneError(Exception):

@@ -136,6 +136,7 @@ class Pool:
         )
         self._settings = settings
         self._slots = slots
+        self._gate = slots.gate
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
         self._site = site or Site()
         self._idle: list[Session] = []  # longest idle first
@@ -159,7 +160,7 @@ class Pool:
         """True if requests should rather go elsewhere: no session is idle, none opens, and none has answered since."""
         opening = self.opening
         if opening.failure is None:
-            return self._slots.gate.failure is not None and not self._idle and not self._busy
+            return self._gate.failure is not None and not self._idle and not self._busy
         return not self._idle and self.answered_at <= opening.failed_at
 
     @property
@@ -198,18 +199,19 @@ class Pool:
         while self._idle:
             session = self._idle.pop()
             if session.is_quiet():
-                self._lend(session, principal)
+                self._busy.add(session)
+                if session.principal is not principal:
+                    self._note(session, principal)
                 return session
             self._closed_by_peer(session, trio.current_time())
         return None
 
-    def _lend(self, session: Session, principal: Hashable) -> None:
-        self._busy.add(session)
-        if session.principal is not principal:
-            session.principal = principal
-            self._seen[principal] = trio.current_time()
-            if len(self._seen) > _PRINCIPALS:
-                del self._seen[next(iter(self._seen))]
+    def _note(self, session: Session, principal: Hashable) -> None:
+        """Note the principal that a session is lent to, after another one."""
+        session.principal = principal
+        self._seen[principal] = trio.current_time()
+        if len(self._seen) > _PRINCIPALS:
+            del self._seen[next(iter(self._seen))]
 
     async def wait(self, principal: Hashable = None, effect: Effect | None = None) -> Session:
         """Wait in turn for a session; it must be given back. Turns are taken between principals.
@@ -264,7 +266,8 @@ class Pool:
         """
         self._busy.remove(session)  # raises if it is not lent: given back twice, it would be lent twice
         now = trio.current_time() if now is None else now
-        self._slots.returned(session)
+        if session.is_abandoned:
+            self._slots.returned(session)
         if session.state is not _IDLE:
             self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
         elif self._closed:
@@ -335,7 +338,8 @@ class Pool:
             self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
         else:
             waiter = self._waiters.popleft()
-            self._lend(session, waiter.principal)
+            self._busy.add(session)
+            self._note(session, waiter.principal)
             waiter.session = session
             waiter.done.set()
 

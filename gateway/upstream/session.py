@@ -90,7 +90,8 @@ class Session:
 
     ``backend`` is its name, ``peer`` the IP address that it leads to. ``expires_at`` and ``idle_since`` are in trio's
     time and belong to the pool, which lends the session, as do ``principal``, the last borrower, and ``is_reused``,
-    True once the session was idle or has served a request. ``is_repeatable`` is True if the request under way may be
+    True once the session was idle or has served a request, and ``is_abandoned``, True while nobody awaits its answer.
+    ``is_repeatable`` is True if the request under way may be
     repeated elsewhere, ``client_has_left`` tells if its client has disconnected; ``alarm`` is for its deadline.
     """
 
@@ -98,13 +99,13 @@ class Session:
         "_is_overdue",
         "_is_superseded",
         "_reader",
-        "_request",
         "_stream",
         "alarm",
         "backend",
         "client_has_left",
         "expires_at",
         "idle_since",
+        "is_abandoned",
         "is_repeatable",
         "is_reused",
         "opened_at",
@@ -119,13 +120,13 @@ class Session:
         self._stream = stream
         self.peer = peer
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
-        self._request: Request | None = None
         self.backend = backend
         self.state = State.IDLE
         self.stage = Stage.CONNECT
         self.requests = 0
         self.principal: Hashable = None
         self.is_reused = False
+        self.is_abandoned = False
         self.is_repeatable = False
         self.client_has_left: Callable[[], bool] = _is_there
         self.alarm = Alarm()
@@ -154,35 +155,26 @@ class Session:
         """Return True if the peer's kernel has not acknowledged the request for so long: the path is dead."""
         return self.state is not State.CLOSED and self._stream.is_unacknowledged(seconds)
 
-    async def exchange(self, request: Request) -> Response:
-        """Send a request, unchanged, and return its answer.
+    async def exchange(self, request: Request, *, is_sent: bool = False) -> Response:
+        """Send a request, unchanged, and return its answer. If it ``is_sent``, go on with a superseded exchange.
 
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
         deadline is the caller's; a session whose exchange did not end is of no further use.
         """
-        self.state = _BUSY
-        is_first = self.stage is _CONNECT
-        self.stage = _CONNECT
-        if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be taken for the answer
-            raise self._error("closed, or spoken on unasked", "closed")
-        self.stage = _SEND
-        self._request = request
         try:
-            await self._stream.send_all(request.frame)
-        except StreamInterruptedError:
-            raise SupersededError from None
-        except (StreamClosedError, TlsError) as error:
-            raise self._broken(error) from None
-        self.stage = _WAIT
-        return await self.finish()
-
-    async def finish(self) -> Response:
-        """Wait for the answer to the request that was sent, as the last part of ``exchange``; raises as it does."""
-        request = self._request
-        try:
+            if not is_sent:
+                self.state = _BUSY
+                is_first = self.stage is _CONNECT
+                self.stage = _CONNECT
+                if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be the answer
+                    raise self._error("closed, or spoken on unasked", "closed")
+                self.stage = _SEND
+                await self._stream.send_all(request.frame)
+                self.stage = _WAIT
             frame = None
             while frame is None:
-                self._check_superseded()
+                if self._is_superseded:
+                    raise StreamInterruptedError  # noqa: TRY301 - as the stream does while it waits
                 data = await self._stream.receive_some()
                 if not data:
                     raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
@@ -198,19 +190,14 @@ class Session:
             raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
             raise self._error(f"not an answer: {error}", "protocol") from None
-        if request is None or not response.answers(request):
+        if not response.answers(request):
             raise self._error("the answer belongs to another request", "mismatch")
-        self._request = None
         self._is_superseded = False
         self.requests += 1
         if len(self._reader):
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
         self.state = _IDLE
         return response
-
-    def _check_superseded(self) -> None:
-        if self._is_superseded:
-            raise StreamInterruptedError
 
     def supersede(self) -> None:
         """Another session has answered the request: the exchange under way raises SupersededError."""

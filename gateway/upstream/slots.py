@@ -272,6 +272,7 @@ class Slots:
 
     def abandon(self, session: "Abandoned", tenant: Tenant) -> None:
         """Nobody awaits this session's answer: keep it while its slot is not needed, and while there are few such."""
+        session.is_abandoned = True
         self.abandoned[session] = tenant
         if len(self.abandoned) > max(1, self.limit // _ABANDONED):
             self._close_abandoned()
@@ -289,10 +290,10 @@ class Slots:
                 tenant.fail_waiters(error)
 
     def returned(self, session: "Abandoned") -> None:
-        """A session has come back from an exchange."""
-        if self.abandoned or self._reclaimed:
-            self.abandoned.pop(session, None)
-            self._reclaimed.discard(session)
+        """An abandoned session has come back from its exchange."""
+        session.is_abandoned = False
+        self.abandoned.pop(session, None)
+        self._reclaimed.discard(session)
 
     def release(self, tenant: Tenant) -> None:
         """Free a slot of a pool, and let the next pool have it."""
@@ -338,6 +339,8 @@ class Slots:
 
 class Abandoned(Protocol):
     """A busy session whose answer is awaited by nobody."""
+
+    is_abandoned: bool
 
     def close(self) -> None:
         """Close it at once; its pool gets it back soon after."""
