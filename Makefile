@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check chaos report report-full mutants instructions growth fmt lock clean
+.PHONY: demo test check chaos report report-full mutants instructions growth outages fmt lock clean
 
 demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it gains
 	$(BIN)/kmip-gateway demo $(ARGS)
@@ -36,6 +36,9 @@ instructions: $(VENV)/development  ## Instructions per request against the basel
 
 growth: $(VENV)/development  ## How these grow with messages, batches, backends, identities, idle clients, pools
 	$(BIN)/python -m tests.benchmarks growth $(ARGS)
+
+outages: $(VENV)/development  ## What slow, dead and busy key managers cost clients, in some five minutes; ARGS=--only c,d measures these rows
+	$(BIN)/python -m tests.benchmarks.outages $(ARGS)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff format .
