@@ -37,7 +37,7 @@ instructions: $(VENV)/development  ## Instructions per request against the basel
 growth: $(VENV)/development  ## How these grow with messages, batches, backends, identities, idle clients, pools
 	$(BIN)/python -m tests.benchmarks growth $(ARGS)
 
-outages: $(VENV)/development  ## What slow, dead and busy key managers cost clients, in some five minutes; ARGS=--only c,d measures these rows
+outages: $(VENV)/development  ## Measure what clients notice of slow, dead and busy key managers, in some four minutes; ARGS=--only c,d measures these rows
 	$(BIN)/python -m tests.benchmarks.outages $(ARGS)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended

@@ -127,7 +127,7 @@ class Listener:
         self._accepting.set(0)
 
     def resume_accepting(self) -> None:
-        """Accept new connections again. Where the kernel does not let it listen, that is logged, and to be retried."""
+        """Accept new connections again. If the kernel refuses to listen, log that; the caller tries again later."""
         if self._listening is None or self._resumed.is_set():
             return
         try:

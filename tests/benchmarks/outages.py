@@ -1,4 +1,4 @@
-"""What outages and slow key managers cost clients: one table, from real processes.
+"""Measure the cost of outages and slow key managers to clients: one table, from real processes.
 
 Every row starts simulated key managers and a gateway as processes of their own, with certificates of its own, and lets
 clients work for a bounded time. The rows use the command line, the configuration and /metrics only, so that two
@@ -337,7 +337,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 @click.option("--json", "save", type=_FILE, help="Write the figures to this file, too.")
 @click.option("--before", type=_FILE, help="A file of --json, to show its figures beside the new ones.")
 def main(only: list[str], save: Path | None, before: Path | None) -> None:
-    """Measure outages with real processes, some five minutes for all rows, and print a Markdown table.
+    """Measure outages with real processes, some four minutes for all rows, and print a Markdown table.
 
     Handshakes are those of the gateway's pools, successful or not, as the gateway counts them; those of health checks
     are not among them.
