@@ -266,8 +266,8 @@ def test_in_whatever_state_everybody_is_tried_once_and_the_better_before_the_wor
     tried = order(Balancer(backends.values()))
 
     assert sorted(tried) == sorted(backends)
-    available = [backends[name].is_available_to("red") for name in tried]
+    available = [backends[name].is_available_to("red", Effect.READ) for name in tried]
     assert available == sorted(available, reverse=True)
     for one, other in pairwise(backends[name] for name in tried):
-        if one.is_available_to("red") and other.is_available_to("red"):
+        if one.is_available_to("red", Effect.READ) and other.is_available_to("red", Effect.READ):
             assert one.traits.priority <= other.traits.priority

@@ -11,6 +11,7 @@ from structlog.testing import LogCapture
 from gateway.log import Log
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
+from gateway.upstream.balancer import Balancer
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm, watch
 from gateway.upstream.pool import PoolSettings
@@ -125,9 +126,9 @@ async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
 ) -> None:
     backend = Backend("atlanta", Slots(1), {})
     fault = RuntimeError("of ours")
-    monkeypatch.setattr(backend, "judge", stumble(fault))
-    metrics = Metrics("test")
-    nursery.start_soon(partial(watch, backend, others_serve=lambda _credential: True, metrics=metrics, log=log))
+    monkeypatch.setattr("gateway.upstream.keeper._move_waiters", stumble(fault))
+    watching = partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log)
+    nursery.start_soon(watching)
     await trio.sleep(5)
 
     assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
