@@ -1,104 +1,162 @@
-"""Backend: a credential that is refused is its own trouble; several that fail together are the backend's."""
+"""Backend: puts health, breaker and gate together, and acts when the backend turns up or down."""
+
+from functools import partial
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
+from gateway.errors import BackendError
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.health import Verdict
+from gateway.upstream.keeper import keep_warm
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import FakeKeyManager, in_virtual_time, make_pool, use
 
 CREDENTIALS = ("red", "green", "blue")
 
 
-def make_backend(key_manager: FakeKeyManager, nursery: trio.Nursery) -> Backend:
-    slots = Slots(10)
+def make_backend(key_manager: FakeKeyManager, nursery: trio.Nursery, limit: int = 10) -> Backend:
+    slots = Slots(limit)
     pools = {name: make_pool(key_manager, nursery.start_soon, credential=name, slots=slots)[0] for name in CREDENTIALS}
     return Backend(key_manager.name, slots, pools)
 
 
-def fail(backend: Backend, *credentials: str) -> None:
+def fail(backend: Backend, *credentials: str, effect: Effect = Effect.READ) -> None:
+    """Count three failed exchanges of each credential."""
+    now = trio.current_time()
     for name in credentials:
         for _ in range(3):
-            backend.pools[name].exchange_failed()
+            backend.breaker.failed(name, effect, now, now)
+
+
+def available(backend: Backend, effect: Effect = Effect.READ) -> list[str]:
+    return [name for name in CREDENTIALS if backend.is_available_to(name, effect)]
+
+
+# Exchanges ---------------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
-async def test_one_credential_that_fails_is_its_own_trouble(nursery: trio.Nursery) -> None:
+async def test_failures_of_one_credential_hold_back_that_credential_only(nursery: trio.Nursery) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
     fail(backend, "red")
-    assert not backend.judge()
     assert backend.state == "up"
-    assert not backend.is_available_to("red")
-    assert backend.is_available_to("blue")
+    assert available(backend) == ["green", "blue"]
 
 
 @in_virtual_time
-async def test_two_that_fail_are_the_backends_fault(nursery: trio.Nursery) -> None:
+async def test_failures_of_two_credentials_eject_the_backend(nursery: trio.Nursery) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
     fail(backend, "red", "green")
-    assert backend.judge()
     assert backend.state == "ejected"
-    assert not backend.is_available_to("blue")
+    assert available(backend) == []
+    assert backend.is_live  # sessions can be had
 
 
 @in_virtual_time
-async def test_unless_somebody_elses_have_worked_since(nursery: trio.Nursery) -> None:
+async def test_an_answer_to_another_credential_begins_the_trials(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    fail(backend, "red", "green")
+    backend.breaker.answered("blue", Effect.READ, trio.current_time())
+    assert backend.state == "half_open"
+    assert available(backend) == ["blue"]
+
+
+@in_virtual_time
+async def test_four_answers_in_a_row_bring_the_backend_back(nursery: trio.Nursery) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
     fail(backend, "red", "green")
     await trio.sleep(1)
-    backend.pools["blue"].answered(trio.current_time())
-    backend.judge()
-    assert backend.state == "up"
-    assert backend.is_available_to("blue")
-
-
-@in_virtual_time
-async def test_or_its_own_probe_was_answered_since(nursery: trio.Nursery) -> None:
-    backend = make_backend(FakeKeyManager(), nursery)
-    fail(backend, "red", "green")
-    await trio.sleep(1)
-    backend.proved(trio.current_time())
-    backend.judge()
+    for _ in range(4):
+        assert available(backend) == list(CREDENTIALS)
+        backend.breaker.answered("red", Effect.READ, trio.current_time())
+        backend.breaker.answered("green", Effect.READ, trio.current_time())
     assert backend.state == "up"
 
 
 @in_virtual_time
-async def test_it_recovers_when_one_of_them_works_again(nursery: trio.Nursery) -> None:
+async def test_failures_of_changes_leave_reads_alone(nursery: trio.Nursery) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
-    fail(backend, "red", "green")
-    backend.judge()
-    backend.pools["red"].answered(trio.current_time())
-    assert backend.judge()
-    assert backend.state == "up"
+    fail(backend, "red", "green", effect=Effect.MUTATE)
+    assert backend.state == "half_open"
+    assert available(backend) == list(CREDENTIALS)
+    assert available(backend, Effect.MUTATE) == []
+
+
+# Handshakes --------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_refused_credential_makes_only_its_own_pool_unreachable(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    key_manager.refused.add("red")
+    with pytest.raises(BackendError):
+        await use(backend.pools["red"], "key")
+    assert available(backend) == ["green", "blue"]
+    assert backend.is_live
+
+
+@in_virtual_time
+async def test_a_refused_connection_makes_every_pool_without_sessions_unreachable(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    await use(backend.pools["blue"], "key")
+    key_manager.refuse()
+    with pytest.raises(BackendError):
+        await use(backend.pools["red"], "key")
+    assert available(backend) == ["blue"]
+
+
+@in_virtual_time
+async def test_an_answered_health_check_ends_the_pause_of_the_gate(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    key_manager.refuse()
+    nursery.start_soon(partial(keep_warm, backend.pools.values(), 3.0))
+    with pytest.raises(BackendError):
+        await use(backend.pools["red"], "key")
+    await trio.sleep(60)
+    key_manager.recover()
+
+    backend.reached()
+    await trio.sleep(0.25 + key_manager.handshake_cost)
+
+    assert available(backend) == list(CREDENTIALS)
+
+
+# Health ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("verdict", "state"), [(Verdict.FAILS, "down"), (Verdict.STANDBY, "standby")])
 @in_virtual_time
-async def test_its_own_probe_speaks_for_all(verdict: Verdict, state: str, nursery: trio.Nursery) -> None:
+async def test_the_health_check_speaks_for_every_credential(
+    verdict: Verdict, state: str, nursery: trio.Nursery
+) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
     backend.health.probed(verdict)
     assert backend.state == state
-    assert not any(backend.is_available_to(name) for name in CREDENTIALS)
+    assert available(backend) == []
     assert not backend.is_live
 
 
 @in_virtual_time
-async def test_when_it_turns_down_idle_sessions_go(nursery: trio.Nursery) -> None:
+async def test_idle_sessions_are_closed_when_the_backend_turns_down(nursery: trio.Nursery) -> None:
     key_manager = FakeKeyManager()
     backend = make_backend(key_manager, nursery)
     for name in CREDENTIALS:
         await use(backend.pools[name], "key")
     assert len(key_manager.open_connections) == 3
-    backend.let_go(lambda _credential: True)
+    backend.turned_down(lambda _credential: True)
     assert key_manager.open_connections == []
     assert backend.slots.used == 0
 
 
 @pytest.mark.parametrize(("repeatable", "others", "stays"), [(True, True, 0), (True, False, 1), (False, True, 1)])
 @in_virtual_time
-async def test_and_reads_on_their_way_where_others_can_serve_them(
+async def test_reads_are_interrupted_when_the_backend_turns_down_if_others_serve(
     repeatable: bool, others: bool, stays: int, nursery: trio.Nursery
 ) -> None:
     """A change that is merely slow must not become one whose outcome nobody knows."""
@@ -107,9 +165,38 @@ async def test_and_reads_on_their_way_where_others_can_serve_them(
     pool = backend.pools["red"]
     session = await pool.wait()
     session.is_repeatable = repeatable
-    backend.let_go(lambda _credential: others)
+    backend.turned_down(lambda _credential: others)
     assert len(key_manager.open_connections) == stays
     pool.give_back(session)
+
+
+@pytest.mark.parametrize("others", [True, False])
+@in_virtual_time
+async def test_waiting_requests_move_when_the_backend_turns_down_if_others_serve(
+    others: bool, nursery: trio.Nursery
+) -> None:
+    backend = make_backend(FakeKeyManager(), nursery, limit=1)
+    pool = backend.pools["red"]
+    session = await pool.wait()
+    errors = []
+
+    async def client() -> None:
+        try:
+            pool.give_back(await pool.wait())
+        except BackendError as error:
+            errors.append(error.reason)
+
+    nursery.start_soon(client)
+    await wait_all_tasks_blocked()
+    backend.turned_down(lambda _credential: others)
+    await wait_all_tasks_blocked()
+
+    assert errors == ["down"] * others
+    assert pool.statistics().waiting == (not others)
+    pool.give_back(session)
+
+
+# Traits ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("effect", Effect)
