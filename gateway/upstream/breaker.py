@@ -6,9 +6,10 @@
     |                          +---- a trial fails ----+  |  +--- a trial is answered: twice as many at once
     +------------- 1, 2, 4 and 8 trials are answered -----+
 
-Reads and changes have a circuit each, since a key manager may answer every Get and hang on every Create. A circuit exists
-for each credential (a partition of an HSM may fail alone) and one for all credentials together. Reads are tried before
-changes. Each pause is twice as long as the last one. An answer that arrives while a circuit is OPEN makes it HALF_OPEN.
+Reads and changes have a circuit each, since a key manager may answer every Get and hang on every Create. A circuit
+exists for each credential (a partition of an HSM may fail alone) and one for all credentials together. Reads are tried
+before changes. Each pause is twice as long as the last one. An answer that arrives while a circuit is OPEN makes it
+HALF_OPEN. The failure of a request that began before the last pause was over counts for nothing.
 
 A request that is overdue opens nothing, since slowness is no failure. Until the backend answers a request of that kind,
 other backends are preferred; that is all.
@@ -124,18 +125,15 @@ class Circuit:
 
         ``credentials_needed`` is the number of credentials that must have failed.
         """
+        if self.state is _OPEN or began < self.tried_since:
+            return False  # sent before the last pause was over: no news
         self.failures += 1
         self.credentials.add(credential)
         self.failing_since = min(self.failing_since, began)
-        if self.state is _HALF_OPEN:
-            if began < self.tried_since:
-                return False  # sent before the circuit opened: no news
-        elif (
-            self.state is _OPEN
-            or self.failures < self.settings.consecutive_failures
-            or (len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE)
-        ):
-            return False
+        if self.state is _CLOSED:
+            is_alone = len(self.credentials) < credentials_needed and now - self.failing_since < _ALONE
+            if self.failures < self.settings.consecutive_failures or is_alone:
+                return False
         self._open(now)
         return True
 

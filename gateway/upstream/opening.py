@@ -6,9 +6,9 @@
       |                             +------- an attempt fails -----+  |
       +------------------------- a session opens --------------------+
 
-A failure concerns either one credential (the key manager refuses it, or closes the connection right after the handshake),
-or every credential (nobody listens, nothing comes back). The pause after the first kind is this pool's, the pause after
-the second is the gate's, for all pools of the backend.
+A failure concerns either one credential (the key manager refuses it, or closes the connection right after the
+handshake), or every credential (nobody listens, nothing comes back). The pause after the first kind is this pool's, the
+pause after the second is the gate's, for all pools of the backend.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,8 +1,9 @@
 """Pool: the sessions of one backend and credential, lent for the length of one exchange.
 
-The session used last is lent first, so that surplus sessions grow old and are closed. A request that finds no idle session
-waits in turn, for a session that is given back or for one that is opened in the background, whichever comes first. Slots
-decide when a session may be opened. Everything that decides is a plain function; only ``wait`` and ``_open`` wait.
+The session used last is lent first, so that surplus sessions grow old and are closed. A request that finds no idle
+session waits in turn, for a session that is given back or for one that is opened in the background, whichever comes
+first. Slots decide when a session may be opened. Everything that decides is a plain function; only ``wait`` and
+``_open`` wait.
 """
 
 import random
@@ -29,6 +30,7 @@ _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm
 _SEEN: Final = 60.0  # s for which a principal counts as one that may come back
 _PRINCIPALS: Final = 1000  # that are remembered for that
 _RESERVE: Final = 8  # one of so many slots is left to other principals
+_HALVES: Final = 2  # principals that can hold half of the sessions each
 
 
 class PoolSettings(NamedTuple):
@@ -144,6 +146,8 @@ class Pool:
         self._waiters: FairQueue[_Waiter] = FairQueue()
         self._seen: dict[Hashable, float] = {}  # principals, and when each was first lent a session after another
         self.reopened: set[trio.Event] = set()  # to be set when a session opens
+        self._validating: set[Session] = set()  # busy sessions that no client uses
+        self._used_at = float("-inf")  # time at which a client last gave a session back, or one was opened
         self._closed = ""  # or why
 
     def __repr__(self) -> str:
@@ -186,8 +190,8 @@ class Pool:
 
     @property
     def idle_since(self) -> float:
-        """Time at which a session was last used and became idle; infinity if none is idle."""
-        return self._idle[-1].idle_since if self._idle else float("inf")
+        """Time at which clients last used a session of this pool; infinity if none is idle."""
+        return self._used_at if self._idle else float("inf")
 
     # Lending ---------------------------------------------------------------------------------------------------------
 
@@ -266,6 +270,10 @@ class Pool:
         """
         self._busy.remove(session)  # raises if it is not lent: given back twice, it would be lent twice
         now = trio.current_time() if now is None else now
+        if self._validating and session in self._validating:
+            self._validating.discard(session)
+        else:
+            self._used_at = now
         if session.is_abandoned:
             self._slots.returned(session)
         if session.state is not _IDLE:
@@ -292,6 +300,7 @@ class Pool:
         doubtful = [session for session in self._idle if session.idle_since <= idle_since]
         self._idle = [session for session in self._idle if session.idle_since > idle_since]
         self._busy.update(doubtful)
+        self._validating.update(doubtful)
         return doubtful
 
     def drop_closed(self) -> None:
@@ -351,6 +360,13 @@ class Pool:
     def _discard(self, session: Session, reason: str) -> None:
         self._end(session, reason)
         self._slots.release(self)
+        if not self._waiters or self._busy:
+            return
+        known = self.opening.known_failure(trio.current_time())
+        if known is None:
+            self.open_if_wanted()
+        else:  # no session comes back that they could wait for
+            self.release_waiters(known, keep=self.opening.under_way)
 
     def _end(self, session: Session, reason: str) -> None:
         session.close()
@@ -383,12 +399,13 @@ class Pool:
         free = self._slots.limit - self._slots.used
         if free > max(1, self._slots.limit // _RESERVE) or self._slots.limit < _RESERVE:
             return False
-        others = [one for one, seen in self._seen.items() if now - seen <= _SEEN and not self._waiters.has(one)]
-        if not others:
+        waiting = self._waiters.principals()
+        if len(waiting) > _HALVES:
             return False
         held = [session.principal for session in self._busy]
-        most = max(1, self._slots.limit // 2)
-        return all(held.count(principal) >= most for principal in self._waiters.principals())
+        if any(held.count(principal) < self._slots.limit // _HALVES for principal in waiting):
+            return False
+        return any(now - seen <= _SEEN and not self._waiters.has(one) for one, seen in self._seen.items())
 
     def open_if_wanted(self) -> None:
         """Queue for a slot if requests wait for which no session is being opened."""
@@ -421,6 +438,7 @@ class Pool:
         spread = 1 - self._settings.lifetime_spread * random.random()  # noqa: S311 - spreads load, hides nothing
         now = trio.current_time()
         session.expires_at = now + self._settings.max_lifetime * spread
+        self._used_at = now
         self.observer.session_opened(seconds)
         for event in self.reopened:
             event.set()
@@ -441,7 +459,7 @@ class Pool:
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
-        if self.answered_at > began and sessions and self._slots.ceiling.refused(sessions, now):
+        if self.answered_at > began and sessions and self._slots.ceiling.refused(sessions, began, now):
             self.observer.ceiling_learned(sessions, self._slots.limit)
         self.opening.failed(error, now)
         self.observer.session_open_failed(error)
@@ -511,6 +529,7 @@ class Pool:
                 self._discard(session, reason)
             elif place >= surplus and now - session.idle_since >= self._idle_limit.effective * _KEEP_ALIVE_AT:
                 self._busy.add(session)
+                self._validating.add(session)
                 lent.append(session)
             else:
                 self._idle.append(session)

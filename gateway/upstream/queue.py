@@ -4,7 +4,7 @@ A principal that sends a thousand requests at once waits for its own; another th
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
@@ -76,7 +76,7 @@ class FairQueue(Generic[_T]):
         """Return True if a request of this principal waits."""
         return principal in self._turns
 
-    def principals(self) -> Iterable[Hashable]:
+    def principals(self) -> Collection[Hashable]:
         """Return the principals of which requests wait."""
         return self._turns.keys()
 

@@ -4,22 +4,24 @@ A pool that needs a session queues here. The next one to open a session is, in t
 
 1. a pool that holds no session and has requests waiting, the longest-queued first;
 2. the pool with waiting requests that holds fewest sessions;
-3. a pool that keeps ``min_idle`` sessions warm.
+3. a pool that keeps ``min_idle`` sessions warm, pools without a session first.
 
 A pool that holds a session leaves ``reserve`` slots free for pools that have none: one for each pool that lost its last
-session within a minute, at most an eighth of all slots. So no identity can hold every session of a backend.
+session within a minute, at most an eighth of all slots, or one. So no identity can hold every session of a backend.
 
 If no slot is free, an idle session of another pool is closed, of the pool that holds most, or of those the least
 recently used. Since this costs a handshake, it happens only
 
 * for a pool that holds no session;
 * if the pools differ by two or more sessions, so that they can't take sessions from each other for ever;
-* if the session was unused for a second; but the last session of a pool only if it was unused for a minute.
+* if the session was unused for a second; but the last session of a pool only if clients did not use it for a minute,
+  and for a pool that holds less than half of the slots.
 
 If no idle session may be closed, a session whose answer nobody awaits any more is closed.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import trio
@@ -47,7 +49,7 @@ class Tenant(Protocol):
 
     @property
     def idle_since(self) -> float:
-        """Time at which a session was last used and became idle; infinity if none is idle."""
+        """Time at which clients last used a session of this pool; infinity if none is idle."""
 
     @property
     def needs_session(self) -> bool:
@@ -71,37 +73,43 @@ class Tenant(Protocol):
 
 
 class Ceiling:
-    """The number of sessions that the backend has been found to allow, if that is less than ``limit``."""
+    """The number of sessions that the backend has been found to allow, if less than ``limit``, which may change."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._signs = 0
+        self._sign_at = float("-inf")
         self._pause = Pause(*_CEILING_DOUBTED)
         self.value: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Ceiling {self.value} of {self._limit}>"
+        return f"<Ceiling {self.value} of {self.limit}>"
 
     def now(self, now: float) -> int:
         """Return how many sessions may be open; one more than the ceiling if it is time to doubt it."""
         if self.value is None:
-            return self._limit
-        return self.value + self._pause.is_over(now)
+            return self.limit
+        return min(self.limit, self.value + self._pause.is_over(now))
 
     def opened(self, sessions: int) -> None:
         """Count a session that opened; so many are open now."""
-        if self.value is None:
-            self._signs = 0
-        elif sessions > self.value:
-            self.value = sessions if sessions < self._limit else None
+        self._signs = 0
+        if self.value is not None and sessions > self.value:
+            self.value = sessions if sessions < self.limit else None
             self._pause.reset()
 
-    def refused(self, sessions: int, now: float) -> bool:
-        """Count a handshake that failed while so many sessions were open and served. Return True if that is news."""
-        if self.value is not None:
+    def refused(self, sessions: int, began: float, now: float) -> bool:
+        """Count a handshake that failed while so many sessions were open and served. Return True if that is news.
+
+        Handshakes that were under way together fail together: they are one sign.
+        """
+        if self.value is not None and sessions >= self.value:
             self._pause.failed(now)
             return False
+        if began < self._sign_at:
+            return False
         self._signs += 1
+        self._sign_at = now
         if self._signs < _CEILING_SIGNS:
             return False
         self._signs = 0
@@ -114,7 +122,6 @@ class Slots:
     """A backend's slots for sessions, open or being opened. A pool takes one before it opens a session."""
 
     def __init__(self, limit: int, *, gate: Gate | None = None) -> None:
-        self.limit = limit
         self.used = 0
         self.gate = gate or Gate()
         self.ceiling = Ceiling(limit)
@@ -131,13 +138,22 @@ class Slots:
     def __repr__(self) -> str:
         return f"<Slots {self.used} of {self.limit}>"
 
+    @property
+    def limit(self) -> int:
+        """How many sessions may be open at most; as configured, whatever the ceiling."""
+        return self.ceiling.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self.ceiling.limit = limit
+
     def held(self, tenant: Tenant) -> int:
         """Return how many slots a pool holds."""
         return self._held.get(tenant, 0)
 
     def has_room(self) -> bool:
         """Return True if a slot is free."""
-        return self.used < (self.limit if self.ceiling.value is None else self._limit())
+        return self.used < (self.ceiling.limit if self.ceiling.value is None else self._limit())
 
     def _limit(self) -> int:
         return self.ceiling.now(trio.current_time())
@@ -151,8 +167,10 @@ class Slots:
         self.serve()
 
     def want_warm(self, tenant: Tenant) -> None:
-        """Queue a pool that should keep more sessions warm."""
+        """Queue a pool that should keep more sessions warm; those without a session come first."""
         self._warm.setdefault(tenant)
+        if tenant not in self._held:
+            self._warm.move_to_end(tenant, last=False)
         self.serve()
 
     @property
@@ -173,12 +191,11 @@ class Slots:
         """Let pools open sessions in turn, as long as slots and the gate allow."""
         now = trio.current_time()
         while self.gate.has_room(now):
-            found = self._next()
-            if found is None:
-                return
-            tenant, queue = found
-            if not self._make_room(tenant, now, may_evict=queue is not self._warm):
-                if queue is not self._warm:
+            for tenant, queue in self._candidates():
+                if self._make_room(tenant, now, may_evict=queue is not self._warm):
+                    break
+            else:
+                if self._first or self._then:
                     self._reclaim(now)
                 return
             del queue[tenant]
@@ -189,21 +206,35 @@ class Slots:
             elif tenant.needs_warm_session:
                 self._warm.setdefault(tenant)
 
-    def _next(self) -> tuple[Tenant, OrderedDict[Tenant, None]] | None:
-        """Return the pool whose turn it is, and its queue; drop pools that need nothing any more."""
-        for tenant in list(self._first):
+    def _candidates(self) -> Iterator[tuple[Tenant, OrderedDict[Tenant, None]]]:
+        """Yield the pool whose turn it is in each of the queues, and the queue.
+
+        If the pool with waiting requests must leave a reserved slot free, a pool without a session may still warm up.
+        """
+        for queue, tenant in ((self._first, self._first_without()), (self._then, self._fewest())):
+            if tenant is not None:
+                yield tenant, queue
+        while self._warm:
+            tenant = next(iter(self._warm))
+            if tenant.needs_warm_session:
+                yield tenant, self._warm
+                return
+            del self._warm[tenant]
+
+    def _first_without(self) -> Tenant | None:
+        """Return the longest-queued pool without a session; drop pools that need nothing any more."""
+        while self._first:
+            tenant = next(iter(self._first))
             if tenant.needs_session:
-                return tenant, self._first
+                return tenant
             del self._first[tenant]
+        return None
+
+    def _fewest(self) -> Tenant | None:
+        """Return the pool with waiting requests that holds fewest sessions; drop pools that need nothing any more."""
         for tenant in [one for one in self._then if not one.needs_session]:
             del self._then[tenant]
-        if self._then:
-            return min(self._then, key=self.held), self._then
-        for tenant in list(self._warm):
-            if tenant.needs_warm_session:
-                return tenant, self._warm
-            del self._warm[tenant]
-        return None
+        return min(self._then, key=self.held, default=None)
 
     def _take(self, tenant: Tenant) -> None:
         self._held[tenant] = self.held(tenant) + 1
@@ -219,7 +250,7 @@ class Slots:
         return may_evict and self._evict_for(tenant, now)
 
     def _reserve(self, now: float) -> int:
-        most = max(1, self.limit // _RESERVE)
+        most = max(1, self.ceiling.now(now) // _RESERVE)
         reserve = 0
         for lost_at in reversed(self._without.values()):
             if reserve == most or now - lost_at > _RECENT:
@@ -242,7 +273,10 @@ class Slots:
             return False
         if taker not in self._held or self._evens_out(taker, holder):
             return True
-        return now - holder.idle_since >= (_UNUSED if self._held[holder] > 1 else _RECENT)
+        unused = now - holder.idle_since
+        if self._held[holder] > 1:
+            return unused >= _UNUSED
+        return unused >= _RECENT and 2 * self._held[taker] < self.ceiling.now(now)
 
     def _evens_out(self, taker: Tenant, holder: Tenant) -> bool:
         return self.held(taker) + 1 < self.held(holder)
@@ -268,7 +302,8 @@ class Slots:
     def not_opened(self, tenant: Tenant) -> None:
         """No session could be opened in a slot that was taken: the slot is free again."""
         self.gate.under_way -= 1
-        self.release(tenant)
+        self._drop(tenant, had_session=False)
+        self.serve()
 
     def abandon(self, session: "Abandoned", tenant: Tenant) -> None:
         """Nobody awaits this session's answer: keep it while its slot is not needed, and while there are few such."""
@@ -300,36 +335,36 @@ class Slots:
         self._drop(tenant)
         self.serve()
 
-    def _drop(self, tenant: Tenant) -> None:
+    def _drop(self, tenant: Tenant, *, had_session: bool = True) -> None:
         self.used -= 1
         self._held[tenant] -= 1
         if self._held[tenant]:
             return
         del self._held[tenant]
-        self._without[tenant] = now = trio.current_time()
-        while self._without and now - next(iter(self._without.values())) > _RECENT:
-            self._without.popitem(last=False)
+        if had_session:  # else a refused credential would have a slot reserved for ever
+            self._without[tenant] = now = trio.current_time()
+            while now - next(iter(self._without.values())) > _RECENT:
+                self._without.popitem(last=False)
         if tenant in self._then:
             del self._then[tenant]
             self._first[tenant] = None
 
     def should_yield(self, holder: Tenant) -> bool:
         """Return True if a session that comes back should be closed: for another pool, or since there are too many."""
-        if self.used < self.limit and self.ceiling.value is None:
-            return False
-        excess = self.used - self._limit()
-        if excess > 0:
+        if not self._first and not self._then and self.ceiling.value is None:
+            return self.used > self.ceiling.limit
+        now = trio.current_time()
+        free = self.ceiling.now(now) - self.used
+        if free < 0:
             return True
-        return excess == 0 and any(self._is_owed(tenant, holder) for tenant in self._starving())
+        if not self.gate.has_room(now):
+            return False
+        if free == 0 and self._is_owed(self._first_without(), holder):
+            return True
+        return free <= self._reserve(now) and self._is_owed(self._fewest(), holder)
 
-    def _starving(self) -> list[Tenant]:
-        """Return the two pools with the best claim to a slot: the first without a session, and the one with fewest."""
-        first = next((one for one in self._first if one.needs_session), None)
-        then = min((one for one in self._then if one.needs_session), key=self.held, default=None)
-        return [one for one in (first, then) if one is not None]
-
-    def _is_owed(self, tenant: Tenant, holder: Tenant) -> bool:
-        if tenant is holder:
+    def _is_owed(self, tenant: Tenant | None, holder: Tenant) -> bool:
+        if tenant is None or tenant is holder:
             return False
         if self._evens_out(tenant, holder):
             return True

@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.errors import BackendError, PoolBusyError, Stage, StreamClosedError
 from gateway.kmip.messages import Request
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.keeper import keep_warm, validate
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Opener, Session, State
+from gateway.upstream.session import Opener, Session, State, SupersededError
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import (
     MAX_RESPONSE_SIZE,
@@ -28,6 +28,7 @@ from tests.upstream.fakes import (
 from tests.upstream.stepped import SteppedTrio
 
 CREDENTIALS: Final = ("red", "blue")
+TURN: Final = 0.25  # s between two rounds of the keeper
 CALM: Final = 60  # rounds in which a key manager that does as it should must have served everybody
 
 
@@ -86,10 +87,16 @@ class HeldKeyManager(FakeKeyManager):
 
 
 class Client:
-    """Asks for one key, and knows what came of it. Does with a session what the dispatcher does."""
+    """Asks for one key, and keeps the outcome. Does with a session what the dispatcher does.
 
-    def __init__(self, name: str, principal: str, pool: Pool, *, is_repeatable: bool) -> None:
+    ``session`` is lent, and ``abandoned`` after another backend has answered; the exchange on it still goes on.
+    """
+
+    def __init__(self, name: str, principal: str, pool: Pool, nursery: trio.Nursery, *, is_repeatable: bool) -> None:
         self.name = name
+        self.nursery = nursery
+        self.has_left = False
+        self.abandoned: Session | None = None
         self.principal = principal
         self.is_repeatable = is_repeatable
         self.scope = trio.CancelScope()
@@ -115,18 +122,38 @@ class Client:
             return error.reason
         self.session = session
         session.is_repeatable = self.is_repeatable
+        session.client_has_left = lambda: self.has_left
+        is_new = not session.is_reused
         try:
             response = await session.exchange(ask(self.name))
+        except SupersededError:
+            self.abandoned = session
+            self._pool.abandon(session)
+            self.nursery.start_soon(self._finish, session)
+            return "answered elsewhere"
         except BackendError as error:
-            if error.reason != "interrupted":
-                self._pool.exchange_failed()
+            if error.reason == "closed" and is_new:
+                self._pool.closed_unanswered(session)
             return error.reason
         finally:
             self.session = None
-            self._pool.give_back(session)
-        self._pool.answered(trio.current_time())
+            if self.abandoned is None:
+                self._pool.give_back(session)
+        self._pool.answered_at = trio.current_time()
+        self._pool.opening.young_deaths = 0
         assert name_in(response) == self.name, "an answer has reached somebody else"
         return "answered"
+
+    async def _finish(self, session: Session) -> None:
+        try:
+            if session.stage > Stage.SEND:
+                response = await session.finish()
+                assert name_in(response) == self.name, "an answer has reached somebody else"
+        except BackendError:
+            pass
+        finally:
+            self.abandoned = None
+            self._pool.give_back(session)
 
 
 def pauses() -> st.SearchStrategy[int | None]:
@@ -149,12 +176,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.atlanta = HeldKeyManager()
         self.slots = Slots(3)
         self.most = self.slots.limit
+        self.is_tended = False
         self.clients: list[Client] = []
         made = {
             credential: make_pool(
                 self.atlanta,
                 self.trio.nursery.start_soon,
-                SETTINGS._replace(min_idle=1, queue_length=4, max_lifetime=300.0, lifetime_spread=0.1),
+                SETTINGS._replace(min_idle=1, queue_length=4, max_lifetime=300.0, lifetime_spread=0.1, max_pause=4.0),
                 credential=credential,
                 slots=self.slots,
             )
@@ -166,6 +194,7 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 4), is_tended=st.booleans())
     def begin(self, limit: int, is_tended: bool) -> None:
         self.slots.limit = self.most = limit
+        self.is_tended = is_tended
         if is_tended:
             self.trio.start(keep_warm, list(self.pools.values()), 3.0)
 
@@ -188,7 +217,7 @@ class PoolMachine(RuleBasedStateMachine):
     def clients_ask(self, credential: str, principal: str, number: int, is_repeatable: bool, pause: int | None) -> None:
         for _ in range(number):
             name = f"{credential}-{len(self.clients)}"
-            client = Client(name, principal, self.pools[credential], is_repeatable=is_repeatable)
+            client = Client(name, principal, self.pools[credential], self.trio.nursery, is_repeatable=is_repeatable)
             self.clients.append(client)
             self.trio.start(client.run)
         self._pause(pause)
@@ -216,6 +245,22 @@ class PoolMachine(RuleBasedStateMachine):
             waiting[choice % len(waiting)].scope.cancel()
         self._pause(pause)
 
+    @precondition(lambda self: self._lent())
+    @rule(choice=choices(), pause=pauses())
+    def another_backend_answers_first(self, choice: int, pause: int | None) -> None:
+        lent = self._lent()
+        session = lent[choice % len(lent)].session
+        assert session is not None
+        session.supersede()
+        self._pause(pause)
+
+    @precondition(lambda self: self._lent())
+    @rule(choice=choices(), pause=pauses())
+    def a_client_disconnects_and_the_gateway_does_not_know(self, choice: int, pause: int | None) -> None:
+        lent = self._lent()
+        lent[choice % len(lent)].has_left = True
+        self._pause(pause)
+
     # What the key manager does
 
     @precondition(lambda self: self.atlanta.connecting)
@@ -227,11 +272,17 @@ class PoolMachine(RuleBasedStateMachine):
         self._pause(pause)
 
     @precondition(lambda self: self.atlanta.connecting)
-    @rule(choice=choices(), is_odd=st.booleans(), pause=pauses())
-    def it_refuses(self, choice: int, is_odd: bool, pause: int | None) -> None:
-        connecting = self.atlanta.connecting
-        refused = BackendError("refused", backend="atlanta", stage=Stage.CONNECT, reason="connect")
-        self.atlanta.decide(connecting[choice % len(connecting)], OSError("odd") if is_odd else refused)
+    @rule(
+        choice=choices(),
+        reason=st.sampled_from(["connect", "timeout", "credential", "proof", "resources", "odd"]),
+        number=st.integers(1, 3),
+        pause=pauses(),
+    )
+    def it_refuses(self, choice: int, reason: str, number: int, pause: int | None) -> None:
+        for _ in range(min(number, len(self.atlanta.connecting))):
+            connecting = self.atlanta.connecting
+            refused = BackendError("refused", backend="atlanta", stage=Stage.CONNECT, reason=reason)
+            self.atlanta.decide(connecting[choice % len(connecting)], OSError("odd") if reason == "odd" else refused)
         self._pause(pause)
 
     @precondition(lambda self: self.atlanta.open_requests)
@@ -277,11 +328,38 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.05, 0.3, 1.1, 3.1, 10.1, 20.1, 25.1, 301.0]))
     def time_passes(self, seconds: float) -> None:
         self.trio.pass_time(seconds)
+        if self.is_tended and seconds > TURN:
+            self._no_slot_is_free_for_a_pool_without_session()
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 2.0]), pause=pauses())
+    def the_gate_pauses(self, seconds: float, pause: int | None) -> None:
+        self.slots.gate.wait_until(trio.current_time() + seconds)
+        self._pause(pause)
+
+    @rule(pause=pauses())
+    def the_health_check_is_answered(self, pause: int | None) -> None:
+        self.slots.gate.reached()
+        self.slots.serve()
+        self._pause(pause)
+
+    @rule(credential=st.sampled_from(CREDENTIALS), idle_for=st.sampled_from([0.0, 1.0, 10.0]), pause=pauses())
+    def idle_sessions_are_doubted(self, credential: str, idle_for: float, pause: int | None) -> None:
+        pool = self.pools[credential]
+        for session in pool.doubt(trio.current_time() - idle_for):
+            self.trio.start(validate, pool, session, 3.0)
+        self._pause(pause)
+
+    @rule(credential=st.sampled_from(CREDENTIALS), pause=pauses())
+    def closed_sessions_are_dropped(self, credential: str, pause: int | None) -> None:
+        self.pools[credential].drop_closed()
+        self._pause(pause)
 
     @rule(credential=st.sampled_from(CREDENTIALS), pause=pauses())
     def it_turns_down(self, credential: str, pause: int | None) -> None:
-        self.pools[credential].drop_idle("ejected")
-        self.pools[credential].interrupt_repeatable()
+        pool = self.pools[credential]
+        pool.drop_idle("ejected")
+        pool.interrupt_repeatable()
+        pool.release_waiters(BackendError("down", backend="atlanta", stage=Stage.CONNECT, reason="down"))
         self._pause(pause)
 
     @rule(limit=st.integers(1, 5), pause=pauses())
@@ -301,8 +379,10 @@ class PoolMachine(RuleBasedStateMachine):
     def places_are_counted_and_bounded(self) -> None:
         for pool in self.pools.values():
             counts = pool.statistics()
-            assert self.slots._held[pool] == counts.idle + counts.busy + counts.opening
+            assert self.slots.held(pool) == counts.idle + counts.busy + counts.opening
         assert self.slots.used == sum(self.slots._held.values())
+        assert 0 not in self.slots._held.values()
+        assert self.slots.gate.under_way == sum(pool.statistics().opening for pool in self.pools.values())
         self.most = max(self.slots.limit, min(self.most, self.slots.used))
         assert self.slots.used <= self.most, "more than the limit, and more than there were when it was lowered"
 
@@ -317,7 +397,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def sessions_are_lent_once(self) -> None:
-        lent = [client.session for client in self.clients if client.session is not None]
+        lent = [
+            session for client in self.clients for session in (client.session, client.abandoned) if session is not None
+        ]
         assert len(lent) == len(set(lent))
         assert set(lent) <= {session for pool in self.pools.values() for session in pool._busy}
 
@@ -330,6 +412,14 @@ class PoolMachine(RuleBasedStateMachine):
         )
 
     @invariant()
+    def abandoned_sessions_are_busy(self) -> None:
+        busy = {session: pool for pool in self.pools.values() for session in pool._busy}
+        assert all(busy[session] is pool for session, pool in self.slots.abandoned.items())
+        assert self.slots._reclaimed <= set(busy)
+        for pool in self.pools.values():
+            assert pool._validating <= pool._busy
+
+    @invariant()
     def nobody_waits_while_a_session_is_idle(self) -> None:
         for pool in self.pools.values():
             assert not (pool.statistics().waiting and pool.statistics().idle)
@@ -338,6 +428,13 @@ class PoolMachine(RuleBasedStateMachine):
     def a_closed_pool_keeps_nothing_and_nobody(self) -> None:
         for pool in self.pools.values():
             assert not (pool._closed and (pool.statistics().waiting or pool.statistics().idle))
+
+    def _no_slot_is_free_for_a_pool_without_session(self) -> None:
+        """Holds as soon as the keeper has made a round."""
+        for pool in self.pools.values():
+            may_open = self.slots.gate.has_room(trio.current_time()) and self.slots.has_room()
+            if may_open and pool.needs_session:
+                assert self.slots.held(pool), "it waits although it may open a session"
 
     # Helpers
 
@@ -349,6 +446,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _living(self) -> list[Client]:
         return [client for client in self.clients if client.end is None]
+
+    def _lent(self) -> list[Client]:
+        return [client for client in self._living() if client.session is not None]
 
     def _waiting(self) -> list[Client]:
         return [client for client in self._living() if client.session is None]
@@ -388,7 +488,9 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(3):
             self._do_as_one_should()
         assert self._living() == []
-        assert self.slots.used == 0
+        assert self.slots.used == self.slots.gate.under_way == 0
+        assert not self.slots.abandoned
+        assert not self.slots._reclaimed
         assert self.atlanta.open_connections == []
         assert {pool.statistics() for pool in self.pools.values()} == {(0, 0, 0, 0)}
 
