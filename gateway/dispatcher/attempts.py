@@ -265,7 +265,7 @@ class Attempts:
         else:
             due = now + settings.try_timeout
             ring = partial(self._overdue, backend, pool, session, job, hedge)
-        pool.alarms.set(session.alarm, due if due < job.deadline else job.deadline, ring)
+        pool.alarms.set(session.alarm, min(due, job.deadline), ring)
 
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
         """No answer comes on a session that was idle for long: it may be dead. Try another session.
