@@ -61,7 +61,7 @@ async def test_who_has_found_it_keeps_the_client_waiting_for_nobody_else() -> No
 @in_virtual_time
 async def test_a_search_costs_one_however_many_are_asked() -> None:
     key_managers = replicas("atlanta", "london", "paris", "rome")
-    times = DispatcherSettings(retry_fraction=0.0, retry_floor=0.1)  # one is held, and no more come in this time
+    times = DispatcherSettings(lookup_ratio=0.0, min_lookups=0.1)  # one is held, and no more come in this time
     async with late_house(key_managers, late(asks_others=True), times) as it:
         for _ in range(2):
             assert status(await it.ask(ask("nothing"))) == MISSING
@@ -71,7 +71,7 @@ async def test_a_search_costs_one_however_many_are_asked() -> None:
 @in_virtual_time
 async def test_every_request_adds_to_what_pays_for_searches() -> None:
     key_managers = replicas("atlanta", "london", lag=0.0)
-    times = DispatcherSettings(retry_fraction=0.2, retry_floor=0.0001)
+    times = DispatcherSettings(lookup_ratio=0.2, min_lookups=0.0001)
     async with late_house(key_managers, late(asks_others=True), times) as it:
         await it.ask(ask("key-1", Operation.CREATE))
         for _ in range(10):
@@ -88,7 +88,7 @@ async def test_every_request_adds_to_what_pays_for_searches() -> None:
 async def test_where_the_identity_has_just_changed_something_is_asked_for_nothing() -> None:
     """There it may well be. A client that locates and finds nothing because a budget is empty makes a second key."""
     key_managers = replicas("atlanta", "london", "paris", lag=1e9)
-    times = DispatcherSettings(retry_fraction=0.0, retry_floor=0.0001)
+    times = DispatcherSettings(lookup_ratio=0.0, min_lookups=0.0001)
     async with late_house(key_managers, both(), times) as it:
         await it.ask(ask("nothing"))  # takes the one search that there is
         await it.ask(ask("key-1", Operation.CREATE))

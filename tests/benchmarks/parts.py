@@ -55,6 +55,13 @@ class _Echo:
         """As it is."""
         return True
 
+    def is_readable(self) -> bool:
+        """Nothing comes unasked."""
+        return False
+
+    def interrupt(self) -> None:
+        """Nobody waits."""
+
     def close(self) -> None:
         """Nothing to do."""
 

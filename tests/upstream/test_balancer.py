@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Health, Verdict
 from gateway.upstream.slots import Slots
+from tests.upstream.fakes import in_virtual_time
 
 
 class FakePool:
@@ -22,6 +24,7 @@ class FakePool:
     def __init__(self) -> None:
         self.has_room = True
         self.is_failing = False
+        self.room = 1
 
 
 def backend(name: str, *, weight: int = 1, priority: int = 0, writable: bool = True) -> Backend:
@@ -39,6 +42,13 @@ def turn(it: Backend, verdict: Verdict) -> None:
     """Let its own probes say this."""
     it.health = Health()
     it.health.probed(verdict)
+
+
+def ejects(it: Backend, credential: str = "red", effect: Effect = Effect.READ) -> None:
+    """Exchanges with a credential fail in a row."""
+    now = trio.current_time()
+    for _ in range(3):
+        it.breaker.failed(credential, effect, now, now)
 
 
 def order(
@@ -130,6 +140,57 @@ def test_the_best_comes_first_and_the_hopeless_last() -> None:
     balancer = Balancer([standby, down, failing, waiting, room])
 
     assert order(balancer) == ["room", "waiting", "failing", "down", "standby"]
+
+
+@in_virtual_time
+async def test_overdue_comes_after_waiting_and_an_open_breaker_after_both() -> None:
+    slow, waiting, ejected, room = (backend(name) for name in ("slow", "waiting", "ejected", "room"))
+    slow.breaker.overdue("blue", Effect.READ)
+    pool_of(waiting).has_room = False
+    ejects(ejected)
+
+    balancer = Balancer([ejected, slow, waiting, room])
+
+    assert order(balancer) == ["room", "waiting", "slow", "ejected"]
+
+
+@in_virtual_time
+async def test_an_overdue_backend_of_a_better_tier_comes_before_the_next_tier() -> None:
+    near, far = backend("near", priority=0), backend("far", priority=1)
+    near.breaker.overdue("red", Effect.READ)
+    assert order(Balancer([far, near])) == ["near", "far"]
+
+
+@in_virtual_time
+async def test_an_answer_ends_being_overdue() -> None:
+    a, b = backend("a"), backend("b")
+    a.breaker.overdue("red", Effect.READ)
+    balancer = Balancer([a, b])
+    assert firsts(balancer, 3) == ["b"] * 3
+    a.breaker.answered("red", Effect.READ, trio.current_time())
+    assert sorted(firsts(balancer, 2)) == ["a", "b"]
+
+
+@in_virtual_time
+async def test_a_breaker_that_is_open_for_changes_lets_reads_pass() -> None:
+    a, b = backend("a"), backend("b")
+    ejects(a, effect=Effect.MUTATE)
+    balancer = Balancer([a, b])
+    assert set(firsts(balancer, 8)) == {"a", "b"}
+    assert [first(balancer, effect=Effect.MUTATE) for _ in range(3)] == ["b"] * 3
+
+
+@in_virtual_time
+async def test_a_half_open_backend_gets_one_request_at_first() -> None:
+    a, b = backend("a"), backend("b")
+    ejects(a)
+    await trio.sleep(1)
+    balancer = Balancer([a, b])
+    assert set(firsts(balancer, 4)) == {"a", "b"}
+    trials = a.breaker.enter("red", Effect.READ, trio.current_time())
+    assert firsts(balancer, 3) == ["b"] * 3
+    a.breaker.leave(trials)
+    assert set(firsts(balancer, 4)) == {"a", "b"}
 
 
 def test_a_credentials_failure_is_its_own() -> None:
@@ -235,6 +296,39 @@ def test_another_is_one_that_is_well_and_may_do_it() -> None:
     assert not balancer.has_other([a], "blue", Effect.READ, (1, 4))
 
 
+@in_virtual_time
+async def test_a_backend_that_is_overdue_is_no_help_to_another_that_is() -> None:
+    a, b = backend("a"), backend("b")
+    balancer = Balancer([a, b])
+    b.breaker.overdue("red", Effect.READ)
+    assert not balancer.has_other([a], "red", Effect.READ, (1, 4))
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 0
+    b.breaker.answered("red", Effect.READ, trio.current_time())
+    assert balancer.has_other([a], "red", Effect.READ, (1, 4))
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 1
+
+
+@in_virtual_time
+async def test_room_elsewhere_counts_the_backends_that_may_serve_the_request() -> None:
+    a, b, c, clone = backend("a"), backend("b"), backend("c"), backend("clone", writable=False)
+    balancer = Balancer([a, b, c, clone])
+    pool_of(b).room = 5
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 5 + 1 + 1
+    assert balancer.room_elsewhere(a, "red", Effect.MUTATE) == 5 + 1
+    turn(b, Verdict.FAILS)
+    ejects(c)
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 1
+
+
+def test_another_backend_serves_a_credential_if_it_is_reachable_with_it() -> None:
+    a, b = backend("a"), backend("b")
+    assert Balancer([a, b]).serves_elsewhere(a, "red")
+    assert not Balancer([a]).serves_elsewhere(a, "red")
+    pool_of(b, "red").is_failing = True
+    assert not Balancer([a, b]).serves_elsewhere(a, "red")
+    assert Balancer([a, b]).serves_elsewhere(a, "blue")
+
+
 def test_least_outstanding_asks_who_has_least_to_do_for_its_weight() -> None:
     a, b, c = backend("a"), backend("b", weight=4), backend("c")
     balancer = Balancer([a, b, c], "least-outstanding")
@@ -266,8 +360,8 @@ def test_in_whatever_state_everybody_is_tried_once_and_the_better_before_the_wor
     tried = order(Balancer(backends.values()))
 
     assert sorted(tried) == sorted(backends)
-    available = [backends[name].is_available_to("red") for name in tried]
+    available = [backends[name].is_available_to("red", Effect.READ) for name in tried]
     assert available == sorted(available, reverse=True)
     for one, other in pairwise(backends[name] for name in tried):
-        if one.is_available_to("red") and other.is_available_to("red"):
+        if one.is_available_to("red", Effect.READ) and other.is_available_to("red", Effect.READ):
             assert one.traits.priority <= other.traits.priority

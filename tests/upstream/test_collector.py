@@ -75,4 +75,5 @@ async def test_it_sees_what_became_of_them_since(nursery: trio.Nursery) -> None:
         ("atlanta", "standby"): 0,
         ("atlanta", "down"): 1,
         ("atlanta", "ejected"): 0,
+        ("atlanta", "half_open"): 0,
     }

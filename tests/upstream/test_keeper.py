@@ -11,6 +11,7 @@ from structlog.testing import LogCapture
 from gateway.log import Log
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
+from gateway.upstream.balancer import Balancer
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm, watch
 from gateway.upstream.pool import PoolSettings
@@ -123,11 +124,12 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
 async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
     nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = Backend("atlanta", Slots(1), {})
+    slots = Slots(1)
+    pool, _ = make_pool(FakeKeyManager(), nursery.start_soon, slots=slots)
+    backend = Backend("atlanta", slots, {"red": pool})
     fault = RuntimeError("of ours")
-    monkeypatch.setattr(backend, "judge", stumble(fault))
-    metrics = Metrics("test")
-    nursery.start_soon(partial(watch, backend, others_serve=lambda _credential: True, metrics=metrics, log=log))
+    monkeypatch.setattr(pool, "waits_since", stumble(fault))
+    nursery.start_soon(partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log))
     await trio.sleep(5)
 
     assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]

@@ -7,6 +7,7 @@ from structlog.testing import LogCapture
 
 from gateway.errors import BackendError, Stage
 from gateway.metrics import Metrics
+from gateway.policy import Effect
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.meter import Meter
 from tests.upstream.fakes import in_virtual_time
@@ -97,11 +98,16 @@ async def test_a_failure_is_said_when_it_begins_when_it_changes_once_a_minute_an
 async def test_what_an_operator_should_act_on_is_said_with_its_name() -> None:
     watch = Watch()
 
-    watch.meter.ejected()
+    watch.meter.ejected("red", Effect.READ)
+    watch.meter.ejected("", Effect.MUTATE)
     watch.meter.idle_limit_learned(IdleLimit(25.0))
+    watch.meter.ceiling_learned(20, 64)
 
+    changes = "requests that change something"
     assert watch.said == [
-        "key manager left alone for a while: exchanges failed in a row",
+        "backend ejected after failures in a row: requests of this identity go elsewhere for a while",
+        f"backend ejected after failures in a row: {changes} of every identity go elsewhere for a while",
         "key manager closes idle sessions early: lower pool.idle_timeout",
+        "key manager allows fewer sessions than max_sessions: lower backends.max_sessions",
     ]
-    assert watch.counted("backend_ejections_total") == {"red": 1}
+    assert watch.counted("backend_ejections_total") == {"red": 1, "all": 1}

@@ -1,6 +1,7 @@
 """The prober's verdicts, and what is done about them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.log import Log, get
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
+from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Health
 from gateway.upstream.keeper import watch
 from gateway.upstream.pool import Pool
@@ -309,7 +311,7 @@ async def test_a_credential_that_has_served_clients_lately_is_tried_before_other
     backend = backend_of(atlanta, nursery, names)
     atlanta.refused.update(names[:7])
     await use(backend.pools["app-7"], "key-1")
-    backend.pools["app-7"].answered(trio.current_time())
+    backend.pools["app-7"].answered_at = trio.current_time()
 
     await prober_of(backend).probe()
 
@@ -357,7 +359,7 @@ async def test_unless_clients_are_answered_on_sessions_that_were_opened_before(
 
     for _ in range(10):
         await trio.sleep(1)
-        backend.pools["blue"].answered(trio.current_time())
+        backend.pools["blue"].answered_at = trio.current_time()
         await trio.sleep(1)
         assert await states(prober, backend, 1) == ["up"]
 
@@ -419,7 +421,7 @@ async def clients_of(pool: Pool) -> None:
     """Ask once a second, for ever."""
     while True:
         await use(pool, "key-1")
-        pool.answered(trio.current_time())
+        pool.answered_at = trio.current_time()
         await trio.sleep(1)
 
 
@@ -431,7 +433,7 @@ async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
     prober = prober_of(backend)
     assert await states(prober, backend, 1) == ["up"]
     atlanta.behaviour = never_answers
-    backend.pools["blue"].answered(trio.current_time())
+    backend.pools["blue"].answered_at = trio.current_time()
     await trio.sleep(0.001)
 
     assert await states(prober, backend, 3) == ["up", "up", "down"]
@@ -451,7 +453,7 @@ async def test_an_answer_that_says_it_does_not_serve_counts_beside_clients_that_
     backend = backend_of(atlanta, nursery)
 
     def fails_and_answers_clients(connection: Connection, request: Request) -> None:
-        backend.pools["blue"].answered(trio.current_time())
+        backend.pools["blue"].answered_at = trio.current_time()
         connection.say(compose.failure(request, ResultReason.GENERAL_FAILURE, "no"))
 
     atlanta.behaviour = fails_and_answers_clients
@@ -591,7 +593,9 @@ async def test_what_turns_down_is_said_and_lets_its_sessions_go(
             red.give_back(busy)
 
     nursery.start_soon(read)
-    nursery.start_soon(lambda: watch(backend, others_serve=lambda _credential: others_serve, metrics=metrics, log=log))
+    london = backend_of(FakeKeyManager("london"), nursery)
+    balancer = Balancer([backend, london] if others_serve else [backend])
+    nursery.start_soon(partial(watch, backend, balancer=balancer, metrics=metrics, log=log))
     await wait_all_tasks_blocked()
 
     backend.health = Health(fall=1)
