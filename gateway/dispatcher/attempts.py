@@ -1,8 +1,8 @@
 """Attempts: one try at a backend: a session is leased, the request exchanged, the outcome counted.
 
 A read that is overdue is hedged: see race.py. What an outcome says about the backend is decided here, and told to its
-Breaker: an exchange that breaks on a session that was fresh or validated, or ends at the deadline without an answer, is a
-failure of the backend, unless the same request failed at two backends and no other answered it.
+Breaker: an exchange that breaks on a session that was fresh or validated, or ends at the deadline without an answer, is
+a failure of the backend, unless the same request failed at two backends and no other answered it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
+from gateway.dispatcher.job import Break, ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.race import Hedge, Race
 from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.kmip.messages import Response
@@ -78,7 +78,8 @@ class Attempts:
 
     async def _try(self, backend: Backend, job: Job, until: float | None) -> Response:
         pool = backend.pools[job.credential]
-        session = await self._lease(backend, pool, job, until)
+        # A request that broke a session that was alive may do so again: then it should be known that this one was, too.
+        session = await self._lease(backend, pool, job, until, validate_after=-1.0 if job.breaks else None)
         is_reused = session.is_reused
         try:
             return await self._exchange(backend, pool, session, job, until)
@@ -155,6 +156,7 @@ class Attempts:
             with trio.move_on_at(min(trio.current_time() + self._settings.proof, job.deadline)):
                 await session.exchange(pool.probe)
                 is_alive = session.is_idle
+                session.is_reused = not is_alive  # as good as a fresh one
         except BackendError:
             pass
         finally:
@@ -225,7 +227,8 @@ class Attempts:
                 self._answered(backend, pool, job, response)
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
-            if error.reason not in _NOBODYS_FAULT:
+            # If the same backend has answered on another session, only this session was dead.
+            if error.reason not in _NOBODYS_FAULT and job.answered_by is not backend:
                 self.failed(backend, job, began)
         finally:
             session.alarm.stop()
@@ -352,16 +355,17 @@ class Attempts:
         """Remember a failure that speaks against a backend, until it is known if another one answers the request."""
         if error.reason in _NOBODYS_FAULT:
             return
-        if _is_stale(error):
-            if session.is_reused:
-                return
+        is_stale = _is_stale(error)
+        if is_stale and session.is_reused:
+            return
+        if is_stale and error.stage is Stage.CONNECT:
             pool.closed_unanswered(session)
-            if error.stage is Stage.CONNECT:
-                return
+            return
+        found = Break(backend, began, session if is_stale else None)
         if hedge is not None and hedge.race.is_over:
-            self.failed(backend, job, began)
+            self._count(job, found)
         else:
-            job.breaks = [*job.breaks, (backend, began)]
+            job.breaks = [*job.breaks, found]
 
     def judge(self, job: Job, *, is_answered: bool) -> None:
         """Count a request's failures against the backends at which it failed.
@@ -369,9 +373,14 @@ class Attempts:
         A request that fails at two backends, and is answered by none, is itself at fault.
         """
         breaks, job.breaks = job.breaks, ()
-        if is_answered or len({backend for backend, _ in breaks}) < 2:
-            for backend, began in breaks:
-                self.failed(backend, job, began)
+        if is_answered or len({found.backend for found in breaks}) < 2:
+            for found in breaks:
+                self._count(job, found)
+
+    def _count(self, job: Job, found: Break) -> None:
+        self.failed(found.backend, job, found.began)
+        if found.young is not None:
+            found.backend.pools[job.credential].closed_unanswered(found.young)
 
     def failed(self, backend: Backend, job: Job, began: float) -> None:
         """Count a failure of a backend."""

@@ -140,6 +140,8 @@ class Dispatcher:
                         busy = error
                     except BackendError as error:
                         failure = error
+                        if error.reason == "interrupted" and job.is_gone():
+                            raise ClientGoneError from None  # its session was given to a request that waited
                         if error.stage > Stage.CONNECT and not await attempts.may_repeat(job, error):
                             break
                     else:
@@ -159,9 +161,9 @@ class Dispatcher:
         """Return the answer that a backend has given, or a better one of another."""
         if job.breaks:
             self._attempts.judge(job, is_answered=True)
-        if response.items[0].status != _SUCCESS or len(response.items) > 1:
-            if self._settings.observe and job.effect <= _TOUCH and is_server_error(response):
-                backend, response = await self._second_opinion(job, backend, response)
+        is_whole = response.items[0].status == _SUCCESS and len(response.items) == 1
+        if not is_whole and self._settings.observe and job.effect <= _TOUCH and is_server_error(response):
+            backend, response = await self._second_opinion(job, backend, response)
         if self._whereabouts.may_be_elsewhere(job, response):
             return await self._whereabouts.look_elsewhere(job, job.order, backend, response)
         return Answer.of(response, backend)
@@ -185,10 +187,14 @@ class Dispatcher:
             return backend, response
         job.tried.append(other)
         until = min(job.deadline, began + self._settings.try_timeout)
+        # If this was a trial, it has not ended: else every request would be sent to the first backend meanwhile.
+        trials = backend.breaker.enter(job.credential, job.effect, began)
         try:
             another = await self._attempts.try_backend(other, job, until)
         except (BackendError, PoolBusyError):
             return backend, response
+        finally:
+            backend.breaker.leave(trials)
         if has_failed(another):
             return backend, response
         self._attempts.failed(backend, job, began)

@@ -12,6 +12,7 @@ from gateway.kmip.messages import Request
 from gateway.policy import effect_of
 from gateway.upstream.affinity import Stay
 from gateway.upstream.backend import Backend
+from gateway.upstream.session import Session
 
 if TYPE_CHECKING:
     from gateway.dispatcher.race import Race
@@ -38,6 +39,17 @@ class DispatcherSettings(NamedTuple):
     observe: bool = True
 
 
+class Break(NamedTuple):
+    """The failure of an exchange that speaks against a backend, and the time at which that began.
+
+    ``young`` is a fresh session that was closed without an answer to its first request, if that is what happened.
+    """
+
+    backend: Backend
+    began: float
+    young: Session | None = None
+
+
 class Budgets:
     """The budgets of each identity: none uses up the retries of another."""
 
@@ -59,9 +71,8 @@ _NOBODY: Final[Iterator[Backend]] = iter(())
 class Job:
     """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting.
 
-    ``breaks`` are the failures of exchanges that speak against a backend, with the time at which each began;
-    ``has_token`` is True while it holds a token of ``retries``. ``answered_by`` is the backend whose answer counts, if
-    that is not the one tried last.
+    ``breaks`` are not counted against their backends yet; ``has_token`` is True while it holds a token of ``retries``.
+    ``answered_by`` is the backend whose answer counts, if that is not the one tried last.
     """
 
     __slots__ = (
@@ -107,7 +118,7 @@ class Job:
         self.rounds = 0  # through all backends, without an answer
         self.order: Iterator[Backend] = _NOBODY  # the backends left to try
         self.tried: list[Backend] = []
-        self.breaks: Sequence[tuple[Backend, float]] = ()
+        self.breaks: Sequence[Break] = ()
         self.race: Race | None = None  # once more than one try is under way
         self.answered_by: Backend | None = None
         self.source: Backend | None = None  # the only one that can answer, as a mark says
