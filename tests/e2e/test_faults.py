@@ -38,8 +38,8 @@ connect = 0.7
 queue_timeout = 2
 [failover]
 try_timeout = 0.7
-eject_after = 100
-longest_ejection = 0.5
+consecutive_failures = 100
+max_ejection_time = 0.5
 [health]
 interval = 0.2
 timeout = 0.7
