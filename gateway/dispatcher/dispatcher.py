@@ -192,10 +192,14 @@ class Dispatcher:
             return backend, response
         job.tried.append(other)
         until = min(job.deadline, began + self._settings.try_timeout)
+        # If this was a trial, it has not ended: else every request would be sent to the first backend meanwhile.
+        trials = backend.breaker.enter(job.credential, job.effect, began)
         try:
             another = await self._attempts.try_backend(other, job, until)
         except (BackendError, PoolBusyError):
             return backend, response
+        finally:
+            backend.breaker.leave(trials)
         if has_failed(another):
             return backend, response
         self._attempts.failed(backend, job, began)
