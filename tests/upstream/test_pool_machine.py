@@ -413,9 +413,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def abandoned_sessions_are_busy(self) -> None:
-        busy = {session: pool for pool in self.pools.values() for session in pool._busy}
-        assert all(busy[session] is pool for session, pool in self.slots.abandoned.items())
-        assert self.slots._reclaimed <= set(busy)
+        for pool in self.pools.values():
+            assert {session for session, holder in self.slots.abandoned.items() if holder is pool} <= pool._busy
+        assert self.slots._reclaimed <= {session for pool in self.pools.values() for session in pool._busy}
         for pool in self.pools.values():
             assert pool._validating <= pool._busy
 
