@@ -1,33 +1,41 @@
-"""Backend: failures of one credential are its own, failures of several are the backend's; how it turns down."""
+"""Backend: puts health, breaker and gate together, and acts when the backend turns up or down."""
+
+from functools import partial
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.health import Verdict
+from gateway.upstream.keeper import keep_warm
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import FakeKeyManager, in_virtual_time, make_pool, use
 
 CREDENTIALS = ("red", "green", "blue")
 
 
-def make_backend(key_manager: FakeKeyManager, nursery: trio.Nursery) -> Backend:
-    slots = Slots(10)
+def make_backend(key_manager: FakeKeyManager, nursery: trio.Nursery, limit: int = 10) -> Backend:
+    slots = Slots(limit)
     pools = {name: make_pool(key_manager, nursery.start_soon, credential=name, slots=slots)[0] for name in CREDENTIALS}
     return Backend(key_manager.name, slots, pools)
 
 
 def fail(backend: Backend, *credentials: str, effect: Effect = Effect.READ) -> None:
-    """Three exchanges of each credential fail."""
+    """Count three failed exchanges of each credential."""
     now = trio.current_time()
     for name in credentials:
         for _ in range(3):
             backend.breaker.failed(name, effect, now, now)
 
 
-# By the outcomes of exchanges ----------------------------------------------------------------------------------------
+def available(backend: Backend, effect: Effect = Effect.READ) -> list[str]:
+    return [name for name in CREDENTIALS if backend.is_available_to(name, effect)]
+
+
+# Exchanges ---------------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -35,76 +43,107 @@ async def test_failures_of_one_credential_hold_back_that_credential_only(nursery
     backend = make_backend(FakeKeyManager(), nursery)
     fail(backend, "red")
     assert backend.state == "up"
-    assert not backend.is_available_to("red", Effect.READ)
-    assert backend.is_available_to("blue", Effect.READ)
+    assert available(backend) == ["green", "blue"]
+
+
+@in_virtual_time
+async def test_failures_of_two_credentials_eject_the_backend(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    fail(backend, "red", "green")
+    assert backend.state == "ejected"
+    assert available(backend) == []
+    assert backend.is_live  # sessions can be had
+
+
+@in_virtual_time
+async def test_an_answer_to_another_credential_begins_the_trials(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    fail(backend, "red", "green")
+    backend.breaker.answered("blue", Effect.READ, trio.current_time())
+    assert backend.state == "half_open"
+    assert available(backend) == ["blue"]
+
+
+@in_virtual_time
+async def test_four_answers_in_a_row_bring_the_backend_back(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    fail(backend, "red", "green")
+    await trio.sleep(1)
+    for _ in range(4):
+        assert available(backend) == list(CREDENTIALS)
+        backend.breaker.answered("red", Effect.READ, trio.current_time())
+        backend.breaker.answered("green", Effect.READ, trio.current_time())
+    assert backend.state == "up"
+
+
+@in_virtual_time
+async def test_failures_of_changes_leave_reads_alone(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    fail(backend, "red", "green", effect=Effect.MUTATE)
+    assert backend.state == "half_open"
+    assert available(backend) == list(CREDENTIALS)
+    assert available(backend, Effect.MUTATE) == []
+
+
+# Handshakes --------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_refused_credential_makes_only_its_own_pool_unreachable(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    key_manager.refused.add("red")
+    with pytest.raises(BackendError):
+        await use(backend.pools["red"], "key")
+    assert available(backend) == ["green", "blue"]
     assert backend.is_live
 
 
 @in_virtual_time
-async def test_failures_of_two_credentials_eject_the_backend_for_all(nursery: trio.Nursery) -> None:
-    backend = make_backend(FakeKeyManager(), nursery)
-    fail(backend, "red", "green")
-    assert backend.state == "ejected"
-    assert not backend.is_available_to("blue", Effect.READ)
+async def test_a_refused_connection_makes_every_pool_without_sessions_unreachable(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    await use(backend.pools["blue"], "key")
+    key_manager.refuse()
+    with pytest.raises(BackendError):
+        await use(backend.pools["red"], "key")
+    assert available(backend) == ["blue"]
 
 
 @in_virtual_time
-async def test_a_backend_with_one_credential_is_ejected_by_its_failures(nursery: trio.Nursery) -> None:
-    slots = Slots(10)
-    pool, _ = make_pool(FakeKeyManager(), nursery.start_soon, slots=slots)
-    backend = Backend("atlanta", slots, {"red": pool})
-    fail(backend, "red")
-    assert backend.state == "ejected"
+async def test_an_answered_health_check_ends_the_pause_of_the_gate(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    key_manager.refuse()
+    nursery.start_soon(partial(keep_warm, backend.pools.values(), 3.0))
+    with pytest.raises(BackendError):
+        await use(backend.pools["red"], "key")
+    await trio.sleep(60)
+    key_manager.recover()
+
+    backend.reached()
+    await trio.sleep(0.25 + key_manager.handshake_cost)
+
+    assert available(backend) == list(CREDENTIALS)
 
 
-@in_virtual_time
-async def test_failed_changes_leave_reads_alone(nursery: trio.Nursery) -> None:
-    backend = make_backend(FakeKeyManager(), nursery)
-    fail(backend, "red", "green", effect=Effect.MUTATE)
-    assert backend.state == "half_open"
-    assert backend.is_available_to("blue", Effect.READ)
-    assert not backend.is_available_to("blue", Effect.MUTATE)
-
-
-@in_virtual_time
-async def test_an_ejected_backend_is_half_open_once_a_credential_is_answered(nursery: trio.Nursery) -> None:
-    backend = make_backend(FakeKeyManager(), nursery)
-    fail(backend, "red", "green")
-    states = []
-    for _ in range(5):  # the first begins the trials of 1, 2, 4 and 8 at once
-        backend.breaker.answered("blue", Effect.READ, trio.current_time())
-        states.append(backend.state)
-    assert states == ["half_open"] * 4 + ["up"]
-    assert not backend.is_available_to("red", Effect.READ)  # its own circuit is open
-
-
-@in_virtual_time
-async def test_an_ejected_backend_is_tried_once_its_pause_is_over(nursery: trio.Nursery) -> None:
-    backend = make_backend(FakeKeyManager(), nursery)
-    fail(backend, "red", "green")
-    await trio.sleep(1)
-    assert backend.is_available_to("blue", Effect.READ)
-    assert backend.state == "half_open"
-
-    backend.breaker.enter("blue", Effect.READ, trio.current_time())
-    assert not backend.is_available_to("blue", Effect.READ)  # one trial at first
-
-
-# By its own health check ---------------------------------------------------------------------------------------------
+# Health ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("verdict", "state"), [(Verdict.FAILS, "down"), (Verdict.STANDBY, "standby")])
 @in_virtual_time
-async def test_the_health_check_speaks_for_all_credentials(verdict: Verdict, state: str, nursery: trio.Nursery) -> None:
+async def test_the_health_check_speaks_for_every_credential(
+    verdict: Verdict, state: str, nursery: trio.Nursery
+) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
     backend.health.probed(verdict)
     assert backend.state == state
-    assert not any(backend.is_available_to(name, Effect.READ) for name in CREDENTIALS)
+    assert available(backend) == []
     assert not backend.is_live
 
 
 @in_virtual_time
-async def test_idle_sessions_are_closed_if_the_backend_turns_down(nursery: trio.Nursery) -> None:
+async def test_idle_sessions_are_closed_when_the_backend_turns_down(nursery: trio.Nursery) -> None:
     key_manager = FakeKeyManager()
     backend = make_backend(key_manager, nursery)
     for name in CREDENTIALS:
@@ -117,7 +156,7 @@ async def test_idle_sessions_are_closed_if_the_backend_turns_down(nursery: trio.
 
 @pytest.mark.parametrize(("repeatable", "others", "stays"), [(True, True, 0), (True, False, 1), (False, True, 1)])
 @in_virtual_time
-async def test_reads_under_way_are_interrupted_if_other_backends_can_serve_them(
+async def test_reads_are_interrupted_when_the_backend_turns_down_if_others_serve(
     repeatable: bool, others: bool, stays: int, nursery: trio.Nursery
 ) -> None:
     """A change that is merely slow must not become one whose outcome nobody knows."""
@@ -133,43 +172,31 @@ async def test_reads_under_way_are_interrupted_if_other_backends_can_serve_them(
 
 @pytest.mark.parametrize("others", [True, False])
 @in_virtual_time
-async def test_requests_that_wait_are_released_if_other_backends_can_serve_them(
+async def test_waiting_requests_move_when_the_backend_turns_down_if_others_serve(
     others: bool, nursery: trio.Nursery
 ) -> None:
-    key_manager = FakeKeyManager()
-    key_manager.is_reachable = False
-    backend = make_backend(key_manager, nursery)
-    reasons = []
+    backend = make_backend(FakeKeyManager(), nursery, limit=1)
+    pool = backend.pools["red"]
+    session = await pool.wait()
+    errors = []
 
-    async def waits() -> None:
+    async def client() -> None:
         try:
-            await backend.pools["red"].wait()
+            pool.give_back(await pool.wait())
         except BackendError as error:
-            reasons.append((error.reason, trio.current_time()))
+            errors.append(error.reason)
 
-    nursery.start_soon(waits)
-    await trio.sleep(1)
+    nursery.start_soon(client)
+    await wait_all_tasks_blocked()
     backend.turned_down(lambda _credential: others)
-    await trio.sleep(5)
-    assert reasons == [("down", 1.0) if others else ("timeout", 3.0)]
+    await wait_all_tasks_blocked()
+
+    assert errors == ["down"] * others
+    assert pool.statistics().waiting == (not others)
+    pool.give_back(session)
 
 
-@in_virtual_time
-async def test_an_answered_health_check_ends_the_pause_between_handshakes(nursery: trio.Nursery) -> None:
-    key_manager = FakeKeyManager()
-    backend = make_backend(key_manager, nursery)
-    key_manager.refuse()
-    with pytest.raises(BackendError):
-        await backend.pools["red"].wait()
-    assert not backend.is_live
-
-    key_manager.recover()
-    backend.reached()
-    assert backend.pools["blue"].is_failing is False
-    assert backend.is_live
-
-
-# Roles and versions --------------------------------------------------------------------------------------------------
+# Traits ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("effect", Effect)

@@ -101,12 +101,12 @@ async def test_what_an_operator_should_act_on_is_said_with_its_name() -> None:
     watch.meter.ejected("red", Effect.READ)
     watch.meter.ejected("", Effect.MUTATE)
     watch.meter.idle_limit_learned(IdleLimit(25.0))
-    watch.meter.ceiling_learned(20, 64)
+    watch.meter.ceiling_learned(4, 64)
 
-    changes = "requests that change something"
+    ejected = "backend ejected after failures in a row"
     assert watch.said == [
-        "backend ejected after failures in a row: requests of this identity go elsewhere for a while",
-        f"backend ejected after failures in a row: {changes} of every identity go elsewhere for a while",
+        f"{ejected}: requests of this identity go elsewhere for a while",
+        f"{ejected}: requests that change something of every identity go elsewhere for a while",
         "key manager closes idle sessions early: lower pool.idle_timeout",
         "key manager allows fewer sessions than max_sessions: lower backends.max_sessions",
     ]
