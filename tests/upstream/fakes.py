@@ -283,7 +283,7 @@ class FakeObserver:
         self.failed: list[str] = []
         self.closed: Counter[str] = Counter()
         self.results: Counter[str] = Counter()
-        self.ejections = 0
+        self.ejections: list[tuple[str, Effect]] = []
         self.learned: list[float] = []
         self.ceilings: list[int] = []
 
@@ -303,7 +303,7 @@ class FakeObserver:
         self.results[result] += 1
 
     def ejected(self, credential: str, effect: Effect) -> None:
-        self.ejections += 1
+        self.ejections.append((credential, effect))
 
     def ceiling_learned(self, ceiling: int, limit: int) -> None:
         assert ceiling <= limit
