@@ -63,7 +63,7 @@ async def test_a_poisonous_request_costs_a_few_sessions_and_ejects_nobody(operat
 
         assert closed(it) <= 5 * 5
         assert [backend.state for backend in it.backends] == ["up"] * 4
-        assert sum(observer.ejections for observer in it.observers) == 0
+        assert sum(len(observer.ejections) for observer in it.observers) == 0
 
 
 @in_virtual_time
@@ -192,7 +192,7 @@ async def test_dead_sessions_do_not_eject_a_backend_that_answers_on_others() -> 
 
         assert tally.outcomes == {"ok": 4}
         assert tally.slowest < 1.5
-        assert it.observers[0].ejections == 0
+        assert not it.observers[0].ejections
         assert it.backends[0].state == "up"
 
 

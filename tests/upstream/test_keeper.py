@@ -127,12 +127,11 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
 async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
     nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slots = Slots(1)
-    pool, _ = make_pool(FakeKeyManager(), nursery.start_soon, slots=slots)
-    backend = Backend("atlanta", slots, {"red": pool})
+    backend = Backend("atlanta", Slots(1), {})
     fault = RuntimeError("of ours")
-    monkeypatch.setattr(pool, "waits_since", stumble(fault))
-    nursery.start_soon(partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log))
+    monkeypatch.setattr("gateway.upstream.keeper._move_waiters", stumble(fault))
+    watching = partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log)
+    nursery.start_soon(watching)
     await trio.sleep(5)
 
     assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
