@@ -271,13 +271,14 @@ class Attempts:
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
         """No answer comes on a session that was idle for long: it may be dead. Try another session.
 
-        That is one of another backend, unless only this one can answer.
+        That is one of the same backend, unless the backend answers nothing on other sessions either.
         """
         now = trio.current_time()
         if now < job.deadline and not session.has_news() and not job.is_doubted:
             job.is_doubted = True
             self._doubt(pool, session.idle_since)
-            if backend is not job.preferred and job.source is None and self._may_hedge(job):
+            is_bound = backend is job.preferred or job.source is not None
+            if not is_bound and backend.breaker.is_overdue(job.credential, job.effect) and self._may_hedge(job):
                 self._hedge(job, session, pool, None)
             elif not job.retries.is_nothing:
                 self._hedge(job, session, pool, backend)
@@ -343,7 +344,7 @@ class Attempts:
                 job.tried.append(backend)
                 trials = backend.breaker.enter(job.credential, job.effect, trio.current_time())
                 pool = backend.pools[job.credential]
-                session = await self._lease(backend, pool, job)
+                session = await self._lease(backend, pool, job, None, self._settings.validate_after)
                 hedge.sends(pool, session)
                 self._metrics.retries.labels("overdue").inc()
                 response = await self._exchange(backend, pool, session, job, hedge=hedge)

@@ -9,7 +9,7 @@ from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
 from gateway.upstream.opening import REFUSED, Opening
 from gateway.upstream.session import Session
-from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeKeyManager, FakeStream, in_virtual_time
+from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeKeyManager, FakeStream, ask, hangs_up_after, in_virtual_time
 
 MAX_PAUSE = 4.0
 
@@ -31,7 +31,8 @@ def opening(gate: Gate) -> Opening:
 
 
 def opening_of(key_manager: FakeKeyManager, gate: Gate) -> Opening:
-    return Opening(key_manager.name, key_manager.opener("red"), gate, connect_deadline=3.0, max_pause=MAX_PAUSE)
+    opener = key_manager.opener("red")
+    return Opening(key_manager.name, opener, gate, ask("probe"), connect_deadline=3.0, max_pause=MAX_PAUSE)
 
 
 def failure(reason: str) -> BackendError:
@@ -193,10 +194,30 @@ def session_that(opened_at: float, *, answered: int = 0) -> Session:
 
 
 @in_virtual_time
-async def test_three_young_deaths_in_a_row_count_as_a_refusal(opening: Opening) -> None:
-    """A key manager that closes right behind the handshake, or behind its answer to the validation."""
-    outcomes = [reason_of(opening.died(session_that(0.0), now=0.1)) for _ in range(4)]
-    assert outcomes == [None, None, "proof", "proof"]
+async def test_the_next_session_after_one_that_died_young_is_tried_twice(gate: Gate) -> None:
+    atlanta = FakeKeyManager()
+    opening = opening_of(atlanta, gate)
+    assert opening.died(session_that(0.0), now=0.1)
+
+    assert isinstance(await opening.attempt(), Session)
+    assert [len(connection.sent) for connection in atlanta.connections] == [1]
+
+    assert isinstance(await opening.attempt(), Session)
+    assert [len(connection.sent) for connection in atlanta.connections] == [1, 0]
+
+
+@in_virtual_time
+async def test_a_key_manager_that_closes_behind_its_first_answer_refuses_sessions(gate: Gate) -> None:
+    atlanta = FakeKeyManager()
+    atlanta.behaviour = hangs_up_after
+    opening = opening_of(atlanta, gate)
+    assert opening.died(session_that(0.0), now=0.1)
+
+    for _ in range(2):
+        outcome = await opening.attempt()
+        assert isinstance(outcome, BackendError)
+        assert reason_of(outcome) == "proof"
+    assert atlanta.open_connections == []
 
 
 @pytest.mark.parametrize(
@@ -204,25 +225,8 @@ async def test_three_young_deaths_in_a_row_count_as_a_refusal(opening: Opening) 
 )
 @in_virtual_time
 async def test_other_deaths_say_nothing(opening: Opening, answered: int, age: float) -> None:
-    for _ in range(10):
-        assert opening.died(session_that(0.0, answered=answered), now=age) is None
-    assert opening.young_deaths == 0
-
-
-@in_virtual_time
-async def test_pauses_grow_although_sessions_open_if_they_all_die_young(opening: Opening) -> None:
-    now, pauses = 0.0, []
-    opening.young_deaths = 2
-    for _ in range(6):
-        opening.opened()
-        died = opening.died(session_that(now), now)
-        assert died is not None
-        opening.failed(died, now)
-        began = now
-        while not opening.may_try(now):
-            now += 0.25
-        pauses.append(now - began)
-    assert pauses == [0.25, 0.5, 1, 2, 4, 4]
+    assert not opening.died(session_that(0.0, answered=answered), now=age)
+    assert not opening.is_suspicious
 
 
 @in_virtual_time

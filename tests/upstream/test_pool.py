@@ -960,21 +960,38 @@ async def test_an_abandoned_session_makes_room_at_once(
 async def test_one_abandoned_session_is_closed_for_each_pool_that_waits(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    slots = Slots(6)
+    slots = Slots(12)
     red = make_pool(atlanta, nursery.start_soon, slots=slots)[0]
     others = [make_pool(atlanta, nursery.start_soon, credential=f"id{n}", slots=slots)[0] for n in range(2)]
     atlanta.operation_cost = 10.0
     exchanges = []
-    for session in [await lease(red) for _ in range(6)]:
+    for session in [await lease(red) for _ in range(12)]:
         exchanges.append(Exchange(red, session, nursery))
         await wait_all_tasks_blocked()
-        red.abandon(session)
+        if len(exchanges) <= 3:
+            red.abandon(session)
 
     waiters = [waiter for pool in others for waiter in await waiting(pool, nursery, 1)]
     await trio.sleep(1)
 
-    assert [exchange.error for exchange in exchanges] == ["interrupted"] * 2 + [None] * 4  # the oldest first
+    assert [exchange.error for exchange in exchanges] == ["interrupted"] * 2 + [None] * 10  # the oldest first
     assert all(waiter.session is not None for waiter in waiters)
+
+
+@in_virtual_time
+async def test_abandoned_sessions_hold_a_quarter_of_the_slots_at_most(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    red = make_pool(atlanta, nursery.start_soon, slots=Slots(8))[0]
+    atlanta.operation_cost = 10.0
+    exchanges = []
+    for session in [await lease(red) for _ in range(5)]:
+        exchanges.append(Exchange(red, session, nursery))
+        await wait_all_tasks_blocked()
+        red.abandon(session)
+    await trio.sleep(1)
+
+    assert [exchange.error for exchange in exchanges] == ["interrupted"] * 3 + [None] * 2
 
 
 @in_virtual_time

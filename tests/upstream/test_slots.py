@@ -515,6 +515,7 @@ class FakeSession:
 
     def __init__(self) -> None:
         self.is_closed = False
+        self.is_abandoned = True
 
     def close(self) -> None:
         self.is_closed = True
