@@ -231,4 +231,4 @@ async def test_slow_reads_do_not_fail_and_eject_nobody(key_managers: int) -> Non
         assert tally.slowest < 8
         assert sum(len(observer.ejections) for observer in it.observers) == 0
         asked = tally.outcomes["ok"] + 50  # these are under way
-        assert len(it.executed) <= 1.2 * asked + 10
+        assert len(it.executed) <= 1.3 * asked  # a hedge that is overdue itself gives its token back
