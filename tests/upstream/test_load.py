@@ -201,11 +201,11 @@ async def test_a_limit_of_the_key_manager_is_learned_and_seldom_tried(nursery: t
     limited.attempts.clear()
     tally.clear()
 
-    await trio.sleep(300)
+    await trio.sleep(180)
 
     assert len(limited.attempts) <= 10
     assert tally.keys() == {"answered"}
-    assert tally["answered"] >= 0.95 * 300 * 4 / 0.05
+    assert tally["answered"] >= 0.95 * 180 * 4 / 0.05
     assert observer.ceilings == [4]
 
 
