@@ -156,13 +156,6 @@ async def test_overdue_comes_after_waiting_and_an_open_breaker_after_both() -> N
 
 
 @in_virtual_time
-async def test_an_overdue_backend_of_a_better_tier_comes_before_the_next_tier() -> None:
-    near, far = backend("near", priority=0), backend("far", priority=1)
-    near.breaker.overdue("red", Effect.READ)
-    assert order(Balancer([far, near])) == ["near", "far"]
-
-
-@in_virtual_time
 async def test_an_answer_ends_being_overdue() -> None:
     a, b = backend("a"), backend("b")
     a.breaker.overdue("red", Effect.READ)
@@ -170,15 +163,6 @@ async def test_an_answer_ends_being_overdue() -> None:
     assert firsts(balancer, 3) == ["b"] * 3
     a.breaker.answered("red", Effect.READ, trio.current_time())
     assert sorted(firsts(balancer, 2)) == ["a", "b"]
-
-
-@in_virtual_time
-async def test_a_breaker_that_is_open_for_changes_lets_reads_pass() -> None:
-    a, b = backend("a"), backend("b")
-    ejects(a, effect=Effect.MUTATE)
-    balancer = Balancer([a, b])
-    assert set(firsts(balancer, 8)) == {"a", "b"}
-    assert [first(balancer, effect=Effect.MUTATE) for _ in range(3)] == ["b"] * 3
 
 
 @in_virtual_time
@@ -297,37 +281,65 @@ def test_another_backend_must_be_well_and_able() -> None:
     assert not balancer.has_other([a], "blue", Effect.READ, (1, 4))
 
 
+@pytest.mark.parametrize(
+    ("state", "orders"),
+    [
+        ("overdue", {"baz"}),  # after the others of its tier, before the next tier
+        ("overdue for changes", {"abz", "baz"}),
+        ("open", {"bza"}),
+        ("open for changes", {"abz", "baz"}),
+        ("open for blue", {"abz", "baz"}),
+    ],
+)
 @in_virtual_time
-async def test_a_backend_that_is_overdue_is_no_help_to_another_that_is() -> None:
+async def test_a_backend_whose_exchanges_fail_or_are_overdue_comes_later(state: str, orders: set[str]) -> None:
+    a, b, z = backend("a"), backend("b"), backend("z", priority=1)
+    a.breaker = Breaker(credentials=2)
+    effect = Effect.MUTATE if "changes" in state else Effect.READ
+    credential = "blue" if "blue" in state else "red"
+    if "overdue" in state:
+        a.breaker.overdue(credential, effect)
+    else:
+        for _ in range(3):
+            a.breaker.failed(credential, effect, 0.0, trio.current_time())
+    balancer = Balancer([a, b, z])
+
+    assert {"".join(order(balancer)) for _ in range(10)} == orders
+
+
+@in_virtual_time
+async def test_a_backend_at_which_requests_are_overdue_is_no_help() -> None:
+    a, b, c = backend("a"), backend("b"), backend("c", writable=False)
+    balancer = Balancer([a, b, c])
+    b.breaker.overdue("red", Effect.READ)
+    assert balancer.has_other([a], "red", Effect.READ, (1, 4))
+    assert not balancer.has_other([a, c], "red", Effect.READ, (1, 4))
+    assert not balancer.has_other([a], "red", Effect.MUTATE, (1, 4))
+    b.breaker.answered("red", Effect.READ, trio.current_time())
+    assert balancer.has_other([a, c], "red", Effect.READ, (1, 4))
+
+
+@in_virtual_time
+async def test_room_elsewhere_counts_backends_that_may_run_the_request() -> None:
+    a, b, c, d = backend("a"), backend("b"), backend("c", writable=False), backend("d")
+    balancer = Balancer([a, b, c, d])
+    pool_of(b).room, pool_of(c).room, pool_of(d).room = 2, 3, 10
+    pool_of(d).is_failing = True
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 5
+    assert balancer.room_elsewhere(a, "red", Effect.MUTATE) == 2
+    b.breaker.overdue("red", Effect.READ)
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 3
+
+
+def test_a_backend_serves_elsewhere_if_its_health_and_its_pool_are_well() -> None:
     a, b = backend("a"), backend("b")
     balancer = Balancer([a, b])
-    b.breaker.overdue("red", Effect.READ)
-    assert not balancer.has_other([a], "red", Effect.READ, (1, 4))
-    assert balancer.room_elsewhere(a, "red", Effect.READ) == 0
-    b.breaker.answered("red", Effect.READ, trio.current_time())
-    assert balancer.has_other([a], "red", Effect.READ, (1, 4))
-    assert balancer.room_elsewhere(a, "red", Effect.READ) == 1
-
-
-@in_virtual_time
-async def test_room_elsewhere_counts_the_backends_that_may_serve_the_request() -> None:
-    a, b, c, clone = backend("a"), backend("b"), backend("c"), backend("clone", writable=False)
-    balancer = Balancer([a, b, c, clone])
-    pool_of(b).room = 5
-    assert balancer.room_elsewhere(a, "red", Effect.READ) == 5 + 1 + 1
-    assert balancer.room_elsewhere(a, "red", Effect.MUTATE) == 5 + 1
+    assert balancer.serves_elsewhere(a, "red")
+    pool_of(b).is_failing = True
+    assert not balancer.serves_elsewhere(a, "red")
+    assert balancer.serves_elsewhere(a, "blue")
     turn(b, Verdict.FAILS)
-    ejects(c)
-    assert balancer.room_elsewhere(a, "red", Effect.READ) == 1
-
-
-def test_another_backend_serves_a_credential_if_it_is_reachable_with_it() -> None:
-    a, b = backend("a"), backend("b")
-    assert Balancer([a, b]).serves_elsewhere(a, "red")
-    assert not Balancer([a]).serves_elsewhere(a, "red")
-    pool_of(b, "red").is_failing = True
-    assert not Balancer([a, b]).serves_elsewhere(a, "red")
-    assert Balancer([a, b]).serves_elsewhere(a, "blue")
+    assert not balancer.serves_elsewhere(a, "blue")
 
 
 @pytest.mark.parametrize(
