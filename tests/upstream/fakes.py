@@ -244,7 +244,7 @@ class FakeKeyManager:
             connection.hang_up()
 
     def opener(self, credential: str) -> Opener:
-        """What opens sessions with this credential."""
+        """Return a function that opens sessions with this credential."""
         return partial(self._open, credential)
 
     async def _open(self, credential: str) -> Session:
