@@ -178,6 +178,14 @@ async def test_a_half_open_backend_gets_one_request_at_first() -> None:
     assert set(firsts(balancer, 4)) == {"a", "b"}
 
 
+@in_virtual_time
+async def test_a_backend_that_failed_once_keeps_its_share() -> None:
+    a, b = backend("a"), backend("b")
+    a.breaker.failed("red", Effect.READ, 0.0, trio.current_time())
+
+    assert Counter(firsts(Balancer([a, b]), 40)) == {"a": 20, "b": 20}
+
+
 def test_a_credentials_failure_is_its_own() -> None:
     a, b = backend("a"), backend("b")
     pool_of(a, "red").is_failing = True
