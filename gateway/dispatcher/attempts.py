@@ -40,6 +40,7 @@ class Attempts:
         self._balancer = balancer
         self._settings = settings
         self._metrics = metrics
+        self._overdue_sessions: set[Session] = set()  # those on which a request is overdue
 
     def __repr__(self) -> str:
         return f"<Attempts at {self._balancer!r}>"
@@ -206,6 +207,8 @@ class Attempts:
         finally:
             if result:
                 session.alarm.stop()
+                if not backend.breaker.is_quiet:
+                    self._not_overdue(backend, session, job)
                 backend.outstanding -= 1
                 ended = trio.current_time()
                 pool.give_back(session, ended)
@@ -237,6 +240,7 @@ class Attempts:
                 self.failed(backend, job, began)
         finally:
             session.alarm.stop()
+            self._not_overdue(backend, session, job)
             backend.outstanding -= 1
             pool.give_back(session)
             pool.observer.exchanged(result, trio.current_time() - began)
@@ -293,6 +297,7 @@ class Attempts:
             return
         if not session.has_news():
             backend.breaker.overdue(job.credential, job.effect)
+            self._overdue_sessions.add(session)
         due = job.deadline
         if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
@@ -301,6 +306,12 @@ class Attempts:
             self._hedge_if_useful(backend, pool, session, job)
             due = min(due, now + _AGAIN)
         pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, hedge))
+
+    def _not_overdue(self, backend: Backend, session: Session, job: Job) -> None:
+        """An exchange has ended. If it was overdue, its backend is one like the others again."""
+        if session in self._overdue_sessions:
+            self._overdue_sessions.discard(session)
+            backend.breaker.not_overdue(job.credential, job.effect)
 
     def _hedge_if_useful(self, backend: Backend, pool: Pool, session: Session, job: Job) -> None:
         """Send an overdue read to another backend too, or once more to this one if the path is dead."""
