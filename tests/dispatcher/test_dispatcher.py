@@ -98,6 +98,26 @@ async def test_requests_that_wait_at_a_key_manager_that_turns_down_go_elsewhere(
 # Short outages --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+@in_virtual_time
+async def test_a_single_key_manager_that_restarts_refuses_no_read(seconds: float) -> None:
+    async with house("atlanta", pool=WARM) as it:
+        maintain(it)
+        tally = Tally()
+        async with trio.open_nursery() as clients:
+            for number in range(20):
+                clients.start_soon(client, it, tally, number, 0.05)
+            await trio.sleep(2)
+            tally.clear()
+            it.key_managers[0].refuse()
+            it.key_managers[0].hang_up()
+            await trio.sleep(seconds)
+            it.key_managers[0].recover()
+            await trio.sleep(5)
+            clients.cancel_scope.cancel()
+        assert tally.failures == 0
+
+
 @in_virtual_time
 async def test_requests_wait_only_in_the_first_seconds_of_an_outage() -> None:
     async with house("atlanta", pool=WARM) as it:
