@@ -476,7 +476,8 @@ class Pool:
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
-        if self.answered_at > began and sessions and self._slots.ceiling.refused(sessions, began, now):
+        serves = self.answered_at > began and error.reason != "connect"  # as one does that restarts
+        if serves and sessions and self._slots.ceiling.refused(sessions, began, now):
             self.observer.ceiling_learned(sessions, self._slots.limit)
         self.opening.failed(error, now)
         self.observer.session_open_failed(error)
