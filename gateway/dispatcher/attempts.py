@@ -355,7 +355,16 @@ class Attempts:
                 job.tried.append(backend)
                 trials = backend.breaker.enter(job.credential, job.effect, trio.current_time())
                 pool = backend.pools[job.credential]
-                session = await self._lease(backend, pool, job, None, self._settings.validate_after)
+                session = pool.take(job.principal)
+                if session is not None:
+                    hedge.is_validating = True
+                    session = await self._validated(pool, session, job, self._settings.validate_after)
+                    hedge.is_validating = False
+                if session is None:
+                    session = await self._wait(backend, pool, job, None)
+                if hedge.race.is_over or job.is_gone():
+                    pool.give_back(session)
+                    return
                 hedge.sends(pool, session)
                 self._metrics.retries.labels("overdue").inc()
                 response = await self._exchange(backend, pool, session, job, hedge=hedge)
