@@ -1,6 +1,6 @@
 """The bytes before TLS: they are looked at in the kernel's buffer, so that a waiting connection costs no TLS state.
 
-A connection with an OpenSSL object and a read buffer takes 58 KiB, one that is only waited for takes a tenth of that.
+A connection with an OpenSSL object and a read buffer takes 58 KiB, one that is only waited for takes 6 KiB.
 """
 
 import select
