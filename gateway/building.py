@@ -19,6 +19,7 @@ from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Allowance
 from gateway.front.conversation import Limits
 from gateway.front.listener import Listener, ListenerSettings
+from gateway.front.sources import AddressLimits
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
 from gateway.metrics import Metrics
@@ -258,6 +259,8 @@ def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) ->
         max_clients=config.limits.max_clients,
         max_requests=config.limits.max_requests,
         max_buffered=config.limits.max_buffered,
+        max_half_open=config.limits.max_half_open,
+        per_address=AddressLimits(**config.per_address.model_dump()),
         allowances={
             identity.name: Allowance(
                 identity.max_clients, identity.max_requests, identity.requests_per_second, identity.request_burst
@@ -293,7 +296,7 @@ def _build_listener(
         listener.send_timeout,
     )
     return Listener(
-        ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout),
+        ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout, listener.proxy_from),
         _checked(f'listeners["{listener.name}"].certificate', make_context),
         Identities(rule for rule in config.identities if not rule.listeners or listener.name in rule.listeners),
         admission=admission,

@@ -40,6 +40,12 @@ class Metrics:
         self.client_connections = Gauge(
             "kmip_gateway_client_connections", "Client connections open now.", ["listener"], registry=registry
         )
+        self.client_half_open = Gauge(
+            "kmip_gateway_client_half_open_connections",
+            "Client connections whose TLS handshake is not finished; bounded by max_half_open.",
+            ["listener"],
+            registry=registry,
+        )
         self.accepting = Gauge(
             "kmip_gateway_accepting",
             "1 while new connections are accepted, 0 while they are refused: draining, or no key manager reachable.",

@@ -152,6 +152,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Refused and broken", "ops", [rate("kmip_gateway_client_connection_errors_total", "reason")]),
             Panel("Over a limit", "ops", [rate("kmip_gateway_client_rejected_total", "reason")]),
             Panel(
+                "Handshakes not finished",
+                "short",
+                [Query(f"kmip_gateway_client_half_open_connections{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
+            ),
+            Panel(
                 "Left while waiting",
                 "ops",
                 [Query(f"sum(rate(kmip_gateway_client_aborts_total{{{_SELECTOR}}}{_RATE}))", "")],

@@ -217,6 +217,17 @@ def test_the_server_name_is_the_address_host_unless_given(folder: Path) -> None:
     assert load(write(folder, text)).backends[0].server_name == "kms.example.com"
 
 
+def test_proxy_protocol_and_limits_per_address_are_read_and_summed_up(folder: Path) -> None:
+    text = (
+        SMALL.replace('tls_policy = "modern"', 'proxy_protocol = true\nproxy_from = ["10.0.0.0/8", "2001:DB8::1"]')
+        + "\n[per_address]\nmax_clients = 7\nipv6_prefix = 48\n"
+    )
+    config = load(write(folder, text))
+    assert config.listeners[0].proxy_from == ("10.0.0.0/8", "2001:db8::1")
+    assert (config.per_address.max_clients, config.per_address.ipv6_prefix) == (7, 48)
+    assert "behind PROXY protocol from 10.0.0.0/8, 2001:db8::1" in "\n".join(summary(config))
+
+
 def test_a_pinned_backend_needs_no_ca(folder: Path) -> None:
     """A fingerprint may be written as openssl prints it."""
     printed = ":".join(["AB"] * 32)
@@ -303,11 +314,24 @@ near section
   - [admin]
   + [admim]
   = admim: unknown key "admim"; did you mean "admin"?
+PROXY protocol without addresses
+  - tls_policy = "modern"
+  + proxy_protocol = true
+  = listeners["kmip"].proxy_from: missing, and proxy_protocol is true: without it, anyone could send a header with any
+    address; give the addresses of the load balancers, such as proxy_from = ["10.0.0.0/8"]
+addresses without PROXY protocol
+  - tls_policy = "modern"
+  + proxy_from = "10.0.0.0/8"
+  = listeners["kmip"].proxy_from: has no effect while proxy_protocol is false; set it to true, or leave this line out
+PROXY protocol from a name
+  - tls_policy = "modern"
+  + proxy_from = ["balancer"]
+  = listeners["kmip"].proxy_from: has "balancer"; give IP addresses or networks such as 10.1.0.0/16
 far section
   - [admin]
   + [zoo]
   = zoo: unknown key "zoo"; known here are listeners, backends, identities, admin, pool, balancing, failover,
-    replication, health, deadlines, limits, log
+    replication, health, deadlines, limits, per_address, log
 near key in match
   - subject_cn
   + subject_nc

@@ -373,7 +373,7 @@ async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
     assert operations == {"Query", "Create"}
 
 
-@pytest.mark.parametrize(("allowed", "told"), [(10_127, True), (10_128, False)])
+@pytest.mark.parametrize(("allowed", "told"), [(11_191, True), (11_192, False)])
 async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_start(
     certificates: Certificates,
     allowed: int,
@@ -381,7 +381,7 @@ async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_s
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """10,000 clients, 64 sessions, and 64 for all else."""
+    """10,000 clients, 1,000 half-open connections, 64 that are told, 64 sessions, and 64 for all else."""
     before = structlog.get_config()
     log.configure("warning", "text")
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (allowed, 1 << 20))

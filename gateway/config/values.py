@@ -172,6 +172,8 @@ PeerAddress = Annotated[Address, BeforeValidator(_address), AfterValidator(_reac
 ServerName = Annotated[str, BeforeValidator(_server_name)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(a_text)), AfterValidator(_not_empty)]
 Networks = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network)), AfterValidator(_not_empty)]
+#: As Networks; there may be none.
+Balancers = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network))]
 Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint)), AfterValidator(_not_empty)]
 Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 

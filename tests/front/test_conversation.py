@@ -332,20 +332,46 @@ async def test_whom_no_rule_matches_is_told_so(certificates: Certificates, versi
     assert front.desk.asked == []
 
 
-async def test_whom_no_rule_matches_does_not_keep_a_place_for_long(
+async def test_client_without_identity_that_stays_silent_is_closed_after_3_s_and_counted(
     certificates: Certificates, clock: MockClock
 ) -> None:
     async with open_front(certificates, match=NOBODY) as front, front.client() as client:
         await is_closed(client)
-        assert clock.current_time() < 20
-    assert front.errors == {}
+        assert 2.5 < clock.current_time() < 5
+    assert front.errors == {"not_authenticated": 1}
+    assert front.count("client_rejected_total", reason="max_clients") == 0
 
 
-async def test_who_is_over_a_limit_does_not_keep_a_place_for_long(certificates: Certificates, clock: MockClock) -> None:
+async def test_client_over_max_clients_that_stays_silent_is_closed_after_3_s_and_counted(
+    certificates: Certificates, clock: MockClock
+) -> None:
     admission = Admission(max_clients=1)
     async with open_front(certificates, admission=admission) as front, front.client(), front.client() as client:
         await is_closed(client)
-        assert clock.current_time() < 20
+        assert 2.5 < clock.current_time() < 5
+    assert front.errors == {"limit": 1}
+    assert front.count("client_rejected_total", reason="max_clients") == 1
+
+
+async def test_refused_client_that_sends_one_byte_a_second_is_closed_after_3_s(
+    certificates: Certificates, clock: MockClock
+) -> None:
+    async def drip(client: Client) -> None:
+        with suppress(StreamClosedError):
+            for byte in request():
+                await client.stream.send_all(bytes([byte]))
+                await trio.sleep(1)
+
+    async with (
+        open_front(certificates, match=NOBODY) as front,
+        front.client() as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(drip, client)
+        await is_closed(client)
+        assert clock.current_time() < 5
+        nursery.cancel_scope.cancel()
+    assert front.errors == {"not_authenticated": 1}
 
 
 @pytest.mark.parametrize(("max_requests", "answered"), [(0, 0), (1, 3)])
