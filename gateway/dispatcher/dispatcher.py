@@ -237,6 +237,9 @@ class Dispatcher:
             able = [job.source]
         pools = [backend.pools[job.credential] for backend in able]
         since = max((pool.failing_since for pool in pools), default=now)
+        if since == float("inf"):  # somebody can be reached: a session was lost in the moment of sending
+            await trio.sleep(_PAUSE)
+            return job.rounds < _MOST_ROUNDS
         until = min(now + job.queue_left, job.deadline, since + self._settings.queue)
         if not pools or now >= until:
             return False
