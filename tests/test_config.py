@@ -212,6 +212,19 @@ def test_admin_may_be_open_to_the_network(folder: Path) -> None:
     assert "other machines can reach" in "\n".join(summary(config))
 
 
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ('"Gateway.Example.com."', ("gateway.example.com",)),
+        ('["gw-1", "192.0.2.7", "gw-1"]', ("gw-1", "192.0.2.7")),
+        ("[]", ()),
+    ],
+)
+def test_the_admin_port_may_have_further_names(folder: Path, hosts: str, expected: tuple[str, ...]) -> None:
+    config = load(write(folder, changed("[admin]\n", f"[admin]\nhosts = {hosts}\n")))
+    assert config.admin.hosts == expected
+
+
 def test_the_server_name_is_the_address_host_unless_given(folder: Path) -> None:
     text = changed('"127.0.0.1:15696"', '"kms.example.com:5696"').replace('server_name = "localhost"', "")
     assert load(write(folder, text)).backends[0].server_name == "kms.example.com"
@@ -318,10 +331,10 @@ credential of nobody
   = health.credential: "nobody" is the name of no identity; name one of "everyone"
 key of another section
   + max_sessions = 5
-  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind
+  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind, hosts
 far key
   + 'pass word' = "do not repeat this"
-  = admin."pass word": unknown key "pass word"; known here are bind
+  = admin."pass word": unknown key "pass word"; known here are bind, hosts
 missing key
   - bind = "127.0.0.1:5696"
   +
@@ -450,6 +463,16 @@ server name with a port
   - "localhost"
   + "localhost:5696"
   = backends["atlanta-001"].server_name: is no host name; leave out everything but the host
+admin name with a port
+  - [admin]
+  + [admin]
+  + hosts = "gateway:9696"
+  = admin.hosts: has "gateway:9696"; give host names alone, without a port or a path
+admin name that is no name
+  - [admin]
+  + [admin]
+  + hosts = ["gateway", "*"]
+  = admin.hosts: has the host "*", which is no host name; give a host name or an IP address
 neither CA nor pin
   - ca = "kms-ca.pem"
   +

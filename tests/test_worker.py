@@ -75,7 +75,7 @@ async def client_of(certificates: Certificates, bound: Bound) -> AsyncIterator[C
 async def http(address: Address, path: str) -> bytes:
     stream = await trio.open_tcp_stream(address.host, address.port)
     async with stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n".encode())
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return b"".join([chunk async for chunk in stream])
 
 

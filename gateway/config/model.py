@@ -10,6 +10,7 @@ from gateway.config.values import (
     Address,
     Bind,
     Fingerprints,
+    Hosts,
     KeepAlive,
     Name,
     Names,
@@ -173,9 +174,13 @@ class IdentityConfig(Table):
 
 
 class AdminConfig(Table):
-    """What operators see: metrics and health, over plain HTTP."""
+    """What operators see: metrics and health, over plain HTTP.
+
+    ``hosts`` are the names under which the port is known, besides that of ``bind``, localhost and IP addresses.
+    """
 
     bind: Bind = Address("127.0.0.1", 9696)
+    hosts: Hosts = ()
 
 
 class PoolConfig(Table):
