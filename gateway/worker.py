@@ -155,10 +155,10 @@ def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
 
 def _listen_for_clients(listener: ListenerConfig) -> socket.socket:
     timeouts = TcpTimeouts(keepalive=listener.tcp_keepalive, user_timeout=listener.tcp_user_timeout)
-    return _listen(f'listeners["{listener.name}"].bind', listener.bind, BACKLOG, timeouts)
+    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=timeouts)
 
 
-def _listen(key: str, address: Address, backlog: int, timeouts: TcpTimeouts | None = None) -> socket.socket:
+def _listen(key: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
