@@ -18,7 +18,7 @@ from gateway.admin.routes import Routes
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.admin.server import AdminServer
 from gateway.building import Upstream, build_dispatcher, build_listeners
-from gateway.config import Address, Config, ListenerConfig, lapsed
+from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
 from gateway.errors import ConfigError
 from gateway.front.listener import BACKLOG, Listener
 from gateway.front.reachability import refuse_while_unreachable
@@ -73,6 +73,7 @@ class Worker:
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
                 self._warn_of_lapsed_certificates()
+                self._warn_of_exposed_secrets()
                 task_status.started(bound)
                 try:
                     await self._serve(listeners, sockets, upstream.fleet)
@@ -129,6 +130,15 @@ class Worker:
                 identity=own.identity,
                 file=str(own.file),
                 detail=own.lapse(now),
+            )
+
+    def _warn_of_exposed_secrets(self) -> None:
+        for secret in exposed(self._config):
+            self._log.warning(
+                "a file with a secret is open to too many",
+                key=secret.setting,
+                file=str(secret.file),
+                detail=secret.remedy(),
             )
 
     def _unreadiness(self, fleet: Fleet) -> str | None:

@@ -373,6 +373,25 @@ async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
     assert operations == {"Query", "Create"}
 
 
+async def test_a_private_key_that_others_can_read_is_told_at_the_start(
+    certificates: Certificates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config()
+    log.configure("warning", "text")
+    config = configure(certificates, free_port())
+    certificates.path("server.key").chmod(0o644)
+
+    async with running(config):
+        pass
+
+    structlog.configure(**before)
+    certificates.path("server.key").chmod(0o600)
+    told = capsys.readouterr().err
+    assert "a file with a secret is open to too many" in told
+    assert "server.key" in told
+    assert "mode 0644" in told
+
+
 @pytest.mark.parametrize(("allowed", "told"), [(10_127, True), (10_128, False)])
 async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_start(
     certificates: Certificates,

@@ -104,7 +104,7 @@ class Routes:
             "host",
             "request to the admin port refused: its Host header has an unknown name; if the name is this gateway's, add"
             " it to admin.hosts",
-            host=name[:200],
+            host=log.quoted(name),
         )
         return Answer.of(HTTPStatus.MISDIRECTED_REQUEST, "this name is not known here; add it to admin.hosts")
 

@@ -97,8 +97,9 @@ class BackendConfig(Table):
 class MatchConfig(Table):
     """Whom an identity is for. Every key that is given must match, with any of its values.
 
-    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. ``issuer`` is
-    compared with the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
+    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. In DNS names,
+    and in the domains of e-mail addresses, a wildcard stands for characters of one label. ``issuer`` is compared with
+    the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
     """
 
     subject_cn: Patterns = ()

@@ -15,7 +15,7 @@ from gateway.errors import OUT_OF_RESOURCES, GatewayError, TlsError
 from gateway.front.admission import Admission, Limit
 from gateway.front.conversation import Conversation, Limits, Phase
 from gateway.identity import Identities, Principal
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
@@ -243,7 +243,7 @@ class Listener:
             return None if certificate is None else self._identities.identify(certificate)
         except (TlsError, *UNREADABLE_CERTIFICATE) as error:
             self._throttle.warn(
-                self._log, "certificate", "client certificate can't be read", peer=peer, detail=repr(error)
+                self._log, "certificate", "client certificate can't be read", peer=peer, detail=quoted(repr(error))
             )
             return None
 
