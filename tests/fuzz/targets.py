@@ -27,6 +27,7 @@ _PRINCIPAL: Final = Principal(Identity("app", shared=False), "CN=CA", "CN=app", 
 _BACKENDS: Final = frozenset({"kms-1", "kms-2"})
 _MARKS: Final = Marks([b"x" * 32, b"y" * 32])
 _PROXY_MODULE: Final = "gateway.front.proxy_protocol"
+_PROXY: Final[Any] = import_module(_PROXY_MODULE) if find_spec(_PROXY_MODULE) else None
 
 
 def framing(data: bytes) -> None:
@@ -135,12 +136,11 @@ def _put(found: Response, asked: Request) -> None:
 
 def proxy_protocol(data: bytes) -> None:
     """Read a PROXY header: with fewer bytes the outcome is the same, or more bytes are wanted."""
-    parser: Any = import_module(_PROXY_MODULE)
 
     def parse(part: bytes) -> Any:
         try:
-            return parser.parse(part)
-        except parser.ProxyHeaderError:
+            return _PROXY.parse(part)
+        except _PROXY.ProxyHeaderError:
             return None
 
     whole = parse(data)
@@ -156,6 +156,5 @@ def proxy_protocol(data: bytes) -> None:
 
 #: By name, which is also that of the target's corpus.
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target
-    for target in (framing, request, response, marks, *([proxy_protocol] if find_spec(_PROXY_MODULE) else []))
+    target.__name__: target for target in (framing, request, response, marks, *([proxy_protocol] if _PROXY else []))
 }
