@@ -412,11 +412,11 @@ def scrapes(attack: Attack) -> Done:
     request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
     last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-    def ask(index: int, _until: float) -> int:
+    def ask(index: int, until: float) -> int:
         answers = 0
         with _connected(attack, attack.admin_port, index) as sock:
             sock.sendall(request + last)
-            while data := sock.recv(65536):
+            while time.monotonic() < until and (data := sock.recv(65536)):
                 answers += data.count(b"HTTP/1.1 200")
         return answers
 
