@@ -31,9 +31,9 @@ class AdminLimits(NamedTuple):
     """The bounds of the admin port. Times are in seconds, rates in events a second, sizes in bytes."""
 
     connections: int = 32
-    connections_per_second: float = 100.0
+    connections_per_second: float = 200.0
     requests_per_second: float = 10.0  # on each connection, pipelined or not
-    request_burst: int = 5
+    request_burst: int = 3
     request_size: int = 8192  # of the request line and the headers together
     idle: float = 10.0
     read: float = 5.0

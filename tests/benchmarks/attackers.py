@@ -61,6 +61,17 @@ def _connected(attack: Attack, port: int, index: int = 0) -> socket.socket:
     return sock
 
 
+def _is_open(sock: socket.socket) -> bool:
+    try:
+        while sock.recv(65536, socket.MSG_DONTWAIT):
+            pass
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 class _Tls:
     """A blocking TLS session, with a bound on each step."""
 
@@ -86,12 +97,8 @@ class _Tls:
         return len(data)
 
     def is_open(self) -> bool:
-        try:
-            return self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        """Look at the socket; what the server has sent (tickets, an alert) is thrown away."""
+        return _is_open(self._sock)
 
     def close(self) -> None:
         self._sock.close()
@@ -105,15 +112,21 @@ def _context(attack: Attack) -> SSL.Context:
     return context
 
 
-def _in_threads(attack: Attack, work: Callable[[int, float], int]) -> int:
-    """Run ``number`` threads of this work, which is told its index and its end; returns the sum of what they did."""
+def _in_threads(attack: Attack, work: Callable[[int, float, Callable[[int], None]], None]) -> int:
+    """Run ``number`` threads of this work again and again; returns the sum of what they have counted.
+
+    The work is told its index, its end, and the function that counts.
+    """
     until = time.monotonic() + attack.seconds
     counts = [0] * attack.number
 
     def run(index: int) -> None:
+        def count(number: int) -> None:
+            counts[index] += number
+
         while time.monotonic() < until:
             with suppress(OSError, SSL.Error):
-                counts[index] += work(index, until)
+                work(index, until, count)
             time.sleep(_PAUSE)
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(attack.number)]
@@ -192,16 +205,14 @@ def key_updates(attack: Attack) -> Done:
     libssl.SSL_CTX_use_certificate_chain_file(context, attack.certificate.encode())
     libssl.SSL_CTX_use_PrivateKey_file(context, attack.private_key.encode(), 1)
 
-    def flood(index: int, until: float) -> int:
-        sent = 0
+    def flood(index: int, until: float, count: Callable[[int], None]) -> None:
         with _connected(attack, attack.port, index) as sock:
             session = _KeyUpdates(libssl, context, sock)
             sock.settimeout(4 * _PATIENCE)
             while time.monotonic() < until:
                 data = session.burst(until)
                 sock.sendall(data)
-                sent += len(data)
-        return sent
+                count(len(data))
 
     return {"bytes of KeyUpdates": _in_threads(attack, flood)}
 
@@ -217,17 +228,15 @@ def empty_fields(attack: Attack) -> Done:
     """Ask for an Encrypt whose payload is 1 MiB of empty fields, one after the other."""
     context, request = _context(attack), _encrypt(_EMPTY_FIELD * _FIELDS)
 
-    def ask(index: int, until: float) -> int:
-        answers = 0
+    def ask(index: int, until: float, count: Callable[[int], None]) -> None:
         session = _Tls(attack, context, index)
         try:
             while time.monotonic() < until:
                 session.connection.sendall(request)
                 session.read()
-                answers += 1
+                count(1)
         finally:
             session.close()
-        return answers
 
     return {"requests answered": _in_threads(attack, ask)}
 
@@ -309,18 +318,12 @@ def half_open(attack: Attack) -> Done:
             for index, sock in enumerate(connections):
                 if time.monotonic() > until:
                     break
-                with suppress(BlockingIOError):
-                    try:
-                        if sock.recv(1):
-                            continue
-                    except BlockingIOError:
-                        raise
-                    except OSError:
-                        pass
-                    sock.close()
-                    with suppress(OSError):
-                        connections[index] = start(index)
-                        opened += 1
+                if _is_open(sock):
+                    continue
+                sock.close()
+                with suppress(OSError):
+                    connections[index] = start(index)
+                    opened += 1
             time.sleep(0.1)
     return {"half-open connections begun": opened}
 
@@ -388,8 +391,8 @@ _STREAMS: Final = 90
 def h2_resets(attack: Attack) -> Done:
     """Open HTTP/2 streams on the admin port and reset each at once."""
 
-    def flood(index: int, until: float) -> int:
-        stream, opened = 1, 0
+    def flood(index: int, until: float, count: Callable[[int], None]) -> None:
+        stream = 1
         with _connected(attack, attack.admin_port, index) as sock:
             sock.sendall(_H2_PREFACE)
             while time.monotonic() < until:
@@ -400,9 +403,8 @@ def h2_resets(attack: Attack) -> Done:
                     frames.append(b"\0\0\4\3\0" + number + b"\0\0\0\x08")
                     stream += 2
                 sock.sendall(b"".join(frames))
-                opened += _STREAMS
+                count(_STREAMS)
                 time.sleep(0.002)
-        return opened
 
     return {"streams": _in_threads(attack, flood)}
 
@@ -412,13 +414,11 @@ def scrapes(attack: Attack) -> Done:
     request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
     last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-    def ask(index: int, until: float) -> int:
-        answers = 0
+    def ask(index: int, until: float, count: Callable[[int], None]) -> None:
         with _connected(attack, attack.admin_port, index) as sock:
             sock.sendall(request + last)
             while time.monotonic() < until and (data := sock.recv(65536)):
-                answers += data.count(b"HTTP/1.1 200")
-        return answers
+                count(data.count(b"HTTP/1.1 200"))
 
     return {"scrapes answered": _in_threads(attack, ask)}
 

@@ -261,8 +261,9 @@ async def _compare(
     ask: Ask = _keep_asking,
     listener: str = "",
     extra: str = "",
+    lead: float = _LEAD,
 ) -> Figures:
-    """A neighbour alone, and under attack."""
+    """A neighbour alone, and under attack, ``lead`` seconds after its beginning."""
     for attacker in attackers:
         certificates.client(f"{attacker.identity}-1")
     with _gateway(certificates, listener=listener, extra=extra) as gateway:
@@ -271,9 +272,9 @@ async def _compare(
         alone = await _asked(gateway, ask, _ALONE)
         async with (
             _watched(gateway) as watch,
-            _attacked(gateway, attackers, _LEAD + _options.attack + 1) as done,
+            _attacked(gateway, attackers, lead + _options.attack + 1) as done,
         ):
-            await trio.sleep(_LEAD)
+            await trio.sleep(lead)
             attacked = await _asked(gateway, ask, _options.attack)
         await trio.sleep(_QUIET)
         return {
@@ -350,7 +351,9 @@ ROWS: Final = {
         120,
         partial(_compare, attackers=[Attacker("unfinished_requests")], ask=_ask_large, extra=_BUFFERS),
     ),
-    "b7": Row("400 busy connections of one client", 120, partial(_compare, attackers=[Attacker("busy", 400)])),
+    "b7": Row(
+        "400 busy connections of one client", 120, partial(_compare, attackers=[Attacker("busy", 400)], lead=4.0)
+    ),
     "b8-h2": Row("HTTP/2 rapid reset on the admin port", 120, partial(_compare, attackers=[Attacker("h2_resets", 4)])),
     "b8-scrape": Row("eight scrapers that pipeline", 120, partial(_compare, attackers=[Attacker("scrapes", 8)])),
     "b8-hog": Row("admin connections without end", 120, partial(_compare, attackers=[Attacker("admin_connections")])),
