@@ -245,7 +245,7 @@ def unfinished_requests(attack: Attack) -> Done:
     """Hold as many bytes of requests that never end as the gateway takes, and begin anew where it closes."""
     context = _context(attack)
     request = _encrypt(ttlv.octets(Tag.DATA, bytes(1_000_000)))
-    sizes = [990_000] * 9 + [65_000] * 8 + [17_000] * 20  # the gateway does not count what is below 16 KiB
+    sizes = [990_000] * 9 + [65_000] * 30 + [17_000] * 20  # the gateway does not count what is below 16 KiB
     held: dict[int, _Tls] = {}
     until = time.monotonic() + attack.seconds
     opened = 0
