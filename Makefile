@@ -45,7 +45,7 @@ attacks: $(VENV)/development  ## Measure what hostile peers cost a neighbour, in
 	$(BIN)/python -m tests.benchmarks.attacks $(ARGS)
 
 fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZZ_SECONDS (600 in all), ARGS=--keep adds to the corpus
-	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+	$(BIN)/python -m tests.fuzz --seconds $$(( $(FUZZ_SECONDS) * 5 / 6 )) $(ARGS)
 	MUTATED_SECONDS=$$(( $(FUZZ_SECONDS) / 6 )) $(BIN)/pytest -q tests/e2e/test_mutated_sessions.py
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended

@@ -1,6 +1,6 @@
 """Mutated sessions against a running gateway: a neighbour notices nothing, and afterwards everything is given back.
 
-MUTATED_SECONDS (8 in the suite) and SEED choose length and course; `make fuzz` runs longer.
+MUTATED_SECONDS (5 in the suite) and SEED choose length and course; `make fuzz` runs longer.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.e2e.harness import (
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.targets import TARGETS
 
-SECONDS = float(os.environ.get("MUTATED_SECONDS", "8"))
+SECONDS = float(os.environ.get("MUTATED_SECONDS", "5"))
 SEED = int(os.environ.get("SEED", "1"))
 ATTACKERS = 4
 WARM_UP = 2.0  # s, after which code and pools have the memory that they need
