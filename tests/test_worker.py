@@ -75,7 +75,7 @@ async def client_of(certificates: Certificates, bound: Bound) -> AsyncIterator[C
 async def http(address: Address, path: str) -> bytes:
     stream = await trio.open_tcp_stream(address.host, address.port)
     async with stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n".encode())
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return b"".join([chunk async for chunk in stream])
 
 
@@ -371,6 +371,25 @@ async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
 
     operations = {entry.operation for entry in read_journal(certificates.path("asked.jsonl"))}
     assert operations == {"Query", "Create"}
+
+
+async def test_a_private_key_that_others_can_read_is_told_at_the_start(
+    certificates: Certificates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config()
+    log.configure("warning", "text")
+    config = configure(certificates, free_port())
+    certificates.path("server.key").chmod(0o644)
+
+    async with running(config):
+        pass
+
+    structlog.configure(**before)
+    certificates.path("server.key").chmod(0o600)
+    told = capsys.readouterr().err
+    assert "a file with a secret is open to too many" in told
+    assert "server.key" in told
+    assert "mode 0644" in told
 
 
 @pytest.mark.parametrize(("allowed", "told"), [(11_191, True), (11_192, False)])

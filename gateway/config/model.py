@@ -11,6 +11,7 @@ from gateway.config.values import (
     Balancers,
     Bind,
     Fingerprints,
+    Hosts,
     KeepAlive,
     Name,
     Names,
@@ -112,8 +113,9 @@ class BackendConfig(Table):
 class MatchConfig(Table):
     """Whom an identity is for. Every key that is given must match, with any of its values.
 
-    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. ``issuer`` is
-    compared with the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
+    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. In DNS names,
+    and in the domains of e-mail addresses, a wildcard stands for characters of one label. ``issuer`` is compared with
+    the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
     """
 
     subject_cn: Patterns = ()
@@ -189,9 +191,13 @@ class IdentityConfig(Table):
 
 
 class AdminConfig(Table):
-    """What operators see: metrics and health, over plain HTTP."""
+    """What operators see: metrics and health, over plain HTTP.
+
+    ``hosts`` are the names under which the port is known, besides that of ``bind``, localhost and IP addresses.
+    """
 
     bind: Bind = Address("127.0.0.1", 9696)
+    hosts: Hosts = ()
 
 
 class PoolConfig(Table):

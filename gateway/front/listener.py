@@ -19,7 +19,7 @@ from gateway.front.preface import read_proxy_header, wait_for_hello
 from gateway.front.proxy_protocol import ProxyHeaderError, looks_like_header
 from gateway.front.sources import HalfOpen, plain_address
 from gateway.identity import Identities, Principal
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
@@ -386,7 +386,7 @@ class Listener:
             return None if certificate is None else self._identities.identify(certificate)
         except (TlsError, *UNREADABLE_CERTIFICATE) as error:
             self._throttle.warn(
-                self._log, "certificate", "client certificate can't be read", peer=peer, detail=repr(error)
+                self._log, "certificate", "client certificate can't be read", peer=peer, detail=quoted(repr(error))
             )
             return None
 
