@@ -28,6 +28,7 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.kmip import compose
+from gateway.kmip.answers import is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
@@ -190,7 +191,7 @@ class Session:
             raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
             raise self._error(f"not an answer: {error}", "protocol") from None
-        if not response.answers(request):
+        if not is_answer_to(response, request):
             raise self._error("the answer belongs to another request", "mismatch")
         self._is_superseded = False
         self.requests += 1

@@ -45,7 +45,7 @@ def answer_to(request: Request) -> bytes:
             ResultStatus.SUCCESS,
             item.operation,
             item.unique_batch_item_id,
-            payload=b"".join(ttlv.octets(Tag.UNIQUE_IDENTIFIER, name) for name in item.unique_identifiers),
+            payload=b"".join(ttlv.text(Tag.UNIQUE_IDENTIFIER, name.decode()) for name in item.unique_identifiers),
         )
         for item in request.items
     ]
