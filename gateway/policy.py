@@ -211,8 +211,8 @@ def is_missing_something(response: Response) -> bool:
     return False
 
 
-#: Failures that are the key manager's own, not the request's (1.4 section 11, 2.1 section 11.48): its HSM or its database
-#: is gone. Cryptographic Failure may also be a wrong tag, so that one key manager's word is not enough for any of them.
+#: Failures that are the key manager's own, not the request's (1.4 section 11, 2.1 section 11.48): its HSM or its
+#: database is gone. Cryptographic Failure may also be a wrong tag, so that one key manager's word is not enough.
 SERVER_ERRORS: Final = frozenset(
     {ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR, ResultReason.CRYPTOGRAPHIC_FAILURE}
 )

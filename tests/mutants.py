@@ -1,4 +1,4 @@
-"""A mutation run over the policy tables: each row is flipped once, and the tests of failover must notice.
+"""A mutation run over the tables and numbers of failover: each row is flipped once, and the tests must notice.
 
 ``make mutants`` runs it; it is a pytest plugin as well, which flips the row that the environment names.
 """
@@ -7,15 +7,43 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 from gateway import policy
 from gateway.errors import Stage
 from gateway.kmip.spec import Operation, ResultReason
-from gateway.policy import EFFECTS, MISSING, REFUSED_OPERATIONS, REPEATABLE, STREAMING, Effect
+from gateway.policy import EFFECTS, MISSING, REFUSED_OPERATIONS, REPEATABLE, SERVER_ERRORS, STREAMING, Effect
+from gateway.upstream.opening import REFUSED
 
 _VARIABLE = "KMIP_GATEWAY_MUTANT"
 _COMMAND = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.mutants", "--no-header"]
-_TESTS = ["tests/test_failover.py", "tests/test_policy.py", "tests/test_knowledge.py"]
+_TESTS = ["tests/test_failover.py", "tests/test_policy.py", "tests/test_knowledge.py", "tests/test_dispatcher.py"]
+_UPSTREAM = ["breaker", "gate", "slots", "pool", "opening", "many_identities"]
+_TESTS += ["tests/dispatcher", *(f"tests/upstream/test_{name}.py" for name in _UPSTREAM)]
+
+#: Numbers that decide about backends, by module, and a value of each that is wrong.
+_NUMBERS: dict[str, float] = {
+    "gateway.upstream.breaker:_TRIALS": 1,
+    "gateway.upstream.breaker:_FORGIVEN": 0.0,
+    "gateway.upstream.breaker:_ALONE": 0.0,
+    "gateway.upstream.breaker:_READS_FIRST": 0.0,
+    "gateway.upstream.gate:_INITIAL": 1000,
+    "gateway.upstream.gate:_MOST": 1000,
+    "gateway.upstream.gate:_SLOW": 1000.0,
+    "gateway.upstream.gate:_LONGEST_PAUSE": 1000.0,
+    "gateway.upstream.opening:_YOUNG": 0.0,
+    "gateway.upstream.slots:_PATIENCE": 1000.0,
+    "gateway.upstream.slots:_UNUSED": 1000.0,
+    "gateway.upstream.slots:_RECENT": 0.0,
+    "gateway.upstream.slots:_RESERVE": 1000_000,
+    "gateway.upstream.slots:_ABANDONED": 1,
+    "gateway.upstream.slots:_CEILING_SIGNS": 1000,
+    "gateway.dispatcher.attempts:_DOUBT": 1000.0,
+    "gateway.dispatcher.attempts:_AGAIN": 1000.0,
+    "gateway.dispatcher.attempts:_ALWAYS": 1000.0,
+    "gateway.dispatcher.attempts:_GRACE": 0.0,
+    "gateway.dispatcher.dispatcher:_GIVE_UP_AFTER": 1,
+}
 
 #: Tables that are read under another name, into which they were put together.
 _READ_AS = {"STREAMING": ["STREAMING", "_JUDGED_BY_PAYLOAD"]}
@@ -28,7 +56,10 @@ def mutants() -> list[str]:
     refused = [f"REFUSED_OPERATIONS:{operation.name}" for operation in Operation if operation in REFUSED_OPERATIONS]
     streaming = [f"STREAMING:{operation.name}" for operation in Operation if operation in STREAMING]
     missing = [f"MISSING:{reason.name}" for reason in sorted(MISSING)]
-    return [*effects, *stages, *refused, *streaming, *missing]
+    errors = [f"SERVER_ERRORS:{reason.name}" for reason in sorted(SERVER_ERRORS)]
+    credentials = [f"REFUSED:{reason}" for reason in sorted(REFUSED)]
+    numbers = [f"NUMBER:{number}" for number in _NUMBERS]
+    return [*effects, *stages, *refused, *streaming, *missing, *errors, *credentials, *numbers]
 
 
 def flip(mutant: str) -> None:
@@ -39,8 +70,14 @@ def flip(mutant: str) -> None:
         EFFECTS[Operation[name]] = Effect.MUTATE if effect <= Effect.TOUCH else Effect.READ
     elif table == "REPEATABLE":
         REPEATABLE[Stage[name]] = Effect.READ if Stage[name] is Stage.CONNECT else Effect.MUTATE
-    elif table == "MISSING":
-        policy.MISSING -= {ResultReason[name]}  # type: ignore[misc]
+    elif table in {"MISSING", "SERVER_ERRORS"}:
+        setattr(policy, table, getattr(policy, table) - {ResultReason[name]})
+    elif table == "REFUSED":
+        for module in ("upstream.opening", "upstream.pool", "dispatcher.dispatcher"):
+            setattr(import_module(f"gateway.{module}"), table, REFUSED - {name})
+    elif table == "NUMBER":
+        module, _, number = name.partition(":")
+        setattr(import_module(module), number, _NUMBERS[name])
     else:
         for where in _READ_AS.get(table, [table]):
             setattr(policy, where, getattr(policy, where) - {Operation[name]})

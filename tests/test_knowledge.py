@@ -2,7 +2,7 @@
 their way back, and what the gateway answers itself.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -40,6 +40,7 @@ from tests.replicas import (
 )
 from tests.test_dispatcher import House, house, refusal
 from tests.upstream.fakes import (
+    Behaviour,
     Connection,
     FakeKeyManager,
     ask,
@@ -352,6 +353,66 @@ async def test_what_is_made_in_a_lower_tier_stays_in_one_place_where_the_better_
         for number in range(4):
             await it.ask(ask(f"key-{number}", Operation.CREATE, version=(2, 1)))
         assert sorted(one.made for one in key_managers) == [0, 0, 4]
+
+
+# Outcomes that are unknown --------------------------------------------------------------------------------------------
+
+
+def _makes_it_after(seconds: float, then: Callable[[FakeKeyManager], None]) -> Behaviour:
+    """A busy HSM: a Create takes so long, and is not answered; something happens then."""
+
+    def behaviour(connection: Connection, request: Request) -> None:
+        if request.items[0].operation != Operation.CREATE:
+            answers_for_itself(connection, request)
+            return
+
+        async def makes() -> None:
+            await trio.sleep(seconds)
+            key_manager = connection.key_manager
+            assert isinstance(key_manager, Replica)
+            key_manager.answer(request)
+            then(key_manager)
+
+        trio.lowlevel.spawn_system_task(makes)
+
+    return behaviour
+
+
+@pytest.mark.parametrize("asks_others", [True, False])
+@in_virtual_time
+async def test_the_window_begins_when_the_outcome_of_a_change_becomes_unknown(asks_others: bool) -> None:
+    key_managers = replicas("atlanta", "london", lag=8.0)
+    async with late_house(key_managers, late(window=10.0, asks_others=asks_others)) as it:
+        key_managers[0].behaviour = _makes_it_after(15.0, FakeKeyManager.hang_up)
+        assert refusal(await it.ask(ask("key-1", Operation.CREATE)))[0] is Refusal.OUTCOME_UNKNOWN
+        for _ in range(7):
+            assert status(await it.ask(ask("key-1"))) == FOUND
+            await trio.sleep(1)
+        assert it.backends[0] is (await it.ask(ask("key-1"))).backend
+
+
+@in_virtual_time
+async def test_the_window_begins_when_a_change_is_cancelled() -> None:
+    key_managers = replicas("atlanta", "london", lag=20.0)
+    async with late_house(key_managers, late(window=10.0)) as it:
+        key_managers[0].behaviour = _makes_it_after(1.0, lambda _key_manager: None)
+        with trio.move_on_after(15):
+            await it.ask(ask("key-1", Operation.CREATE))
+        key_managers[0].behaviour = answers_for_itself
+        for _ in range(4):
+            assert status(await it.ask(ask("key-1"))) == FOUND
+
+
+@pytest.mark.parametrize("seconds", [5.0, 15.0])
+@in_virtual_time
+async def test_no_match_is_not_told_while_the_one_that_may_have_the_key_is_down(seconds: float) -> None:
+    """The client would make a second key."""
+    key_managers = replicas("atlanta", "london", lag=20.0)
+    async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
+        key_managers[0].behaviour = _makes_it_after(seconds, goes_down)
+        assert refusal(await it.ask(ask("key-1", Operation.CREATE)))[0] is Refusal.OUTCOME_UNKNOWN
+        assert refusal(await it.ask(ask("key-1", Operation.LOCATE)))[0] is Refusal.BACKEND_FAILED
+        assert [key_manager.made for key_manager in key_managers] == [1, 0]
 
 
 # Asking others --------------------------------------------------------------------------------------------------------

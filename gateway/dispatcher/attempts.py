@@ -232,7 +232,8 @@ class Attempts:
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
             is_silent = error.reason == "interrupted" and pool.answered_at < began
-            if is_silent or error.reason not in _NOBODYS_FAULT:
+            # If the same backend has answered on another session, only this session was dead.
+            if job.answered_by is not backend and (is_silent or error.reason not in _NOBODYS_FAULT):
                 self.failed(backend, job, began)
         finally:
             session.alarm.stop()
@@ -265,18 +266,19 @@ class Attempts:
         else:
             due = now + settings.try_timeout
             ring = partial(self._overdue, backend, pool, session, job, hedge)
-        pool.alarms.set(session.alarm, due if due < job.deadline else job.deadline, ring)
+        pool.alarms.set(session.alarm, min(due, job.deadline), ring)
 
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
         """No answer comes on a session that was idle for long: it may be dead. Try another session.
 
-        That is one of another backend, unless only this one can answer.
+        That is one of the same backend, unless the backend answers nothing on other sessions either.
         """
         now = trio.current_time()
         if now < job.deadline and not session.has_news() and not job.is_doubted:
             job.is_doubted = True
             self._doubt(pool, session.idle_since)
-            if backend is not job.preferred and job.source is None and self._may_hedge(job):
+            is_bound = backend is job.preferred or job.source is not None
+            if not is_bound and backend.breaker.is_overdue(job.credential, job.effect) and self._may_hedge(job):
                 self._hedge(job, session, pool, None)
             elif not job.retries.is_nothing:
                 self._hedge(job, session, pool, backend)
@@ -342,7 +344,7 @@ class Attempts:
                 job.tried.append(backend)
                 trials = backend.breaker.enter(job.credential, job.effect, trio.current_time())
                 pool = backend.pools[job.credential]
-                session = await self._lease(backend, pool, job)
+                session = await self._lease(backend, pool, job, None, self._settings.validate_after)
                 hedge.sends(pool, session)
                 self._metrics.retries.labels("overdue").inc()
                 response = await self._exchange(backend, pool, session, job, hedge=hedge)

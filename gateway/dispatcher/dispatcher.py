@@ -76,6 +76,7 @@ class Dispatcher:
             if frame is not None:
                 return Answer(frame)
         job = Job(request, principal, is_gone, self._settings, self._budgets.retries[principal.identity.name])
+        job.retries.in_flight += 1
         try:
             if job.effect >= _BOUND or not _BINDING_HEADERS.isdisjoint(request.fields):
                 return await self._try_bound(job)
@@ -83,6 +84,8 @@ class Dispatcher:
         except ClientGoneError:
             message = "the client closed its side of the connection while the request waited"
             return refusal(Refusal.CLIENT_LEFT, message, job.request)
+        finally:
+            self._end(job)
 
     async def _try_bound(self, job: Job) -> Answer:
         """As below, for a request that may show values which bind it to a backend, or be given some."""
@@ -123,41 +126,43 @@ class Dispatcher:
 
     async def _try_in_order(self, job: Job) -> Answer:
         """Try one backend after the other, as long as the tables, the budget and the deadline allow."""
-        whereabouts, attempts, retries = self._whereabouts, self._attempts, job.retries
+        whereabouts, attempts = self._whereabouts, self._attempts
         tries = attempts if job.effect < _BOUND else whereabouts  # which notes what is left where
-        retries.in_flight += 1
-        try:
-            while True:
-                failure: BackendError | None = None
-                busy: PoolBusyError | None = None
-                job.order = order = whereabouts.order(job)
-                for backend in order:
-                    job.tried.append(backend)
-                    try:
-                        response = await tries.try_backend(backend, job)
-                    except PoolBusyError as error:
-                        busy = error
-                    except BackendError as error:
-                        failure = error
-                        if error.stage > Stage.CONNECT and not await attempts.may_repeat(job, error):
-                            break
-                    else:
-                        items = response.items
-                        if len(items) > 1 or _RESULT_REASON in items[0].fields or job.breaks or job.answered_by:
-                            return await self._answer(job, job.answered_by or backend, response)
-                        if whereabouts.may_be_elsewhere(job, response):
-                            return await whereabouts.look_elsewhere(job, order, backend, response)
-                        return Answer.of(response, backend)
-                    if trio.current_time() >= job.deadline:
+        while True:
+            failure: BackendError | None = None
+            busy: PoolBusyError | None = None
+            job.order = order = whereabouts.order(job)
+            for backend in order:
+                job.tried.append(backend)
+                try:
+                    response = await tries.try_backend(backend, job)
+                except PoolBusyError as error:
+                    busy = error
+                except BackendError as error:
+                    failure = error
+                    if error.stage > Stage.CONNECT and not await attempts.may_repeat(job, error):
                         break
-                if not await self._may_go_round(job, failure, busy):
-                    return self._nothing_left(job, failure, busy)
-        finally:
-            retries.in_flight -= 1
-            if job.has_token:
-                retries.give_back()
-            if job.breaks:
-                attempts.judge(job, is_answered=False)
+                else:
+                    items = response.items
+                    if len(items) == 1 and _RESULT_REASON not in items[0].fields and not self._is_special(job):
+                        return Answer.of(response, backend)
+                    return await self._answer(job, job.answered_by or backend, response)
+                if trio.current_time() >= job.deadline:
+                    break
+            if not await self._may_go_round(job, failure, busy):
+                return self._nothing_left(job, failure, busy)
+
+    def _is_special(self, job: Job) -> bool:
+        """Return True if more is to be done with an answer than to pass it on, even if nothing has failed."""
+        return bool(job.breaks) or job.answered_by is not None or self._whereabouts.may_be_late
+
+    def _end(self, job: Job) -> None:
+        """Settle what a request has used."""
+        job.retries.in_flight -= 1
+        if job.has_token:
+            job.retries.give_back()
+        if job.breaks:
+            self._attempts.judge(job, is_answered=False)
 
     async def _answer(self, job: Job, backend: Backend, response: Response) -> Answer:
         """Return the answer that a backend has given, or a better one of another."""
@@ -187,10 +192,14 @@ class Dispatcher:
             return backend, response
         job.tried.append(other)
         until = min(job.deadline, began + self._settings.try_timeout)
+        # If this was a trial, it has not ended: else every request would be sent to the first backend meanwhile.
+        trials = backend.breaker.enter(job.credential, job.effect, began)
         try:
             another = await self._attempts.try_backend(other, job, until)
         except (BackendError, PoolBusyError):
             return backend, response
+        finally:
+            backend.breaker.leave(trials)
         if has_failed(another):
             return backend, response
         self._attempts.failed(backend, job, began)

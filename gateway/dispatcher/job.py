@@ -14,7 +14,6 @@ from gateway.policy import Effect, effect_of
 from gateway.upstream.affinity import Stay
 from gateway.upstream.backend import Backend
 
-
 _TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
 

@@ -63,7 +63,7 @@ class Whereabouts:
         self._affinity = Affinity(window=0.0) if knowledge.affinity is None else knowledge.affinity
         self._asks_others = knowledge.asks_others
         self._metrics = metrics
-        self._may_be_late = knowledge.asks_others or not self._affinity.is_shared
+        self.may_be_late = knowledge.asks_others or not self._affinity.is_shared
         self._budgets = budgets
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ class Whereabouts:
 
     def order(self, job: Job) -> Iterator[Backend]:
         """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
-        if self._may_be_late:
+        if self.may_be_late:
             self._budgets[job.credential].request()
         if job.source is not None:
             return iter((job.source,))
@@ -132,7 +132,7 @@ class Whereabouts:
     def may_be_elsewhere(self, job: Job, response: Response) -> bool:
         """Whether something is missing, in the answer to a read, or for want of which nothing else was done."""
         return (
-            self._may_be_late
+            self.may_be_late
             and is_missing_something(response)
             and (job.effect <= _REPEATABLE or has_changed_nothing(job.request, response))
         )

@@ -3,9 +3,9 @@
     first try   ----------- overdue ----------------------------------> loses: its session ends the exchange alone
     hedge             waits for a token, then for a session --> answered: wins
 
-The task of the request waits for the first try, as if there were no other. A hedge runs in a task of its own; if it wins, it
-interrupts the first try. A hedge that has sent nothing is cancelled when the race is over; one that has sent the request
-ends its exchange in the background, so that its session is kept, or loses the session if its slot is needed.
+The task of the request waits for the first try, as if there were no other. A hedge runs in a task of its own; if it
+wins, it interrupts the first try. When the race is over, a hedge that has sent nothing is cancelled. A try that has
+sent the request ends its exchange in the background, so that its session is kept; if its slot is needed, it is closed.
 """
 
 from typing import Final
@@ -21,7 +21,7 @@ _NEVER: Final = float("inf")
 
 
 class Hedge:
-    """One more try. ``scope`` is its task's, as long as it has sent nothing; ``is_overdue`` if its answer takes long."""
+    """One more try. ``scope`` is its task's, until it has sent the request; ``is_overdue`` if its answer takes long."""
 
     __slots__ = ("is_overdue", "is_sent", "pool", "race", "scope", "session")
 

@@ -7,7 +7,8 @@ first. Slots decide when a session may be opened. Everything that decides is a p
 """
 
 import random
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -30,7 +31,7 @@ _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm
 _SEEN: Final = 60.0  # s for which a principal counts as one that may come back
 _PRINCIPALS: Final = 1000  # that are remembered for that
 _RESERVE: Final = 8  # one of so many slots is left to other principals
-_HALVES: Final = 2  # principals that can hold half of the sessions each
+_HALVES: Final = 2  # a principal that holds one half of the slots leaves the last ones to others
 
 
 class PoolSettings(NamedTuple):
@@ -337,8 +338,11 @@ class Pool:
             if session.is_repeatable and session.client_has_left():
                 session.close()
 
-    def _offer(self, session: Session, now: float) -> None:
-        """Hand an idle session to the first waiting request, or keep it. As in ``take``, only a quiet one is lent."""
+    def _offer(self, session: Session, now: float, passed_over: Collection[Hashable] = ()) -> None:
+        """Hand an idle session to the first waiting request, or keep it. As in ``take``, only a quiet one is lent.
+
+        Principals in ``passed_over`` come last.
+        """
         if not self._waiters:
             session.idle_since = now
             self._idle.append(session)
@@ -346,7 +350,7 @@ class Pool:
             self.opening.died(session, now)
             self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
         else:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.popleft(passed_over)
             self._busy.add(session)
             self._note(session, waiter.principal)
             waiter.session = session
@@ -377,9 +381,11 @@ class Pool:
     @property
     def needs_session(self) -> bool:
         """True if a session should be opened for a waiting request."""
-        missing = len(self._waiters) > self.opening.under_way and not self._closed
+        missing = len(self._waiters) - self.opening.under_way
+        if missing <= 0 or self._closed:
+            return False
         now = trio.current_time()
-        return missing and self.opening.may_try(now) and not self._leaves_slots(now)
+        return self.opening.may_try(now) and missing > self._left_out(now)
 
     @property
     def needs_warm_session(self) -> bool:
@@ -391,21 +397,32 @@ class Pool:
         there = len(self._idle) + len(self._busy) + self.opening.under_way
         return there < self._settings.min_idle
 
-    def _leaves_slots(self, now: float) -> bool:
-        """Return True if the last slots should be left to principals that do not wait just now.
+    def _left_out(self, now: float) -> int:
+        """Return how many waiting requests get none of the last slots, which are left to other principals."""
+        greedy = self._greedy()
+        if not greedy:
+            return 0
+        is_alone = len(greedy) == len(self._waiters.principals())
+        if is_alone and not any(now - seen <= _SEEN and one not in greedy for one, seen in self._seen.items()):
+            return 0
+        return sum(map(self._waiters.count, greedy))
 
-        That is so if all waiting requests are of principals that hold half of the sessions each, or all of them.
+    def _greedy(self) -> list[Hashable]:
+        """Return the principals that wait and hold half of the slots each, if few slots are free.
+
+        If only one principal waits, the sessions that are being opened are for it.
         """
-        free = self._slots.limit - self._slots.used
-        if free > max(1, self._slots.limit // _RESERVE) or self._slots.limit < _RESERVE:
-            return False
+        limit = self._slots.limit
+        if limit < _RESERVE or limit - self._slots.used > max(1, limit // _RESERVE):
+            return []
         waiting = self._waiters.principals()
-        if len(waiting) > _HALVES:
-            return False
-        held = [session.principal for session in self._busy]
-        if any(held.count(principal) < self._slots.limit // _HALVES for principal in waiting):
-            return False
-        return any(now - seen <= _SEEN and not self._waiters.has(one) for one, seen in self._seen.items())
+        own = self.opening.under_way if len(waiting) == 1 else 0
+        if len(self._busy) + own < limit // _HALVES:
+            return []
+        held = Counter(session.principal for session in self._busy)
+        if own:
+            held.update({next(iter(waiting)): own})
+        return [one for one, number in held.items() if number >= limit // _HALVES and self._waiters.has(one)]
 
     def open_if_wanted(self) -> None:
         """Queue for a slot if requests wait for which no session is being opened."""
@@ -445,7 +462,7 @@ class Pool:
         if self._closed:
             self._discard(session, self._closed)
         elif self._site.is_of(session):
-            self._offer(session, now)
+            self._offer(session, now, self._greedy())
         else:
             self._discard(session, "gone")
         self._slots.opened(seconds)

@@ -45,9 +45,14 @@ class FairQueue(Generic[_T]):
         self._turns.setdefault(waiter.principal, deque()).append(waiter)
         self._all[waiter] = None
 
-    def popleft(self) -> _T:
-        """Whose turn it is; their principal's next turn comes after everybody else's."""
-        principal, waiters = next(iter(self._turns.items()))
+    def popleft(self, passed_over: Collection[Hashable] = ()) -> _T:
+        """Remove and return the waiter whose principal has its turn; the principal's next turn comes after all others.
+
+        Principals in ``passed_over``, which are few, have a turn only if no other waits.
+        """
+        first = next(iter(self._turns))
+        principal = next((one for one in self._turns if one not in passed_over), first) if passed_over else first
+        waiters = self._turns[principal]
         waiter = waiters.popleft()
         self._turns.move_to_end(principal)
         self._left(waiter, waiters)
@@ -75,6 +80,10 @@ class FairQueue(Generic[_T]):
     def has(self, principal: Hashable) -> bool:
         """Return True if a request of this principal waits."""
         return principal in self._turns
+
+    def count(self, principal: Hashable) -> int:
+        """Return how many requests of this principal wait."""
+        return len(self._turns.get(principal, ()))
 
     def principals(self) -> Collection[Hashable]:
         """Return the principals of which requests wait."""

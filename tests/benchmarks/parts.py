@@ -56,8 +56,12 @@ class _Echo:
         return True
 
     def is_readable(self) -> bool:
-        """Nothing comes unasked."""
+        """Nothing is left."""
         return False
+
+    def is_unacknowledged(self, seconds: float) -> bool:
+        """Nothing is."""
+        return seconds < 0
 
     def interrupt(self) -> None:
         """Nobody waits."""

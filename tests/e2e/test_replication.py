@@ -75,7 +75,7 @@ def masters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Certific
 @pytest.fixture(scope="module", params=REMEDIES)
 def remedy(request: pytest.FixtureRequest, masters: tuple[Certificates, list[int]]) -> Iterator[tuple[str, Gateway]]:
     certificates, ports = masters
-    extra = f"[replication]\n{REMEDIES[request.param]}\n[failover]\nretry_floor = 10.0"
+    extra = f"[replication]\n{REMEDIES[request.param]}\nmin_lookups_per_second = 10.0"
     with running_gateway(certificates, GatewaySettings(ports, extra=extra)) as gateway:
         yield request.param, gateway
 

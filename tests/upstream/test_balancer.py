@@ -13,6 +13,7 @@ from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.balancer import Balancer
+from gateway.upstream.breaker import Breaker
 from gateway.upstream.health import Health, Verdict
 from gateway.upstream.slots import Slots
 from tests.upstream.fakes import in_virtual_time
@@ -327,6 +328,67 @@ def test_another_backend_serves_a_credential_if_it_is_reachable_with_it() -> Non
     pool_of(b, "red").is_failing = True
     assert not Balancer([a, b]).serves_elsewhere(a, "red")
     assert Balancer([a, b]).serves_elsewhere(a, "blue")
+
+
+@pytest.mark.parametrize(
+    ("state", "orders"),
+    [
+        ("overdue", {"baz"}),  # after the others of its tier, before the next tier
+        ("overdue for changes", {"abz", "baz"}),
+        ("open", {"bza"}),
+        ("open for changes", {"abz", "baz"}),
+        ("open for blue", {"abz", "baz"}),
+    ],
+)
+@in_virtual_time
+async def test_a_backend_whose_exchanges_fail_or_are_overdue_comes_later(state: str, orders: set[str]) -> None:
+    a, b, z = backend("a"), backend("b"), backend("z", priority=1)
+    a.breaker = Breaker(credentials=2)
+    effect = Effect.MUTATE if "changes" in state else Effect.READ
+    credential = "blue" if "blue" in state else "red"
+    if "overdue" in state:
+        a.breaker.overdue(credential, effect)
+    else:
+        for _ in range(3):
+            a.breaker.failed(credential, effect, 0.0, trio.current_time())
+    balancer = Balancer([a, b, z])
+
+    assert {"".join(order(balancer)) for _ in range(10)} == orders
+
+
+@in_virtual_time
+async def test_a_backend_at_which_requests_are_overdue_is_no_help() -> None:
+    a, b, c = backend("a"), backend("b"), backend("c", writable=False)
+    balancer = Balancer([a, b, c])
+    b.breaker.overdue("red", Effect.READ)
+    assert balancer.has_other([a], "red", Effect.READ, (1, 4))
+    assert not balancer.has_other([a, c], "red", Effect.READ, (1, 4))
+    assert not balancer.has_other([a], "red", Effect.MUTATE, (1, 4))
+    b.breaker.answered("red", Effect.READ, trio.current_time())
+    assert balancer.has_other([a, c], "red", Effect.READ, (1, 4))
+
+
+@in_virtual_time
+async def test_room_elsewhere_counts_backends_that_may_run_the_request() -> None:
+    a, b, c, d = backend("a"), backend("b"), backend("c", writable=False), backend("d")
+    balancer = Balancer([a, b, c, d])
+    pool_of(b).room, pool_of(c).room, pool_of(d).room = 2, 3, 10
+    pool_of(d).is_failing = True
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 5
+    assert balancer.room_elsewhere(a, "red", Effect.MUTATE) == 2
+    b.breaker.overdue("red", Effect.READ)
+    assert balancer.room_elsewhere(a, "red", Effect.READ) == 3
+
+
+def test_a_backend_serves_elsewhere_if_its_health_and_its_pool_are_well() -> None:
+    a, b = backend("a"), backend("b")
+    balancer = Balancer([a, b])
+    assert balancer.serves_elsewhere(a, "red")
+    pool_of(b).is_failing = True
+    assert not balancer.serves_elsewhere(a, "red")
+    assert balancer.serves_elsewhere(a, "blue")
+    turn(b, Verdict.FAILS)
+    assert not balancer.serves_elsewhere(a, "blue")
 
 
 def test_least_outstanding_asks_who_has_least_to_do_for_its_weight() -> None:

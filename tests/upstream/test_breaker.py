@@ -45,7 +45,7 @@ class Exchanges:
 
     def trials(self, effect: Effect = READ) -> int:
         """Begin as many requests as are allowed at once, and end them without a verdict. Return their number."""
-        begun = []
+        begun: list[list[Circuit]] = []
         while self.allows(effect=effect) and len(begun) < 100:
             begun.append(self.breaker.enter("red", effect, self.now))
         for trials in begun:

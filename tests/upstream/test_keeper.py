@@ -8,16 +8,19 @@ import structlog
 import trio
 from structlog.testing import LogCapture
 
+from gateway.errors import BackendError
 from gateway.log import Log
 from gateway.metrics import Metrics
+from gateway.policy import Effect
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm, watch
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import FakeKeyManager, in_virtual_time, make_pool
+from tests.upstream.fakes import FakeKeyManager, in_virtual_time, lease, make_pool
 
+READ = Effect.READ
 WARM = PoolSettings(min_idle=1, idle_timeout=25.0, lifetime_spread=0.0)
 
 
@@ -124,12 +127,74 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
 async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
     nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slots = Slots(1)
-    pool, _ = make_pool(FakeKeyManager(), nursery.start_soon, slots=slots)
-    backend = Backend("atlanta", slots, {"red": pool})
+    backend = Backend("atlanta", Slots(1), {})
     fault = RuntimeError("of ours")
-    monkeypatch.setattr(pool, "waits_since", stumble(fault))
-    nursery.start_soon(partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log))
+    monkeypatch.setattr("gateway.upstream.keeper._move_waiters", stumble(fault))
+    watching = partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log)
+    nursery.start_soon(watching)
     await trio.sleep(5)
 
     assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
+
+
+# Watching ----------------------------------------------------------------------------------------------------------
+
+
+def two_backends(nursery: trio.Nursery) -> list[Backend]:
+    """Two key managers with one slot each."""
+    backends = []
+    for name in ("atlanta", "london"):
+        slots = Slots(1)
+        pool, _ = make_pool(FakeKeyManager(name), nursery.start_soon, slots=slots)
+        backends.append(Backend(name, slots, {"red": pool}))
+    return backends
+
+
+@pytest.mark.parametrize(
+    ("london_is_busy", "effect", "moves"), [(False, READ, True), (True, READ, False), (False, None, False)]
+)
+@in_virtual_time
+async def test_waiting_requests_move_if_another_backend_has_room(
+    nursery: trio.Nursery, log: Log, london_is_busy: bool, effect: Effect | None, moves: bool
+) -> None:
+    atlanta, london = two_backends(nursery)
+    await lease(atlanta.pools["red"])
+    if london_is_busy:
+        await lease(london.pools["red"])
+    balancer = Balancer([atlanta, london])
+    nursery.start_soon(partial(watch, atlanta, balancer=balancer, metrics=Metrics("test"), log=log))
+    outcome = []
+
+    async def client() -> None:
+        try:
+            await atlanta.pools["red"].wait("alice", effect)
+        except BackendError as error:
+            outcome.append(error.reason)
+
+    nursery.start_soon(client)
+    await trio.sleep(1)
+
+    assert outcome == ["moved"] * moves
+
+
+@in_virtual_time
+async def test_reads_are_overdue_at_once_if_their_key_manager_becomes_silent(nursery: trio.Nursery, log: Log) -> None:
+    """Nothing comes back from a new connection: the answers that are awaited will not come either."""
+    slots, silent = Slots(4), FakeKeyManager("atlanta")
+    pool, _ = make_pool(silent, nursery.start_soon, slots=slots)
+    atlanta, (_, london) = Backend("atlanta", slots, {"red": pool}), two_backends(nursery)
+    balancer = Balancer([atlanta, london])
+    nursery.start_soon(partial(watch, atlanta, balancer=balancer, metrics=Metrics("test"), log=log))
+    read, change = await lease(pool), await lease(pool)
+    rung: list[str] = []
+    for session, name in ((read, "read"), (change, "change")):
+        session.is_repeatable = session is read
+        pool.alarms.set(session.alarm, trio.current_time() + 30, partial(rung.append, name))
+    silent.is_reachable = False
+    nursery.start_soon(lease, pool)
+
+    await trio.sleep(2.9)
+    assert rung == []
+    await trio.sleep(0.5)
+
+    assert rung == ["read"]

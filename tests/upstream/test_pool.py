@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsError
 from gateway.kmip.messages import Request
+from gateway.policy import Effect
 from gateway.upstream.backend import Backend
 from gateway.upstream.keeper import keep_warm
 from gateway.upstream.pool import Pool
@@ -32,6 +33,9 @@ from tests.upstream.fakes import (
     never_answers,
     use,
 )
+
+PAUSE = 0.1  # s, the longest first pause of the gate
+LONGEST_PAUSE = 2.0  # s
 
 
 @pytest.fixture
@@ -166,7 +170,7 @@ async def test_no_more_handshakes_at_once_than_a_key_manager_should_bear(
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
 
     waiters = await waiting(pool, nursery, 20)
-    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=8 waiting=20>"
+    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=4 waiting=20>"
 
     await trio.sleep(1)
     assert {waiter.session is None for waiter in waiters} == {False}
@@ -262,6 +266,62 @@ async def test_a_full_queue_is_full_for_those_who_fill_it(nursery: trio.Nursery,
     assert isinstance(busy[2].error, PoolBusyError)
     assert modest.ended_at is None
     assert pool.statistics().waiting == 3
+
+
+@pytest.mark.parametrize(("seen_before", "sessions"), [(50.0, 7), (70.0, 8)])
+@in_virtual_time
+async def test_one_principal_leaves_a_slot_to_another_that_was_seen_within_a_minute(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, seen_before: float, sessions: int
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
+    (bob,) = await waiting(pool, nursery, 1, "bob")
+    await trio.sleep(1)
+    assert bob.session is not None
+    pool.give_back(bob.session)
+    await trio.sleep(seen_before - 1)
+    pool.drop_idle("idle")
+
+    async with kept_warm(pool):
+        await waiting(pool, nursery, 10, "alice")
+        await trio.sleep(1)
+        assert pool.statistics().busy == sessions
+
+        (bob,) = await waiting(pool, nursery, 1, "bob")
+        await trio.sleep(1)
+        assert (bob.session is not None) is (sessions < 8)
+
+
+@in_virtual_time
+async def test_one_principal_takes_none_of_the_slots_that_are_opened_for_another(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(64))
+    async with kept_warm(pool):
+        for name in ("bob", "carol"):
+            pool.give_back(await pool.wait(name))
+            session = pool.take(name)
+            assert session is not None
+            session.close()
+            pool.give_back(session)
+        await waiting(pool, nursery, 100, "alice")
+        await trio.sleep(5)
+        assert pool.statistics().busy == 56
+
+        for name in ("bob", "carol"):
+            (other,) = await waiting(pool, nursery, 1, name)
+            await trio.sleep(atlanta.handshake_cost)
+            await wait_all_tasks_blocked()
+            assert other.session is not None
+        assert pool.statistics().busy == 58
+
+
+@in_virtual_time
+async def test_many_principals_use_every_slot(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
+    for number in range(20):
+        await waiting(pool, nursery, 1, f"client-{number}")
+    await trio.sleep(1)
+    assert pool.statistics().busy == 8
 
 
 # Leaving -----------------------------------------------------------------------------------------------------------
@@ -481,7 +541,7 @@ async def test_who_waits_is_told_at_once_that_nothing_can_be_opened(
 
 
 @in_virtual_time
-async def test_towards_one_that_failed_there_is_one_attempt_and_its_outcome_is_everybodys(
+async def test_after_a_failure_one_attempt_is_made_and_its_outcome_is_everybodys(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
@@ -489,6 +549,9 @@ async def test_towards_one_that_failed_there_is_one_attempt_and_its_outcome_is_e
     with pytest.raises(BackendError):
         await pool.wait()
 
+    with pytest.raises(BackendError):
+        await pool.wait()  # told at once, during the pause
+    await trio.sleep(PAUSE)
     waiters = await waiting(pool, nursery, 50)
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=1 waiting=50 failing>"
     await trio.sleep(1)
@@ -507,6 +570,7 @@ async def test_the_outcome_may_be_a_session_for_the_first_and_more_for_the_other
     with pytest.raises(BackendError):
         await pool.wait()
     atlanta.recover()
+    await trio.sleep(PAUSE)
 
     waiters = await waiting(pool, nursery, 3)
     await trio.sleep(1)
@@ -547,15 +611,18 @@ async def test_nobody_waits_for_attempts_that_began_after_their_own(
 
 @in_virtual_time
 async def test_attempts_that_fail_together_are_one_failure(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
+    slots = Slots(8)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
     atlanta.refuse()
 
-    await waiting(pool, nursery, 8)
-    await trio.sleep(1)
+    waiters = await waiting(pool, nursery, 8)
+    await trio.sleep(atlanta.handshake_cost + PAUSE)
 
-    assert observer.failed == ["connect"] * 8
+    assert observer.failed == ["connect"] * 4
+    assert {type(waiter.error) for waiter in waiters} == {BackendError}  # also of those without an attempt
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
-    assert repr(pool._breaker) == "<Breaker open, opened 1 times, 0 soft failures>"
+    assert slots.gate.pause.is_over(trio.current_time())
+    assert slots.gate.limit == 2
 
 
 @in_virtual_time
@@ -572,10 +639,38 @@ async def test_it_is_tried_again_in_the_background_after_a_growing_pause(
 
     times = atlanta.attempts
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert all(0.05 <= gap <= 30 + 0.25 + atlanta.handshake_cost for gap in gaps)
+    assert all(PAUSE * 0.75 <= gap <= LONGEST_PAUSE + 0.25 + atlanta.handshake_cost for gap in gaps)
     assert max(gaps[:3]) < 1
-    assert min(gaps[-10:]) >= 20
-    assert 20 <= len(times) <= 40
+    assert min(gaps[-10:]) >= LONGEST_PAUSE * 0.75
+    assert 600 / (LONGEST_PAUSE + 0.5) <= len(times) <= 600 / (LONGEST_PAUSE * 0.75) + 5
+
+
+@in_virtual_time
+async def test_a_refused_credential_is_tried_once_a_pause_however_many_clients_ask(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    atlanta.refused.add("red")
+    waits = []
+
+    async def client() -> None:
+        while True:
+            began = trio.current_time()
+            with pytest.raises(BackendError, match="refused"):
+                await pool.wait()
+            waits.append(trio.current_time() - began)
+            await trio.sleep(0.25)
+
+    async with kept_warm(pool):
+        for _ in range(5):
+            nursery.start_soon(client)
+        await trio.sleep(600)
+
+    gaps = [later - earlier for earlier, later in pairwise(atlanta.attempts)]
+    assert max(waits) <= atlanta.handshake_cost + 0.001
+    assert 0.75 * SETTINGS.max_pause <= min(gaps[-10:])
+    assert max(gaps) <= SETTINGS.max_pause + 0.25 + atlanta.handshake_cost
+    assert len(atlanta.attempts) == len(observer.failed) <= 40
 
 
 @in_virtual_time
@@ -588,10 +683,10 @@ async def test_what_recovers_is_found_without_a_client(nursery: trio.Nursery, at
         assert pool.is_failing
 
         atlanta.recover()
-        await trio.sleep(30 + 0.25 + atlanta.handshake_cost)
+        await trio.sleep(LONGEST_PAUSE + 0.25 + atlanta.handshake_cost)
         assert not pool.is_failing
 
-        await trio.sleep(0.25 + atlanta.handshake_cost)  # and what is missing is not made to wait for the pause
+        await trio.sleep(0.25 + atlanta.handshake_cost)  # the other sessions do not wait for a pause
         assert repr(pool) == "<Pool atlanta as red: idle=3 busy=0 opening=0 waiting=0>"
 
 
@@ -634,6 +729,64 @@ async def test_when_the_last_lent_session_breaks_the_others_are_told(
     assert repr(pool).startswith("<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing")
 
 
+@pytest.mark.parametrize("reason", ["connect", "credential"])
+@in_virtual_time
+async def test_when_the_last_lent_session_ends_during_a_pause_nobody_waits_on(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, reason: str
+) -> None:
+    """The pause may last 30 s; requests can try another key manager meanwhile."""
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    first, last = await lease(pool), await lease(pool)
+    atlanta.refuse(reason)
+    async with kept_warm(pool):
+        waiters = await waiting(pool, nursery, 3)
+        await trio.sleep(10)
+        assert pool.opening.known_failure(trio.current_time()) is not None
+
+        for session in (first, last):
+            assert [waiter.ended_at for waiter in waiters] == [None] * 3
+            session.close()
+            pool.give_back(session)
+        await wait_all_tasks_blocked()
+
+    assert [waiter.error.reason for waiter in waiters if waiter.error is not None] == [reason] * 3
+
+
+@in_virtual_time
+async def test_a_failure_that_concerns_every_credential_is_told_to_every_pool(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(20)
+    pools = [make_pool(atlanta, nursery.start_soon, credential=f"id{n}", slots=slots)[0] for n in range(10)]
+    atlanta.refuse()
+
+    waiters = [waiter for pool in pools for waiter in await waiting(pool, nursery, 2)]
+    await trio.sleep(atlanta.handshake_cost)
+    await wait_all_tasks_blocked()
+
+    assert len(atlanta.attempts) == 4
+    assert {type(waiter.error) for waiter in waiters} == {BackendError}
+    for pool in pools:
+        with pytest.raises(BackendError, match="refused"):
+            await pool.wait()
+    assert len(atlanta.attempts) == 4
+
+
+@in_virtual_time
+async def test_a_refused_credential_is_told_to_its_own_pool_only(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(4)
+    red, blue = (make_pool(atlanta, nursery.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue"))
+    atlanta.refused.add("red")
+
+    for _ in range(3):
+        with pytest.raises(BackendError, match="refused"):
+            await use(red, "key-1")
+    assert await use(blue, "key-2") == "key-2"
+    assert len(atlanta.attempts) == 2
+
+
 ODDITIES = [
     OSError("too many open files"),
     socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
@@ -662,6 +815,7 @@ async def test_what_is_odd_about_one_key_manager_does_not_end_the_gateway(
     assert slots.used == 0
 
     atlanta.recover()
+    await trio.sleep(PAUSE)
     assert await use(pool, "key-1") == "key-1"
 
 
@@ -673,42 +827,19 @@ async def test_one_that_has_come_back_is_not_flooded(nursery: trio.Nursery, atla
     with pytest.raises(BackendError):
         await pool.wait()
     atlanta.recover()
+    await trio.sleep(PAUSE)
 
-    await waiting(pool, nursery, 50)
+    await waiting(pool, nursery, 80)
     opening = []
     while pool.statistics().waiting:
         opening.append(pool.statistics().opening)
         await trio.sleep(atlanta.handshake_cost + 0.001)
 
-    assert opening[:4] == [1, 2, 4, 8]
-    assert set(opening[4:-1]) == {8}
+    assert opening[:4] == [1, 3, 6, 12]
+    assert set(opening[4:-1]) == {16}
 
 
 # Exchanges that fail -------------------------------------------------------------------------------------------------
-
-
-@in_virtual_time
-async def test_exchanges_that_fail_in_a_row_have_it_left_alone_until_a_session_opens(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
-    pool, observer = make_pool(atlanta, nursery.start_soon)
-    pool.give_back(await lease(pool))
-
-    pool.exchange_failed()
-    pool.exchange_failed()
-    pool.answered(trio.current_time())
-    pool.exchange_failed()
-    pool.exchange_failed()
-    assert not pool.is_failing
-    pool.exchange_failed()
-
-    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
-    assert (observer.ejections, observer.closed) == (1, {"ejected": 1})
-    async with kept_warm(pool):
-        await trio.sleep(0.7)
-        assert pool.is_failing
-        await trio.sleep(0.7)
-    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=0 opening=0 waiting=0>"
 
 
 @in_virtual_time
@@ -738,6 +869,219 @@ async def test_what_may_be_repeated_elsewhere_is_interrupted_and_nothing_else(
     assert ended == [("read", "interrupted")]
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=0>"
     assert len(atlanta.open_connections) == 1
+
+
+@in_virtual_time
+async def test_a_read_whose_client_has_disconnected_is_closed_and_no_other(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    here, left, change = [await lease(pool) for _ in range(3)]
+    for session in (here, left):
+        session.is_repeatable = True
+    for session in (left, change):
+        session.client_has_left = lambda: True
+
+    pool.close_disconnected()
+
+    assert [bool(connection.closed) for connection in atlanta.connections] == [False, True, False]
+    for session in (here, left, change):
+        pool.give_back(session)
+    assert repr(pool) == "<Pool atlanta as red: idle=2 busy=0 opening=0 waiting=0>"
+
+
+# Answers that nobody awaits ------------------------------------------------------------------------------------------
+
+
+class Exchange:
+    """An exchange that goes on although nobody awaits the answer."""
+
+    def __init__(self, pool: Pool, session: Session, nursery: trio.Nursery) -> None:
+        self.error: str | None = None
+        self._pool, self._session = pool, session
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        try:
+            await self._session.exchange(ask("slow"))
+        except BackendError as error:
+            self.error = error.reason
+        finally:
+            self._pool.give_back(self._session)
+
+
+@in_virtual_time
+async def test_an_abandoned_session_is_kept_if_nobody_needs_its_slot(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    atlanta.operation_cost = 10.0
+    session = await lease(pool)
+    exchange = Exchange(pool, session, nursery)
+    await wait_all_tasks_blocked()
+
+    pool.abandon(session)
+    await trio.sleep(11)
+
+    assert exchange.error is None
+    assert pool.take() is session
+
+
+@pytest.mark.parametrize("whose", ["red", "blue"])
+@pytest.mark.parametrize("waits_first", [True, False])
+@in_virtual_time
+async def test_an_abandoned_session_makes_room_at_once(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, whose: str, waits_first: bool
+) -> None:
+    slots = Slots(1)
+    pools = {name: make_pool(atlanta, nursery.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue")}
+    red = pools["red"]
+    atlanta.operation_cost = 10.0
+    session = await lease(red)
+    exchange = Exchange(red, session, nursery)
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+
+    if not waits_first:
+        red.abandon(session)
+    (waiter,) = await waiting(pools[whose], nursery, 1)
+    if waits_first:
+        red.abandon(session)
+    await trio.sleep(1)
+
+    assert exchange.error == "interrupted"
+    assert waiter.session is not None
+    assert waiter.ended_at == pytest.approx(began + atlanta.handshake_cost)
+    assert slots.used == 1
+    assert not slots.abandoned
+
+
+@in_virtual_time
+async def test_one_abandoned_session_is_closed_for_each_pool_that_waits(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    slots = Slots(12)
+    red = make_pool(atlanta, nursery.start_soon, slots=slots)[0]
+    others = [make_pool(atlanta, nursery.start_soon, credential=f"id{n}", slots=slots)[0] for n in range(2)]
+    atlanta.operation_cost = 10.0
+    exchanges = []
+    for session in [await lease(red) for _ in range(12)]:
+        exchanges.append(Exchange(red, session, nursery))
+        await wait_all_tasks_blocked()
+        if len(exchanges) <= 3:
+            red.abandon(session)
+
+    waiters = [waiter for pool in others for waiter in await waiting(pool, nursery, 1)]
+    await trio.sleep(1)
+
+    assert [exchange.error for exchange in exchanges] == ["interrupted"] * 2 + [None] * 10  # the oldest first
+    assert all(waiter.session is not None for waiter in waiters)
+
+
+@in_virtual_time
+async def test_abandoned_sessions_hold_a_quarter_of_the_slots_at_most(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    red = make_pool(atlanta, nursery.start_soon, slots=Slots(8))[0]
+    atlanta.operation_cost = 10.0
+    exchanges = []
+    for session in [await lease(red) for _ in range(5)]:
+        exchanges.append(Exchange(red, session, nursery))
+        await wait_all_tasks_blocked()
+        red.abandon(session)
+    await trio.sleep(1)
+
+    assert [exchange.error for exchange in exchanges] == ["interrupted"] * 3 + [None] * 2
+
+
+@in_virtual_time
+async def test_an_abandoned_session_of_a_closed_pool_is_closed(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    slots = Slots(4)
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
+    atlanta.operation_cost = 10.0
+    before, after = await lease(pool), await lease(pool)
+    exchanges = [Exchange(pool, session, nursery) for session in (before, after)]
+    await wait_all_tasks_blocked()
+
+    pool.abandon(before)
+    pool.close()
+    pool.abandon(after)
+    await wait_all_tasks_blocked()
+
+    assert [exchange.error for exchange in exchanges] == ["interrupted"] * 2
+    assert slots.used == 0
+    assert not slots.abandoned
+
+
+# Doubt and moves -----------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_sessions_that_were_idle_as_long_are_lent_to_be_validated(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon)
+    sessions = [await lease(pool) for _ in range(3)]
+    for session in sessions:
+        pool.give_back(session)
+        await trio.sleep(1)
+
+    doubtful = pool.doubt(sessions[1].idle_since)
+
+    assert doubtful == sessions[:2]
+    assert repr(pool) == "<Pool atlanta as red: idle=1 busy=2 opening=0 waiting=0>"
+    sessions[0].close()
+    for session in doubtful:
+        pool.give_back(session)
+    assert repr(pool) == "<Pool atlanta as red: idle=2 busy=0 opening=0 waiting=0>"
+
+
+@in_virtual_time
+async def test_idle_sessions_that_are_closed_are_dropped_and_no_others(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """One poisonous request must not cost an identity all its sessions."""
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    sessions = [await lease(pool) for _ in range(4)]
+    for session in sessions:
+        pool.give_back(session)
+    for connection in atlanta.connections[1:3]:
+        connection.hang_up()
+
+    pool.drop_closed()
+
+    assert observer.closed == {"remote_idle": 2}
+    assert [pool.take(), pool.take(), pool.take()] == [sessions[3], sessions[0], None]
+
+
+@in_virtual_time
+async def test_waiting_requests_move_to_backends_with_room_the_oldest_first(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    await lease(pool)
+    moved: list[str] = []
+
+    async def client(name: str, effect: Effect | None) -> None:
+        try:
+            await pool.wait("alice", effect)
+        except BackendError as error:
+            moved.append(f"{name} {error.reason}")
+
+    for name, effect in [("bound", None), ("read", Effect.READ), ("change", Effect.MUTATE), ("late", Effect.READ)]:
+        nursery.start_soon(client, name, effect)
+        await trio.sleep(1)
+    assert pool.waits_since(trio.current_time() - 4)
+    assert not pool.waits_since(trio.current_time() - 5)
+
+    pool.move_waiters(trio.current_time() - 1.5, lambda effect: 0 if effect is Effect.MUTATE else 5)
+    await wait_all_tasks_blocked()
+
+    assert moved == ["read moved"]
+    assert pool.statistics().waiting == 3
+    pool.move_waiters(trio.current_time(), lambda _effect: 1)
+    await wait_all_tasks_blocked()
+    assert sorted(moved) == ["change moved", "late moved", "read moved"]
 
 
 # Tending -----------------------------------------------------------------------------------------------------------
@@ -1052,13 +1396,14 @@ async def test_a_closed_pool_lends_nothing_and_opens_nothing(nursery: trio.Nurse
 
     pool.close()
     pool.close()
+    attempts = len(atlanta.attempts)
 
     assert pool.take() is None
     with pytest.raises(BackendError, match="shutting down"):
         await pool.wait()
     async with kept_warm(pool):
         await trio.sleep(60)
-    assert len(atlanta.attempts) == 1
+    assert len(atlanta.attempts) == attempts
     assert atlanta.open_connections == []
 
 
@@ -1079,6 +1424,24 @@ async def test_a_session_that_is_opened_after_closing_is_closed_too(
 
 
 @in_virtual_time
+async def test_attempts_that_are_cancelled_give_back_their_slots(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    atlanta.is_reachable = False
+    slots = Slots(20)
+    async with trio.open_nursery() as house:
+        pools = [make_pool(atlanta, house.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue")]
+        waiters = [await waiting(pool, nursery, 5) for pool in pools]
+        assert slots.used == slots.gate.under_way == 4
+        house.cancel_scope.cancel()
+    await wait_all_tasks_blocked()
+
+    assert slots.used == slots.gate.under_way == 0
+    assert {pool.statistics() for pool in pools} == {(0, 0, 0, 0)}
+    assert {type(waiter.error) for queue in waiters for waiter in queue} == {BackendError}
+
+
+@in_virtual_time
 async def test_a_pool_does_not_outlive_the_nursery_that_opens_its_sessions(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
@@ -1094,5 +1457,5 @@ async def test_a_pool_does_not_outlive_the_nursery_that_opens_its_sessions(
     assert isinstance(waiter.error, BackendError)
     assert session is not None
     pool.give_back(session)
-    assert slots.used == 0
+    assert slots.used == slots.gate.under_way == 0
     assert atlanta.open_connections == []

@@ -1,7 +1,6 @@
 """The prober's verdicts, and what is done about them."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -592,9 +591,9 @@ async def test_what_turns_down_is_said_and_lets_its_sessions_go(
             red.give_back(busy)
 
     nursery.start_soon(read)
-    london = backend_of(FakeKeyManager("london"), nursery)
-    balancer = Balancer([backend, london] if others_serve else [backend])
-    nursery.start_soon(partial(watch, backend, balancer=balancer, metrics=metrics, log=log))
+    others = [backend_of(FakeKeyManager("london"), nursery)] if others_serve else []
+    balancer = Balancer([backend, *others])
+    nursery.start_soon(lambda: watch(backend, balancer=balancer, metrics=metrics, log=log))
     await wait_all_tasks_blocked()
 
     backend.health = Health(fall=1)

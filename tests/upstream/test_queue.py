@@ -121,3 +121,19 @@ def test_nobody_is_lost_and_nobody_is_served_twice_in_a_row_while_another_waits(
         assert [queue.since(place) for place in range(len(there))] == [waiter.since for waiter in there]
 
     assert sorted(served(queue)) == sorted(waiter.principal for waiter in there)
+
+
+def test_the_queue_tells_which_principals_wait_and_in_which_order() -> None:
+    queue = queue_of("aab")
+    assert [waiter.since for waiter in queue.all()] == [0, 1, 2]
+    assert (queue.has("b"), queue.has("c")) == (True, False)
+    assert list(queue.principals()) == ["a", "b"]
+    assert [queue.count(principal) for principal in "abc"] == [2, 1, 0]
+    queue.remove(Waiter("b", 2.0))
+    assert list(queue.principals()) == ["a"]
+
+
+def test_a_principal_that_is_passed_over_has_a_turn_only_if_no_other_waits() -> None:
+    queue = queue_of("aabc")
+    turns = [queue.popleft(passed_over=["a"]).principal for _ in range(4)]
+    assert turns == ["b", "c", "a", "a"]

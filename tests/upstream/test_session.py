@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.spec import Operation, ResultReason
-from gateway.upstream.session import Session, State
+from gateway.upstream.session import Session, State, SupersededError
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
 
 GET = ask("key-1")
@@ -283,3 +283,80 @@ async def test_an_idle_session_says_goodbye_and_a_busy_one_does_not() -> None:
     assert idle.closed == ["politely"]
     assert busy.closed == ["at once"]
     assert polite.state is rude.state is State.CLOSED
+
+
+# Answers that come later ---------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_superseded_exchange_may_still_be_finished(nursery: trio.Nursery) -> None:
+    stream = FakeStream()
+    session = session_over(stream)
+    superseded = trio.Event()
+
+    async def exchange() -> None:
+        with pytest.raises(SupersededError):
+            await session.exchange(ask("key-1"))
+        superseded.set()
+
+    nursery.start_soon(exchange)
+    await wait_all_tasks_blocked()
+    session.supersede()
+    await superseded.wait()
+    assert not session.is_idle
+
+    stream.say(answer_to(ask("key-1")))
+
+    assert name_in(await session.exchange(ask("key-1"), is_sent=True)) == "key-1"
+    assert session.is_idle
+
+
+@in_virtual_time
+async def test_half_an_answer_is_not_lost_if_the_exchange_is_superseded(nursery: trio.Nursery) -> None:
+    stream = FakeStream()
+    session = session_over(stream)
+    answer = answer_to(ask("key-1"))
+    stream.next_answer = (answer[:20],)
+
+    async def exchange() -> None:
+        with pytest.raises(SupersededError):
+            await session.exchange(ask("key-1"))
+
+    nursery.start_soon(exchange)
+    await wait_all_tasks_blocked()
+    session.supersede()
+    await wait_all_tasks_blocked()
+    stream.say(answer[20:])
+
+    assert name_in(await session.exchange(ask("key-1"), is_sent=True)) == "key-1"
+
+
+@in_virtual_time
+async def test_an_exchange_that_expires_has_timed_out(nursery: trio.Nursery) -> None:
+    session = session_over(FakeStream())
+    failures = []
+
+    async def exchange() -> None:
+        try:
+            await session.exchange(ask("key-1"))
+        except BackendError as error:
+            failures.append((error.stage, error.reason))
+
+    nursery.start_soon(exchange)
+    await wait_all_tasks_blocked()
+    session.expire()
+    await wait_all_tasks_blocked()
+
+    assert failures == [(Stage.WAIT, "timeout")]
+    assert not session.is_idle
+
+
+@in_virtual_time
+async def test_a_session_has_news_from_the_first_byte_to_its_end() -> None:
+    stream = FakeStream()
+    session = session_over(stream)
+    assert not session.has_news()
+    stream.say(b"x")
+    assert session.has_news()
+    session.close()
+    assert not session.has_news()

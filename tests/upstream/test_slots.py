@@ -1,194 +1,693 @@
-"""A backend's places, and what makes one move from a pool to another: each move costs a handshake."""
+"""A backend's slots: the pool that may open the next session, and the idle session that is closed for it."""
 
 import random
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.errors import BackendError, Stage
+from gateway.upstream.gate import Gate
 from gateway.upstream.keeper import keep_warm
-from gateway.upstream.slots import Slots
+from gateway.upstream.slots import Ceiling, Slots
 from tests.upstream.fakes import SETTINGS, FakeKeyManager, in_virtual_time, lease, make_pool, use
 
-NOW = 1000.0
 NEVER = float("inf")
 
 
+class Clock:
+    """The time outside of trio: it passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+
 @pytest.fixture(autouse=True)
-def now(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Outside of trio, time stands still."""
+def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Clock:
+    clock = Clock()
     if "nursery" not in request.fixturenames:
-        monkeypatch.setattr(trio, "current_time", lambda: NOW)
+        monkeypatch.setattr(trio, "current_time", lambda: clock.now)
+    return clock
+
+
+class OpenGate(Gate):
+    """A gate that holds nobody back, so that slots alone decide."""
+
+    def has_room(self, now: float) -> bool:
+        return now >= 0
 
 
 class FakeTenant:
-    """A pool, as Slots see it: it opens one session when it may, for the waiter that it has."""
+    """A pool, as Slots see it. It holds ``holds`` slots; ``idle_since`` is None if all of them are busy.
 
-    def __init__(self, slots: Slots, *, holds: int = 0, idle: tuple[float, ...] = (), waits: float = NEVER) -> None:
+    ``waits`` and ``warms`` are the sessions that it needs. ``looked_at`` counts what Slots ask of it.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        holds: int = 0,
+        *,
+        idle_since: float | None = None,
+        waits: int = 0,
+        warms: int = 0,
+        since: float | None = None,
+    ) -> None:
         self.slots = slots
-        self.idle = list(idle)
-        self.waiting_since = waits
-        self.is_failing = False
-        self.opened = 0
-        slots.add(self)
-        slots._held[self] = holds
-        slots.used += holds
+        self.waits, self.warms = waits, warms
+        self.since = trio.current_time() if since is None else since
+        self.idle_at = idle_since
+        self.opened = self.evicted = self.looked_at = 0
+        self.errors: list[BackendError] = []
+        self.disconnected = 0
+        for _ in range(holds):
+            slots._take(self)
+            slots.gate.under_way -= 1
 
     @property
     def held(self) -> int:
-        return self.slots._held[self]
+        return self.slots.held(self)
 
-    def close_oldest_idle(self, since: float) -> bool:
-        if not self.idle or self.idle[0] > since:
-            return False
-        self.idle.pop(0)
-        return True
+    @property
+    def waiting_since(self) -> float:
+        self.looked_at += 1
+        return self.since if self.waits else NEVER
 
-    def open_if_wanted(self) -> None:
-        if self.waiting_since < NEVER and self.slots.take(self):
-            self.waiting_since = NEVER
-            self.opened += 1
+    @property
+    def idle_since(self) -> float:
+        self.looked_at += 1
+        return NEVER if self.idle_at is None or self.held == 0 else self.idle_at
+
+    @property
+    def needs_session(self) -> bool:
+        self.looked_at += 1
+        return self.waits > 0
+
+    @property
+    def needs_warm_session(self) -> bool:
+        self.looked_at += 1
+        return self.warms > 0
+
+    def close_oldest_idle(self) -> None:
+        assert self.idle_at is not None
+        self.evicted += 1
+
+    def close_disconnected(self) -> None:
+        self.disconnected += 1
+
+    def begin_to_open(self) -> None:
+        self.opened += 1
+        if self.waits:
+            self.waits -= 1
+        else:
+            self.warms -= 1
+
+    def fail_waiters(self, error: BackendError) -> None:
+        self.errors.append(error)
+
+
+def slots_of(limit: int) -> Slots:
+    return Slots(limit, gate=OpenGate())
+
+
+def wanting(slots: Slots, waits: int = 1) -> FakeTenant:
+    """A pool without a session that has just queued."""
+    tenant = FakeTenant(slots, waits=waits)
+    slots.want(tenant)
+    return tenant
 
 
 # Taking ------------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_so_many_places_and_no_more() -> None:
-    slots = Slots(2)
-    red, blue = FakeTenant(slots), FakeTenant(slots)
+def test_there_are_so_many_slots_and_no_more() -> None:
+    slots = slots_of(3)
+    red, blue = wanting(slots, 2), wanting(slots, 2)
 
-    assert [slots.take(red), slots.take(blue), slots.take(red), slots.take(blue)] == [True, True, False, False]
-    assert repr(slots) == "<Slots 2 of 2>"
-
-
-def test_who_has_none_gets_the_place_of_an_idle_session_at_once() -> None:
-    slots = Slots(2)
-    red, blue = FakeTenant(slots, holds=2, idle=(NOW,)), FakeTenant(slots)
-
-    assert slots.take(blue)
-
-    assert (red.held, blue.held, red.idle) == (1, 1, [])
+    assert (red.opened, blue.opened) == (2, 1)
+    assert repr(slots) == "<Slots 3 of 3>"
+    assert not slots.has_room()
+    assert slots.free == 0
 
 
-def test_it_is_taken_from_who_holds_most() -> None:
-    slots = Slots(6)
-    red = FakeTenant(slots, holds=2, idle=(NOW,))
-    green = FakeTenant(slots, holds=3, idle=(NOW,))
-    taker = FakeTenant(slots, holds=1)
+def test_the_gate_bounds_the_slots_that_are_taken_at_once() -> None:
+    slots = Slots(10)
+    red = wanting(slots, 10)
+    assert (red.opened, slots.gate.under_way) == (4, 4)
 
-    assert slots.take(taker)
+    slots.opened(0.1)
 
-    assert (red.held, green.held, taker.held) == (2, 2, 2)
+    assert (red.opened, slots.gate.under_way, slots.gate.limit) == (6, 5, 5)
+    assert slots.used == 6
 
 
-def test_or_of_the_next_where_that_one_uses_all_it_holds() -> None:
-    slots = Slots(6)
-    red = FakeTenant(slots, holds=2, idle=(NOW,))
-    green = FakeTenant(slots, holds=4)
-    blue = FakeTenant(slots)
+def test_a_slot_whose_session_was_not_opened_is_free_again() -> None:
+    slots = Slots(1)
+    red = wanting(slots)
+    blue = wanting(slots)
+    slots.not_opened(red)
+    assert (red.held, blue.held, blue.opened) == (0, 1, 1)
+    slots.not_opened(blue)
+    assert (slots.used, slots.gate.under_way) == (0, 0)
 
-    assert slots.take(blue)
 
-    assert (red.held, green.held, blue.held) == (1, 4, 1)
+def test_a_pool_that_needs_nothing_any_more_is_passed_over() -> None:
+    slots = slots_of(1)
+    giver = FakeTenant(slots, 1)
+    gave_up, stays = wanting(slots), wanting(slots)
+    gave_up.waits = 0
+
+    slots.release(giver)
+
+    assert (gave_up.opened, stays.opened) == (0, 1)
+
+
+def test_a_pool_that_was_closed_is_forgotten() -> None:
+    slots = slots_of(1)
+    giver = FakeTenant(slots, 1)
+    closed = wanting(slots)
+
+    assert slots.forget(closed) == []
+    slots.release(giver)
+
+    assert (closed.opened, slots.used) == (0, 0)
+
+
+def test_a_failure_is_told_to_every_pool_that_waits() -> None:
+    slots = slots_of(2)
+    holder = FakeTenant(slots, 2)
+    without = wanting(slots)
+    holder.waits = 1
+    slots.want(holder)
+    idler = FakeTenant(slots)
+    error = BackendError("refused", backend="atlanta", stage=Stage.CONNECT, reason="connect")
+
+    slots.fail_waiting(error)
+
+    assert (without.errors, holder.errors, idler.errors) == ([error], [error], [])
+
+
+# Order -------------------------------------------------------------------------------------------------------------
+
+
+class Pool(NamedTuple):
+    """A pool in the table below: its sessions, and what it needs."""
+
+    holds: int = 0
+    waits: int = 0
+    warms: int = 0
+
+
+WARM, WAITS = Pool(warms=1), Pool(waits=1)
 
 
 @pytest.mark.parametrize(
-    ("taker", "holder", "idle_for", "moves"),
+    ("pools", "order"),
     [
-        (0, 1, 0.0, True),  # it has none
-        (1, 3, 0.0, True),  # evens out
-        (1, 2, 0.0, False),  # would only turn the tables
-        (3, 1, 0.0, False),
-        (3, 1, 0.9, False),
-        (3, 1, 1.0, True),  # nobody has used it for a while
+        ([WAITS, WAITS, WAITS], "abc"),  # the longest-queued first
+        ([Pool(1, waits=1), WAITS], "ba"),  # 1: a pool without a session
+        ([WARM, WAITS], "ba"),
+        ([WARM, Pool(1, waits=1), WAITS], "cba"),
+        ([Pool(3, waits=1), Pool(1, waits=1), Pool(2, waits=1)], "bca"),  # 2: the pool with fewest sessions
+        ([Pool(1, waits=3), Pool(2, waits=3)], "ababab"),
+        ([WARM, Pool(3, waits=1)], "ba"),  # 3: warm sessions come last,
+        ([Pool(1, warms=2), WARM], "baa"),  # of pools without a session first,
+        ([Pool(1, warms=2), Pool(1, warms=2)], "abab"),  # else in turn
+        ([Pool(waits=2), Pool(waits=2), Pool(waits=1)], "abcab"),
     ],
 )
-def test_an_idle_sessions_place_moves_where_that_is_worth_a_handshake(
-    taker: int, holder: int, idle_for: float, moves: bool
+def test_slots_are_taken_in_order(pools: list[Pool], order: str) -> None:
+    held = sum(pool.holds for pool in pools)
+    slots = slots_of(held)
+    tenants = {
+        name: FakeTenant(slots, pool.holds, waits=pool.waits, warms=pool.warms)
+        for name, pool in zip("abc", pools, strict=False)
+    }
+    for tenant in tenants.values():
+        (slots.want if tenant.waits else slots.want_warm)(tenant)
+
+    taken = ""
+    for _ in range(len(order)):
+        before = {name: tenant.opened for name, tenant in tenants.items()}
+        slots.limit += 1
+        slots.serve()
+        taken += "".join(name for name, tenant in tenants.items() if tenant.opened > before[name])
+
+    assert taken == order
+
+
+# The reserve -------------------------------------------------------------------------------------------------------
+
+
+def lose_last(slots: Slots, number: int) -> list[FakeTenant]:
+    """Pools that have just lost their last session."""
+    lost = [FakeTenant(slots, 1) for _ in range(number)]
+    for tenant in lost:
+        slots.release(tenant)
+    return lost
+
+
+@pytest.mark.parametrize(
+    ("limit", "lost", "after", "opened"),
+    [
+        (16, 0, 0.0, 16),
+        (16, 1, 0.0, 15),  # one slot for each pool that lost its last session,
+        (16, 2, 0.0, 14),
+        (16, 9, 0.0, 14),  # an eighth at most,
+        (64, 20, 0.0, 56),
+        (4, 3, 0.0, 3),  # but one,
+        (16, 2, 59.0, 14),
+        (16, 2, 61.0, 16),  # for a minute
+        (1, 1, 0.0, 1),  # a pool without a session takes any slot
+    ],
+)
+def test_a_pool_with_sessions_leaves_slots_to_pools_that_lost_theirs(
+    clock: Clock, limit: int, lost: int, after: float, opened: int
 ) -> None:
-    slots = Slots(taker + holder)
-    red, blue = FakeTenant(slots, holds=holder, idle=(NOW - idle_for,)), FakeTenant(slots, holds=taker)
+    slots = slots_of(limit)
+    lose_last(slots, lost)
+    clock.now += after
 
-    assert slots.take(blue) is moves
+    hog = wanting(slots, limit)
 
+    assert hog.opened == opened
+
+
+def test_a_reserved_slot_is_there_for_the_pool_that_comes_back() -> None:
+    slots = slots_of(8)
+    (lost,) = lose_last(slots, 1)
+    wanting(slots, 8)
+    assert slots.used == 7
+
+    lost.waits = 1
+    slots.want(lost)
+
+    assert (lost.opened, slots.used) == (1, 8)
+
+
+def test_a_pool_without_a_session_warms_up_in_a_reserved_slot() -> None:
+    """Even while another pool always waits for more."""
+    slots = slots_of(4)
+    lost = lose_last(slots, 2)
+    wanting(slots, 10)
+    assert slots.used == 3
+
+    for tenant in lost:
+        tenant.warms = 2
+        slots.want_warm(tenant)
+
+    assert [tenant.opened for tenant in lost] == [1, 0]
+
+
+def test_the_only_pool_warms_up_in_the_only_slot_after_it_lost_its_session() -> None:
+    slots = slots_of(1)
+    (red,) = lose_last(slots, 1)
+    red.warms = 1
+    slots.want_warm(red)
+    assert red.opened == 1
+
+
+def test_pools_that_lost_their_sessions_together_all_warm_up_again() -> None:
+    slots = slots_of(4)
+    pools = lose_last(slots, 4)
+    for tenant in pools:
+        tenant.warms = 1
+        slots.want_warm(tenant)
+    assert [tenant.opened for tenant in pools] == [1] * 4
+
+
+def test_a_credential_that_is_refused_has_no_slot_reserved(clock: Clock) -> None:
+    slots = Slots(4)
+    refused = wanting(slots)
+    slots.not_opened(refused)
+    clock.now += 1
+
+    hog = wanting(slots, 4)
+
+    assert hog.opened == 4
+
+
+def test_the_reserve_shrinks_with_the_ceiling() -> None:
+    slots = slots_of(64)
+    slots.ceiling.value = 4
+    slots.ceiling._pause.failed(trio.current_time())
+    lose_last(slots, 8)
+
+    hog = wanting(slots, 64)
+
+    assert hog.opened == 3
+
+
+# Eviction ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("taker", "holder", "unused_for", "moves"),
+    [
+        (0, 1, 0.0, True),  # the taker has no session
+        (0, 5, 0.0, True),
+        (1, 3, 0.0, True),  # the pools get more even
+        (1, 2, 0.0, False),  # they would only change places
+        (3, 2, 0.9, False),
+        (3, 2, 1.0, True),  # clients have not used it for a second
+        (2, 1, 1.0, False),
+        (2, 1, 59.0, False),  # the last session is kept for a minute,
+        (2, 1, 60.0, False),  # and longer if the taker holds half of the slots
+        (2, 1, 1e6, False),
+    ],
+)
+def test_an_idle_session_is_closed_if_that_is_worth_a_handshake(
+    taker: int, holder: int, unused_for: float, moves: bool
+) -> None:
+    slots = slots_of(taker + holder)
+    red = FakeTenant(slots, holder, idle_since=trio.current_time() - unused_for)
+    blue = FakeTenant(slots, taker, waits=1)
+
+    slots.want(blue)
+
+    assert (blue.opened, red.evicted) == (moves, moves)
     assert (red.held, blue.held) == (holder - moves, taker + moves)
+    assert slots.used == taker + holder
 
 
-# Giving back -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("unused_for", "opened"), [(59.0, 1), (61.0, 4)])
+def test_warm_sessions_that_clients_do_not_use_make_room_for_half_of_the_slots(unused_for: float, opened: int) -> None:
+    """Eight identities keep one session each of eight: one that is busy must not be left with its own."""
+    slots = slots_of(8)
+    for _ in range(7):
+        FakeTenant(slots, 1, idle_since=trio.current_time() - unused_for)
+
+    busy = wanting(slots, 8)
+
+    assert busy.opened == opened
 
 
-def test_a_free_place_goes_to_who_has_fewest_and_then_to_who_has_waited_longest() -> None:
-    slots = Slots(7)
-    giver = FakeTenant(slots, holds=2)
-    rich = FakeTenant(slots, holds=3, waits=NOW - 9)
-    late = FakeTenant(slots, holds=1, waits=NOW - 1)
-    early = FakeTenant(slots, holds=1, waits=NOW - 2)
-
-    slots.give_back(giver)
-    assert (rich.opened, late.opened, early.opened) == (0, 0, 1)
-    slots.give_back(giver)
-    assert (rich.opened, late.opened, early.opened) == (0, 1, 1)
+def test_a_session_is_taken_from_the_pool_that_holds_most() -> None:
+    slots = slots_of(5)
+    now = trio.current_time()
+    red, green = FakeTenant(slots, 2, idle_since=now - 9), FakeTenant(slots, 3, idle_since=now)
+    wanting(slots)
+    assert (red.evicted, green.evicted) == (0, 1)
 
 
-def test_a_place_that_nobody_waits_for_stays_free() -> None:
+def test_among_equals_a_session_is_taken_from_the_pool_used_least_recently() -> None:
+    slots = slots_of(6)
+    now = trio.current_time()
+    pools = [FakeTenant(slots, 2, idle_since=now - unused_for) for unused_for in (1, 3, 2)]
+    wanting(slots)
+    assert [pool.evicted for pool in pools] == [0, 1, 0]
+
+
+def test_a_pool_whose_sessions_are_busy_is_passed_over() -> None:
+    slots = slots_of(6)
+    red, green = FakeTenant(slots, 2, idle_since=trio.current_time()), FakeTenant(slots, 4)
+    blue = wanting(slots)
+    assert (red.held, green.held, blue.held) == (1, 4, 1)
+
+
+def test_no_session_is_closed_to_keep_another_pool_warm() -> None:
+    slots = slots_of(4)
+    red = FakeTenant(slots, 4, idle_since=trio.current_time() - 1e6)
+    blue = FakeTenant(slots, warms=1)
+    slots.want_warm(blue)
+    assert (red.evicted, blue.opened) == (0, 0)
+
+
+def test_no_session_is_closed_while_the_gate_lets_nobody_in() -> None:
     slots = Slots(1)
-    red, blue = FakeTenant(slots, holds=1), FakeTenant(slots)
+    red = FakeTenant(slots, 1, idle_since=trio.current_time())
+    slots.gate.wait_until(trio.current_time() + 1)
+    blue = wanting(slots)
+    assert (red.evicted, blue.opened) == (0, 0)
 
-    slots.give_back(red)
+
+# Returning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("holder", "other", "waits_for", "holder_waits_for", "yields"),
+    [
+        (3, 1, 0.0, None, True),  # the pools get more even
+        (3, 1, None, None, False),  # nobody waits
+        (2, 1, 9.0, None, False),  # they would only change places
+        (1, 0, 0.1, None, False),  # a pool without a session is patient,
+        (1, 0, 0.3, None, True),  # for a quarter of a second,
+        (1, 0, 0.3, 0.4, False),  # unless the holder's own requests have waited longer
+        (1, 0, 0.3, 0.2, True),
+        (2, 0, 0.0, None, True),
+    ],
+)
+def test_a_session_that_comes_back_is_closed_if_another_pool_starves(
+    holder: int, other: int, waits_for: float | None, holder_waits_for: float | None, yields: bool
+) -> None:
+    slots = slots_of(holder + other)
+    now = trio.current_time()
+    red = FakeTenant(slots, holder, waits=holder_waits_for is not None, since=now - (holder_waits_for or 0.0))
+    blue = FakeTenant(slots, other, waits=waits_for is not None, since=now - (waits_for or 0.0))
+    for tenant in (red, blue):
+        slots.want(tenant)
+
+    assert slots.should_yield(red) is yields
+    assert not slots.should_yield(blue)
+
+
+def test_a_session_is_kept_while_the_gate_lets_nobody_in() -> None:
+    """To close it would help nobody."""
+    slots = Slots(4)
+    red = FakeTenant(slots, 4)
+    wanting(slots).since -= 9
+    assert slots.should_yield(red)
+    slots.gate.wait_until(trio.current_time() + 1)
+    assert not slots.should_yield(red)
+
+
+def test_a_session_yields_to_a_poorer_pool_although_a_slot_is_reserved() -> None:
+    slots = slots_of(8)
+    lose_last(slots, 1)
+    rich, poor = FakeTenant(slots, 6), FakeTenant(slots, 1, waits=1)
+    slots.want(poor)
+    assert poor.opened == 0
+
+    assert slots.should_yield(rich)
+    slots.release(rich)
+
+    assert (rich.held, poor.held) == (5, 2)
+
+
+def test_sessions_beyond_a_lower_limit_are_closed_as_they_come_back() -> None:
+    slots = slots_of(4)
+    red = FakeTenant(slots, 4)
+
+    slots.limit = 3
+
+    assert slots.should_yield(red)
+    slots.release(red)
+    assert not slots.should_yield(red)
+
+
+def test_a_slot_that_nobody_waits_for_stays_free() -> None:
+    slots = slots_of(1)
+    red, blue = FakeTenant(slots, 1), FakeTenant(slots)
+
+    slots.release(red)
 
     assert (red.held, blue.held, slots.used) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("holder", "other", "waits_for", "holder_waits_for", "failing", "owed"),
-    [
-        (3, 1, 0.0, None, False, True),  # evens out
-        (3, 1, None, None, False, False),  # nobody waits
-        (2, 1, 9.0, None, False, False),  # would only turn the tables
-        (1, 0, 0.1, None, False, False),  # it has none, and should be patient,
-        (1, 0, 0.3, None, False, True),  # for so long,
-        (1, 0, 0.3, 0.4, False, False),  # unless the holder's own have waited longer
-        (1, 0, 0.3, 0.2, False, True),
-        (3, 0, 0.1, None, True, False),  # who could not open one last time costs others no session,
-        (3, 0, 0.3, None, True, True),  # or not often
-    ],
-)
-def test_a_session_that_comes_back_makes_place_where_it_is_owed(
-    holder: int, other: int, waits_for: float | None, holder_waits_for: float | None, failing: bool, owed: bool
-) -> None:
-    slots = Slots(holder + other)
-    red = FakeTenant(slots, holds=holder, waits=NEVER if holder_waits_for is None else NOW - holder_waits_for)
-    blue = FakeTenant(slots, holds=other, waits=NEVER if waits_for is None else NOW - waits_for)
-    blue.is_failing = failing
+def test_a_pool_that_loses_its_last_session_queues_with_those_that_have_none() -> None:
+    slots = slots_of(2)
+    red, green = FakeTenant(slots, 1, waits=1), FakeTenant(slots, 1, waits=1)
+    for tenant in (red, green):
+        slots.want(tenant)
 
-    assert slots.owed_by(red) is owed
+    slots.release(green)
+
+    assert (red.opened, green.opened) == (0, 1)
 
 
-def test_nothing_is_owed_where_there_is_room() -> None:
-    slots = Slots(4)
-    red = FakeTenant(slots, holds=3)
-    FakeTenant(slots, waits=NOW - 9)
-
-    assert not slots.owed_by(red)
+# Abandoned sessions ------------------------------------------------------------------------------------------------
 
 
-def test_a_lower_limit_is_owed_too() -> None:
-    slots = Slots(4)
-    red = FakeTenant(slots, holds=4)
+class FakeSession:
+    """A busy session, as Slots see it."""
 
-    slots.limit = 3
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.is_abandoned = True
 
-    assert slots.owed_by(red)
-    slots.give_back(red)
-    assert not slots.owed_by(red)
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_one_abandoned_session_is_closed_for_each_pool_that_waits() -> None:
+    slots = slots_of(3)
+    red = FakeTenant(slots, 3)
+    sessions = [FakeSession() for _ in range(3)]
+    slots.abandoned.update(dict.fromkeys(sessions, red))
+
+    blue = wanting(slots)
+    wanting(slots)
+    for _ in range(5):
+        slots.serve()
+    assert [session.is_closed for session in sessions] == [True, True, False]
+
+    slots.returned(sessions[0])
+    slots.release(red)
+    assert blue.opened == 1
+    assert not sessions[2].is_closed
+
+
+def test_an_idle_session_is_closed_rather_than_an_abandoned_one() -> None:
+    slots = slots_of(2)
+    red, session = FakeTenant(slots, 2, idle_since=trio.current_time()), FakeSession()
+    slots.abandoned[session] = red
+    wanting(slots)
+    assert (red.evicted, session.is_closed) == (1, False)
+
+
+def test_clients_that_disconnected_are_looked_for_now_and_then(clock: Clock) -> None:
+    slots = slots_of(1)
+    red = FakeTenant(slots, 1)
+    wanting(slots)
+    for _ in range(10):
+        slots.serve()
+    assert red.disconnected == 1
+    clock.now += 0.1
+    slots.serve()
+    assert red.disconnected == 2
+
+
+# The ceiling -------------------------------------------------------------------------------------------------------
+
+
+def refuse(ceiling: Ceiling, sessions: int, clock: Clock, times: int = 1) -> bool:
+    """Handshakes are refused beside so many sessions, one after the other."""
+    is_news = False
+    for _ in range(times):
+        began = clock.now
+        clock.now += 0.1
+        is_news = ceiling.refused(sessions, began, clock.now)
+    return is_news
+
+
+def test_two_refusals_in_a_row_teach_a_ceiling(clock: Clock) -> None:
+    ceiling = Ceiling(64)
+    assert not refuse(ceiling, 4, clock)
+    assert ceiling.now(clock.now) == 64
+    assert refuse(ceiling, 4, clock)
+    assert ceiling.now(clock.now) == 4
+    assert repr(ceiling) == "<Ceiling 4 of 64>"
+
+
+def test_refusals_of_one_moment_are_one_sign(clock: Clock) -> None:
+    """A key manager that goes down refuses every handshake that is under way."""
+    ceiling = Ceiling(64)
+    assert not any(ceiling.refused(4, clock.now, clock.now + 0.1) for _ in range(16))
+    assert ceiling.value is None
+
+
+def test_a_session_that_opens_speaks_against_a_ceiling(clock: Clock) -> None:
+    ceiling = Ceiling(64)
+    for _ in range(10):
+        refuse(ceiling, 4, clock)
+        ceiling.opened(5)
+    assert ceiling.value is None
+
+
+def test_one_session_more_is_tried_after_a_growing_pause(clock: Clock) -> None:
+    ceiling, tries = Ceiling(64), []
+    refuse(ceiling, 4, clock, 2)
+    began = clock.now
+    while clock.now < began + 3600:
+        if ceiling.now(clock.now) == 5:
+            tries.append(clock.now)
+            assert not refuse(ceiling, 4, clock)
+        clock.now += 1
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
+    assert tries[0] - began <= 61
+    assert max(gaps) <= 602
+    assert 5 <= len(tries) <= 15
+
+
+def test_a_session_beyond_the_ceiling_raises_it(clock: Clock) -> None:
+    ceiling = Ceiling(8)
+    refuse(ceiling, 4, clock, 2)
+    clock.now += 61
+    raised = []
+    for sessions in range(5, 9):
+        assert ceiling.now(clock.now) == sessions
+        ceiling.opened(sessions)
+        raised.append(ceiling.value)
+    assert raised == [5, 6, 7, None]
+    assert ceiling.now(clock.now) == 8
+
+
+def test_a_ceiling_that_sinks_is_learned_too(clock: Clock) -> None:
+    ceiling = Ceiling(64)
+    refuse(ceiling, 40, clock, 2)
+    assert refuse(ceiling, 4, clock, 2)
+    assert ceiling.now(clock.now) == 4
+
+
+def test_sessions_beyond_a_learned_ceiling_are_closed_as_they_come_back(clock: Clock) -> None:
+    slots = slots_of(64)
+    red = FakeTenant(slots, 5)
+    refuse(slots.ceiling, 4, clock, 2)
+    assert slots.should_yield(red)
+    slots.release(red)
+    assert not slots.should_yield(red)
+    assert not slots.has_room()
+
+
+# Cost --------------------------------------------------------------------------------------------------------------
+
+
+def cost_of_a_request(pools: int, waiting: int) -> int:
+    """Return how often pools are looked at while one session is returned and wanted again."""
+    slots = slots_of(8)
+    tenants = [FakeTenant(slots) for _ in range(pools)]
+    busy = FakeTenant(slots, 8)
+    for tenant in tenants[:waiting]:
+        tenant.waits = 1
+        slots.want(tenant)
+    for tenant in (busy, *tenants):
+        tenant.looked_at = 0
+
+    slots.should_yield(busy)
+    busy.waits = 1
+    slots.want(busy)
+
+    return sum(tenant.looked_at for tenant in (busy, *tenants))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["nobody waits", "half of them wait", "all wait"])
+def test_a_request_costs_the_same_however_many_pools_there_are(share: float) -> None:
+    few, many = (cost_of_a_request(pools, int(pools * share)) for pools in (10, 1000))
+    assert many <= few <= 30
+
+
+def test_a_round_of_the_keeper_looks_at_each_pool_a_few_times() -> None:
+    slots = slots_of(8)
+    FakeTenant(slots, 8)
+    tenants = [FakeTenant(slots, warms=1) for _ in range(1000)]
+    for tenant in tenants:
+        slots.want_warm(tenant)
+    for tenant in tenants:
+        tenant.looked_at = 0
+
+    for tenant in tenants:
+        slots.want_warm(tenant)
+
+    assert sum(tenant.looked_at for tenant in tenants) <= 2 * len(tenants)
 
 
 # With real pools ---------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
-async def test_two_credentials_share_one_bound(nursery: trio.Nursery) -> None:
+async def test_two_credentials_share_one_limit(nursery: trio.Nursery) -> None:
     atlanta, slots = FakeKeyManager(), Slots(1)
     red, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
     blue, observer = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
@@ -205,7 +704,7 @@ async def test_two_credentials_share_one_bound(nursery: trio.Nursery) -> None:
 
 
 @in_virtual_time
-async def test_a_place_that_is_freed_wakes_the_other_pool(nursery: trio.Nursery) -> None:
+async def test_a_slot_that_is_freed_goes_to_the_other_pool(nursery: trio.Nursery) -> None:
     atlanta, slots = FakeKeyManager(), Slots(1)
     red, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
     blue, _ = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
@@ -229,8 +728,8 @@ async def test_a_place_that_is_freed_wakes_the_other_pool(nursery: trio.Nursery)
 
 
 @in_virtual_time
-async def test_a_place_that_its_pool_does_not_use_goes_to_who_waits(nursery: trio.Nursery) -> None:
-    """Not at once, since that would only turn the tables; but after a while."""
+async def test_a_slot_that_its_pool_does_not_use_goes_to_a_waiting_pool(nursery: trio.Nursery) -> None:
+    """Not at once, since the pools would only change places, but after a second."""
     atlanta, slots = FakeKeyManager(), Slots(3)
     red, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
     blue, _ = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
@@ -248,7 +747,7 @@ async def test_a_place_that_its_pool_does_not_use_goes_to_who_waits(nursery: tri
 
 
 @in_virtual_time
-async def test_sessions_kept_warm_take_no_place_from_each_other(nursery: trio.Nursery) -> None:
+async def test_sessions_kept_warm_take_no_slot_from_each_other(nursery: trio.Nursery) -> None:
     atlanta, slots = FakeKeyManager(), Slots(2)
     settings = SETTINGS._replace(min_idle=2)
     pools = [
@@ -265,7 +764,7 @@ async def test_sessions_kept_warm_take_no_place_from_each_other(nursery: trio.Nu
 
 @in_virtual_time
 async def test_a_credential_that_is_refused_does_not_cost_another_its_sessions(nursery: trio.Nursery) -> None:
-    """Its clients ask again and again; each time, at the most every quarter of a second, it may try on one place."""
+    """Its clients ask again and again; once in a pause it may try in one slot."""
     atlanta, slots = FakeKeyManager(operation_cost=0.05), Slots(4)
     red, red_observer = make_pool(atlanta, nursery.start_soon, slots=slots)
     blue, observer = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
@@ -277,7 +776,7 @@ async def test_a_credential_that_is_refused_does_not_cost_another_its_sessions(n
 
     async def unwelcome() -> None:
         while True:
-            await trio.sleep(0.01)
+            await trio.sleep(0.1)
             with pytest.raises(Exception, match="refused"):
                 await use(blue, "key-1")
 
@@ -292,10 +791,74 @@ async def test_a_credential_that_is_refused_does_not_cost_another_its_sessions(n
     assert observer.opened == 0
 
 
-class Load(NamedTuple):
-    """A minute at a key manager: so many places, so many clients with each credential, who think for so long."""
+@in_virtual_time
+async def test_handshakes_are_spread_evenly_if_there_is_one_slot_too_few(nursery: trio.Nursery) -> None:
+    """Eight identities ask once a second each, in any order, with seven slots."""
+    atlanta, slots = FakeKeyManager(), Slots(7)
+    settings = SETTINGS._replace(min_idle=1)
+    made = [
+        make_pool(atlanta, nursery.start_soon, settings, credential=f"id{number}", slots=slots) for number in range(8)
+    ]
+    nursery.start_soon(keep_warm, [pool for pool, _ in made], 3.0)
+    await trio.sleep(2)
+    before = [observer.opened for _, observer in made]
+    order = random.Random(1)
 
-    places: int
+    for _ in range(100):
+        for number in order.sample(range(8), 8):
+            await use(made[number][0], "key-1")
+            await trio.sleep(0.125)
+
+    handshakes = [observer.opened - count for (_, observer), count in zip(made, before, strict=True)]
+    assert max(handshakes) <= 1.5 * sum(handshakes) / 8
+    assert min(handshakes) >= 0.5 * sum(handshakes) / 8
+
+
+@in_virtual_time
+async def test_warm_sessions_that_nobody_uses_make_room_for_a_busy_identity(nursery: trio.Nursery) -> None:
+    """Validation keeps them alive, and is no use by a client."""
+    atlanta, slots = FakeKeyManager(operation_cost=1.0), Slots(16)
+    settings = SETTINGS._replace(min_idle=1)
+    pools = [
+        make_pool(atlanta, nursery.start_soon, settings, credential=f"id{number}", slots=slots)[0]
+        for number in range(20)
+    ]
+    nursery.start_soon(keep_warm, pools, 3.0)
+    await trio.sleep(120)
+    assert slots.used == 16
+    busy = next(pool for pool in pools if slots.held(pool))
+
+    async def client() -> None:
+        while True:
+            await use(busy, "key-1")
+
+    for _ in range(30):
+        nursery.start_soon(client)
+    await trio.sleep(60)
+
+    assert slots.held(busy) == 8
+    assert slots.used == 16
+
+
+@in_virtual_time
+async def test_a_refused_credential_does_not_keep_slots_from_others_for_long(nursery: trio.Nursery) -> None:
+    atlanta, slots = FakeKeyManager(), Slots(2)
+    red, blue = (make_pool(atlanta, nursery.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue"))
+    atlanta.refused.add("blue")
+    nursery.start_soon(keep_warm, [red, blue], 3.0)
+    with pytest.raises(BackendError):
+        await use(blue, "key-1")
+    await trio.sleep(5)
+
+    with trio.fail_after(0.5):
+        for session in [await lease(red), await lease(red)]:
+            red.give_back(session)
+
+
+class Load(NamedTuple):
+    """A minute at a key manager: so many slots, so many clients with each credential, which pause for so long."""
+
+    slots: int
     clients: dict[str, int]
     think: float
     handshakes: int  # at the most
@@ -305,22 +868,20 @@ class Load(NamedTuple):
 MINUTES = {
     "two saturated pools": Load(4, {"red": 10, "blue": 10}, 0.0, 8, 1.0),
     "a big one and a small one, saturated": Load(4, {"red": 30, "blue": 3}, 0.0, 8, 2.0),
-    "an odd number of places": Load(3, {"red": 10, "blue": 10}, 0.0, 8, 1.5),
+    "an odd number of slots": Load(3, {"red": 10, "blue": 10}, 0.0, 8, 1.5),
     "two pools that need a little more than there is": Load(4, {"red": 3, "blue": 3}, 0.02, 8, 0.5),
     "a saturated one, and one with pauses": Load(4, {"red": 10, "blue": 1}, 0.02, 8, 0.5),
     "a busy one, and one with long pauses": Load(4, {"red": 10, "blue": 1}, 0.2, 30, 0.5),
-    # With fewer places than pools there is no peace, but there is a measure.
-    "one place for two": Load(1, {"red": 5, "blue": 5}, 0.0, 480, 2.0),
-    "two places for three": Load(2, {"red": 5, "blue": 5, "green": 1}, 0.0, 480, 2.0),
+    # With fewer slots than pools sessions move all the time, but at a bounded rate.
+    "one slot for two": Load(1, {"red": 5, "blue": 5}, 0.0, 480, 2.0),
+    "two slots for three": Load(2, {"red": 5, "blue": 5, "green": 1}, 0.0, 480, 2.0),
 }
 
 
 @pytest.mark.parametrize("load", MINUTES.values(), ids=MINUTES.keys())
 @in_virtual_time
-async def test_pools_do_not_take_places_from_each_other_for_ever_and_none_goes_without(
-    nursery: trio.Nursery, load: Load
-) -> None:
-    atlanta, slots = FakeKeyManager(operation_cost=0.1), Slots(load.places)
+async def test_pools_share_slots_with_few_handshakes_and_none_starves(nursery: trio.Nursery, load: Load) -> None:
+    atlanta, slots = FakeKeyManager(operation_cost=0.1), Slots(load.slots)
     settings = SETTINGS._replace(min_idle=1)
     pools = {
         credential: make_pool(atlanta, nursery.start_soon, settings, credential=credential, slots=slots)[0]
@@ -348,4 +909,4 @@ async def test_pools_do_not_take_places_from_each_other_for_ever_and_none_goes_w
     assert len(atlanta.attempts) <= load.handshakes
     assert max(longest.values()) <= load.longest_wait
     assert {credential for credential, _name in atlanta.executed} == set(load.clients)
-    assert most == slots.used == load.places
+    assert most == slots.used == load.slots
