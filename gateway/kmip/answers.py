@@ -288,8 +288,13 @@ class MadeObjects:
     def __repr__(self) -> str:
         return f"<MadeObjects, the latest {len(self._given)}>"
 
-    def were_made_before(self, response: Response) -> bool:
-        """Return True if a response gives an identifier that an earlier one gave; else remember what it gives."""
+    def were_made_before(self, response: Response, request: Request) -> bool:
+        """Return True if a response gives an identifier that an earlier one gave; else remember what it gives.
+
+        The answer to a Poll may be given as often as it is asked for.
+        """
+        if any(question.operation == _POLL for question in request.items):
+            return False
         made = [
             one
             for item in response.items
@@ -300,8 +305,3 @@ class MadeObjects:
             return True
         self._given.extend(made)
         return False
-
-
-def makes_objects(request: Request) -> bool:
-    """Return True if an item of the request makes an object."""
-    return any(item.operation in MAKING for item in request.items)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.kmip import compose, ttlv
-from gateway.kmip.answers import MAKING, PLACEHOLDER, REPEATING, MadeObjects, is_answer_to, makes_objects
+from gateway.kmip.answers import MAKING, PLACEHOLDER, REPEATING, MadeObjects, is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import ItemType, Operation, ResultReason, ResultStatus, Tag
@@ -413,15 +413,19 @@ def test_no_answer_with_a_wrong_key_passes(
 # Objects that were made -------------------------------------------------------------------------------------------
 
 
+def is_repeated(made: MadeObjects, *items: Item) -> bool:
+    """Return True if one of these answers gives an object that was made before."""
+    return made.were_made_before(telling(*items), asking(*((number, ()) for number, _ in items)))
+
+
 @pytest.mark.parametrize("number", sorted(MAKING), ids=lambda number: Operation(number).name)
 def test_an_object_cannot_be_made_twice(number: int) -> None:
     made = MadeObjects()
 
-    assert makes_objects(asking((GET, ()), (number, ())))
-    assert not made.were_made_before(telling((number, (identifier(A),))))
-    assert not made.were_made_before(telling((number, (identifier(B),))))
-    assert made.were_made_before(telling((number, (identifier(A),))))
-    assert made.were_made_before(telling((number, (identifier("3"),)), (number, (identifier(B),))))
+    assert not is_repeated(made, (number, (identifier(A),)))
+    assert not is_repeated(made, (number, (identifier(B),)))
+    assert is_repeated(made, (number, (identifier(A),)))
+    assert is_repeated(made, (number, (identifier("3"),)), (number, (identifier(B),)))
     assert repr(made) == "<MadeObjects, the latest 2>"
 
 
@@ -429,24 +433,31 @@ def test_a_key_pair_cannot_be_made_twice() -> None:
     made = MadeObjects()
     pair = (ttlv.text(PRIVATE, A), ttlv.text(PUBLIC, B))
 
-    assert not made.were_made_before(telling((Operation.CREATE_KEY_PAIR, pair)))
-    assert made.were_made_before(telling((Operation.CREATE_KEY_PAIR, pair)))
+    assert not is_repeated(made, (Operation.CREATE_KEY_PAIR, pair))
+    assert is_repeated(made, (Operation.CREATE_KEY_PAIR, pair))
 
 
 def test_what_makes_no_object_may_be_answered_twice_alike() -> None:
     made = MadeObjects()
 
     for number in (GET, Operation.REGISTER, Operation.IMPORT, Operation.LOCATE):
-        assert not makes_objects(asking((number, ())))
-        assert not made.were_made_before(telling((number, (identifier(A),))))
-        assert not made.were_made_before(telling((number, (identifier(A),))))
+        assert not is_repeated(made, (number, (identifier(A),)))
+        assert not is_repeated(made, (number, (identifier(A),)))
+
+
+def test_a_poll_may_be_answered_twice_alike() -> None:
+    made, answer = MadeObjects(), telling((CREATE, (identifier(A),)))
+
+    assert not made.were_made_before(answer, asking((CREATE, ())))
+    assert not made.were_made_before(answer, asking((POLL, ())))
+    assert made.were_made_before(answer, asking((CREATE, ())))
 
 
 def test_the_latest_objects_are_remembered() -> None:
     made = MadeObjects()
     for number in range(1000):
-        assert not made.were_made_before(telling((CREATE, (identifier(f"{number}"),))))
+        assert not is_repeated(made, (CREATE, (identifier(f"{number}"),)))
 
-    assert made.were_made_before(telling((CREATE, (identifier("999"),))))
-    assert not made.were_made_before(telling((CREATE, (identifier("0"),))))
+    assert is_repeated(made, (CREATE, (identifier("999"),)))
+    assert not is_repeated(made, (CREATE, (identifier("0"),)))
     assert repr(made) == "<MadeObjects, the latest 32>"
