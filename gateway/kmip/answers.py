@@ -86,6 +86,7 @@ PLACEHOLDER: Final[dict[int, Tag]] = {
 _REQUEST_PAYLOAD: Final = int(Tag.REQUEST_PAYLOAD)
 _RESPONSE_PAYLOAD: Final = int(Tag.RESPONSE_PAYLOAD)
 _UNIQUE_IDENTIFIER: Final = int(Tag.UNIQUE_IDENTIFIER)
+_UNIQUE_BATCH_ITEM_ID: Final = int(Tag.UNIQUE_BATCH_ITEM_ID)
 _POLL: Final = int(Operation.POLL)
 _NONE: Final = -1  # the operation of an item that has none
 
@@ -103,16 +104,18 @@ _LATEST: Final = 32  # objects made on one session that are remembered: an answe
 
 def is_answer_to(response: Response, request: Request) -> bool:
     """Return True if a response answers a request, as far as the two can tell."""
-    answered, asked = response.items, request.items
-    if len(answered) == len(asked) == 1:
-        item, question = answered[0], asked[0]
-        return _echoes(item, question) and (
-            question.operation not in REPEATING
-            or _repeats_first(item, question)
-            or _repeats(item, question, None, set())
-        )
-    pairs = _pair(answered, asked)
-    return pairs is not None and _repeats_all(pairs, asked)
+    try:  # nearly always there is one item, whose answer names the same at its beginning, or behind Object Type
+        (item,), (question,) = response.items, request.items
+        fields = item.fields
+        if item.operation == question.operation and _UNIQUE_BATCH_ITEM_ID not in fields:
+            start, end = question.fields[_REQUEST_PAYLOAD]
+            named, position = question.frame[start:end], fields[_RESPONSE_PAYLOAD][0]
+            if item.frame.startswith(named, position + _OBJECT_TYPE_SIZE) or item.frame.startswith(named, position):
+                return True
+    except (ValueError, KeyError):  # several items, or no payload
+        pass
+    pairs = _pair(response.items, request.items)
+    return pairs is not None and _repeats_all(pairs, request.items)
 
 
 # Operation and Unique Batch Item ID ---------------------------------------------------------------------------------

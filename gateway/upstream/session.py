@@ -28,7 +28,7 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.kmip import compose
-from gateway.kmip.answers import MAKING, MadeObjects, is_answer_to
+from gateway.kmip.answers import MadeObjects, is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
@@ -205,10 +205,7 @@ class Session:
             raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
             raise self._error(f"not an answer: {error}", "protocol") from None
-        items = request.items
-        if not is_answer_to(response, request) or (
-            (items[0].operation in MAKING or len(items) > 1) and self._has_made_before(response, request)
-        ):
+        if not is_answer_to(response, request) or not (self.is_repeatable or self._is_new(response, request)):
             self.fault = "mismatch"
             raise self._error("the answer belongs to another request", "mismatch")
         self._is_superseded = False
@@ -219,10 +216,11 @@ class Session:
         self.state = _IDLE
         return response
 
-    def _has_made_before(self, response: Response, request: Request) -> bool:
+    def _is_new(self, response: Response, request: Request) -> bool:
+        """Return False if the response makes an object that this session has made before. A read makes none."""
         if self._made is None:
             self._made = MadeObjects()
-        return self._made.were_made_before(response, request)
+        return not self._made.were_made_before(response, request)
 
     def supersede(self) -> None:
         """Another session has answered the request: the exchange under way raises SupersededError."""
