@@ -230,6 +230,7 @@ class TlsStream:
         self._poll: select.poll | None = None
         self._left_poll: select.poll | None = None
         self._server_side = server_side
+        self.spoke_unasked = False
         self._verification = _Verification()
         self.connection = SSL.Connection(context, sock)
         self.connection.set_app_data(self._verification)
@@ -399,10 +400,14 @@ class TlsStream:
     def is_quiet(self) -> bool:
         """Whether the peer has neither sent nor closed anything, to be asked of a stream that expects nothing.
 
+        ``spoke_unasked`` is True afterwards if bytes came that nobody expected.
         TLS may have things to say to itself (tickets, a key update), so that a readable socket is read: only bytes for
         us, an end or an error count. Costs one system call in the usual case.
         """
-        if self.connection.pending() or self._descriptor < 0:
+        if self._descriptor < 0:
+            return False
+        if self.connection.pending():
+            self.spoke_unasked = True
             return False
         if self._poll is None:
             self._poll = select.poll()
@@ -415,6 +420,7 @@ class TlsStream:
             return True
         except SSL.Error:
             return False
+        self.spoke_unasked = True
         return False
 
     def is_unacknowledged(self, seconds: float) -> bool:

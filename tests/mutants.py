@@ -1,4 +1,4 @@
-"""A mutation run over the tables and numbers of failover: each row is flipped once, and the tests must notice.
+"""A mutation run over the tables and numbers of failover and answers: each row is flipped once, and a test must notice.
 
 ``make mutants`` runs it; it is a pytest plugin as well, which flips the row that the environment names.
 """
@@ -11,6 +11,7 @@ from importlib import import_module
 
 from gateway import policy
 from gateway.errors import Stage
+from gateway.kmip import answers
 from gateway.kmip.spec import Operation, ResultReason
 from gateway.policy import EFFECTS, MISSING, REFUSED_OPERATIONS, REPEATABLE, SERVER_ERRORS, STREAMING, Effect
 from gateway.upstream.opening import REFUSED
@@ -25,6 +26,7 @@ _MORE_TESTS = [
     "tests/test_failover.py",
 ]
 _MORE = ("SERVER_ERRORS", "REFUSED:", "NUMBER")
+_TESTS_OF_ANSWERS = ["tests/kmip/test_answers.py"]
 
 #: Numbers that decide about backends, by module, and a value of each that is wrong.
 _NUMBERS: dict[str, float] = {
@@ -37,6 +39,7 @@ _NUMBERS: dict[str, float] = {
     "gateway.upstream.gate:_SLOW": 1000.0,
     "gateway.upstream.gate:_LONGEST_PAUSE": 1000.0,
     "gateway.upstream.opening:_YOUNG": 0.0,
+    "gateway.upstream.session:_DISTRUST": 0.0,
     "gateway.upstream.slots:_PATIENCE": 1000.0,
     "gateway.upstream.slots:_UNUSED": 1000.0,
     "gateway.upstream.slots:_RECENT": 0.0,
@@ -64,11 +67,18 @@ def mutants() -> list[str]:
     errors = [f"SERVER_ERRORS:{reason.name}" for reason in sorted(SERVER_ERRORS)]
     credentials = [f"REFUSED:{reason}" for reason in sorted(REFUSED)]
     numbers = [f"NUMBER:{number}" for number in _NUMBERS]
-    return [*effects, *stages, *refused, *streaming, *missing, *errors, *credentials, *numbers]
+    repeating = [f"REPEATING:{operation.name}" for operation in Operation]
+    making = [f"MAKING:{operation.name}" for operation in Operation if operation is not Operation.POLL]  # makes nothing
+    placeholder = [f"PLACEHOLDER:{Operation(number).name}" for number in answers.PLACEHOLDER]
+    of_failover = [*effects, *stages, *refused, *streaming, *missing, *errors, *credentials, *numbers]
+    return [*of_failover, *repeating, *making, *placeholder]
 
 
 def flip(mutant: str) -> None:
-    """Make one row say what is wrong: what may be repeated may not, and the other way round."""
+    """Make one row say what is wrong: what may be repeated may not, and the other way round.
+
+    An operation that is in REPEATING or MAKING is removed, and any other is added.
+    """
     table, _, name = mutant.partition(":")
     if table == "EFFECTS":
         effect = EFFECTS.get(Operation[name], Effect.MUTATE)
@@ -77,6 +87,10 @@ def flip(mutant: str) -> None:
         REPEATABLE[Stage[name]] = Effect.READ if Stage[name] is Stage.CONNECT else Effect.MUTATE
     elif table in {"MISSING", "SERVER_ERRORS"}:
         setattr(policy, table, getattr(policy, table) - {ResultReason[name]})
+    elif table in {"REPEATING", "MAKING"}:
+        setattr(answers, table, getattr(answers, table) ^ {Operation[name]})
+    elif table == "PLACEHOLDER":
+        del answers.PLACEHOLDER[Operation[name]]
     elif table == "REFUSED":
         for module in ("upstream.opening", "upstream.pool", "dispatcher.dispatcher"):
             setattr(import_module(f"gateway.{module}"), table, REFUSED - {name})
@@ -97,7 +111,8 @@ def pytest_configure() -> None:
 
 def survives(mutant: str) -> bool:
     """Whether all tests pass with this row flipped."""
-    tests = _MORE_TESTS if mutant.startswith(_MORE) else _TESTS
+    table = mutant.partition(":")[0]
+    tests = _MORE_TESTS if mutant.startswith(_MORE) else _TESTS_OF_ANSWERS if hasattr(answers, table) else _TESTS
     run = subprocess.run([*_COMMAND, *tests], env=os.environ | {_VARIABLE: mutant}, capture_output=True, check=False)
     return run.returncode == 0
 

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.errors import Stage
 from gateway.kmip import compose, ttlv
+from gateway.kmip.answers import is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
@@ -94,7 +95,7 @@ def test_every_item_is_refused_and_can_be_told_apart() -> None:
         (Operation.GET, b"\2"),
     ]
     assert {item.status for item in answer.items} == {ResultStatus.OPERATION_FAILED}
-    assert answer.answers(asked)
+    assert is_answer_to(answer, asked)
 
 
 @pytest.mark.parametrize(

@@ -668,8 +668,10 @@ ENDS: dict[str, Callable[[TlsStream], object]] = {
 @pytest.mark.parametrize("end", ENDS)
 async def test_anything_else_is_not_quiet(certificates: Certificates, version: str, end: str) -> None:
     async with shaken(serving(certificates), asking(certificates, version=version)) as pair:
+        assert pair.client.is_quiet()
         ENDS[end](pair.server)
         assert not pair.client.is_quiet()
+        assert pair.client.spoke_unasked is (end == "bytes")
 
 
 async def test_a_peer_whose_kernel_acknowledges_nothing_is_told_from_one_that_is_slow(pair: Pair) -> None:
@@ -728,6 +730,7 @@ async def test_bytes_that_are_decrypted_already_are_not_quiet(pair: Pair) -> Non
     await pair.server.send_all(b"two bytes and more")
     assert pair.client.connection.recv(2) == b"tw"
     assert not pair.client.is_quiet()
+    assert pair.client.spoke_unasked
 
 
 # Closing --------------------------------------------------------------------------------------------------------------

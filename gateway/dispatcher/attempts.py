@@ -113,18 +113,24 @@ class Attempts:
     ) -> Session:
         """Borrow a session; one that was idle for longer than ``validate_after`` is validated first.
 
-        By default that is so before changes only: a read is tried on another session if no answer comes.
+        By default that is so before changes only: a read is tried on another session if no answer comes. If the key
+        manager is distrusted, every session that was used before is validated: an answer that is sent twice is then
+        taken for the answer to the validation, and ends the session.
         """
+        if pool.site.is_distrusted:
+            validate_after = _ALWAYS
         session = pool.take(job.principal)
         if session is not None and (not job.is_read or validate_after is not None):
             session = await self._validated(
                 pool, session, job, self._settings.validate_after if validate_after is None else validate_after
             )
-        if session is None:
+        while session is None:
             session = await self._wait(backend, pool, job, until)
             if job.is_gone():
                 pool.give_back(session)
                 raise ClientGoneError
+            if pool.site.is_distrusted and session.is_reused and not await self._is_alive(pool, session, job):
+                session = None
         return session
 
     async def _wait(self, backend: Backend, pool: Pool, job: Job, until: float | None) -> Session:

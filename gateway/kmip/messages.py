@@ -23,7 +23,8 @@ Version = tuple[int, int]
 #: What an answer says of its version when the request's could not be read.
 FALLBACK_VERSION: Final[Version] = (1, 0)
 
-_UNIQUE_IDENTIFIERS: Final = frozenset(
+#: Tags of the identifiers in payloads.
+UNIQUE_IDENTIFIERS: Final = frozenset(
     {Tag.UNIQUE_IDENTIFIER, Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER, Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER}
 )
 
@@ -31,7 +32,6 @@ _UNIQUE_IDENTIFIERS: Final = frozenset(
 _OPERATION: Final = int(Tag.OPERATION)
 _UNIQUE_BATCH_ITEM_ID: Final = int(Tag.UNIQUE_BATCH_ITEM_ID)
 _RESULT_STATUS: Final = int(Tag.RESULT_STATUS)
-_POLL: Final = int(Operation.POLL)
 
 Fields = dict[int, tuple[int, int]]
 """Of each known field: the positions where its value begins and ends."""
@@ -79,21 +79,26 @@ class _Item(_Fields):
 
         A text is given without the padding that some clients count in: both spellings name the same object.
         """
-        return [_identifier(self.frame, item) for item in self._payload() if item.tag in _UNIQUE_IDENTIFIERS]
+        return self.identifiers(UNIQUE_IDENTIFIERS)
+
+    def identifiers(self, tags: frozenset[int]) -> list[bytes]:
+        """Return the values of the payload's items with these tags, as ``unique_identifiers`` does."""
+        return [_identifier(self.frame, item) for item in self.payload_items() if item.tag in tags]
 
     @property
     def correlation_value(self) -> bytes | None:
         """Correlation Value of a cryptographic stream, or of PKCS#11 (1.4 section 4.29; 2.1 section 6.1.43)."""
         return self._payload_bytes(Tag.CORRELATION_VALUE)
 
-    def _payload(self) -> Iterable[ttlv.Item]:
+    def payload_items(self) -> Iterable[ttlv.Item]:
+        """Return the items of the payload, one after the other. Raises ProtocolError if it can't be walked."""
         span = self.fields.get(self.PAYLOAD)
         return () if span is None else ttlv.walk(self.frame, *span)
 
     def _payload_item(self, tag: Tag, item_type: ItemType) -> ttlv.Item | None:
         """The one item with this tag. Two would let the gateway read the first, and the key manager the second."""
         found = None
-        for item in self._payload():
+        for item in self.payload_items():
             if item.tag == tag:
                 if item.type != item_type:
                     raise ProtocolError(f"{tag.name} has type {item.type}, not {item_type.name}")
@@ -277,58 +282,6 @@ class Response(_Message):
     def __repr__(self) -> str:
         statuses = ", ".join(f"{operation_name(item.operation)}={item.status}" for item in self.items)
         return f"<Response {self.version[0]}.{self.version[1]} {statuses}: {len(self.frame)} bytes>"
-
-    def answers(self, request: Request) -> bool:
-        """Whether this can be the answer to that request.
-
-        Operations and Unique Batch Item IDs are echoed (1.4 section 7.2), though not always in order; where they
-        contradict the request, the two belong to different exchanges, and the answer must not reach the client. Servers
-        that echo less are believed, as is the one item without Operation with which a server says that it could not
-        read the request.
-        """
-        answered, asked = self.items, request.items
-        if len(answered) == len(asked) == 1:
-            return _echoes_one(answered[0], asked[0])
-        if len(answered) > len(asked):
-            return False
-        if len(answered) == len(asked) and all(map(_echoes_one, answered, asked)):
-            return True  # in order, as they nearly always are
-        left: dict[_Echo, int] = {}
-        for one in asked:
-            for echo in _echoes(one):
-                left[echo] = left.get(echo, 0) + 1
-        for item in answered:
-            echo = (item.operation, item.unique_batch_item_id)
-            if not left.get(echo):
-                echo = (_ANY, echo[1])
-            if not left.get(echo):
-                return False
-            left[echo] -= 1
-        return True
-
-
-_Echo = tuple[int, bytes | None]
-
-_NONE: Final = -1  # what an item's operation is where it has none
-_ANY: Final = -2
-
-
-def _echoes_one(item: ResponseItem, asked: RequestItem) -> bool:
-    """What ``_echoes`` comes to for one item that is asked for and one that is answered."""
-    operation, number = item.operation, item.unique_batch_item_id
-    if operation != asked.operation and not (operation == _NONE or asked.operation == _POLL):
-        return False
-    return number is None or number == asked.unique_batch_item_id
-
-
-def _echoes(asked: RequestItem) -> set[_Echo]:
-    """The ways to echo an item, in whole or in part.
-
-    A Poll is answered as the operation would be that it asks about (1.4 section 4.28): any may come.
-    """
-    operation = _ANY if asked.operation == _POLL else asked.operation
-    number = asked.unique_batch_item_id
-    return {(operation, number), (operation, None), (_NONE, number), (_NONE, None)}
 
 
 def read_version(frame: bytes, item: ttlv.Item) -> Version:

@@ -12,6 +12,12 @@ from gateway.upstream.idle_limit import IdleLimit
 
 _REPEAT: Final = 60.0  # s until a failure that goes on is logged again
 
+#: Of faults with which sessions are closed: the log line.
+_FAULTS: Final = {
+    "unasked": "session closed: the key manager sent bytes that no request asked for; nothing of them was passed on",
+    "mismatch": "session closed: the key manager answered another request; the answer was not passed on",
+}
+
 
 class Meter:
     """The observer that pools report to. Label children are looked up once."""
@@ -24,6 +30,7 @@ class Meter:
         self._answered = metrics.backend_requests.labels(backend, "answered")
         self._duration = metrics.backend_request_duration.labels(backend)
         self._throttle = Throttle()
+        self._seldom = Throttle(_REPEAT)
         self._failing: str | None = None
         self._said_at = 0.0
 
@@ -45,8 +52,10 @@ class Meter:
             self._log.warning("can't open a session", reason=error.reason, detail=error.args[0])
 
     def session_closed(self, reason: str) -> None:
-        """Count it."""
+        """Count it; say it if the key manager has sent what nobody asked for, or answered something else."""
         self._metrics.sessions_closed.labels(self._backend, reason).inc()
+        if reason in _FAULTS:
+            self._seldom.warn(self._log, reason, _FAULTS[reason])
 
     def ejected(self, credential: str, effect: Effect) -> None:
         """Count it, and say it."""

@@ -141,7 +141,7 @@ class Pool:
         self._slots = slots
         self._gate = slots.gate
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
-        self._site = site or Site()
+        self.site = site or Site()
         self._idle: list[Session] = []  # longest idle first
         self._busy: set[Session] = set()
         self._waiters: FairQueue[_Waiter] = FairQueue()
@@ -278,7 +278,7 @@ class Pool:
         if session.is_abandoned:
             self._slots.returned(session)
         if session.state is not _IDLE:
-            self._discard(session, "remote_busy" if session.state is State.CLOSED else "error")
+            self._discard(session, session.fault or ("remote_busy" if session.state is State.CLOSED else "error"))
         elif self._closed:
             self._discard(session, self._closed)
         elif now >= session.expires_at:
@@ -347,8 +347,7 @@ class Pool:
             session.idle_since = now
             self._idle.append(session)
         elif not session.is_quiet():
-            self.opening.died(session, now)
-            self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
+            self._closed_by_peer(session, now, was_idle=False)
         else:
             waiter = self._waiters.popleft(passed_over)
             self._busy.add(session)
@@ -356,12 +355,22 @@ class Pool:
             waiter.session = session
             waiter.done.set()
 
-    def _closed_by_peer(self, session: Session, now: float) -> None:
-        if not self.opening.died(session, now) and self._idle_limit.closed_by_peer(now - session.idle_since, now):
+    def _closed_by_peer(self, session: Session, now: float, *, was_idle: bool = True) -> None:
+        """Close a session that is not quiet: the key manager has closed it, or sent what nobody asked for.
+
+        How long a session was idle teaches the idle limit only if the key manager has closed it.
+        """
+        if session.fault:
+            self._discard(session, session.fault)
+            return
+        is_lesson = not self.opening.died(session, now) and was_idle
+        if is_lesson and self._idle_limit.closed_by_peer(now - session.idle_since, now):
             self.observer.idle_limit_learned(self._idle_limit)
         self._discard(session, "remote_idle")
 
     def _discard(self, session: Session, reason: str) -> None:
+        if session.fault:
+            self.site.distrust(trio.current_time())
         self._end(session, reason)
         self._slots.release(self)
         if not self._waiters or self._busy:
@@ -461,7 +470,7 @@ class Pool:
             event.set()
         if self._closed:
             self._discard(session, self._closed)
-        elif self._site.is_of(session):
+        elif self.site.is_of(session):
             self._offer(session, now, self._greedy())
         else:
             self._discard(session, "gone")
@@ -536,6 +545,8 @@ class Pool:
         Returns the sessions that should be validated. They are lent: each is given back after an exchange.
         """
         now = trio.current_time()
+        if self.site.is_distrusted:
+            self.site.trust_again(now)
         idle, self._idle = self._idle, []
         surplus = len(idle) + len(self._busy) - self._settings.min_idle
         lent = []
@@ -573,12 +584,12 @@ class Pool:
         """The backend has another address now: sessions to the old one are not lent any more."""
         idle, self._idle = self._idle, []
         for session in idle:
-            if self._site.is_of(session):
+            if self.site.is_of(session):
                 self._idle.append(session)
             else:
                 self._discard(session, "gone")
         for session in self._busy:
-            if not self._site.is_of(session):
+            if not self.site.is_of(session):
                 session.expires_at = float("-inf")
 
     def close(self, why: str = "drain") -> None:

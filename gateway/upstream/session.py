@@ -28,6 +28,7 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.kmip import compose
+from gateway.kmip.answers import MadeObjects, is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
@@ -55,6 +56,9 @@ _READ: Final = Stage.READ
 
 class Stream(Protocol):
     """What a session needs of its connection; TlsStream is the one that runs."""
+
+    spoke_unasked: bool
+    """True once ``is_quiet`` has found bytes that nobody asked for."""
 
     async def receive_some(self) -> bytes:
         """Wait for bytes; empty at the end."""
@@ -93,17 +97,22 @@ class Session:
     True once the session was idle or has served a request, and ``is_abandoned``, True while nobody awaits its answer.
     ``is_repeatable`` is True if the request under way may be
     repeated elsewhere, ``client_has_left`` tells if its client has disconnected; ``alarm`` is for its deadline.
+
+    ``fault`` is "unasked" if the key manager sent bytes that nobody asked for, "mismatch" if it answered something
+    else, and else empty. A session with a fault is of no further use: each answer may be that of the request before.
     """
 
     __slots__ = (
         "_is_overdue",
         "_is_superseded",
+        "_made",
         "_reader",
         "_stream",
         "alarm",
         "backend",
         "client_has_left",
         "expires_at",
+        "fault",
         "idle_since",
         "is_abandoned",
         "is_repeatable",
@@ -124,6 +133,8 @@ class Session:
         self.state = State.IDLE
         self.stage = Stage.CONNECT
         self.requests = 0
+        self.fault = ""
+        self._made: MadeObjects | None = None
         self.principal: Hashable = None
         self.is_reused = False
         self.is_abandoned = False
@@ -145,7 +156,11 @@ class Session:
 
     def is_quiet(self) -> bool:
         """Return True if the key manager neither closed this idle session nor sent anything unasked."""
-        return not len(self._reader) and self._stream.is_quiet()
+        if not len(self._reader) and self._stream.is_quiet():
+            return True
+        if len(self._reader) or self._stream.spoke_unasked:
+            self.fault = "unasked"
+        return False
 
     def has_news(self) -> bool:
         """Return True if something has arrived that was not read."""
@@ -190,14 +205,22 @@ class Session:
             raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
             raise self._error(f"not an answer: {error}", "protocol") from None
-        if not response.answers(request):
+        if not is_answer_to(response, request) or not (self.is_repeatable or self._is_new(response, request)):
+            self.fault = "mismatch"
             raise self._error("the answer belongs to another request", "mismatch")
         self._is_superseded = False
         self.requests += 1
         if len(self._reader):
+            self.fault = "unasked"
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
         self.state = _IDLE
         return response
+
+    def _is_new(self, response: Response, request: Request) -> bool:
+        """Return False if the response makes an object that this session has made before. A read makes none."""
+        if self._made is None:
+            self._made = MadeObjects()
+        return not self._made.were_made_before(response, request)
 
     def supersede(self) -> None:
         """Another session has answered the request: the exchange under way raises SupersededError."""
@@ -236,6 +259,7 @@ def _is_there() -> bool:
 
 
 _NOWHERE: Final = Address("", 0)
+_DISTRUST: Final = 600.0  # s for which a key manager is distrusted that has sent what nobody asked for
 
 
 class Site:
@@ -244,17 +268,32 @@ class Site:
     ``address`` is the configured one. ``hosts`` are the IP addresses that the backend had when its name was last looked
     up, in the resolver's order; sessions are opened to them, and sessions to any other address are closed. Empty means
     that they are not known: any will do. ``connect_failed`` is called when no connection could be made.
+
+    ``is_distrusted`` is True for a while after the key manager has sent bytes that nobody asked for, or has answered
+    something else: sessions are validated before each request, so that what it still sends is not taken for the answer.
     """
 
-    __slots__ = ("address", "connect_failed", "hosts")
+    __slots__ = ("_distrusted_until", "address", "connect_failed", "hosts", "is_distrusted")
 
     def __init__(self, address: Address = _NOWHERE, hosts: tuple[str, ...] = ()) -> None:
         self.address = address
         self.hosts = hosts
         self.connect_failed: Callable[[], None] = lambda: None
+        self.is_distrusted = False
+        self._distrusted_until = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Site {self.address}: {', '.join(self.hosts) or 'any address'}>"
+
+    def distrust(self, now: float) -> None:
+        """Distrust the key manager for ten minutes."""
+        self.is_distrusted = True
+        self._distrusted_until = now + _DISTRUST
+
+    def trust_again(self, now: float) -> None:
+        """End the distrust if its time is over; called now and then."""
+        if now >= self._distrusted_until:
+            self.is_distrusted = False
 
     def is_of(self, session: Session) -> bool:
         """Return True if a session leads to an address that the backend has now."""

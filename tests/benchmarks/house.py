@@ -28,11 +28,12 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
-from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
 from gateway.upstream import keeper
 from gateway.worker import Worker
 from tests.e2e.harness import Certificates, GatewaySettings, Identity, write_config
 
+UNIQUE_IDENTIFIER = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"  # of the object that all requests are about
 _MAX_SIZE = 16 << 20
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _FOR_EVER = 3600.0  # s
@@ -63,7 +64,7 @@ class Size(NamedTuple):
 
 def request_frame(size: Size) -> bytes:
     """A Get, or a batch of them, of at least so many bytes."""
-    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f")
+    payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, UNIQUE_IDENTIFIER)
     if size.message:
         payload += ttlv.octets(Tag.DATA, bytes(size.message))
     numbered = size.items > 1
@@ -78,7 +79,11 @@ def request_frame(size: Size) -> bytes:
 
 def response_frame(request: Request, size: Size) -> bytes:
     """Its answer, of some 320 bytes or of as many as the request's."""
-    payload = ttlv.octets(Tag.KEY_MATERIAL, bytes(max(200, size.message)))
+    payload = (
+        ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY)
+        + ttlv.text(Tag.UNIQUE_IDENTIFIER, UNIQUE_IDENTIFIER)
+        + ttlv.octets(Tag.KEY_MATERIAL, bytes(max(136, size.message)))
+    )
     results = [
         compose.Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=payload)
         for item in request.items

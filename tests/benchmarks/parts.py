@@ -43,6 +43,7 @@ class _Echo:
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
+        self.spoke_unasked = False
 
     async def receive_some(self) -> bytes:
         """The answer."""

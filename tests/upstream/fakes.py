@@ -45,7 +45,7 @@ def answer_to(request: Request) -> bytes:
             ResultStatus.SUCCESS,
             item.operation,
             item.unique_batch_item_id,
-            payload=b"".join(ttlv.octets(Tag.UNIQUE_IDENTIFIER, name) for name in item.unique_identifiers),
+            payload=b"".join(ttlv.text(Tag.UNIQUE_IDENTIFIER, name.decode()) for name in item.unique_identifiers),
         )
         for item in request.items
     ]
@@ -73,6 +73,7 @@ class FakeStream:
         self.sent: list[bytes] = []
         self.closed: list[str] = []
         self.takes_bytes = True
+        self.spoke_unasked = False
         self.is_swallowed = False  # the network takes bytes, and delivers none
         self._said: deque[tuple[float, bytes | Exception]] = deque()
         self._news = trio.lowlevel.ParkingLot()
@@ -135,7 +136,9 @@ class FakeStream:
         return any(at <= trio.current_time() for at, _chunk in self._said)
 
     def is_quiet(self) -> bool:
-        return not self.closed and not any(at <= trio.current_time() for at, _chunk in self._said)
+        arrived = [chunk for at, chunk in self._said if at <= trio.current_time()]
+        self.spoke_unasked = self.spoke_unasked or any(isinstance(chunk, bytes) and chunk for chunk in arrived)
+        return not self.closed and not arrived
 
     def close(self) -> None:
         self._close("at once")

@@ -58,6 +58,21 @@ async def test_sessions_are_counted() -> None:
     assert watch.counted("session_open_duration_seconds_sum") == {"": 0.75}
     assert watch.counted("sessions_closed_total") == {"idle": 2, "lifetime": 1}
     assert watch.counted("session_open_failures_total") == {"timeout": 1}
+    assert len(watch.said) == 1  # the failure
+
+
+async def test_a_session_with_a_fault_is_counted_and_said_once_for_each_kind() -> None:
+    watch = Watch()
+
+    for _ in range(3):
+        watch.meter.session_closed("unasked")
+        watch.meter.session_closed("mismatch")
+
+    assert watch.counted("sessions_closed_total") == {"unasked": 3, "mismatch": 3}
+    assert watch.said == [
+        "session closed: the key manager sent bytes that no request asked for; nothing of them was passed on",
+        "session closed: the key manager answered another request; the answer was not passed on",
+    ]
 
 
 async def test_exchanges_are_counted_and_answers_are_timed() -> None:

@@ -484,7 +484,8 @@ async def test_an_answer_that_nobody_asked_for_reaches_nobody(nursery: trio.Nurs
     assert await use(pool, "key-5") == "key-5"
 
     assert got == {f"key-{number}": f"key-{number}" for number in range(5)}
-    assert observer.closed == {"remote_idle": 5}
+    assert observer.closed == {"unasked": 5}
+    assert observer.learned == []  # that the sessions were idle for so long teaches nothing
 
 
 @in_virtual_time
@@ -500,7 +501,54 @@ async def test_a_session_that_was_opened_and_speaks_unasked_is_not_handed_over(
     atlanta.greeting = talkative
 
     assert await use(pool, "key-1") == "key-1"
-    assert observer.closed == {"remote_idle": 1}
+    assert observer.closed == {"unasked": 1}
+
+
+@in_virtual_time
+async def test_a_key_manager_that_sends_unasked_bytes_is_distrusted_for_ten_minutes(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    site = Site()
+    pool, observer = make_pool(atlanta, nursery.start_soon, site=site)
+    assert not site.is_distrusted
+    atlanta.behaviour = speaks_unasked
+    await use(pool, "key-1")
+    pool.tend()
+
+    assert observer.closed == {"unasked": 1}
+    assert site.is_distrusted
+    await trio.sleep(599)
+    pool.tend()
+    assert site.is_distrusted
+    await trio.sleep(2)
+    pool.tend()
+    assert not site.is_distrusted
+
+
+@in_virtual_time
+@pytest.mark.parametrize("answer", ["key-2", "key-1 twice"])
+async def test_a_session_that_answers_something_else_is_closed_and_the_key_manager_is_distrusted(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, answer: str
+) -> None:
+    site = Site()
+    pool, observer = make_pool(atlanta, nursery.start_soon, site=site)
+
+    def is_wrong(connection: Connection, request: Request) -> None:
+        if answer == "key-2":
+            connection.say(answer_to(ask(answer)))
+        else:
+            connection.answer(request, answer_to(request))
+
+    atlanta.behaviour = is_wrong
+    if answer == "key-2":
+        with pytest.raises(BackendError):
+            await use(pool, "key-1")
+    else:
+        assert await use(pool, "key-1") == "key-1"
+        assert pool.take() is None
+
+    assert observer.closed == {"mismatch" if answer == "key-2" else "unasked": 1}
+    assert site.is_distrusted
 
 
 @in_virtual_time

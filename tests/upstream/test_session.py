@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
+from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason
 from gateway.upstream.session import Session, State, SupersededError
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
@@ -172,6 +173,7 @@ async def test_what_follows_a_right_answer_spoils_the_session_but_not_the_answer
 
     assert response.frame == ANSWER
     assert session.state is State.BUSY
+    assert session.fault == "unasked"
     assert not session.is_quiet()
 
 
@@ -185,6 +187,50 @@ async def test_what_comes_later_is_seen_before_the_session_is_lent_again() -> No
 
     assert session.state is State.IDLE
     assert not session.is_quiet()
+    assert session.fault == "unasked"
+
+
+async def test_a_session_that_was_closed_has_no_fault() -> None:
+    stream = FakeStream(ANSWER)
+    session = session_over(stream)
+    await session.exchange(GET)
+
+    stream.hang_up()
+
+    assert not session.is_quiet()
+    assert session.fault == ""
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [GET, ask("key-1", Operation.DECRYPT), ask("key-1", Operation.GET, Operation.DESTROY)],
+    ids=["get", "decrypt", "batch"],
+)
+async def test_an_answer_about_another_object_is_never_returned(request_: Request) -> None:
+    other = ask("key-2", *(item.operation for item in request_.items))
+    session = session_over(FakeStream(answer_to(other)))
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(request_)
+
+    assert (caught.value.stage, caught.value.reason) == (Stage.READ, "mismatch")
+    assert (session.state, session.fault) == (State.BUSY, "mismatch")
+
+
+async def test_an_object_that_was_made_before_is_never_returned_as_new() -> None:
+    """The answer to a Create comes again while the next Create waits for its own."""
+    create = ask("", Operation.CREATE)
+    first = answer_to(ask("key-1", Operation.CREATE))
+    stream = FakeStream(first)
+    session = session_over(stream)
+    assert name_in(await session.exchange(create)) == "key-1"
+
+    stream.next_answer = (first,)
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(create)
+
+    assert caught.value.reason == "mismatch"
+    assert session.fault == "mismatch"
 
 
 @pytest.mark.parametrize("what", [answer_to(ask("key-2")), b""], ids=["spoken on", "closed"])
