@@ -80,7 +80,7 @@ class RecordAllowance:
 
 
 def body_length(head: bytes) -> int:
-    """Return the bytes that follow a record's head; 0 if it is no TLS record, so that OpenSSL sees the head and fails."""
+    """Return how many bytes follow a record's head; 0 if it is no TLS record: OpenSSL fails on the head alone."""
     length = head[3] << 8 | head[4]
     return length if head[0] in _TYPES and head[1] == 3 and length <= MAX_LENGTH else 0
 
@@ -124,12 +124,12 @@ def _use_memory(connection: SSL.Connection) -> None:
     _lib.SSL_set_bio(_ssl(connection), connection._into_ssl, connection._from_ssl)  # noqa: SLF001
 
 
-def _ssl(connection: SSL.Connection) -> Any:  # noqa: ANN401 - cffi has no types
+def _ssl(connection: SSL.Connection) -> Any:
     return connection._ssl  # noqa: SLF001
 
 
 @_ffi.callback("void (*)(const SSL *, int, int)")  # type: ignore[untyped-decorator]
-def _on_state(ssl: Any, where: int, result: int) -> None:  # noqa: ANN401
+def _on_state(ssl: Any, where: int, result: int) -> None:
     """Hear of a message after the handshake: its head was read (LOOP); it was complete, or not (EXIT)."""
     connection = SSL.Connection._reverse_mapping[ssl]  # noqa: SLF001
     if where & _CB_LOOP and connection._from_ssl is None:  # noqa: SLF001

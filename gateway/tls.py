@@ -1,8 +1,8 @@
 """TLS on both sides: contexts from files, and one stream on a non-blocking socket.
 
-pyOpenSSL brings its own, current OpenSSL, and handshakes are OpenSSL's time. After the handshake OpenSSL reads and writes
-the socket itself; trio only waits for it. The order is *wait, then read*: a read that finds nothing costs more than the
-wait. During the handshake OpenSSL reads and writes memory, and is given one record at a time: see `records`.
+pyOpenSSL brings its own, current OpenSSL, and handshakes are OpenSSL's time. During the handshake OpenSSL reads and
+writes memory, and is given one record at a time: see `records`. Afterwards it reads and writes the socket itself; trio
+only waits for it. The order is *wait, then read*: a read that finds nothing costs more than the wait.
 """
 
 import errno
@@ -172,8 +172,9 @@ def _load_ca(context: SSL.Context, ca: Path) -> None:
 class _Verification:
     """What OpenSSL's callbacks said of one connection.
 
-    ``ran`` and ``error`` are the verification's, which runs on full handshakes only, never on resumed ones. ``is_large``
-    is True once the handshake has so many bytes that the certificate may be too large; ``is_too_large`` if it is.
+    ``ran`` and ``error`` are the verification's, which runs on full handshakes only, never on resumed ones.
+    ``is_large`` is True once the handshake has so many bytes that the certificate may be too large, ``is_too_large`` if
+    it is.
     ``is_whole`` tells if the last message after the handshake lay within one record.
     """
 
@@ -513,25 +514,23 @@ class TlsStream:
         if not self._poll.poll(0):
             return True
         for _ in range(_RECORDS_AT_ONCE):
-            try:
-                self.connection.recv(1)
-                return False
-            except SSL.WantReadError:
-                if not self._is_harmless():
-                    return False
-            except SSL.Error:
+            if not self._is_next_without_data():
                 return False
             if not self._poll.poll(0):
                 return True
-        return False
+        return False  # a peer with so much to say is not quiet
 
-    def _is_harmless(self) -> bool:
-        """Count a message without data. Return False if there were too many of them."""
+    def _is_next_without_data(self) -> bool:
+        """Read and count one record. Return False for data, an end, an error, or too many records without data."""
         try:
-            self._count_record()
-        except TlsError:
+            self.connection.recv(1)
+        except SSL.WantReadError:
+            with suppress(TlsError):
+                self._count_record()
+            return not self.is_flooded
+        except SSL.Error:
             return False
-        return True
+        return False
 
     def is_unacknowledged(self, seconds: float) -> bool:
         """Return True if the peer's kernel has acknowledged nothing of what was sent for so many seconds.

@@ -12,7 +12,14 @@ from typing import Final, NamedTuple
 import trio
 
 from gateway.dispatcher import Answer, Dispatcher
-from gateway.errors import BuffersFullError, GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
+from gateway.errors import (
+    BuffersFullError,
+    GatewayError,
+    MessageTooLargeError,
+    ProtocolError,
+    StreamClosedError,
+    TlsError,
+)
 from gateway.front.admission import Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request
@@ -140,8 +147,24 @@ class Conversation:
             return "client" if self.phase is Phase.IDLE else "gone"
         except UnreadError:
             return "unread"
-        except GatewayError:
+        except GatewayError as error:
+            return self._break_off(error)
+
+    def _break_off(self, error: GatewayError) -> str:
+        """Log it if the client's TLS records broke a bound. Returns why the conversation ended."""
+        if not isinstance(error, TlsError) or error.reason != "records":
             return "gone"
+        identity = "nobody" if self._principal is None else self._principal.identity.name
+        self._throttle.warn(
+            self._log,
+            "records",
+            "client connection closed",
+            reason=error.reason,
+            detail=str(error),
+            peer=self._peer,
+            identity=identity,
+        )
+        return error.reason
 
     async def _serve(self, request: Request) -> str:
         """See to one request. Returns why the conversation must end with it, or nothing."""

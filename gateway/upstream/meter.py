@@ -45,8 +45,10 @@ class Meter:
             self._log.warning("can't open a session", reason=error.reason, detail=error.args[0])
 
     def session_closed(self, reason: str) -> None:
-        """Count it."""
+        """Count it; log it if the key manager has flooded the session with TLS records."""
         self._metrics.sessions_closed.labels(self._backend, reason).inc()
+        if reason == "records":
+            self._throttle.warn(self._log, reason, "session closed: too many TLS records without data", reason=reason)
 
     def ejected(self, credential: str, effect: Effect) -> None:
         """Count it, and say it."""

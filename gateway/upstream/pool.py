@@ -344,7 +344,7 @@ class Pool:
             self._idle.append(session)
         elif not session.is_quiet():
             self.opening.died(session, now)
-            self._discard(session, "remote_idle")  # it was not idle, so that this teaches nothing
+            self._discard(session, _not_quiet(session))  # it was not idle, so that this teaches nothing
         else:
             waiter = self._waiters.popleft()
             self._busy.add(session)
@@ -353,6 +353,9 @@ class Pool:
             waiter.done.set()
 
     def _closed_by_peer(self, session: Session, now: float) -> None:
+        if session.is_flooded:
+            self._discard(session, "records")
+            return
         if not self.opening.died(session, now) and self._idle_limit.closed_by_peer(now - session.idle_since, now):
             self.observer.idle_limit_learned(self._idle_limit)
         self._discard(session, "remote_idle")
@@ -542,7 +545,7 @@ class Pool:
         if now >= session.expires_at:
             return "lifetime"
         if not session.is_quiet():
-            return "remote_idle"
+            return _not_quiet(session)
         if surplus and now - session.idle_since >= self._idle_limit.effective:
             return "idle"
         return None
@@ -574,3 +577,8 @@ class Pool:
 
 #: Why a pool may be closed, and the message to waiting requests.
 CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "the key manager has left this address"}
+
+
+def _not_quiet(session: Session) -> str:
+    """Return why an idle session that is not quiet is closed, as a label."""
+    return "records" if session.is_flooded else "remote_idle"

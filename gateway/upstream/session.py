@@ -54,7 +54,12 @@ _READ: Final = Stage.READ
 
 
 class Stream(Protocol):
-    """What a session needs of its connection; TlsStream is the one that runs."""
+    """What a session needs of its connection; TlsStream is the one that runs.
+
+    ``is_flooded`` is True once the peer has sent more records without data than it may.
+    """
+
+    is_flooded: bool
 
     async def receive_some(self) -> bytes:
         """Wait for bytes; empty at the end."""
@@ -147,6 +152,11 @@ class Session:
         """Return True if the key manager neither closed this idle session nor sent anything unasked."""
         return not len(self._reader) and self._stream.is_quiet()
 
+    @property
+    def is_flooded(self) -> bool:
+        """Return True if the key manager has sent more TLS records without data than it may."""
+        return self._stream.is_flooded
+
     def has_news(self) -> bool:
         """Return True if something has arrived that was not read."""
         return self.state is not State.CLOSED and self._stream.is_readable()
@@ -167,7 +177,7 @@ class Session:
                 is_first = self.stage is _CONNECT
                 self.stage = _CONNECT
                 if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be the answer
-                    raise self._error("closed, or spoken on unasked", "closed")
+                    raise self._error("closed, or spoken on unasked", "records" if self.is_flooded else "closed")
                 self.stage = _SEND
                 await self._stream.send_all(request.frame)
                 self.stage = _WAIT
@@ -216,7 +226,7 @@ class Session:
             return self._error("closed on this side, for the request to go elsewhere", "interrupted")
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
             self.stage = Stage.CONNECT  # TLS took none of it: to the key manager this request never was
-        return self._error(str(error), "closed")
+        return self._error(str(error), "records" if self.is_flooded else "closed")
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)
@@ -343,7 +353,9 @@ async def _connect(target: Target) -> socket.socket:
     return sock
 
 
-_TLS_REASONS: Final = frozenset({"hostname", "pin", "unknown_ca", "expired", "alert"})
+_TLS_REASONS: Final = frozenset(
+    {"hostname", "pin", "unknown_ca", "expired", "alert", "handshake_too_large", "certificate_too_large"}
+)
 
 
 async def _prove(session: Session, target: Target) -> None:
@@ -355,7 +367,7 @@ async def _prove(session: Session, target: Target) -> None:
     try:
         await session.exchange(decode_request(target.probe))
     except BackendError as error:
-        reason = "credential" if error.reason == "closed" else "proof"
+        reason = {"closed": "credential", "records": "records"}.get(error.reason, "proof")
         hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
         raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
     if session.state is not State.IDLE:

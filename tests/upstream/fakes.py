@@ -134,6 +134,8 @@ class FakeStream:
     def is_readable(self) -> bool:
         return any(at <= trio.current_time() for at, _chunk in self._said)
 
+    is_flooded = False
+
     def is_quiet(self) -> bool:
         return not self.closed and not any(at <= trio.current_time() for at, _chunk in self._said)
 
