@@ -28,8 +28,8 @@ _FAIR_LENGTH: Final = 512  # the shortest limit that a client can negotiate for 
 _BURST: Final = 64  # records without data at once; a server may send some tickets at the beginning
 _INTERVAL: Final = 1.0  # s for one more
 
-_ffi: Final = SSL._ffi  # noqa: SLF001 - see above
-_lib: Final = SSL._lib  # noqa: SLF001
+_ffi: Final = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+_lib: Final = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001
 _TYPES: Final = frozenset({20, 21, 22, 23})  # of records; RFC 8446, 5.1
 _CB_LOOP: Final = 0x01  # SSL_CB_* of OpenSSL's ssl.h
 _CB_EXIT: Final = 0x02

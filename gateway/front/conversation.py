@@ -56,6 +56,7 @@ class Limits(NamedTuple):
     max_request_size: int = 1 << 20
     max_depth: int = 32
     max_batch_items: int = 1000
+    max_fields: int = 5000
     request_timeout: float = 10.0
     idle_timeout: float = 3600.0
     send_timeout: float = 10.0
@@ -214,7 +215,9 @@ class Conversation:
                 self._hold(len(self._reader))
         if self._held or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
-        return decode_request(frame, max_depth=limits.max_depth, max_items=limits.max_batch_items)
+        return decode_request(
+            frame, max_depth=limits.max_depth, max_items=limits.max_batch_items, max_fields=limits.max_fields
+        )
 
     def _hold(self, size: int) -> None:
         """Hold so many bytes of messages from now on. Raises BuffersFullError where the gateway holds too many."""

@@ -28,7 +28,7 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.kmip import compose
-from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
@@ -103,6 +103,7 @@ class Session:
     __slots__ = (
         "_is_overdue",
         "_is_superseded",
+        "_max_fields",
         "_reader",
         "_stream",
         "alarm",
@@ -121,10 +122,19 @@ class Session:
         "state",
     )
 
-    def __init__(self, stream: Stream, backend: str, *, max_response_size: int, peer: str = "") -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        backend: str,
+        *,
+        max_response_size: int,
+        max_fields: int = MAX_RESPONSE_FIELDS,
+        peer: str = "",
+    ) -> None:
         self._stream = stream
         self.peer = peer
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
+        self._max_fields = max_fields
         self.backend = backend
         self.state = State.IDLE
         self.stage = Stage.CONNECT
@@ -190,7 +200,7 @@ class Session:
                     raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
                 self.stage = _READ
                 frame = self._reader.feed(data)
-            response = decode_response(frame)
+            response = decode_response(frame, max_fields=self._max_fields)
         except StreamInterruptedError:
             self._is_superseded = False
             raise SupersededError from None
@@ -283,6 +293,7 @@ class Target(NamedTuple):
     probe: bytes
     own: OwnCertificate | None = None  # what the context shows
     tcp: TcpTimeouts | None = None
+    max_fields: int = MAX_RESPONSE_FIELDS
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -319,7 +330,13 @@ async def _open(target: Target) -> Session:
     try:
         await stream.handshake()
         tls.check_server(stream, target.server_name, target.pinned_sha256)
-        session = Session(stream, target.backend, max_response_size=target.max_response_size, peer=peer)
+        session = Session(
+            stream,
+            target.backend,
+            max_response_size=target.max_response_size,
+            max_fields=target.max_fields,
+            peer=peer,
+        )
         await _prove(session, target)
     except TlsError as error:
         stream.close()
