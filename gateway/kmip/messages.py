@@ -106,7 +106,10 @@ class _Item(_Fields):
         return self._payload_bytes(Tag.CORRELATION_VALUE)
 
     def payload_fields(self) -> list[ttlv.Item]:
-        """The fields at the payload's first level that the gateway reads. The payload is walked once, when first asked."""
+        """The fields at the payload's first level that the gateway reads.
+
+        The payload is walked once, at the first question. Raises ProtocolError where it can't be walked.
+        """
         if self._payload is None:
             span = self.fields.get(self.PAYLOAD)
             try:

@@ -70,7 +70,7 @@ class _Anything:
         return True
 
 
-def walk(buffer: bytes, start: int, end: int, tags: Container[int] = _Anything()) -> Iterator[Item]:  # noqa: B008
+def walk(buffer: bytes, start: int, end: int, tags: Container[int] = _Anything()) -> Iterator[Item]:
     """Yield the items that lie side by side between two positions, those with one of these tags.
 
     Raises ProtocolError for an item that overruns ``end``, for a length that its type does not have, and where it is
@@ -127,11 +127,11 @@ def check_size(
 ) -> None:
     """Raise an error if the items between two positions nest too deeply, or if they are too many, at any depth.
 
-    The error is ProtocolError if structures nest deeper than ``max_depth`` levels, or if a ``group`` stands too often, and
-    MessageTooLargeError if there are more than ``max_fields`` items.
+    The error is ProtocolError if structures nest deeper than ``max_depth`` levels, or if a ``group`` stands too often;
+    it is MessageTooLargeError if there are more than ``max_fields`` items.
 
-    Linear in the number of items, without recursion, and ends at the first item too many. What can't be read as items is
-    opaque here: it is not the gateway's to judge.
+    Linear in the number of items, without recursion, and ends at the first item too many. What can't be read as items
+    is opaque here: it is not the gateway's to judge.
     """
     open_ends = [end]
     resume_at = [end]
