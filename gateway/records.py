@@ -5,8 +5,8 @@ message in records of one byte, or records without application data, would keep 
 
 * A handshake reads from memory. TlsStream gives OpenSSL one record at a time and counts records and bytes.
 * After the handshake OpenSSL reads the socket itself, and returns after each message that is not application data
-  (SSL_MODE_AUTO_RETRY is off). Such a message must lie within the record in which it begins: from its head on, OpenSSL
-  reads from an empty memory BIO until the message is complete.
+  (SSL_MODE_AUTO_RETRY is off). From the head of such a message on, OpenSSL reads memory again until the message is
+  complete, so that a message in several records is bounded as a handshake is.
 
 The functions here use OpenSSL calls that pyOpenSSL does not offer in public. All such calls are in this module.
 """
@@ -36,11 +36,16 @@ _CB_EXIT: Final = 0x02
 
 
 class HandshakeBudget:
-    """The records and bytes that one handshake may still take."""
+    """The records and bytes that one handshake, or one message after it, may still take.
 
-    __slots__ = ("_records", "size")
+    ``prefix`` and ``reason`` are those of the TlsError.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_prefix", "_reason", "_records", "size")
+
+    def __init__(self, prefix: str, reason: str) -> None:
+        self._prefix = prefix
+        self._reason = reason
         self.size = 0  # bytes taken so far
         self._records = 0
 
@@ -48,17 +53,13 @@ class HandshakeBudget:
         return f"<HandshakeBudget: {self._records} records, {self.size} bytes used>"
 
     def take(self, size: int) -> None:
-        """Count one record of ``size`` bytes before it is read. Raises TlsError (handshake_too_large)."""
+        """Count one record of ``size`` bytes before it is read. Raises TlsError."""
         self.size += size
         self._records += 1
         if self.size > _MAX_HANDSHAKE_BYTES:
-            raise TlsError(
-                f"handshake failed: it has more than {_MAX_HANDSHAKE_BYTES} bytes", reason="handshake_too_large"
-            )
+            raise TlsError(f"{self._prefix}: more than {_MAX_HANDSHAKE_BYTES} bytes", reason=self._reason)
         if self._records > _SMALL_RECORDS + self.size // _FAIR_LENGTH:
-            raise TlsError(
-                f"handshake failed: {self._records} records for {self.size} bytes", reason="handshake_too_large"
-            )
+            raise TlsError(f"{self._prefix}: {self._records} records for {self.size} bytes", reason=self._reason)
 
 
 class RecordAllowance:
@@ -110,6 +111,11 @@ def was_partial() -> bool:
 def is_detached(connection: SSL.Connection) -> bool:
     """Return True if a message without application data was read since the last ``attach``: attach again."""
     return connection._from_ssl is not None  # noqa: SLF001
+
+
+def write_answer(connection: SSL.Connection) -> None:
+    """Have OpenSSL write what it owes the peer for a key update. Otherwise it would do so before the next data."""
+    _lib.SSL_write(_ssl(connection), _ffi.NULL, 0)
 
 
 def _use_socket(connection: SSL.Connection, descriptor: int) -> None:

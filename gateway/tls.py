@@ -9,8 +9,8 @@ import errno
 import ipaddress
 import select
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -293,7 +293,7 @@ class TlsStream:
 
     async def handshake(self) -> None:
         """Shake hands. Raises TlsError, or StreamClosedError where the peer leaves. The caller sets the deadline."""
-        budget = records.HandshakeBudget()
+        budget = records.HandshakeBudget("handshake failed", "handshake_too_large")
         turn = 0
         while True:
             self._check_open()
@@ -394,7 +394,8 @@ class TlsStream:
             except trio.ClosedResourceError:
                 raise self._woken() from None
             except SSL.WantReadError:  # a part of a record, or a message without data
-                self._count_record()
+                if self._count_record():
+                    await self._read_message()
                 ready = wait_readable
                 if self._server_side:
                     self.acknowledge()
@@ -407,28 +408,51 @@ class TlsStream:
             except SSL.Error as error:
                 raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None
 
-    def _count_record(self) -> None:
-        """Count a message without data, if the last read has found one. Raises TlsError (records), see `records`."""
-        try:
-            if records.is_detached(self.connection):
-                self._finish_message()
-            elif records.was_partial():
-                return
-            self._allowance.take(trio.current_time())
-        except TlsError:
-            self.is_flooded = True
-            raise
+    def _count_record(self) -> bool:
+        """Count a message without data, if the last read has found one. Return True if it goes on in another record.
 
-    def _finish_message(self) -> None:
-        """Send OpenSSL's answer to a message without data, and have OpenSSL use the socket again."""
+        Raises TlsError (records), see `records`.
+        """
+        is_message = records.is_detached(self.connection)
+        if not is_message and records.was_partial():
+            return False
+        with self._noting_flood():
+            self._allowance.take(trio.current_time())
+            return is_message and not self._is_finished()
+
+    def _is_finished(self) -> bool:
+        """Finish a message without data, if it is complete: send OpenSSL's answer; OpenSSL uses the socket again."""
+        if not self._verification.is_whole:
+            return False
+        records.write_answer(self.connection)
         answer = self._written()
         records.attach(self.connection, self._descriptor)
-        if not self._verification.is_whole and not answer:
-            raise TlsError("connection broken: a message without data in several records", reason="records")
         with suppress(OSError):
             answer = answer[self._socket.send(answer) :] if answer else answer
         if answer:
             raise TlsError("connection broken: the peer does not read the answer to a key update", reason="records")
+        return True
+
+    async def _read_message(self) -> None:
+        """Read the rest of a message without data, record by record: a session ticket of more than 16 KiB, say."""
+        budget = records.HandshakeBudget("connection broken: a message without data", "records")
+        with self._noting_flood():
+            while not self._is_finished():
+                try:
+                    await self._feed_record(budget)
+                except StreamInterruptedError:  # perhaps within a record, whose beginning is lost
+                    self.close()
+                    raise StreamClosedError(_CLOSED_HERE) from None
+                with suppress(SSL.WantReadError):
+                    self.connection.recv(_RECORD)
+
+    @contextmanager
+    def _noting_flood(self) -> Iterator[None]:
+        try:
+            yield
+        except TlsError:
+            self.is_flooded = True
+            raise
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Send everything. What fits into one record goes out as one: some clients read an answer with two reads.
@@ -525,9 +549,10 @@ class TlsStream:
         try:
             self.connection.recv(1)
         except SSL.WantReadError:
-            with suppress(TlsError):
-                self._count_record()
-            return not self.is_flooded
+            try:
+                return not self._count_record()
+            except TlsError:
+                return False
         except SSL.Error:
             return False
         return False
