@@ -161,10 +161,13 @@ async def test_an_end_behind_key_updates_is_not_quiet(certificates: Certificates
 
 
 async def test_a_record_that_arrives_byte_by_byte_is_one_record(certificates: Certificates) -> None:
-    async with shaken(serving(certificates), asking(certificates)) as pair, recorded(pair) as send_slowly:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_slowly, b"a request of more than sixty-four bytes " * 5)
-            assert await pair.server.receive_some() == b"a request of more than sixty-four bytes " * 5
+    async with (
+        shaken(serving(certificates), asking(certificates)) as pair,
+        recorded(pair) as send_slowly,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(send_slowly, b"a request of more than sixty-four bytes " * 5)
+        assert await pair.server.receive_some() == b"a request of more than sixty-four bytes " * 5
 
 
 @asynccontextmanager

@@ -236,7 +236,8 @@ class Session:
             return self._error("closed on this side, for the request to go elsewhere", "interrupted")
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
             self.stage = Stage.CONNECT  # TLS took none of it: to the key manager this request never was
-        return self._error(str(error), "records" if self.is_flooded else "closed")
+        is_flooded = isinstance(error, TlsError) and error.reason == "records"
+        return self._error(str(error), "records" if is_flooded else "closed")
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)
