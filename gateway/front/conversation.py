@@ -215,9 +215,7 @@ class Conversation:
                 self._hold(len(self._reader))
         if self._held or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
-        return decode_request(
-            frame, max_depth=limits.max_depth, max_items=limits.max_batch_items, max_fields=limits.max_fields
-        )
+        return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
 
     def _hold(self, size: int) -> None:
         """Hold so many bytes of messages from now on. Raises BuffersFullError where the gateway holds too many."""

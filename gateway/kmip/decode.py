@@ -140,7 +140,7 @@ _RESPONSE: Final = _Side(
 
 
 def decode_request(
-    frame: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_FIELDS
+    frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_FIELDS
 ) -> Request:
     """Read a request down to its batch items, in one pass, in time linear in its size.
 
@@ -148,29 +148,24 @@ def decode_request(
     for each batch item. Raises ProtocolError, with the version where that could be read; MessageTooLargeError for too
     many fields.
     """
-    version, header, items = _decode(frame, _REQUEST, max_depth, max_items, max_fields)
+    if len(frame) > max_fields * _SIZE:  # a shorter message can't have so many
+        max_depth = _check_size(frame, _REQUEST, max_depth, max_items, max_fields)
+    version, header, items = _decode(frame, _REQUEST, max_depth, max_items)
     return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
 
 
 def decode_response(
-    frame: bytes,
-    *,
-    max_depth: int = MAX_DEPTH,
-    max_items: int = MAX_BATCH_ITEMS,
-    max_fields: int = MAX_RESPONSE_FIELDS,
+    frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_RESPONSE_FIELDS
 ) -> Response:
     """Read a response down to its batch items; as decode_request."""
-    version, header, items = _decode(frame, _RESPONSE, max_depth, max_items, max_fields)
+    if len(frame) > max_fields * _SIZE:
+        max_depth = _check_size(frame, _RESPONSE, max_depth, max_items, max_fields)
+    version, header, items = _decode(frame, _RESPONSE, max_depth, max_items)
     return Response(frame, header, version, [ResponseItem(frame, fields) for fields in items])
 
 
-def _decode(
-    frame: bytes, side: _Side, max_depth: int, max_items: int, max_fields: int
-) -> tuple[Version, Fields, list[Fields]]:
+def _decode(frame: bytes, side: _Side, max_depth: int, max_items: int) -> tuple[Version, Fields, list[Fields]]:
     """The version, and the fields of the header and of every batch item."""
-    if len(frame) > max_fields * _SIZE:  # a shorter message can't have so many
-        _check_size(frame, side, max_depth, max_items, max_fields)
-        max_depth = _CHECKED
     beginning = frame[: side.before_payload + frame[_HEADER_LENGTH]] if len(frame) > _HEADER_LENGTH else b""
     shape = side.shapes.get(beginning)
     if shape is not None and shape.payload[1] == len(frame):
@@ -184,8 +179,11 @@ def _decode(
     return version, header, items
 
 
-def _check_size(frame: bytes, side: _Side, max_depth: int, max_items: int, max_fields: int) -> None:
-    """Check depth and number of all fields of a large message, in one walk that ends at the first field too many."""
+def _check_size(frame: bytes, side: _Side, max_depth: int, max_items: int, max_fields: int) -> int:
+    """Check depth and number of all fields of a large message, in one walk that ends at the first field too many.
+
+    Returns the depth that is to be checked afterwards: none.
+    """
     version, _end = _read_opening(frame, side)
     items = ttlv.Group(_BATCH_ITEM_WORD, max_items, _FIELDS_PER_ITEM, "batch items")
     try:
@@ -193,6 +191,7 @@ def _check_size(frame: bytes, side: _Side, max_depth: int, max_items: int, max_f
     except ProtocolError as error:
         error.version = version
         raise
+    return _CHECKED
 
 
 def _check_payload(frame: bytes, shape: _Shape, max_depth: int) -> None:

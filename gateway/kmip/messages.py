@@ -73,11 +73,11 @@ class _Item(_Fields):
     __slots__ = ("_payload", "operation")
 
     PAYLOAD: Tag
+    _payload: list[ttlv.Item] | ProtocolError  # not there until it is asked for
 
     def __init__(self, frame: bytes, fields: Fields) -> None:
         self.frame = frame
         self.fields = fields
-        self._payload: list[ttlv.Item] | ProtocolError | None = None
         span = fields.get(_OPERATION)
         self.operation: int = -1 if span is None else int.from_bytes(frame[span[0] : span[1]], "big")
 
@@ -110,15 +110,20 @@ class _Item(_Fields):
 
         The payload is walked once, at the first question. Raises ProtocolError where it can't be walked.
         """
-        if self._payload is None:
-            span = self.fields.get(self.PAYLOAD)
-            try:
-                self._payload = [] if span is None else list(ttlv.walk(self.frame, *span, _PAYLOAD_FIELDS))
-            except ProtocolError as error:
-                self._payload = error
-        if isinstance(self._payload, ProtocolError):
-            raise ProtocolError(str(self._payload))
-        return self._payload
+        try:
+            found = self._payload
+        except AttributeError:
+            found = self._payload = self._walk_payload()
+        if isinstance(found, ProtocolError):
+            raise ProtocolError(str(found))
+        return found
+
+    def _walk_payload(self) -> list[ttlv.Item] | ProtocolError:
+        span = self.fields.get(self.PAYLOAD)
+        try:
+            return [] if span is None else list(ttlv.walk(self.frame, *span, _PAYLOAD_FIELDS))
+        except ProtocolError as error:
+            return error
 
     def _payload_item(self, tag: Tag, item_type: ItemType) -> ttlv.Item | None:
         """The one item with this tag. Two would let the gateway read the first, and the key manager the second."""

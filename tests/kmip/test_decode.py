@@ -824,7 +824,7 @@ def _outcome(read: Callable[[], tuple[Version, Fields, list[Fields]]]) -> object
 
 @pytest.mark.parametrize(("frame", "side"), [(GET, decode._REQUEST), (ANSWER, decode._RESPONSE)])
 def test_what_begins_like_another_message_reads_as_if_it_were_the_first(frame: bytes, side: decode._Side) -> None:
-    decode._decode(frame, side, MAX_DEPTH, MAX_BATCH_ITEMS, MAX_FIELDS)
+    decode._decode(frame, side, MAX_DEPTH, MAX_BATCH_ITEMS)
     assert any(frame.startswith(beginning) for beginning in side.shapes)
     changed = [
         frame[:position] + bytes([frame[position] ^ change]) + frame[position + 1 :]
@@ -835,7 +835,7 @@ def test_what_begins_like_another_message_reads_as_if_it_were_the_first(frame: b
     longer = [frame + bytes(8), frame + frame]
     for each in changed + cut + longer:
         remembered = _outcome(
-            lambda each=each: decode._decode(each, side, MAX_DEPTH, MAX_BATCH_ITEMS, MAX_FIELDS)  # type: ignore[misc]
+            lambda each=each: decode._decode(each, side, MAX_DEPTH, MAX_BATCH_ITEMS)  # type: ignore[misc]
         )
         assert remembered == _outcome(lambda each=each: decode._read(each, side, MAX_DEPTH, MAX_BATCH_ITEMS))  # type: ignore[misc]
 
