@@ -177,6 +177,7 @@ class Upstream:
             self._config.limits.max_response_size,
             PROBES[settings.probe],
             own=self._own[identity.name],
+            max_fields=self._config.limits.max_response_fields,
             tcp=TcpTimeouts(keepalive=self._config.pool.tcp_keepalive, user_timeout=self._config.pool.tcp_user_timeout),
         )
         return partial(open_session, target)
@@ -291,6 +292,7 @@ def _build_listener(
         config.limits.max_request_size,
         config.limits.max_depth,
         config.limits.max_batch_items,
+        config.limits.max_fields,
         listener.request_timeout,
         listener.idle_timeout,
         listener.send_timeout,

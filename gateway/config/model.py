@@ -286,6 +286,8 @@ class LimitsConfig(Table):
     max_response_size: ResponseSize = 2 * 1024 * 1024
     max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
     max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
+    max_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = 5000
+    max_response_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = 50_000
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
     max_half_open: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000
     max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000

@@ -12,7 +12,14 @@ from typing import Final, NamedTuple
 import trio
 
 from gateway.dispatcher import Answer, Dispatcher
-from gateway.errors import BuffersFullError, GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
+from gateway.errors import (
+    BuffersFullError,
+    GatewayError,
+    MessageTooLargeError,
+    ProtocolError,
+    StreamClosedError,
+    TlsError,
+)
 from gateway.front.admission import Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request
@@ -49,6 +56,7 @@ class Limits(NamedTuple):
     max_request_size: int = 1 << 20
     max_depth: int = 32
     max_batch_items: int = 1000
+    max_fields: int = 5000
     request_timeout: float = 10.0
     idle_timeout: float = 3600.0
     send_timeout: float = 10.0
@@ -140,8 +148,24 @@ class Conversation:
             return "client" if self.phase is Phase.IDLE else "gone"
         except UnreadError:
             return "unread"
-        except GatewayError:
+        except GatewayError as error:
+            return self._break_off(error)
+
+    def _break_off(self, error: GatewayError) -> str:
+        """Log it if the client's TLS records broke a bound. Returns why the conversation ended."""
+        if not isinstance(error, TlsError) or error.reason != "records":
             return "gone"
+        identity = "nobody" if self._principal is None else self._principal.identity.name
+        self._throttle.warn(
+            self._log,
+            "records",
+            "client connection closed",
+            reason=error.reason,
+            detail=str(error),
+            peer=self._peer,
+            identity=identity,
+        )
+        return error.reason
 
     async def _serve(self, request: Request) -> str:
         """See to one request. Returns why the conversation must end with it, or nothing."""
@@ -191,7 +215,7 @@ class Conversation:
                 self._hold(len(self._reader))
         if self._held or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
-        return decode_request(frame, max_depth=limits.max_depth, max_items=limits.max_batch_items)
+        return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
 
     def _hold(self, size: int) -> None:
         """Hold so many bytes of messages from now on. Raises BuffersFullError where the gateway holds too many."""

@@ -29,7 +29,7 @@ from gateway.errors import (
 )
 from gateway.kmip import compose
 from gateway.kmip.answers import MadeObjects, is_answer_to
-from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
@@ -55,7 +55,12 @@ _READ: Final = Stage.READ
 
 
 class Stream(Protocol):
-    """What a session needs of its connection; TlsStream is the one that runs."""
+    """What a session needs of its connection; TlsStream is the one that runs.
+
+    ``is_flooded`` is True once the peer has sent more records without data than it may.
+    """
+
+    is_flooded: bool
 
     spoke_unasked: bool
     """True once ``is_quiet`` has found bytes that nobody asked for."""
@@ -106,6 +111,7 @@ class Session:
         "_is_overdue",
         "_is_superseded",
         "_made",
+        "_max_fields",
         "_reader",
         "_stream",
         "alarm",
@@ -125,10 +131,19 @@ class Session:
         "state",
     )
 
-    def __init__(self, stream: Stream, backend: str, *, max_response_size: int, peer: str = "") -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        backend: str,
+        *,
+        max_response_size: int,
+        max_fields: int = MAX_RESPONSE_FIELDS,
+        peer: str = "",
+    ) -> None:
         self._stream = stream
         self.peer = peer
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
+        self._max_fields = max_fields
         self.backend = backend
         self.state = State.IDLE
         self.stage = Stage.CONNECT
@@ -162,6 +177,11 @@ class Session:
             self.fault = "unasked"
         return False
 
+    @property
+    def is_flooded(self) -> bool:
+        """Return True if the key manager has sent more TLS records without data than it may."""
+        return self._stream.is_flooded
+
     def has_news(self) -> bool:
         """Return True if something has arrived that was not read."""
         return self.state is not State.CLOSED and self._stream.is_readable()
@@ -182,7 +202,7 @@ class Session:
                 is_first = self.stage is _CONNECT
                 self.stage = _CONNECT
                 if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be the answer
-                    raise self._error("closed, or spoken on unasked", "closed")
+                    raise self._error("closed, or spoken on unasked", "records" if self.is_flooded else "closed")
                 self.stage = _SEND
                 await self._stream.send_all(request.frame)
                 self.stage = _WAIT
@@ -195,7 +215,7 @@ class Session:
                     raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
                 self.stage = _READ
                 frame = self._reader.feed(data)
-            response = decode_response(frame)
+            response = decode_response(frame, max_fields=self._max_fields)
         except StreamInterruptedError:
             self._is_superseded = False
             raise SupersededError from None
@@ -239,7 +259,8 @@ class Session:
             return self._error("closed on this side, for the request to go elsewhere", "interrupted")
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
             self.stage = Stage.CONNECT  # TLS took none of it: to the key manager this request never was
-        return self._error(str(error), "closed")
+        is_flooded = isinstance(error, TlsError) and error.reason == "records"
+        return self._error(str(error), "records" if is_flooded else "closed")
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)
@@ -312,6 +333,7 @@ class Target(NamedTuple):
     probe: bytes
     own: OwnCertificate | None = None  # what the context shows
     tcp: TcpTimeouts | None = None
+    max_fields: int = MAX_RESPONSE_FIELDS
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -348,7 +370,13 @@ async def _open(target: Target) -> Session:
     try:
         await stream.handshake()
         tls.check_server(stream, target.server_name, target.pinned_sha256)
-        session = Session(stream, target.backend, max_response_size=target.max_response_size, peer=peer)
+        session = Session(
+            stream,
+            target.backend,
+            max_response_size=target.max_response_size,
+            max_fields=target.max_fields,
+            peer=peer,
+        )
         await _prove(session, target)
     except TlsError as error:
         stream.close()
@@ -382,7 +410,9 @@ async def _connect(target: Target) -> socket.socket:
     return sock
 
 
-_TLS_REASONS: Final = frozenset({"hostname", "pin", "unknown_ca", "expired", "alert"})
+_TLS_REASONS: Final = frozenset(
+    {"hostname", "pin", "unknown_ca", "expired", "alert", "handshake_too_large", "certificate_too_large"}
+)
 
 
 async def _prove(session: Session, target: Target) -> None:
@@ -394,7 +424,7 @@ async def _prove(session: Session, target: Target) -> None:
     try:
         await session.exchange(decode_request(target.probe))
     except BackendError as error:
-        reason = "credential" if error.reason == "closed" else "proof"
+        reason = {"closed": "credential", "records": "records"}.get(error.reason, "proof")
         hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
         raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
     if session.state is not State.IDLE:

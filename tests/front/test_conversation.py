@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.config import MatchConfig
 from gateway.errors import StreamClosedError, TlsError
 from gateway.front.admission import Admission
-from gateway.kmip import ttlv
+from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.lab.client import Client
@@ -288,6 +288,23 @@ async def test_too_large_a_request_is_refused_by_its_head_alone(front: Front) ->
         assert "limit" in (answer.items[0].message or "")
         await client.stream.send_all(bytes(200_000))
     assert front.refusals == {"too_large": 1}
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [((1, 4), ResultReason.INVALID_MESSAGE), ((2, 1), ResultReason.SERVER_LIMIT_EXCEEDED)],
+)
+async def test_a_request_of_too_many_fields_is_refused_in_its_own_version(
+    front: Front, version: Version, reason: ResultReason
+) -> None:
+    payload = ttlv.octets(Tag.DATA, b"") * 130_000
+    flood = compose.encode_request(version, [compose.Ask(Operation.ENCRYPT, payload)])
+    async with front.client() as client, told_and_let_go(client) as answers:
+        await client.stream.send_all(flood)
+    assert (answers[0].version, answers[0].items[0].reason) == (version, reason)
+    assert "5000 fields" in (answers[0].items[0].message or "")
+    assert front.refusals == {"too_large": 1}
+    assert front.desk.asked == []
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, len(GET) - 1])

@@ -24,6 +24,7 @@ from gateway.kmip.spec import Operation, ResultReason
 from gateway.lab.certs import Authority
 from gateway.lab.client import Client, client_context, connect
 from gateway.tls import TlsStream
+from tests.attackers import Attacker
 from tests.e2e.harness import HOSTS, Certificates
 from tests.front.desk import NAME, Front, number_of, open_front, request, until
 from tests.streams import TLS_1_2, TLS_1_3, VERSIONS, asking, cancelled_everywhere, descriptors
@@ -196,6 +197,39 @@ async def test_what_is_not_tls_is_refused_and_counted(front: Front) -> None:
         await ends(sock)
     await until(lambda: front.clients == 0)
     assert front.errors == {"not_tls": 1}
+
+
+async def test_a_hello_in_tiny_records_is_refused_counted_and_logged(front: Front) -> None:
+    with knock(front) as sock:
+        sock.send(b"".join(b"\x16\x03\x01\x00\x01" + bytes([byte]) for byte in b"\x01\x00\x40\x00" + bytes(1000)))
+        await ends(sock)
+    await until(lambda: front.clients == 0)
+    assert front.errors == {"handshake_too_large": 1}
+    assert [entry["reason"] for entry in front.log.entries if entry["event"] == "handshake failed"] == [
+        "handshake_too_large"
+    ]
+
+
+@pytest.mark.parametrize("requested", [False, True])
+async def test_a_client_that_floods_key_updates_is_closed_counted_and_logged(front: Front, *, requested: bool) -> None:
+    def flood() -> int:
+        assert attacker.shake_hands()
+        return attacker.update_keys(5000, requested=requested)
+
+    with Attacker(knock(front), *front.certificates.client("alice")) as attacker, trio.fail_after(20):
+        assert await trio.to_thread.run_sync(flood) < 5000
+    await until(lambda: front.clients == 0)
+    assert front.errors == {"records": 1}
+    (entry,) = [entry for entry in front.log.entries if entry["event"] == "client connection closed"]
+    assert (entry["reason"], entry["identity"]) == ("records", "everyone")
+
+
+async def test_a_client_with_a_certificate_too_large_for_a_ticket_is_counted(front: Front) -> None:
+    front.certificates.client("too-large", uri=[f"spiffe://example.com/{number:0100}" for number in range(600)])
+    with suppress(StreamClosedError, TlsError):
+        async with front.client("too-large") as client:
+            await client.ask(request())
+    await until(lambda: front.errors == {"certificate_too_large": 1})
 
 
 async def test_a_client_that_leaves_before_its_handshake_is_counted(front: Front) -> None:

@@ -14,6 +14,7 @@ from gateway import policy
 from gateway.errors import ProtocolError
 from gateway.identity import Identity, Principal
 from gateway.kmip import binding, compose
+from gateway.kmip.answers import is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
@@ -111,7 +112,7 @@ def response(data: bytes) -> None:
     policy.found_by(found)
     policy.tells_of_a_change(found)
     for asked in _ASKED:
-        if found.answers(asked):
+        if is_answer_to(found, asked):
             policy.destroyed(asked, found)
             policy.has_changed_nothing(asked, found)
             _put(found, asked)

@@ -44,6 +44,16 @@ def failure(reason: str = "connect") -> BackendError:
     return BackendError("no way", backend="atlanta", stage=Stage.CONNECT, reason=reason)
 
 
+async def test_sessions_that_are_flooded_with_records_are_counted_and_said_once() -> None:
+    watch = Watch()
+
+    for _ in range(3):
+        watch.meter.session_closed("records")
+
+    assert watch.counted("sessions_closed_total") == {"records": 3}
+    assert watch.said == ["session closed: too many TLS records without data records"]
+
+
 async def test_sessions_are_counted() -> None:
     watch = Watch()
 

@@ -505,6 +505,29 @@ async def test_a_session_that_was_opened_and_speaks_unasked_is_not_handed_over(
 
 
 @in_virtual_time
+async def test_an_idle_session_that_is_flooded_with_records_is_closed_for_that_reason(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    sessions = [await lease(pool) for _ in range(4)]
+    for session in sessions:
+        pool.give_back(session)
+    for connection in atlanta.connections:
+        connection.is_flooded = True
+        connection.hang_up()
+
+    pool.take()
+    assert observer.closed["records"] == 4
+
+    session = await lease(pool)
+    pool.give_back(session)
+    atlanta.connections[-1].is_flooded = True
+    atlanta.connections[-1].hang_up()
+    pool.tend()
+    assert observer.closed == {"records": 5}
+
+
+@in_virtual_time
 async def test_a_key_manager_that_sends_unasked_bytes_is_distrusted_for_ten_minutes(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:

@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
-from gateway.kmip import compose
+from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Request
-from gateway.kmip.spec import Operation, ResultReason
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.session import Session, State, SupersededError
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
 
+MAX_FIELDS = 100
 GET = ask("key-1")
 ANSWER = answer_to(GET)
 
 
 def session_over(stream: FakeStream, *, max_response_size: int = MAX_RESPONSE_SIZE) -> Session:
-    return Session(stream, "atlanta", max_response_size=max_response_size)
+    return Session(stream, "atlanta", max_response_size=max_response_size, max_fields=MAX_FIELDS)
 
 
 # An exchange that ends properly --------------------------------------------------------------------------------------
@@ -85,11 +86,20 @@ class Failure(NamedTuple):
     reason: str
 
 
+FLOOD_OF_FIELDS = compose.encode_response(
+    (1, 4),
+    [compose.Result(ResultStatus.SUCCESS, Operation.GET, payload=ttlv.octets(Tag.DATA, b"") * (MAX_FIELDS + 20))],
+)
 OF_ANOTHER = answer_to(ask("key-1", Operation.DESTROY))
 FAILURES = {
     "closes without a byte": Failure((b"",), Stage.WAIT, "closed"),
     "is reset without a byte": Failure((StreamClosedError("ECONNRESET"),), Stage.WAIT, "closed"),
     "sends an alert instead": Failure((TlsError("alert", reason="alert"),), Stage.WAIT, "closed"),
+    "floods TLS records": Failure((TlsError("too many records", reason="records"),), Stage.WAIT, "records"),
+    "floods TLS records in the middle": Failure(
+        (ANSWER[:20], TlsError("too many records", reason="records")), Stage.READ, "records"
+    ),
+    "sends too many fields": Failure((FLOOD_OF_FIELDS,), Stage.READ, "too_large"),
     "closes after one byte": Failure((ANSWER[:1], b""), Stage.READ, "closed"),
     "closes one byte too early": Failure((ANSWER[:-1], b""), Stage.READ, "closed"),
     "is reset in the middle": Failure((ANSWER[:20], StreamClosedError("ECONNRESET")), Stage.READ, "closed"),
