@@ -51,7 +51,7 @@ async def test_sessions_that_are_flooded_with_records_are_counted_and_said_once(
         watch.meter.session_closed("records")
 
     assert watch.counted("sessions_closed_total") == {"records": 3}
-    assert watch.said == ["session closed: too many TLS records without data records"]
+    assert watch.said == ["session closed: too many TLS records without data"]
 
 
 async def test_sessions_are_counted() -> None:
