@@ -229,6 +229,7 @@ class TlsStream:
         self._descriptor = sock.fileno()  # -1 once closed
         self._poll: select.poll | None = None
         self._left_poll: select.poll | None = None
+        self.before_read: Callable[[], Awaitable[None] | None] | None = None  # asked once bytes are there to be read
         self._server_side = server_side
         self._verification = _Verification()
         self.connection = SSL.Connection(context, sock)
@@ -309,6 +310,8 @@ class TlsStream:
             self._check_open()
             try:
                 await ready(self._descriptor)
+                if self.before_read is not None and (turn := self.before_read()) is not None:
+                    await turn
                 self._check_open()
                 return self.connection.recv(_RECORD)
             except trio.ClosedResourceError:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from gateway.budget import TokenBucket
+from gateway.front.turns import Share, Turns
 from gateway.identity import Principal
 
 _ACCOUNTS: Final = 10_000  # of principals without a connection, kept so that a fresh session does not reset a rate
@@ -37,7 +38,7 @@ class Allowance(NamedTuple):
 class Account:
     """What one principal has just now."""
 
-    __slots__ = ("_admission", "_allowance", "_bucket", "clients", "requests")
+    __slots__ = ("_admission", "_allowance", "_bucket", "clients", "requests", "share")
 
     def __init__(self, admission: "Admission", allowance: Allowance) -> None:
         rate = allowance.requests_per_second
@@ -46,6 +47,7 @@ class Account:
         self._bucket = TokenBucket(rate=rate, burst=max(1.0, allowance.request_burst or rate)) if rate else None
         self.clients = 0
         self.requests = 0
+        self.share = Share()
 
     def __repr__(self) -> str:
         return f"<Account {self.clients} clients, {self.requests} requests>"
@@ -96,6 +98,8 @@ class Admission:
         self.clients = 0
         self.requests = 0
         self.buffered = 0  # bytes of messages that are not complete, or wait to be sent on or taken
+        self.turns = Turns()
+        self.strangers = Account(self, Allowance())  # of all clients without an identity
         self._allowances = allowances or {}
         self._accounts: OrderedDict[tuple[str, str, str], Account] = OrderedDict()
 

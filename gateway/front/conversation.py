@@ -5,6 +5,7 @@ there, ANSWERING while the dispatcher works, under a deadline of its own, and SE
 """
 
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 from enum import Enum
 from typing import Final, NamedTuple
@@ -82,6 +83,9 @@ class Conversation:
         self._admission = admission
         self._account = None if principal is None else admission.account(principal)
         self._over = over
+        self._turns = admission.turns
+        self._share = (self._account or admission.strangers).share
+        self._stream.before_read = self._take_turn
         self._held = 0
         self._dispatcher = dispatcher
         self._limits = limits
@@ -167,6 +171,19 @@ class Conversation:
             await self._refuse_over(limit, request)
         return "drain" if self._draining else ""
 
+    def _take_turn(self) -> Awaitable[None] | None:
+        """Take a turn of this principal before reading, or before a request that has been read already."""
+        turn = self._turns.take(self._share)
+        return None if turn is None else self._wait_for(turn)
+
+    async def _wait_for(self, turn: Awaitable[None]) -> None:
+        """Wait for a turn. The request has arrived: a drain must let it be answered."""
+        phase, self.phase = self.phase, Phase.READING
+        try:
+            await turn
+        finally:
+            self.phase = phase
+
     async def _next_request(self) -> Request | None:
         """The next request; None where the client has left. Raises ProtocolError for what is none."""
         limits = self._limits
@@ -177,6 +194,8 @@ class Conversation:
             self._begin(Phase.READING, limits.request_timeout)
         else:
             self._begin_to_idle()
+            if frame is not None and (turn := self._take_turn()) is not None:
+                await turn
         while frame is None:
             data = await self._stream.receive_some()
             await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher may give up

@@ -142,6 +142,56 @@ async def test_a_client_that_half_closes_after_its_request_is_answered(front: Fr
     assert front.errors == {}
 
 
+# Turns ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_principal_with_many_busy_connections_is_passed_by_a_neighbour_with_one(front: Front) -> None:
+    """All requests arrive in the same tick; their conversations run in random order."""
+    async with AsyncExitStack() as clients:
+        busy = [await clients.enter_async_context(front.client()) for _ in range(40)]
+        calm = await clients.enter_async_context(front.client("bob"))
+        for round_ in range(5):
+            front.desk.asked.clear()
+            for number, client in enumerate(busy):
+                assert client.stream.send_now(request(number))
+            assert calm.stream.send_now(request(1000))
+            assert number_of(await calm.read_response()) == 1000
+            places = [asked.items[0].unique_batch_item_id for asked in front.desk.asked]
+            assert places.index((1000).to_bytes(8, "big")) <= 20, round_
+            for number, client in enumerate(busy):
+                assert number_of(await client.read_response()) == number
+
+
+async def test_pipelined_requests_of_one_record_take_a_turn_each(certificates: Certificates) -> None:
+    """Refusals wait for nothing, so that all of a record's would come in one step."""
+    async with open_front(certificates, admission=Admission(max_requests=0)) as front:
+        async with front.client() as busy, front.client("bob") as calm:
+            for _ in range(5):
+                before = sum(front.refusals.values())
+                assert busy.stream.send_now(b"".join(request(number) for number in range(100)))
+                assert calm.stream.send_now(request(1000))
+                assert number_of(await calm.read_response()) == 1000
+                assert sum(front.refusals.values()) - before <= 40
+                assert [number_of(await busy.read_response()) for _ in range(100)] == list(range(100))
+
+
+async def test_a_request_that_waits_for_its_turn_is_answered_in_a_drain(front: Front) -> None:
+    async with AsyncExitStack() as clients:
+        busy = [await clients.enter_async_context(front.client()) for _ in range(30)]
+        for client in busy:
+            await client.ask(request())
+        front.desk.asked.clear()
+        for number, client in enumerate(busy):
+            assert client.stream.send_now(request(number))
+        while not front.desk.asked:
+            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # by now, every conversation has run
+        assert len(front.desk.asked) < 30
+        front.listener.drain()
+        for number, client in enumerate(busy):
+            assert number_of(await client.read_response()) == number
+
+
 # What is not an error -------------------------------------------------------------------------------------------------
 
 
