@@ -1,11 +1,11 @@
 """Turns: the order in which clients' requests get the event loop, fair between principals.
 
-trio runs everything that is ready in one tick, in random order: a principal with 400 busy connections makes a tick of 400
-requests long, and its neighbour waits for two of them. So a conversation takes a turn after its socket has become
-readable, before it reads. A few turns a tick are free; beyond them conversations queue, a constant number leaves the queue
-in each tick, and start-time fair queueing says of whom: of the principal that has used least since both wait (Goyal, Vin
-and Cheng, "Start-time Fair Queueing", 1996). A principal that has nothing waiting and is not ahead goes at once. Nothing
-is kept idle: alone, a principal has every turn.
+trio runs everything that is ready in one tick, in random order: a principal with 400 busy connections makes a tick of
+400 requests long, and its neighbour waits for two of them. So a conversation takes a turn after its socket has become
+readable, before it reads. A few turns a tick are free; beyond them conversations queue, a constant number leaves the
+queue in each tick, and start-time fair queueing says of which principal: the one that has used least since both wait
+(Goyal, Vin and Cheng, "Start-time Fair Queueing", 1996). A principal that has nothing waiting and is not ahead goes at
+once. Nothing is kept idle: alone, a principal has every turn.
 
 One turn is a read of at most one TLS record, with the request that it completes: some 0.1 ms. Work that takes longer is
 charged: later turns of its principal come later.

@@ -51,6 +51,7 @@ _CONNECT: Final = Stage.CONNECT
 _SEND: Final = Stage.SEND
 _WAIT: Final = Stage.WAIT
 _READ: Final = Stage.READ
+_UNPAID: Final = 65536  # bytes of an answer to the gateway's own requests
 
 
 class Stream(Protocol):
@@ -81,6 +82,13 @@ class Stream(Protocol):
         """Close with a word."""
 
 
+class Payer(Protocol):
+    """The account that pays for the bytes of an answer while it is received."""
+
+    def hold(self, size: int) -> object:
+        """Hold so many bytes more, or, if negative, fewer. Over a limit, hold no more and return the limit."""
+
+
 class SupersededError(Exception):
     """Another session has answered the request first. The exchange that raises this may still be finished."""
 
@@ -98,6 +106,8 @@ class Session:
     __slots__ = (
         "_is_overdue",
         "_is_superseded",
+        "_paid",
+        "_payer",
         "_reader",
         "_stream",
         "alarm",
@@ -132,6 +142,8 @@ class Session:
         self.alarm = Alarm()
         self._is_overdue = False
         self._is_superseded = False
+        self._payer: Payer | None = None
+        self._paid = 0  # bytes that the payer holds
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
@@ -155,9 +167,11 @@ class Session:
         """Return True if the peer's kernel has not acknowledged the request for so long: the path is dead."""
         return self.state is not State.CLOSED and self._stream.is_unacknowledged(seconds)
 
-    async def exchange(self, request: Request, *, is_sent: bool = False) -> Response:
+    async def exchange(self, request: Request, *, is_sent: bool = False, payer: Payer | None = None) -> Response:
         """Send a request, unchanged, and return its answer. If it ``is_sent``, go on with a superseded exchange.
 
+        ``payer`` holds the bytes of an answer that comes in parts, until it is returned or the session is closed.
+        Without a payer, an answer has at most 64 KiB.
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
         deadline is the caller's; a session whose exchange did not end is of no further use.
         """
@@ -175,11 +189,7 @@ class Session:
             while frame is None:
                 if self._is_superseded:
                     raise StreamInterruptedError  # noqa: TRY301 - as the stream does while it waits
-                data = await self._stream.receive_some()
-                if not data:
-                    raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
-                self.stage = _READ
-                frame = self._reader.feed(data)
+                frame = self._take(await self._stream.receive_some(), payer)
             response = decode_response(frame)
         except StreamInterruptedError:
             self._is_superseded = False
@@ -192,12 +202,42 @@ class Session:
             raise self._error(f"not an answer: {error}", "protocol") from None
         if not response.answers(request):
             raise self._error("the answer belongs to another request", "mismatch")
+        if self._paid:
+            self._repay()
         self._is_superseded = False
         self.requests += 1
         if len(self._reader):
             return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
         self.state = _IDLE
         return response
+
+    def _take(self, data: bytes, payer: Payer | None) -> bytes | None:
+        """Take bytes that were received; return the answer if it is whole. Raises BackendError at the end."""
+        if not data:
+            raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
+        self.stage = _READ
+        frame = self._reader.feed(data)
+        if frame is not data:
+            self._pay(payer, frame)
+        return frame
+
+    def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
+        """Have the bytes of an answer held. Raises BackendError if they are more than somebody pays for."""
+        size = len(self._reader) if frame is None else len(self._reader) + len(frame)
+        if payer is None:
+            if size > _UNPAID:
+                raise self._error(f"an answer of more than {_UNPAID} bytes, for which no client waits", "too_large")
+            return
+        limit = payer.hold(size - self._paid)
+        if limit is not None:
+            raise self._error("the gateway holds too many bytes to take the answer", "max_buffered")
+        self._payer, self._paid = payer, size
+
+    def _repay(self) -> None:
+        """Release the bytes that the payer holds."""
+        if self._payer is not None:
+            self._payer.hold(-self._paid)
+        self._payer, self._paid = None, 0
 
     def supersede(self) -> None:
         """Another session has answered the request: the exchange under way raises SupersededError."""
@@ -227,6 +267,7 @@ class Session:
             self._stream.close_politely()
         else:
             self._stream.close()
+        self._repay()
         self.state = State.CLOSED
 
 

@@ -1,6 +1,7 @@
 """Turns: how many a tick has, whose comes first, and that none is lost."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import trio
@@ -115,7 +116,7 @@ async def test_a_neighbour_with_one_connection_never_waits_for_more_than_a_few_t
         crowd.asks("calm", rounds=200)
     places = [place for place, principal in enumerate(crowd.order) if principal == "calm"]
     assert len(places) == 200
-    assert max(later - place for place, later in zip(places, places[1:], strict=False)) <= FREE
+    assert max(later - place for place, later in pairwise(places)) <= FREE
     await all_done(crowd)
 
 
