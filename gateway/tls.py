@@ -302,6 +302,7 @@ class TlsStream:
         self._poll: select.poll | None = None
         self._left_poll: select.poll | None = None
         self.before_read: Callable[[], Awaitable[None] | None] | None = None  # asked once bytes are there to be read
+        self.has_news = False  # while bytes are there and the reader waits for what ``before_read`` returned
         self._server_side = server_side
         self._verification = _Verification()
         self._context = context
@@ -386,7 +387,9 @@ class TlsStream:
             try:
                 await ready(self._descriptor)
                 if self.before_read is not None and (turn := self.before_read()) is not None:
+                    self.has_news = True
                     await turn
+                    self.has_news = False
                 self._check_open()
                 return self.connection.recv(_RECORD)
             except trio.ClosedResourceError:

@@ -5,9 +5,9 @@ there, ANSWERING while the dispatcher works, under a deadline of its own, and SE
 """
 
 import time
-from collections.abc import Awaitable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -88,7 +88,7 @@ class Conversation:
         self._turns = admission.turns
         self._payer = self._account or admission.strangers
         self._share = self._payer.share
-        self._stream.before_read = self._take_turn
+        self._stream.before_read = self._take_turn = partial(self._turns.take, self._share)
         self._held = 0
         self._dispatcher = dispatcher
         self._limits = limits
@@ -108,7 +108,7 @@ class Conversation:
     def drain(self) -> None:
         """End after the answer that is due, or at once where none is."""
         self._draining = True
-        if self.phase is Phase.IDLE:
+        if self.phase is Phase.IDLE and not self._stream.has_news:
             self._scope.cancel()
 
     async def run(self) -> str:
@@ -174,19 +174,6 @@ class Conversation:
             await self._refuse_over(limit, request)
         return "drain" if self._draining else ""
 
-    def _take_turn(self) -> Awaitable[None] | None:
-        """Take a turn of this principal before reading, or before a request that has been read already."""
-        turn = self._turns.take(self._share)
-        return None if turn is None else self._wait_for(turn)
-
-    async def _wait_for(self, turn: Awaitable[None]) -> None:
-        """Wait for a turn. The request has arrived: a drain must let it be answered."""
-        phase, self.phase = self.phase, Phase.READING
-        try:
-            await turn
-        finally:
-            self.phase = phase
-
     async def _next_request(self) -> Request | None:
         """The next request; None where the client has left. Raises ProtocolError for what is none."""
         limits = self._limits
@@ -198,6 +185,7 @@ class Conversation:
         else:
             self._begin_to_idle()
             if frame is not None and (turn := self._take_turn()) is not None:
+                self.phase = Phase.READING  # the request is there: a drain must let it be answered
                 await turn
         while frame is None:
             data = await self._stream.receive_some()
@@ -213,8 +201,8 @@ class Conversation:
                 self._hold(len(self._reader))
         if self._held or frame is not data or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
-        if len(frame) > _LONG:
-            return self._decode_long(frame)
+            if len(frame) > _LONG:
+                return self._decode_long(frame)
         return decode_request(frame, max_depth=limits.max_depth, max_items=limits.max_batch_items)
 
     def _decode_long(self, frame: bytes) -> Request:

@@ -11,8 +11,9 @@ One turn is a read of at most one TLS record, with the request that it completes
 charged: later turns of its principal come later.
 """
 
+import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from heapq import heappop, heappush
 from typing import Final
 
@@ -20,6 +21,7 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 _FREE: Final = 8  # turns between two looks at whether a new tick has begun
+_LULL: Final = 0.02  # s: so many free turns never take as long, so that they were of several ticks
 _LANES: Final = 2  # turns that leave the queue in each tick
 
 
@@ -40,14 +42,17 @@ class Share:
 class Turns:
     """The turns of one event loop.
 
-    A lane is a chain of queued turns, one a tick: each wakes the next one, which runs in the next tick.
+    A lane is a chain of queued turns, one a tick: each wakes the next one, which runs in the next tick. ``clock`` is in
+    seconds.
     """
 
-    __slots__ = ("_clock", "_lanes", "_latest", "_order", "_sequence", "_used", "waiting")
+    __slots__ = ("_clock", "_lanes", "_latest", "_now", "_order", "_sequence", "_since", "_used", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.waiting = 0
+        self._now = clock
         self._used = 0.0  # turns since a new tick was last seen
+        self._since = clock()  # time at which they began to be counted
         self._lanes = 0
         self._clock = 0.0  # the virtual time: the start of the turn that left the queue last
         self._latest = 0.0  # the highest tag
@@ -62,6 +67,9 @@ class Turns:
         self._used += 1
         if self._used <= _FREE and not self.waiting:
             return None
+        if not self.waiting and self._now() - self._since > _LULL:
+            self._begin_to_count()
+            return None
         if self.waiting and not share.waiting and share.tag <= self._clock:
             self._start(share)
             return None
@@ -70,8 +78,13 @@ class Turns:
     def charge(self, share: Share, turns: float) -> None:
         """Charge a principal for work beyond that of one turn."""
         self._used += turns
+        self._since = self._now()
         share.tag = max(share.tag, self._clock) + turns
         self._latest = max(self._latest, share.tag)
+
+    def _begin_to_count(self) -> None:
+        self._used = 0.0
+        self._since = self._now()
 
     def _start(self, share: Share) -> None:
         start = max(share.tag, self._clock)
@@ -89,7 +102,7 @@ class Turns:
         else:
             await self._queue(share)
         # A new tick has begun since this turn was asked for.
-        self._used = 0.0
+        self._begin_to_count()
         if self.waiting:
             self._wake_next()
         else:

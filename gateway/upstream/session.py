@@ -170,7 +170,7 @@ class Session:
     async def exchange(self, request: Request, *, is_sent: bool = False, payer: Payer | None = None) -> Response:
         """Send a request, unchanged, and return its answer. If it ``is_sent``, go on with a superseded exchange.
 
-        ``payer`` holds the bytes of an answer that comes in parts, until it is returned or the session is closed.
+        ``payer`` holds the bytes of an answer that comes in parts, until it is whole or the session is closed.
         Without a payer, an answer has at most 64 KiB.
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
         deadline is the caller's; a session whose exchange did not end is of no further use.
@@ -189,21 +189,23 @@ class Session:
             while frame is None:
                 if self._is_superseded:
                     raise StreamInterruptedError  # noqa: TRY301 - as the stream does while it waits
-                frame = self._take(await self._stream.receive_some(), payer)
+                data = await self._stream.receive_some()
+                if not data:
+                    raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
+                self.stage = _READ
+                frame = self._reader.feed(data)
+                if frame is not data:
+                    self._pay(payer, frame)
             response = decode_response(frame)
         except StreamInterruptedError:
             self._is_superseded = False
             raise SupersededError from None
         except (StreamClosedError, TlsError) as error:
             raise self._broken(error) from None
-        except MessageTooLargeError as error:
-            raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
-            raise self._error(f"not an answer: {error}", "protocol") from None
+            raise self._unreadable(error) from None
         if not response.answers(request):
             raise self._error("the answer belongs to another request", "mismatch")
-        if self._paid:
-            self._repay()
         self._is_superseded = False
         self.requests += 1
         if len(self._reader):
@@ -211,18 +213,16 @@ class Session:
         self.state = _IDLE
         return response
 
-    def _take(self, data: bytes, payer: Payer | None) -> bytes | None:
-        """Take bytes that were received; return the answer if it is whole. Raises BackendError at the end."""
-        if not data:
-            raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
-        self.stage = _READ
-        frame = self._reader.feed(data)
-        if frame is not data:
-            self._pay(payer, frame)
-        return frame
+    def _unreadable(self, error: ProtocolError) -> BackendError:
+        if isinstance(error, MessageTooLargeError):
+            return self._error(str(error), "too_large")
+        return self._error(f"not an answer: {error}", "protocol")
 
     def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
-        """Have the bytes of an answer held. Raises BackendError if they are more than somebody pays for."""
+        """Have the bytes of an answer held until it is whole. Raises BackendError if that is more than is paid for.
+
+        Whoever gets the whole answer has it held again before others run: there is room for it.
+        """
         size = len(self._reader) if frame is None else len(self._reader) + len(frame)
         if payer is None:
             if size > _UNPAID:
@@ -232,6 +232,8 @@ class Session:
         if limit is not None:
             raise self._error("the gateway holds too many bytes to take the answer", "max_buffered")
         self._payer, self._paid = payer, size
+        if frame is not None:
+            self._repay()
 
     def _repay(self) -> None:
         """Release the bytes that the payer holds."""

@@ -17,7 +17,7 @@ class Crowd:
     """Takes turns for principals, and notes whose came when, by tick."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.turns = Turns()
+        self.turns = Turns(clock=lambda: 0.0)
         self.shares: dict[str, Share] = {}
         self.order: list[str] = []
         self.ticks: Counter[int] = Counter()
@@ -57,17 +57,26 @@ async def all_done(crowd: Crowd) -> None:
 
 
 def test_a_few_turns_are_there_at_once() -> None:
-    turns, share = Turns(), Share()
+    turns, share = Turns(clock=lambda: 0.0), Share()
     assert [turns.take(share) for _ in range(FREE)] == [None] * FREE
 
 
 async def test_a_turn_beyond_the_free_ones_waits_for_the_next_tick_and_no_longer() -> None:
-    turns, share = Turns(), Share()
+    turns, share = Turns(clock=lambda: 0.0), Share()
     for _ in range(10):
         assert [turns.take(share) for _ in range(FREE)] == [None] * FREE
         turn = turns.take(share)
         assert turn is not None
         await turn
+
+
+def test_turns_that_are_far_apart_are_all_there_at_once() -> None:
+    """At such a rate no tick has many: nothing need wait to find out whether a new one has begun."""
+    now = 0.0
+    turns, share = Turns(clock=lambda: now), Share()
+    for _ in range(100):
+        assert turns.take(share) is None
+        now += 0.005
 
 
 async def test_a_tick_has_a_bounded_number_of_turns_of_a_busy_principal() -> None:
@@ -152,7 +161,7 @@ async def test_a_principal_that_is_charged_gets_as_many_turns_less() -> None:
 
 
 async def test_a_charge_uses_up_the_free_turns_of_its_tick() -> None:
-    turns, share = Turns(), Share()
+    turns, share = Turns(clock=lambda: 0.0), Share()
     assert turns.take(share) is None
     turns.charge(share, 20)
     turn = turns.take(share)
