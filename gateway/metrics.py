@@ -207,7 +207,12 @@ class Metrics:
         )
         self.memory_buffered = Gauge(
             "kmip_gateway_memory_buffered_bytes",
-            "Messages that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
+            "Requests and answers that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
+            registry=registry,
+        )
+        self.turns_waiting = Gauge(
+            "kmip_gateway_turns_waiting",
+            "Client connections with something to read that wait for their principal's turn.",
             registry=registry,
         )
         self.log_messages_dropped = Reading(

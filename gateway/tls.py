@@ -9,11 +9,13 @@ import errno
 import ipaddress
 import select
 import socket
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from cryptography import x509
@@ -35,6 +37,8 @@ _WRITTEN_AT_ONCE: Final = 32768  # bytes that OpenSSL writes during the handshak
 _RECORDS_AT_ONCE: Final = 16  # of one connection, before other tasks get a turn
 _LARGE_HANDSHAKE: Final = 32768  # bytes; in a smaller one no certificate can be too large for a session ticket
 _MAX_CERTIFICATE: Final = 60_000  # bytes, DER; a ticket holds the client's certificate, and must be shorter than 64 KiB
+
+_STORED_SESSIONS: Final = 1000  # of TLS 1.2 clients without tickets, some 10 KiB each
 
 _OPENSSL_4: Final = 0x4000_0000
 
@@ -115,17 +119,83 @@ def server_context(
     """A context for a side that accepts: every client must show a certificate that leads to ``client_ca``.
 
     ``policy`` names a Policy in lower case. Sessions can be resumed for ``resumption_lifetime`` seconds, on TLS 1.2 and
-    1.3, by every process that shares this context. Raises TlsError for files that OpenSSL does not take.
+    1.3, by every process that shares this context. They count from the full handshake, and resumption does not extend
+    them. Raises TlsError for files that OpenSSL does not take.
     """
-    context = _context(Policy[policy.upper()], certificate, private_key)
+    context = _configured(ServerContext(resumption_lifetime), Policy[policy.upper()], certificate, private_key)
     _load_ca(context, client_ca)
     context.load_client_ca(str(client_ca).encode())
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_verification)
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_session_id(_SESSION_ID_CONTEXT)  # without it, a client that resumes gets a fatal alert
-    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
     context.set_timeout(int(resumption_lifetime))
+    context.set_tlsext_servername_callback(_issue_no_further_ticket)
     return context
+
+
+class ServerContext(SSL.Context):
+    """A context for a side that accepts, with a bound on the sessions that it keeps.
+
+    A ticket holds its session itself. Sessions of TLS 1.2 clients without tickets are kept here, by default 20,480 of
+    them. OpenSSL's own bound can't be set through pyOpenSSL, so that storing is turned off once so many are kept, until
+    the oldest ones expire; clients shake hands in full meanwhile.
+    """
+
+    def __init__(self, lifetime: float, most: int = _STORED_SESSIONS) -> None:
+        super().__init__(SSL.TLS_METHOD)
+        self._lifetime = lifetime
+        self._most = most
+        self._expiry: deque[float] = deque()  # of the stored sessions, the oldest first
+        self._is_storing = True
+        self.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
+
+    def completed(self, connection: SSL.Connection) -> None:
+        """Count the session of a full handshake that was just completed, if it is one to be stored."""
+        if connection.get_protocol_version() >= _TLS_1_3 or not _has_session_id(connection):
+            return
+        now = time.monotonic()
+        while self._expiry and self._expiry[0] <= now:
+            self._expiry.popleft()
+        if self._is_storing:
+            self._expiry.append(now + self._lifetime)
+        is_storing = len(self._expiry) < self._most
+        if is_storing is not self._is_storing:
+            self._is_storing = is_storing
+            _set_session_cache_mode(self, _STORING if is_storing else _NOT_STORING)
+
+
+_TLS_1_3: Final = 0x304
+_STORING: Final = SSL.SESS_CACHE_SERVER
+_NOT_STORING: Final = SSL.SESS_CACHE_SERVER | SSL.SESS_CACHE_NO_INTERNAL_STORE  # but finding those that are stored
+
+
+def _set_session_cache_mode(context: SSL.Context, mode: int) -> None:
+    """Set the mode of a context that is in use: pyOpenSSL changes none, since that is not safe with several threads."""
+    SSL._lib.SSL_CTX_set_session_cache_mode(context._context, mode)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _has_session_id(connection: SSL.Connection) -> bool:
+    """Return True if the session has an ID, which a session with a ticket does not have before TLS 1.3.
+
+    In DER, a session begins with its format (3 bytes), version (4), cipher (4) and ID (OpenSSL's ssl_asn1.c).
+    """
+    library, foreign = SSL._lib, SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001 - pyOpenSSL shows no more
+    session = library.SSL_get_session(connection._ssl)  # noqa: SLF001
+    encoded = foreign.new("unsigned char[]", library.i2d_SSL_SESSION(session, foreign.NULL))
+    library.i2d_SSL_SESSION(session, foreign.new("unsigned char **", encoded))
+    length = encoded[1]
+    head = 2 + (length & 0x7F if length & 0x80 else 0)
+    return bool(encoded[head + 12])
+
+
+def _issue_no_further_ticket(connection: SSL.Connection) -> None:
+    """Have a resumed session end when the first one does; OpenSSL calls this once the session to resume is known.
+
+    In TLS 1.3 every handshake issues tickets, each with a whole lifetime: a client that resumes in time could go on for
+    ever. The client keeps the ticket of its full handshake.
+    """
+    if SSL._lib.SSL_session_reused(connection._ssl):  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        connection.set_options(SSL.OP_NO_TICKET)
 
 
 def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL.Context:
@@ -135,7 +205,7 @@ def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL
     the certificate's fingerprint. Suites are those of the compatible policy: what key managers offer is theirs to
     choose, and a handshake can't be talked down. Raises TlsError for files that OpenSSL does not take.
     """
-    context = _context(Policy.COMPATIBLE, certificate, private_key)
+    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy.COMPATIBLE, certificate, private_key)
     if ca is None:
         context.set_verify(SSL.VERIFY_PEER, _accept_for_pin)
     else:
@@ -145,8 +215,10 @@ def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL
     return context
 
 
-def _context(policy: Policy, certificate: Path, private_key: Path) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_METHOD)
+_Context = TypeVar("_Context", bound=SSL.Context)
+
+
+def _configured(context: _Context, policy: Policy, certificate: Path, private_key: Path) -> _Context:
     context.set_min_proto_version(policy.minimum_version)
     context.set_cipher_list(policy.ciphers)
     # Messages say themselves how long they are, so that an end without close_notify truncates nothing unnoticed; but as
@@ -245,6 +317,8 @@ class TlsStream:
         self._descriptor = sock.fileno()  # -1 once closed
         self._poll: select.poll | None = None
         self._left_poll: select.poll | None = None
+        self.before_read: Callable[[], Awaitable[None] | None] | None = None  # asked once bytes are there to be read
+        self.has_news = False  # while bytes are there and the reader waits for what ``before_read`` returned
         self._server_side = server_side
         self.spoke_unasked = False
         self._verification = _Verification()
@@ -253,6 +327,7 @@ class TlsStream:
         self.is_flooded = False
         self.connection = SSL.Connection(context)
         records.return_after_each_message(self.connection)
+        self._context = context
         self.connection.set_app_data(self._verification)
         if server_side:
             self.connection.set_accept_state()
@@ -318,6 +393,8 @@ class TlsStream:
         records.attach(self.connection, self._descriptor)
         if self._server_side:
             self.acknowledge()
+            if self._verification.ran and isinstance(self._context, ServerContext):
+                self._context.completed(self.connection)
 
     async def _flush(self) -> None:
         """Send what OpenSSL has written to memory. Raises StreamClosedError where the peer is gone."""
@@ -390,6 +467,10 @@ class TlsStream:
             self._check_open()
             try:
                 await ready(self._descriptor)
+                if self.before_read is not None and (turn := self.before_read()) is not None:
+                    self.has_news = True
+                    await turn
+                    self.has_news = False
                 self._check_open()
                 return self.connection.recv(_RECORD)
             except trio.ClosedResourceError:

@@ -177,6 +177,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 "Held messages", "bytes", [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")]
             ),
             Panel(
+                "Connections that wait for a turn",
+                "short",
+                [Query(f"kmip_gateway_turns_waiting{{{_SELECTOR}}}", "{{instance}}")],
+            ),
+            Panel(
                 "Log messages dropped",
                 "short",
                 [Query(f"rate(kmip_gateway_log_messages_dropped_total{{{_SELECTOR}}}{_RATE})", "{{instance}}")],

@@ -1096,14 +1096,14 @@ def test_the_summary_says_where_a_rule_holds(folder: Path) -> None:
 
 def test_what_can_be_registered_can_be_got_again_and_held_beside_its_request(folder: Path) -> None:
     assert LimitsConfig().max_response_size > LimitsConfig().max_request_size
-    limits = "[limits]\nmax_request_size = 1000000\nmax_response_size = 1000000\nmax_buffered = 1999999\n"
+    limits = "[limits]\nmax_request_size = 1000000\nmax_response_size = 1000000\nmax_buffered = 2499999\n"
     assert mistakes_in(folder, SMALL + limits) == unfolded("""
         limits.max_response_size: 1000000 is too little for max_request_size = 1000000: a key could be registered that
             can never be got again; give at least 1004096
-        limits.max_buffered: 1999999 is less than max_request_size = 1000000 and max_response_size = 1000000 together,
-            which one client may need; give at least 2000000
+        limits.max_buffered: 2499999 is too little for max_request_size = 1000000 and max_response_size = 1000000
+            together, which one client may need, and a fifth for the others; give at least 2500000
     """)
-    load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2101248\n"))
+    load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2626560\n"))
 
 
 # Connections whose other end is gone ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from gateway.dispatcher.answer import NOT_TAKEN
 from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.race import Hedge, Race
 from gateway.errors import BackendError, PoolBusyError, Stage
@@ -30,7 +31,7 @@ _ALWAYS: Final = -1.0  # s of idleness after which a session is validated, if ev
 _GRACE: Final = 0.25  # s that an answer gets that has arrived, and was not read, when the deadline comes
 
 #: Reasons of failures that say nothing of the backend's health.
-_NOBODYS_FAULT: Final = frozenset({"interrupted", "too_large"})
+_NOBODYS_FAULT: Final = frozenset({"interrupted", "too_large", "max_buffered"})
 
 
 class Attempts:
@@ -198,7 +199,7 @@ class Attempts:
         backend.outstanding += 1
         self._set_alarm(backend, pool, session, job, began, until, hedge)
         try:
-            response = await session.exchange(job.request)
+            response = await session.exchange(job.request, payer=job.payer)
             result = "answered"
         except SupersededError:
             result = ""
@@ -234,7 +235,7 @@ class Attempts:
         try:
             if session.stage > Stage.SEND:
                 pool.alarms.set(session.alarm, job.deadline, partial(self._expire, pool, session))
-                response = await session.exchange(job.request, is_sent=True)
+                response = await session.exchange(job.request, is_sent=True, payer=job.payer)
                 result = "answered"
                 pool.answered_at = trio.current_time()
                 self._answered(backend, job, response)
@@ -435,7 +436,7 @@ class Attempts:
         """
         if error.reason == "interrupted" and job.is_gone():
             raise ClientGoneError
-        if not may_repeat(job.effect, error.stage) or error.reason == "too_large":
+        if not may_repeat(job.effect, error.stage) or error.reason in NOT_TAKEN:
             denied = "unsafe"
         elif error.reason == "interrupted" or await self.has_token(job):
             self._metrics.retries.labels(error.reason).inc()

@@ -12,8 +12,10 @@ from gateway.budget import TokenBucket
 from gateway.front.half_open import HalfOpenConnections
 from gateway.front.preface import hello_is_there
 from gateway.front.sources import BEHIND_BALANCER, AddressLimits, HalfOpen, Source, Sources
+from gateway.front.turns import Share, Turns
 from gateway.identity import Principal
 
+_LEFT: Final = 4  # a principal may hold so many times the bytes that are left free
 _ACCOUNTS: Final = 10_000  # of principals without a connection, kept so that a fresh session does not reset a rate
 
 
@@ -27,6 +29,7 @@ class Limit(Enum):
     PRINCIPAL_REQUESTS = "principal_max_requests"
     RATE = "requests_per_second"
     BUFFERED = "max_buffered"
+    PRINCIPAL_BUFFERED = "principal_max_buffered"
     HALF_OPEN = "max_half_open"
     ADDRESS_CLIENTS = "address_max_clients"
     ADDRESS_HALF_OPEN = "address_max_half_open"
@@ -57,7 +60,7 @@ class Allowance(NamedTuple):
 class Account:
     """What one principal has just now."""
 
-    __slots__ = ("_admission", "_allowance", "_bucket", "clients", "requests")
+    __slots__ = ("_admission", "_allowance", "_bucket", "buffered", "clients", "requests", "share")
 
     def __init__(self, admission: "Admission", allowance: Allowance) -> None:
         rate = allowance.requests_per_second
@@ -66,6 +69,8 @@ class Account:
         self._bucket = TokenBucket(rate=rate, burst=max(1.0, allowance.request_burst or rate)) if rate else None
         self.clients = 0
         self.requests = 0
+        self.buffered = 0  # bytes held for this principal
+        self.share = Share()
 
     def __repr__(self) -> str:
         return f"<Account {self.clients} clients, {self.requests} requests>"
@@ -103,6 +108,22 @@ class Account:
         self.requests -= 1
         self._admission.requests -= 1
 
+    def hold(self, size: int) -> Limit | None:
+        """Hold so many bytes more (or, negative, fewer), if no limit is named; otherwise hold nothing more.
+
+        A principal may hold four times the bytes that are left free (dynamic thresholds: Choudhury and Hahne, 1998):
+        alone, four fifths of all; the next one, four fifths of what is left. So there is room for a newcomer at any
+        time, and no share lies idle for principals that hold nothing.
+        """
+        admission = self._admission
+        if size > 0:
+            left = admission.max_buffered - admission.buffered - size
+            if self.buffered + size > _LEFT * left:
+                return Limit.PRINCIPAL_BUFFERED if self.buffered else Limit.BUFFERED
+        self.buffered += size
+        admission.buffered += size
+        return None
+
 
 class Admission:
     """The gateway's limits. ``allowances`` holds what each identity's principals may have, by the identity's name."""
@@ -122,7 +143,9 @@ class Admission:
         self.max_buffered = max_buffered
         self.clients = 0
         self.requests = 0
-        self.buffered = 0  # bytes of messages that are not complete, or wait to be sent on or taken
+        self.buffered = 0  # bytes of requests and answers held: received in part, not yet answered, not yet taken
+        self.turns = Turns()
+        self.strangers = Account(self, Allowance())  # of all clients without an identity
         self.sources = Sources(per_address or AddressLimits())
         self.half_open = HalfOpenConnections(max_half_open, hello_is_there)
         self._allowances = allowances or {}
@@ -144,7 +167,7 @@ class Admission:
         return account
 
     def _forget_one(self) -> None:
-        idle = next((key for key, account in self._accounts.items() if not account.clients), None)
+        idle = next((key for key, account in self._accounts.items() if not (account.clients or account.buffered)), None)
         if idle is not None:
             del self._accounts[idle]
 
@@ -195,10 +218,3 @@ class Admission:
         if len(self.half_open) >= self.half_open.most and not self.half_open.evict_one(source, now):
             return Limit.HALF_OPEN
         return None
-
-    def buffer(self, size: int) -> bool:
-        """Hold so many bytes more (or, negative, fewer); False, and nothing held, where that is over the limit."""
-        if size > 0 and self.buffered + size > self.max_buffered:
-            return False
-        self.buffered += size
-        return True

@@ -52,6 +52,7 @@ _CONNECT: Final = Stage.CONNECT
 _SEND: Final = Stage.SEND
 _WAIT: Final = Stage.WAIT
 _READ: Final = Stage.READ
+_UNPAID: Final = 65536  # bytes of an answer to the gateway's own requests
 
 
 class Stream(Protocol):
@@ -90,6 +91,13 @@ class Stream(Protocol):
         """Close with a word."""
 
 
+class Payer(Protocol):
+    """The account that pays for the bytes of an answer while it is received."""
+
+    def hold(self, size: int) -> object:
+        """Hold so many bytes more, or, if negative, fewer. Over a limit, hold no more and return the limit."""
+
+
 class SupersededError(Exception):
     """Another session has answered the request first. The exchange that raises this may still be finished."""
 
@@ -112,6 +120,8 @@ class Session:
         "_is_superseded",
         "_made",
         "_max_fields",
+        "_paid",
+        "_payer",
         "_reader",
         "_stream",
         "alarm",
@@ -158,6 +168,8 @@ class Session:
         self.alarm = Alarm()
         self._is_overdue = False
         self._is_superseded = False
+        self._payer: Payer | None = None
+        self._paid = 0  # bytes that the payer holds
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
@@ -190,9 +202,11 @@ class Session:
         """Return True if the peer's kernel has not acknowledged the request for so long: the path is dead."""
         return self.state is not State.CLOSED and self._stream.is_unacknowledged(seconds)
 
-    async def exchange(self, request: Request, *, is_sent: bool = False) -> Response:
+    async def exchange(self, request: Request, *, is_sent: bool = False, payer: Payer | None = None) -> Response:
         """Send a request, unchanged, and return its answer. If it ``is_sent``, go on with a superseded exchange.
 
+        ``payer`` holds the bytes of an answer that comes in parts, until it is whole or the session is closed.
+        Without a payer, an answer has at most 64 KiB.
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
         deadline is the caller's; a session whose exchange did not end is of no further use.
         """
@@ -215,16 +229,16 @@ class Session:
                     raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
                 self.stage = _READ
                 frame = self._reader.feed(data)
+                if frame is not data:
+                    self._pay(payer, frame)
             response = decode_response(frame, max_fields=self._max_fields)
         except StreamInterruptedError:
             self._is_superseded = False
             raise SupersededError from None
         except (StreamClosedError, TlsError) as error:
             raise self._broken(error) from None
-        except MessageTooLargeError as error:
-            raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
-            raise self._error(f"not an answer: {error}", "protocol") from None
+            raise self._unreadable(error) from None
         if not is_answer_to(response, request) or not (self.is_repeatable or self._is_new(response, request)):
             self.fault = "mismatch"
             raise self._error("the answer belongs to another request", "mismatch")
@@ -241,6 +255,34 @@ class Session:
         if self._made is None:
             self._made = MadeObjects()
         return not self._made.were_made_before(response, request)
+
+    def _unreadable(self, error: ProtocolError) -> BackendError:
+        if isinstance(error, MessageTooLargeError):
+            return self._error(str(error), "too_large")
+        return self._error(f"not an answer: {error}", "protocol")
+
+    def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
+        """Have the bytes of an answer held until it is whole. Raises BackendError if that is more than is paid for.
+
+        Whoever gets the whole answer has it held again before others run: there is room for it.
+        """
+        size = len(self._reader) if frame is None else len(self._reader) + len(frame)
+        if payer is None:
+            if size > _UNPAID:
+                raise self._error(f"an answer of more than {_UNPAID} bytes, for which no client waits", "too_large")
+            return
+        limit = payer.hold(size - self._paid)
+        if limit is not None:
+            raise self._error("the gateway holds too many bytes to take the answer", "max_buffered")
+        self._payer, self._paid = payer, size
+        if frame is not None:
+            self._repay()
+
+    def _repay(self) -> None:
+        """Release the bytes that the payer holds."""
+        if self._payer is not None:
+            self._payer.hold(-self._paid)
+        self._payer, self._paid = None, 0
 
     def supersede(self) -> None:
         """Another session has answered the request: the exchange under way raises SupersededError."""
@@ -271,6 +313,7 @@ class Session:
             self._stream.close_politely()
         else:
             self._stream.close()
+        self._repay()
         self.state = State.CLOSED
 
 

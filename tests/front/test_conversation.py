@@ -142,6 +142,60 @@ async def test_a_client_that_half_closes_after_its_request_is_answered(front: Fr
     assert front.errors == {}
 
 
+# Turns ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_principal_with_many_busy_connections_is_passed_by_a_neighbour_with_one(front: Front) -> None:
+    """All requests arrive in the same tick; their conversations run in random order."""
+    async with AsyncExitStack() as clients:
+        busy = [await clients.enter_async_context(front.client()) for _ in range(40)]
+        calm = await clients.enter_async_context(front.client("bob"))
+        for round_ in range(5):
+            front.desk.asked.clear()
+            for number, client in enumerate(busy):
+                assert client.stream.send_now(request(number))
+            assert calm.stream.send_now(request(1000))
+            assert number_of(await calm.read_response()) == 1000
+            places = [asked.items[0].unique_batch_item_id for asked in front.desk.asked]
+            assert places.index((1000).to_bytes(8, "big")) <= 20, round_
+            for number, client in enumerate(busy):
+                assert number_of(await client.read_response()) == number
+
+
+async def test_pipelined_requests_of_one_record_take_a_turn_each(certificates: Certificates) -> None:
+    """Refusals wait for nothing, so that all of a record's would come in one step."""
+    admission = Admission(max_requests=0)
+    async with (
+        open_front(certificates, admission=admission) as front,
+        front.client() as busy,
+        front.client("bob") as calm,
+    ):
+        for _ in range(5):
+            before = sum(front.refusals.values())
+            assert busy.stream.send_now(b"".join(request(number) for number in range(100)))
+            assert calm.stream.send_now(request(1000))
+            assert number_of(await calm.read_response()) == 1000
+            assert sum(front.refusals.values()) - before <= 40
+            assert [number_of(await busy.read_response()) for _ in range(100)] == list(range(100))
+
+
+async def test_a_request_that_waits_for_its_turn_is_answered_in_a_drain(front: Front) -> None:
+    async with AsyncExitStack() as clients:
+        busy = [await clients.enter_async_context(front.client()) for _ in range(30)]
+        for client in busy:
+            await client.ask(request())
+        front.desk.asked.clear()
+        for number, client in enumerate(busy):
+            assert client.stream.send_now(request(number))
+        while not front.desk.asked:
+            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # by now, every conversation has run
+        assert len(front.desk.asked) < 30
+        front.listener.drain()
+        for number, client in enumerate(busy):
+            assert number_of(await client.read_response()) == number
+
+
 # What is not an error -------------------------------------------------------------------------------------------------
 
 
@@ -411,7 +465,7 @@ async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many
     certificates: Certificates, most: int
 ) -> None:
     """Who takes none is closed where there is no room; who takes theirs has it, whatever the others do."""
-    admission = Admission(max_buffered=most * (8 << 20) + (1 << 20))
+    admission = Admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # of which one client may have 4/5
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         front.desk.answer_size = 8 << 20
         for number in range(5):
@@ -421,13 +475,40 @@ async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many
             await wait_all_tasks_blocked(0.01)
         held = min(most, 5)
         assert held * (8 << 20) < admission.buffered < held * (8 << 20) + (1 << 20)
-        assert front.count("client_rejected_total", reason="max_buffered") == 5 - held
+        assert front.count("client_rejected_total", reason="principal_max_buffered") == 5 - held
         assert front.errors == ({"unread": 5 - held} if held < 5 else {})
         front.desk.answer_size = 100
         async with front.client() as client:
             assert number_of(await client.ask(request(7))) == 7
         await trio.sleep(11)
         assert admission.buffered == 0
+
+
+async def test_one_client_that_fills_its_share_leaves_room_for_another(certificates: Certificates) -> None:
+    admission = Admission(max_buffered=8 << 20)
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
+        for number in range(1, 8):
+            client = await clients.enter_async_context(front.client())
+            await client.stream.send_all(padded(1 << 20)[:1_000_000])
+            await until(lambda: admission.buffered >= min(6, number) * 1_000_000)  # noqa: B023 - as above
+        await until(lambda: front.count("client_rejected_total", reason="principal_max_buffered") == 1)
+        async with front.client("bob") as calm:
+            assert number_of(await calm.ask(padded(20_000, 7))) == 7
+            assert number_of(await calm.ask(padded(800_000, 8))) == 8
+        assert front.count("client_rejected_total", reason="max_buffered") == 0
+
+
+async def test_requests_of_more_than_1_kib_and_what_follows_them_are_counted(certificates: Certificates) -> None:
+    admission = Admission()
+    async with open_front(certificates, admission=admission) as front:
+        front.desk.close_gate()
+        async with front.client() as first, front.client() as second:
+            await first.stream.send_all(padded(2048))
+            await until(lambda: admission.buffered == 2048)
+            await second.stream.send_all(request() + padded(8000))
+            await until(lambda: admission.buffered == 2048 + len(request()) + 8000)
+            front.desk.gate.set()
+            await until(lambda: admission.buffered == 0)
 
 
 @pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])
