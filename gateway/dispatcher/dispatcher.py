@@ -90,7 +90,9 @@ class Dispatcher:
             message = "the client closed its side of the connection while the request waited"
             return refusal(Refusal.CLIENT_LEFT, message, job.request)
         finally:
-            self._end(job)
+            job.retries.in_flight -= 1
+            if job.has_token or job.breaks or job.kept:
+                self._end(job)
 
     async def _try_bound(self, job: Job) -> Answer:
         """As below, for a request that may show values which bind it to a backend, or be given some."""
@@ -149,7 +151,8 @@ class Dispatcher:
                         break
                 else:
                     items = response.items
-                    if len(items) == 1 and _RESULT_REASON not in items[0].fields and not self._is_special(job):
+                    is_plain = len(items) == 1 and _RESULT_REASON not in items[0].fields
+                    if is_plain and not (job.breaks or job.answered_by or whereabouts.may_be_late):
                         return Answer.of(response, backend)
                     return await self._answer(job, job.answered_by or backend, response)
                 if trio.current_time() >= job.deadline:
@@ -157,13 +160,8 @@ class Dispatcher:
             if not await self._may_go_round(job, failure, busy):
                 return self._nothing_left(job, failure, busy)
 
-    def _is_special(self, job: Job) -> bool:
-        """Return True if more is to be done with an answer than to pass it on, even if nothing has failed."""
-        return bool(job.breaks) or job.answered_by is not None or self._whereabouts.may_be_late
-
     def _end(self, job: Job) -> None:
         """Settle what a request has used."""
-        job.retries.in_flight -= 1
         if job.has_token:
             job.retries.give_back()
         if job.breaks:
