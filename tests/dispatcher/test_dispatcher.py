@@ -17,6 +17,26 @@ from tests.test_dispatcher import House, house
 from tests.test_failover import FAULTS, REQUESTS
 from tests.upstream.fakes import Connection, FakeKeyManager, ask, in_virtual_time, name_in, never_answers
 
+# A read that breaks once ----------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_read_that_breaks_once_at_the_only_key_manager_is_sent_again() -> None:
+    async with house("atlanta") as it:
+        answered = it.key_managers[0].behaviour
+
+        def breaks_once(connection: Connection, request: Request) -> None:
+            it.key_managers[0].behaviour = answered
+            connection.execute(request)
+            connection.hang_up()
+
+        it.key_managers[0].behaviour = breaks_once
+        tally = Tally()
+        await tally.ask(it, ask("key"))
+        assert tally.outcomes == {"ok": 1}
+        assert len(it.executed) == 2
+
+
 # Queues ---------------------------------------------------------------------------------------------------------------
 
 
