@@ -21,7 +21,7 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 _FREE: Final = 8  # turns between two looks at whether a new tick has begun
-_LULL: Final = 0.02  # s: so many free turns never take as long, so that they were of several ticks
+_LULL: Final = 0.005  # s: the free turns of one tick take less, so that those that took longer were of several
 _LANES: Final = 2  # turns that leave the queue in each tick
 
 

@@ -76,7 +76,7 @@ def test_turns_that_are_far_apart_are_all_there_at_once() -> None:
     turns, share = Turns(clock=lambda: now), Share()
     for _ in range(100):
         assert turns.take(share) is None
-        now += 0.005
+        now += 0.001
 
 
 async def test_a_tick_has_a_bounded_number_of_turns_of_a_busy_principal() -> None:
