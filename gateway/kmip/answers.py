@@ -107,15 +107,27 @@ def is_answer_to(response: Response, request: Request) -> bool:
     try:  # nearly always there is one item, whose answer names the same at its beginning, or behind Object Type
         (item,), (question,) = response.items, request.items
         fields = item.fields
-        if item.operation == question.operation and _UNIQUE_BATCH_ITEM_ID not in fields:
+        if item.operation == question.operation and (
+            _UNIQUE_BATCH_ITEM_ID not in fields or item.unique_batch_item_id == question.unique_batch_item_id
+        ):
             start, end = question.fields[_REQUEST_PAYLOAD]
-            named, position = question.frame[start:end], fields[_RESPONSE_PAYLOAD][0]
-            if item.frame.startswith(named, position + _OBJECT_TYPE_SIZE) or item.frame.startswith(named, position):
+            named, frame, position = question.frame[start:end], item.frame, fields[_RESPONSE_PAYLOAD][0]
+            if frame.startswith(_OBJECT_TYPE_HEAD, position):
+                position += _OBJECT_TYPE_SIZE
+            if frame.startswith(named, position):
                 return True
     except (ValueError, KeyError):  # several items, or no payload
         pass
-    pairs = _pair(response.items, request.items)
-    return pairs is not None and _repeats_all(pairs, request.items)
+    answered, asked = response.items, request.items
+    if len(answered) == len(asked) == 1:
+        item, question = answered[0], asked[0]
+        return _echoes(item, question) and (
+            question.operation not in REPEATING
+            or _repeats_first(item, question)
+            or _repeats(item, question, None, set())
+        )
+    pairs = _pair(answered, asked)
+    return pairs is not None and _repeats_all(pairs, asked)
 
 
 # Operation and Unique Batch Item ID ---------------------------------------------------------------------------------

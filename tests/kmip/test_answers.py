@@ -227,6 +227,11 @@ def test_an_identifier_that_begins_like_the_other_is_another() -> None:
     assert not fits(GET, (identifier("key"),), (identifier(" key"), KEY))
 
 
+def test_an_answer_that_names_another_object_first_is_refused() -> None:
+    assert not fits(GET, (identifier("1"),), (identifier("2"), identifier("1"), KEY))
+    assert not fits(GET, (identifier(A), identifier("1")), (identifier("2"), identifier(A), identifier("1")))
+
+
 def test_an_identifier_inside_of_the_object_does_not_count() -> None:
     wrapping = ttlv.structure(Tag.KEY_WRAPPING_DATA, identifier(A))
 
