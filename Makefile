@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo test check chaos report report-full mutants instructions growth outages fmt lock clean
+.PHONY: demo test check chaos report report-full mutants instructions growth outages attacks fuzz fmt lock clean
 
 demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it gains
 	$(BIN)/kmip-gateway demo $(ARGS)
@@ -40,6 +41,13 @@ growth: $(VENV)/development  ## How these grow with messages, batches, backends,
 outages: $(VENV)/development  ## Measure what clients notice of slow, dead and busy key managers, in some four minutes; ARGS=--only c,d measures these rows
 	$(BIN)/python -m tests.benchmarks.outages $(ARGS)
 
+attacks: $(VENV)/development  ## Measure what hostile peers cost a neighbour, in some six minutes; ARGS=--only b2,b7 measures these rows
+	$(BIN)/python -m tests.benchmarks.attacks $(ARGS)
+
+fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZZ_SECONDS (600 in all), ARGS=--keep adds to the corpus
+	$(BIN)/python -m tests.fuzz --seconds $$(( $(FUZZ_SECONDS) * 5 / 6 )) $(ARGS)
+	MUTATED_SECONDS=$$(( $(FUZZ_SECONDS) / 6 )) $(BIN)/pytest -q tests/e2e/test_mutated_sessions.py
+
 fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -47,6 +55,7 @@ fmt: $(VENV)/development  ## Format, and mend what can be mended
 lock: $(VENV)/development  ## Pin all dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml --extra lab --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --group fuzz -o requirements-fuzz.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -65,3 +74,7 @@ $(VENV)/development: $(VENV)/bin/python requirements-dev.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@ $(VENV)/runtime
+
+$(VENV)/fuzzing: $(VENV)/development requirements-fuzz.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	touch $@

@@ -19,6 +19,7 @@ from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Allowance
 from gateway.front.conversation import Limits
 from gateway.front.listener import Listener, ListenerSettings
+from gateway.front.sources import AddressLimits
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
 from gateway.metrics import Metrics
@@ -176,6 +177,7 @@ class Upstream:
             self._config.limits.max_response_size,
             PROBES[settings.probe],
             own=self._own[identity.name],
+            max_fields=self._config.limits.max_response_fields,
             tcp=TcpTimeouts(keepalive=self._config.pool.tcp_keepalive, user_timeout=self._config.pool.tcp_user_timeout),
         )
         return partial(open_session, target)
@@ -258,6 +260,8 @@ def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) ->
         max_clients=config.limits.max_clients,
         max_requests=config.limits.max_requests,
         max_buffered=config.limits.max_buffered,
+        max_half_open=config.limits.max_half_open,
+        per_address=AddressLimits(**config.per_address.model_dump()),
         allowances={
             identity.name: Allowance(
                 identity.max_clients, identity.max_requests, identity.requests_per_second, identity.request_burst
@@ -266,6 +270,7 @@ def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) ->
         },
     )
     metrics.memory_buffered.set_function(lambda: admission.buffered)
+    metrics.turns_waiting.set_function(lambda: admission.turns.waiting)
     return [_build_listener(config, listener, dispatcher, admission, metrics) for listener in config.listeners]
 
 
@@ -288,12 +293,13 @@ def _build_listener(
         config.limits.max_request_size,
         config.limits.max_depth,
         config.limits.max_batch_items,
+        config.limits.max_fields,
         listener.request_timeout,
         listener.idle_timeout,
         listener.send_timeout,
     )
     return Listener(
-        ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout),
+        ListenerSettings(listener.name, listener.max_clients, listener.handshake_timeout, listener.proxy_from),
         _checked(f'listeners["{listener.name}"].certificate', make_context),
         Identities(rule for rule in config.identities if not rule.listeners or listener.name in rule.listeners),
         admission=admission,

@@ -29,7 +29,7 @@ class ProtocolError(GatewayError):
 
 
 class MessageTooLargeError(ProtocolError):
-    """A declared message length over the limit of this side."""
+    """A message over a limit of this side: its declared length, or the number of its fields."""
 
 
 class BuffersFullError(ProtocolError):

@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
+from unicodedata import category
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -109,7 +110,10 @@ def _read(certificate: x509.Certificate) -> _Facts:
         san_email=tuple(_lower_domain(name) for name in names.get_values_for_type(x509.RFC822Name)),
         san_uri=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
         san_ip=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress) if _is_address(address)),
-        issuer=(certificate.issuer.rfc4514_string(),),
+        # RFC 4514 escapes NUL, which would hide it from the check for control characters.
+        issuer=()
+        if any(_is_odd(name.value) for name in certificate.issuer)
+        else (certificate.issuer.rfc4514_string(),),
         fingerprint_sha256=(certificate.fingerprint(hashes.SHA256()).hex(),),
     )
 
@@ -137,17 +141,41 @@ def _matches(match: MatchConfig, facts: _Facts) -> bool:
 
 
 def _fits(key: str, value: str, pattern: str) -> bool:
+    if _is_odd(value):
+        return False
     match key:
         case "san_ip":
             return ipaddress.ip_address(value) in ipaddress.ip_network(pattern)
         case "fingerprint_sha256":
             return value == pattern
         case "san_dns":
-            return fnmatchcase(value, pattern.lower())
+            return _fits_labels(value, pattern.lower())
         case "san_email":
-            return fnmatchcase(value, _lower_domain(pattern))
+            return _fits_email(value, _lower_domain(pattern))
         case _:
             return fnmatchcase(value, pattern)
+
+
+def _is_odd(value: str | bytes) -> bool:
+    """True for a name with NUL or a control character: no CA means one, and programs differ over where it ends."""
+    return isinstance(value, bytes) or any(category(character) == "Cc" for character in value)
+
+
+def _fits_labels(name: str, pattern: str) -> bool:
+    """Whether a DNS name fits label by label: a wildcard stands for characters of one label (RFC 9525 section 6.3)."""
+    labels, patterns = name.split("."), pattern.split(".")
+    return len(labels) == len(patterns) and all(
+        label and fnmatchcase(label, part) for label, part in zip(labels, patterns, strict=True)
+    )
+
+
+def _fits_email(address: str, pattern: str) -> bool:
+    """Whether an address fits: its domain label by label, unless the pattern is for all addresses and names none."""
+    local, at, domain = pattern.rpartition("@")
+    if not at:
+        return fnmatchcase(address, pattern)
+    of, _, name = address.rpartition("@")
+    return fnmatchcase(of, local) and _fits_labels(name, domain)
 
 
 def _lower_domain(address: str) -> str:

@@ -20,7 +20,57 @@ from structlog.typing import FilteringBoundLogger
 
 Log = FilteringBoundLogger
 
+_QUOTED: Final = 200  # characters of a peer's text that a line repeats
+_FIELD: Final = 2000  # characters of any field
+_TRACEBACK: Final = 20_000
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def quoted(text: str) -> str:
+    """Return a peer's text as a line may repeat it: on one line, without control characters, cut to 200 characters.
+
+    For Result Messages, names out of certificates and headers, and the words of exceptions that such text has caused.
+    """
+    return _cut(_escaped(text[: _QUOTED + 1]), _QUOTED)
+
+
+def _escaped(text: str, *, kept: str = "") -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _bounded(value: object, *, escapes: bool) -> object:
+    if isinstance(value, str):
+        text = value[: _FIELD + 1]
+        return _cut(_escaped(text) if escapes else text, _FIELD)
+    return [_bounded(each, escapes=escapes) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _bounds(form: str) -> Callable[[Any, str, Any], Any]:
+    """Return a processor that keeps every field short, and control characters out of lines of text.
+
+    A terminal obeys escape sequences, and a line feed would begin a line that nobody has logged. JSON escapes them
+    itself. ``quoted`` is the rule for a peer's text; this is the net for what was forgotten.
+    """
+
+    def bound(_logger: Any, _method: str, event: Any) -> Any:
+        for key, value in event.items():
+            if key == "exception":
+                lines = _cut(_escaped(str(value), kept="\n"), _TRACEBACK).splitlines()
+                event[key] = "\n".join(f"  {line}" for line in lines)  # an event begins at a line's beginning
+            elif key not in {"timestamp", "level"}:
+                event[key] = _bounded(value, escapes=form == "text")
+        return event
+
+    return bound
 
 
 class Throttle:
@@ -154,6 +204,7 @@ def configure(level: str, form: str) -> LossyFile:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _bounds(form),
         renderer,
     ]
     structlog.configure(

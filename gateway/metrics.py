@@ -40,6 +40,12 @@ class Metrics:
         self.client_connections = Gauge(
             "kmip_gateway_client_connections", "Client connections open now.", ["listener"], registry=registry
         )
+        self.client_half_open = Gauge(
+            "kmip_gateway_client_half_open_connections",
+            "Client connections whose TLS handshake is not finished; bounded by max_half_open.",
+            ["listener"],
+            registry=registry,
+        )
         self.accepting = Gauge(
             "kmip_gateway_accepting",
             "1 while new connections are accepted, 0 while they are refused: draining, or no key manager reachable.",
@@ -201,7 +207,12 @@ class Metrics:
         )
         self.memory_buffered = Gauge(
             "kmip_gateway_memory_buffered_bytes",
-            "Messages that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
+            "Requests and answers that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
+            registry=registry,
+        )
+        self.turns_waiting = Gauge(
+            "kmip_gateway_turns_waiting",
+            "Client connections with something to read that wait for their principal's turn.",
             registry=registry,
         )
         self.log_messages_dropped = Reading(

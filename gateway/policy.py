@@ -240,7 +240,7 @@ def _is_empty(item: ResponseItem) -> bool:
     if item.operation != Operation.LOCATE or item.status != ResultStatus.SUCCESS:
         return False
     try:
-        return not item.unique_identifiers and not item.located_items
+        return not item.has_unique_identifier and not item.located_items
     except ProtocolError:  # what can't be read can't be judged
         return False
 

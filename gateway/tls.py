@@ -1,18 +1,21 @@
 """TLS on both sides: contexts from files, and one stream on a non-blocking socket.
 
-pyOpenSSL brings its own, current OpenSSL, and handshakes are OpenSSL's time. OpenSSL reads and writes the socket
-itself; trio only waits for it. The order is *wait, then read*: a read that finds nothing costs more than the wait.
+pyOpenSSL brings its own, current OpenSSL, and handshakes are OpenSSL's time. During the handshake OpenSSL reads and
+writes memory, and is given one record at a time: see `records`. Afterwards it reads and writes the socket itself; trio
+only waits for it. The order is *wait, then read*: a read that finds nothing costs more than the wait.
 """
 
 import errno
 import ipaddress
 import select
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from cryptography import x509
@@ -22,7 +25,7 @@ from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from trio.lowlevel import wait_readable, wait_writable
 
-from gateway import tcp
+from gateway import records, tcp
 from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
 
 _RECORD: Final = 16384  # bytes in one TLS record, and so in one read
@@ -30,7 +33,12 @@ _SSL_MODE_RELEASE_BUFFERS: Final = 0x10
 _SESSION_ID_CONTEXT: Final = b"kmip-gateway"
 _CLOSED_HERE: Final = "closed on this side"
 _LINGER_BYTES: Final = 1 << 20  # read and thrown away at the most while a refused client finishes sending
+_WRITTEN_AT_ONCE: Final = 32768  # bytes that OpenSSL writes during the handshake
+_RECORDS_AT_ONCE: Final = 16  # of one connection, before other tasks get a turn
+_LARGE_HANDSHAKE: Final = 32768  # bytes; in a smaller one no certificate can be too large for a session ticket
+_MAX_CERTIFICATE: Final = 60_000  # bytes, DER; a ticket holds the client's certificate, and must be shorter than 64 KiB
 
+_STORED_SESSIONS: Final = 1000  # of TLS 1.2 clients without tickets, some 10 KiB each
 
 _OPENSSL_4: Final = 0x4000_0000
 
@@ -111,17 +119,83 @@ def server_context(
     """A context for a side that accepts: every client must show a certificate that leads to ``client_ca``.
 
     ``policy`` names a Policy in lower case. Sessions can be resumed for ``resumption_lifetime`` seconds, on TLS 1.2 and
-    1.3, by every process that shares this context. Raises TlsError for files that OpenSSL does not take.
+    1.3, by every process that shares this context. They count from the full handshake, and resumption does not extend
+    them. Raises TlsError for files that OpenSSL does not take.
     """
-    context = _context(Policy[policy.upper()], certificate, private_key)
+    context = _configured(ServerContext(resumption_lifetime), Policy[policy.upper()], certificate, private_key)
     _load_ca(context, client_ca)
     context.load_client_ca(str(client_ca).encode())
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_verification)
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_session_id(_SESSION_ID_CONTEXT)  # without it, a client that resumes gets a fatal alert
-    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
     context.set_timeout(int(resumption_lifetime))
+    context.set_tlsext_servername_callback(_issue_no_further_ticket)
     return context
+
+
+class ServerContext(SSL.Context):
+    """A context for a side that accepts, with a bound on the sessions that it keeps.
+
+    A ticket holds its session itself. Sessions of TLS 1.2 clients without tickets are kept here, by default 20,480 of
+    them. OpenSSL's own bound can't be set through pyOpenSSL, so that storing is turned off once so many are kept, until
+    the oldest ones expire; clients shake hands in full meanwhile.
+    """
+
+    def __init__(self, lifetime: float, most: int = _STORED_SESSIONS) -> None:
+        super().__init__(SSL.TLS_METHOD)
+        self._lifetime = lifetime
+        self._most = most
+        self._expiry: deque[float] = deque()  # of the stored sessions, the oldest first
+        self._is_storing = True
+        self.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
+
+    def completed(self, connection: SSL.Connection) -> None:
+        """Count the session of a full handshake that was just completed, if it is one to be stored."""
+        if connection.get_protocol_version() >= _TLS_1_3 or not _has_session_id(connection):
+            return
+        now = time.monotonic()
+        while self._expiry and self._expiry[0] <= now:
+            self._expiry.popleft()
+        if self._is_storing:
+            self._expiry.append(now + self._lifetime)
+        is_storing = len(self._expiry) < self._most
+        if is_storing is not self._is_storing:
+            self._is_storing = is_storing
+            _set_session_cache_mode(self, _STORING if is_storing else _NOT_STORING)
+
+
+_TLS_1_3: Final = 0x304
+_STORING: Final = SSL.SESS_CACHE_SERVER
+_NOT_STORING: Final = SSL.SESS_CACHE_SERVER | SSL.SESS_CACHE_NO_INTERNAL_STORE  # but finding those that are stored
+
+
+def _set_session_cache_mode(context: SSL.Context, mode: int) -> None:
+    """Set the mode of a context that is in use: pyOpenSSL changes none, since that is not safe with several threads."""
+    SSL._lib.SSL_CTX_set_session_cache_mode(context._context, mode)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _has_session_id(connection: SSL.Connection) -> bool:
+    """Return True if the session has an ID, which a session with a ticket does not have before TLS 1.3.
+
+    In DER, a session begins with its format (3 bytes), version (4), cipher (4) and ID (OpenSSL's ssl_asn1.c).
+    """
+    library, foreign = SSL._lib, SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001 - pyOpenSSL shows no more
+    session = library.SSL_get_session(connection._ssl)  # noqa: SLF001
+    encoded = foreign.new("unsigned char[]", library.i2d_SSL_SESSION(session, foreign.NULL))
+    library.i2d_SSL_SESSION(session, foreign.new("unsigned char **", encoded))
+    length = encoded[1]
+    head = 2 + (length & 0x7F if length & 0x80 else 0)
+    return bool(encoded[head + 12])
+
+
+def _issue_no_further_ticket(connection: SSL.Connection) -> None:
+    """Have a resumed session end when the first one does; OpenSSL calls this once the session to resume is known.
+
+    In TLS 1.3 every handshake issues tickets, each with a whole lifetime: a client that resumes in time could go on for
+    ever. The client keeps the ticket of its full handshake.
+    """
+    if SSL._lib.SSL_session_reused(connection._ssl):  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        connection.set_options(SSL.OP_NO_TICKET)
 
 
 def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL.Context:
@@ -131,7 +205,7 @@ def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL
     the certificate's fingerprint. Suites are those of the compatible policy: what key managers offer is theirs to
     choose, and a handshake can't be talked down. Raises TlsError for files that OpenSSL does not take.
     """
-    context = _context(Policy.COMPATIBLE, certificate, private_key)
+    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy.COMPATIBLE, certificate, private_key)
     if ca is None:
         context.set_verify(SSL.VERIFY_PEER, _accept_for_pin)
     else:
@@ -141,8 +215,10 @@ def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL
     return context
 
 
-def _context(policy: Policy, certificate: Path, private_key: Path) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_METHOD)
+_Context = TypeVar("_Context", bound=SSL.Context)
+
+
+def _configured(context: _Context, policy: Policy, certificate: Path, private_key: Path) -> _Context:
     context.set_min_proto_version(policy.minimum_version)
     context.set_cipher_list(policy.ciphers)
     # Messages say themselves how long they are, so that an end without close_notify truncates nothing unnoticed; but as
@@ -166,20 +242,32 @@ def _load_ca(context: SSL.Context, ca: Path) -> None:
 
 
 class _Verification:
-    """What OpenSSL's verification said of one handshake. It runs on full handshakes only, never on resumed ones."""
+    """What OpenSSL's callbacks said of one connection.
 
-    __slots__ = ("error", "ran")
+    ``ran`` and ``error`` are the verification's, which runs on full handshakes only, never on resumed ones.
+    ``is_large`` is True once the handshake has so many bytes that the certificate may be too large, ``is_too_large`` if
+    it is.
+    ``is_whole`` tells if the last message after the handshake lay within one record.
+    """
+
+    __slots__ = ("error", "is_large", "is_too_large", "is_whole", "ran")
 
     def __init__(self) -> None:
         self.ran = False
         self.error = 0
+        self.is_large = False
+        self.is_too_large = False
+        self.is_whole = False
 
 
-def _note_verification(connection: SSL.Connection, _certificate: crypto.X509, error: int, _depth: int, ok: int) -> bool:
+def _note_verification(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
     verification: _Verification = connection.get_app_data()
     verification.ran = True
     verification.error = verification.error or error
-    return bool(ok)
+    if verification.is_large and depth == 0:
+        size = len(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+        verification.is_too_large = size > _MAX_CERTIFICATE
+    return bool(ok) and not verification.is_too_large
 
 
 def _accept_for_pin(connection: SSL.Connection, *_arguments: object) -> bool:
@@ -229,10 +317,17 @@ class TlsStream:
         self._descriptor = sock.fileno()  # -1 once closed
         self._poll: select.poll | None = None
         self._left_poll: select.poll | None = None
+        self.before_read: Callable[[], Awaitable[None] | None] | None = None  # asked once bytes are there to be read
+        self.has_news = False  # while bytes are there and the reader waits for what ``before_read`` returned
         self._server_side = server_side
         self.spoke_unasked = False
         self._verification = _Verification()
-        self.connection = SSL.Connection(context, sock)
+        self._allowance = records.RecordAllowance()
+        #: True once the peer has sent more records without data than it may; the stream is fit for closing only.
+        self.is_flooded = False
+        self.connection = SSL.Connection(context)
+        records.return_after_each_message(self.connection)
+        self._context = context
         self.connection.set_app_data(self._verification)
         if server_side:
             self.connection.set_accept_state()
@@ -274,25 +369,87 @@ class TlsStream:
 
     async def handshake(self) -> None:
         """Shake hands. Raises TlsError, or StreamClosedError where the peer leaves. The caller sets the deadline."""
+        budget = records.HandshakeBudget("handshake failed", "handshake_too_large")
+        turn = 0
         while True:
             self._check_open()
             try:
                 self.connection.do_handshake()
                 break
             except SSL.WantReadError:
-                await self._wait(wait_readable)
-            except SSL.WantWriteError:
-                await self._wait(wait_writable)
+                await self._flush()
+                await self._feed_record(budget)
+                turn += 1
+                if turn % _RECORDS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+                    self._check_open()
             except (SSL.SysCallError, SSL.ZeroReturnError) as error:
                 raise StreamClosedError(f"gone during the handshake: {_words(error)}") from None
             except SSL.Error as error:
+                with suppress(StreamClosedError):
+                    await self._flush()  # the alert
                 raise self._handshake_error(error) from None
+        await self._flush()
+        records.attach(self.connection, self._descriptor)
         if self._server_side:
             self.acknowledge()
+            if self._verification.ran and isinstance(self._context, ServerContext):
+                self._context.completed(self.connection)
+
+    async def _flush(self) -> None:
+        """Send what OpenSSL has written to memory. Raises StreamClosedError where the peer is gone."""
+        data = self._written()
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                await self._wait(wait_writable)
+            except OSError as error:
+                raise _lost("gone during the handshake", error) from None
+
+    def _written(self) -> bytes:
+        """Return what OpenSSL has written to memory, and let go of it."""
+        written = b""
+        try:
+            while len(part := self.connection.bio_read(_WRITTEN_AT_ONCE)) == _WRITTEN_AT_ONCE:
+                written += part
+            written += part
+        except SSL.WantReadError:
+            pass
+        return written
+
+    async def _feed_record(self, budget: records.HandshakeBudget) -> None:
+        """Give OpenSSL the next record of the handshake, once it is here as a whole."""
+        head = await self._receive_exactly(records.HEAD_SIZE)
+        length = records.body_length(head)
+        budget.take(records.HEAD_SIZE + length)
+        self._verification.is_large = budget.size > _LARGE_HANDSHAKE
+        self.connection.bio_write(head + await self._receive_exactly(length) if length else head)
+
+    async def _receive_exactly(self, size: int) -> bytes:
+        """Return so many bytes from the socket itself. Raises StreamClosedError at the end."""
+        received = b""
+        while len(received) < size:
+            try:
+                data = self._socket.recv(size - len(received))
+            except BlockingIOError:
+                await self._wait(wait_readable)
+                continue
+            except OSError as error:
+                raise _lost("gone during the handshake", error) from None
+            if not data:
+                raise StreamClosedError("gone during the handshake: closed by the peer")
+            received = received + data if received else data
+        return received
 
     def _handshake_error(self, error: SSL.Error) -> TlsError:
         words = _words(error)
         reason = next((reason for part, reason in _REASONS if part in words), "tls")
+        if self._verification.is_too_large:
+            return TlsError(
+                f"handshake failed: the peer's certificate has more than {_MAX_CERTIFICATE} bytes",
+                reason="certificate_too_large",
+            )
         if reason == "certificate":
             reason = _VERIFY_REASONS.get(self._verification.error, reason)
         return TlsError(f"handshake failed: {words}", reason=reason)
@@ -310,11 +467,17 @@ class TlsStream:
             self._check_open()
             try:
                 await ready(self._descriptor)
+                if self.before_read is not None and (turn := self.before_read()) is not None:
+                    self.has_news = True
+                    await turn
+                    self.has_news = False
                 self._check_open()
                 return self.connection.recv(_RECORD)
             except trio.ClosedResourceError:
                 raise self._woken() from None
-            except SSL.WantReadError:  # a part of a record, or one in which TLS spoke to itself
+            except SSL.WantReadError:  # a part of a record, or a message without data
+                if self._count_record():
+                    await self._read_message()
                 ready = wait_readable
                 if self._server_side:
                     self.acknowledge()
@@ -326,6 +489,52 @@ class TlsStream:
                 raise StreamClosedError(f"connection lost: {_words(error)}") from None
             except SSL.Error as error:
                 raise TlsError(f"connection broken: {_words(error)}", reason=_alert_or_tls(error)) from None
+
+    def _count_record(self) -> bool:
+        """Count a message without data, if the last read has found one. Return True if it goes on in another record.
+
+        Raises TlsError (records), see `records`.
+        """
+        is_message = records.is_detached(self.connection)
+        if not is_message and records.was_partial():
+            return False
+        with self._noting_flood():
+            self._allowance.take(trio.current_time())
+            return is_message and not self._is_finished()
+
+    def _is_finished(self) -> bool:
+        """Finish a message without data, if it is complete: send OpenSSL's answer; OpenSSL uses the socket again."""
+        if not self._verification.is_whole:
+            return False
+        records.write_answer(self.connection)
+        answer = self._written()
+        records.attach(self.connection, self._descriptor)
+        with suppress(OSError):
+            answer = answer[self._socket.send(answer) :] if answer else answer
+        if answer:
+            raise TlsError("connection broken: the peer does not read the answer to a key update", reason="records")
+        return True
+
+    async def _read_message(self) -> None:
+        """Read the rest of a message without data, record by record: a session ticket of more than 16 KiB, say."""
+        budget = records.HandshakeBudget("connection broken: a message without data", "records")
+        with self._noting_flood():
+            while not self._is_finished():
+                try:
+                    await self._feed_record(budget)
+                except StreamInterruptedError:  # perhaps within a record, whose beginning is lost
+                    self.close()
+                    raise StreamClosedError(_CLOSED_HERE) from None
+                with suppress(SSL.WantReadError):
+                    self.connection.recv(_RECORD)
+
+    @contextmanager
+    def _noting_flood(self) -> Iterator[None]:
+        try:
+            yield
+        except TlsError:
+            self.is_flooded = True
+            raise
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Send everything. What fits into one record goes out as one: some clients read an answer with two reads.
@@ -402,7 +611,7 @@ class TlsStream:
 
         ``spoke_unasked`` is True afterwards if bytes came that nobody expected.
         TLS may have things to say to itself (tickets, a key update), so that a readable socket is read: only bytes for
-        us, an end or an error count. Costs one system call in the usual case.
+        us, an end, an error, or too many records without data count. Costs one system call in the usual case.
         """
         if self._descriptor < 0:
             return False
@@ -414,10 +623,22 @@ class TlsStream:
             self._poll.register(self._descriptor, select.POLLIN | select.POLLRDHUP)
         if not self._poll.poll(0):
             return True
+        for _ in range(_RECORDS_AT_ONCE):
+            if not self._is_next_without_data():
+                return False
+            if not self._poll.poll(0):
+                return True
+        return False  # a peer with so much to say is not quiet
+
+    def _is_next_without_data(self) -> bool:
+        """Read and count one record. Return False for data, an end, an error, or too many records without data."""
         try:
             self.connection.recv(1)
         except SSL.WantReadError:
-            return True
+            try:
+                return not self._count_record()
+            except TlsError:
+                return False
         except SSL.Error:
             return False
         self.spoke_unasked = True
@@ -509,6 +730,11 @@ def _is_ip_address(name: str) -> bool:
 
 def _alert_or_tls(error: SSL.Error) -> str:
     return "alert" if "alert" in _words(error) else "tls"
+
+
+def _lost(what: str, error: OSError) -> StreamClosedError:
+    """Return the error for a socket that failed."""
+    return StreamClosedError(f"{what}: {errno.errorcode.get(error.errno or 0, str(error))}")
 
 
 def _words(error: Exception) -> str:

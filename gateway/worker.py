@@ -14,11 +14,13 @@ import trio
 from cryptography import x509
 
 from gateway import log
-from gateway.admin.server import application, serve_admin
+from gateway.admin.routes import Routes
+from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
+from gateway.admin.server import AdminServer
 from gateway.building import Upstream, build_dispatcher, build_listeners
-from gateway.config import Address, Config, ListenerConfig, lapsed
+from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
 from gateway.errors import ConfigError
-from gateway.front.listener import BACKLOG, Listener
+from gateway.front.listener import BACKLOG, TOLD_AT_ONCE, Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts
@@ -54,7 +56,7 @@ class Worker:
         finished = trio.Event()
         with ExitStack() as stack:
             sockets = [stack.enter_context(_listen_for_clients(listener)) for listener in config.listeners]
-            admin_socket = stack.enter_context(_listen("admin.bind", config.admin.bind))
+            admin_socket = stack.enter_context(_listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
             bound = Bound([_address_of(sock) for sock in sockets], _address_of(admin_socket))
             async with trio.open_nursery() as admin, trio.open_nursery() as house:
                 upstream = Upstream(config, house, self.metrics)
@@ -62,14 +64,16 @@ class Worker:
                     config, build_dispatcher(config, upstream.balancer, self.metrics), self.metrics
                 )
                 self._instrument(upstream.fleet, listeners)
-                app = application(self.metrics.exposition, partial(self._unreadiness, upstream.fleet))
-                admin.start_soon(serve_admin, admin_socket, app, finished)
+                names = (config.admin.bind.host, *config.admin.hosts)
+                routes = Routes(self.metrics.exposition, partial(self._unreadiness, upstream.fleet), names)
+                admin.start_soon(AdminServer(routes).run, admin_socket, finished)
                 house.start_soon(upstream.run)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
                 self._warn_of_lapsed_certificates()
+                self._warn_of_exposed_secrets()
                 task_status.started(bound)
                 try:
                     await self._serve(listeners, sockets, upstream.fleet)
@@ -107,6 +111,7 @@ class Worker:
         """Say so where clients could take the descriptors that sessions to key managers need."""
         config = self._config
         clients = min(config.limits.max_clients, sum(listener.max_clients for listener in config.listeners))
+        clients += config.limits.max_half_open + TOLD_AT_ONCE * len(config.listeners)
         needed = clients + sum(backend.max_sessions for backend in config.backends) + _OTHER_DESCRIPTORS
         allowed, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
         if allowed < needed:
@@ -126,6 +131,15 @@ class Worker:
                 identity=own.identity,
                 file=str(own.file),
                 detail=own.lapse(now),
+            )
+
+    def _warn_of_exposed_secrets(self) -> None:
+        for secret in exposed(self._config):
+            self._log.warning(
+                "a file with a secret is open to too many",
+                key=secret.setting,
+                file=str(secret.file),
+                detail=secret.remedy(),
             )
 
     def _unreadiness(self, fleet: Fleet) -> str | None:
@@ -152,10 +166,10 @@ def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
 
 def _listen_for_clients(listener: ListenerConfig) -> socket.socket:
     timeouts = TcpTimeouts(keepalive=listener.tcp_keepalive, user_timeout=listener.tcp_user_timeout)
-    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts)
+    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=timeouts)
 
 
-def _listen(key: str, address: Address, timeouts: TcpTimeouts | None = None) -> socket.socket:
+def _listen(key: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -164,7 +178,7 @@ def _listen(key: str, address: Address, timeouts: TcpTimeouts | None = None) -> 
             timeouts.set_on(sock)  # before the first connection, which would not inherit them later
         with _port_of(address, family) as port:
             sock.bind((address.host, port))
-        sock.listen(BACKLOG)
+        sock.listen(backlog)
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)

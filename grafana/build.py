@@ -152,6 +152,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Refused and broken", "ops", [rate("kmip_gateway_client_connection_errors_total", "reason")]),
             Panel("Over a limit", "ops", [rate("kmip_gateway_client_rejected_total", "reason")]),
             Panel(
+                "Handshakes not finished",
+                "short",
+                [Query(f"kmip_gateway_client_half_open_connections{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
+            ),
+            Panel(
                 "Left while waiting",
                 "ops",
                 [Query(f"sum(rate(kmip_gateway_client_aborts_total{{{_SELECTOR}}}{_RATE}))", "")],
@@ -170,6 +175,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Open descriptors", "short", [Query(f"process_open_fds{{{_SELECTOR}}}", "{{instance}}")]),
             Panel(
                 "Held messages", "bytes", [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")]
+            ),
+            Panel(
+                "Connections that wait for a turn",
+                "short",
+                [Query(f"kmip_gateway_turns_waiting{{{_SELECTOR}}}", "{{instance}}")],
             ),
             Panel(
                 "Log messages dropped",

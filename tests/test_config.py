@@ -128,7 +128,9 @@ def put_certificates(folder: Path, text: str) -> None:
     """Make every certificate and key that a configuration names: NAME.key belongs to NAME.pem."""
     for name, suffix in re.findall(r'"(?!mark\.)([^"]+)\.(pem|key)"', text):  # mark.key is the gateway's own to make
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.{suffix}").write_bytes(pair(name)[0 if suffix == "pem" else 1])
+        file = folder / f"{name}.{suffix}"
+        file.write_bytes(pair(name)[0 if suffix == "pem" else 1])
+        file.chmod(0o644 if suffix == "pem" else 0o600)
 
 
 @pytest.fixture
@@ -212,9 +214,33 @@ def test_admin_may_be_open_to_the_network(folder: Path) -> None:
     assert "other machines can reach" in "\n".join(summary(config))
 
 
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ('"Gateway.Example.com."', ("gateway.example.com",)),
+        ('["gw-1", "192.0.2.7", "gw-1"]', ("gw-1", "192.0.2.7")),
+        ("[]", ()),
+    ],
+)
+def test_the_admin_port_may_have_further_names(folder: Path, hosts: str, expected: tuple[str, ...]) -> None:
+    config = load(write(folder, changed("[admin]\n", f"[admin]\nhosts = {hosts}\n")))
+    assert config.admin.hosts == expected
+
+
 def test_the_server_name_is_the_address_host_unless_given(folder: Path) -> None:
     text = changed('"127.0.0.1:15696"', '"kms.example.com:5696"').replace('server_name = "localhost"', "")
     assert load(write(folder, text)).backends[0].server_name == "kms.example.com"
+
+
+def test_proxy_protocol_and_limits_per_address_are_read_and_summed_up(folder: Path) -> None:
+    text = (
+        SMALL.replace('tls_policy = "modern"', 'proxy_protocol = true\nproxy_from = ["10.0.0.0/8", "2001:DB8::1"]')
+        + "\n[per_address]\nmax_clients = 7\nipv6_prefix = 48\n"
+    )
+    config = load(write(folder, text))
+    assert config.listeners[0].proxy_from == ("10.0.0.0/8", "2001:db8::1")
+    assert (config.per_address.max_clients, config.per_address.ipv6_prefix) == (7, 48)
+    assert "behind PROXY protocol from 10.0.0.0/8, 2001:db8::1" in "\n".join(summary(config))
 
 
 def test_a_pinned_backend_needs_no_ca(folder: Path) -> None:
@@ -303,11 +329,24 @@ near section
   - [admin]
   + [admim]
   = admim: unknown key "admim"; did you mean "admin"?
+PROXY protocol without addresses
+  - tls_policy = "modern"
+  + proxy_protocol = true
+  = listeners["kmip"].proxy_from: missing, and proxy_protocol is true: without it, anyone could send a header with any
+    address; give the addresses of the load balancers, such as proxy_from = ["10.0.0.0/8"]
+addresses without PROXY protocol
+  - tls_policy = "modern"
+  + proxy_from = "10.0.0.0/8"
+  = listeners["kmip"].proxy_from: has no effect while proxy_protocol is false; set it to true, or leave this line out
+PROXY protocol from a name
+  - tls_policy = "modern"
+  + proxy_from = ["balancer"]
+  = listeners["kmip"].proxy_from: has "balancer"; give IP addresses or networks such as 10.1.0.0/16
 far section
   - [admin]
   + [zoo]
   = zoo: unknown key "zoo"; known here are listeners, backends, identities, admin, pool, balancing, failover,
-    replication, health, deadlines, limits, log
+    replication, health, deadlines, limits, per_address, log
 near key in match
   - subject_cn
   + subject_nc
@@ -318,10 +357,10 @@ credential of nobody
   = health.credential: "nobody" is the name of no identity; name one of "everyone"
 key of another section
   + max_sessions = 5
-  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind
+  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind, hosts
 far key
   + 'pass word' = "do not repeat this"
-  = admin."pass word": unknown key "pass word"; known here are bind
+  = admin."pass word": unknown key "pass word"; known here are bind, hosts
 missing key
   - bind = "127.0.0.1:5696"
   +
@@ -450,6 +489,16 @@ server name with a port
   - "localhost"
   + "localhost:5696"
   = backends["atlanta-001"].server_name: is no host name; leave out everything but the host
+admin name with a port
+  - [admin]
+  + [admin]
+  + hosts = "gateway:9696"
+  = admin.hosts: has "gateway:9696"; give host names alone, without a port or a path
+admin name that is no name
+  - [admin]
+  + [admin]
+  + hosts = ["gateway", "*"]
+  = admin.hosts: has the host "*", which is no host name; give a host name or an IP address
 neither CA nor pin
   - ca = "kms-ca.pem"
   +
@@ -777,6 +826,47 @@ def test_an_identity_whose_certificate_is_not_valid_yet_is_a_warning(folder: Pat
     assert not any("second" in warning for warning in later)
 
 
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o600, None),
+        (0o400, None),
+        (0o640, None),
+        (0o440, None),
+        (0o660, "changed by its group"),
+        (0o644, "read by every user of this machine"),
+        (0o604, "read by every user of this machine"),
+        (0o602, "changed by every user of this machine"),
+        (0o666, "changed by every user of this machine"),
+    ],
+)
+def test_a_private_key_that_too_many_can_use_is_a_warning(folder: Path, mode: int, said: str | None) -> None:
+    (folder / "server.key").chmod(mode)
+
+    found = warnings(load(write(folder, SMALL)), datetime.now(UTC))
+
+    file = folder / "server.key"
+    told = f'listeners["kmip"].private_key: {file} can be {said} (mode {mode:04o}); chmod 0600 {file}, or 0640'
+    assert found == ([] if said is None else [told])
+
+
+@pytest.mark.parametrize(("marks", "warned"), [("true", True), ("false", False)])
+def test_a_mark_key_that_others_can_read_is_a_warning_if_it_is_used(folder: Path, marks: str, warned: bool) -> None:
+    key = folder / "mark.key"
+    key.write_text("00" * 32)
+    key.chmod(0o644)
+
+    found = warnings(load(write(folder, SMALL + f"[replication]\nmarks = {marks}\n")), datetime.now(UTC))
+
+    assert [warning.partition(":")[0] for warning in found] == ["replication.mark_key_file"] * warned
+
+
+def test_a_key_that_two_settings_share_is_warned_about_once(folder: Path) -> None:
+    (folder / "server.key").chmod(0o666)
+    second = SECOND_LISTENER.replace("second.pem", "server.pem").replace("second.key", "server.key")
+    assert len(warnings(load(write(folder, SMALL + second)), datetime.now(UTC))) == 1
+
+
 def test_an_expired_certificate_up_an_identity_s_chain_counts(folder: Path) -> None:
     expired, _ = make_pair("intermediate CA", lasts=-timedelta(days=2))
     (folder / "second.pem").write_bytes(pair("second")[0] + expired)
@@ -1006,14 +1096,14 @@ def test_the_summary_says_where_a_rule_holds(folder: Path) -> None:
 
 def test_what_can_be_registered_can_be_got_again_and_held_beside_its_request(folder: Path) -> None:
     assert LimitsConfig().max_response_size > LimitsConfig().max_request_size
-    limits = "[limits]\nmax_request_size = 1000000\nmax_response_size = 1000000\nmax_buffered = 1999999\n"
+    limits = "[limits]\nmax_request_size = 1000000\nmax_response_size = 1000000\nmax_buffered = 2499999\n"
     assert mistakes_in(folder, SMALL + limits) == unfolded("""
         limits.max_response_size: 1000000 is too little for max_request_size = 1000000: a key could be registered that
             can never be got again; give at least 1004096
-        limits.max_buffered: 1999999 is less than max_request_size = 1000000 and max_response_size = 1000000 together,
-            which one client may need; give at least 2000000
+        limits.max_buffered: 2499999 is too little for max_request_size = 1000000 and max_response_size = 1000000
+            together, which one client may need, and a fifth for the others; give at least 2500000
     """)
-    load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2101248\n"))
+    load(write(folder, SMALL + "[limits]\nmax_response_size = 1052672\nmax_buffered = 2626560\n"))
 
 
 # Connections whose other end is gone ----------------------------------------------------------------------------------

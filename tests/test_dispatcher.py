@@ -128,6 +128,65 @@ def name_of(answer: Answer) -> str:
     return name_in(answer.response)
 
 
+class Purse:
+    """Holds so many bytes at once."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def hold(self, size: int) -> str | None:
+        if self.held + size > self.limit:
+            return "limit"
+        self.held += size
+        return None
+
+
+def _answers_in_parts(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    frame = answer_to(request)
+    if name_in(request):
+        connection.say(frame[:50], frame[50:])
+    else:
+        connection.say(frame)
+
+
+# Who pays ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "why", "words"),
+    [
+        (Operation.GET, Refusal.OVERLOADED, "try again later"),
+        (Operation.CREATE, Refusal.OUTCOME_UNKNOWN, "outcome is unknown"),
+    ],
+)
+@in_virtual_time
+async def test_an_answer_that_nobody_can_pay_for_is_told_truly(operation: int, why: Refusal, words: str) -> None:
+    """One try, since every key manager's answer is as long; and none of them is to blame."""
+    purse = Purse(60)
+    async with house("atlanta", "boston") as it:
+        for key_manager in it.key_managers:
+            key_manager.behaviour = _answers_in_parts
+        for _ in range(10):
+            answer = await it.dispatcher.dispatch(ask("key-1", operation), principal("red"), payer=purse)
+            assert refusal(answer)[0] is why
+            assert words in refusal(answer)[2]
+        assert len(it.executed) == 10
+        assert all(backend.breaker.is_quiet for backend in it.backends)
+        assert purse.held == 0
+
+
+@in_virtual_time
+async def test_an_answer_is_paid_for_and_released() -> None:
+    purse = Purse(1000)
+    async with house("atlanta") as it:
+        it.key_managers[0].behaviour = _answers_in_parts
+        answer = await it.dispatcher.dispatch(ask("key-1"), principal("red"), payer=purse)
+        assert name_of(answer) == "key-1"
+        assert purse.held == 0
+
+
 # As it should be ---------------------------------------------------------------------------------------------------
 
 

@@ -115,12 +115,54 @@ def test_a_certificate_without_one_common_name_is_taken_for_none_of_them(common_
         ("*.example.com", True),
         ("other.example.net", True),
         ("example.com", False),
+        ("*.com", False),
+        ("*", False),
+        ("app.*.com", True),
+        ("a*.example.com", True),
+        ("app*com", False),
+        ("app?example.com", False),
+        ("app[.]example.com", False),
     ],
 )
 def test_a_dns_name_matches_without_regard_to_case(pattern: str, expected: bool) -> None:
     caller = certificate("x", sans=(x509.DNSName("App.EXAMPLE.com"), x509.DNSName("other.example.net")))
 
     assert matches(caller, san_dns=pattern) is expected
+
+
+@pytest.mark.parametrize(
+    "san", ["a.b.apps.example.com", "apps.example.com", ".apps.example.com", "a.apps.example.com."]
+)
+def test_a_wildcard_stands_for_one_label_of_a_dns_name(san: str) -> None:
+    caller = certificate("x", sans=(x509.DNSName(san),))
+
+    assert not matches(caller, san_dns="*.apps.example.com")
+
+
+@pytest.mark.parametrize("odd", ["\0", "\n", "\t", "\x1b", "\x7f", "\x85"])
+@pytest.mark.parametrize("place", ["{}alice", "ali{}ce", "alice{}"])
+def test_a_name_with_a_control_character_matches_nothing(odd: str, place: str) -> None:
+    odd_name = place.format(odd)
+    caller = certificate(odd_name, issuer=name(odd_name))
+
+    assert not matches(caller, subject_cn="*")
+    assert not matches(caller, subject_cn=odd_name)
+    assert not matches(caller, issuer="*")
+
+
+@pytest.mark.parametrize("odd", ["\0", "\n", "\x7f"])
+def test_an_alternative_name_with_a_control_character_matches_nothing(odd: str) -> None:
+    """The library refuses to make some of these; other CAs' software does not."""
+    names = {
+        "san_dns": x509.DNSName(f"a{odd}.apps.example.com"),
+        "san_email": x509.RFC822Name(f"a{odd}@example.com"),
+        "san_uri": x509.UniformResourceIdentifier(f"spiffe://example.com/a{odd}"),
+    }
+    caller = certificate("x", sans=tuple(names.values()))
+
+    assert not matches(caller, san_dns="*.apps.example.com")
+    assert not matches(caller, san_email="*@example.com")
+    assert not matches(caller, san_uri="spiffe://example.com/*")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +173,10 @@ def test_a_dns_name_matches_without_regard_to_case(pattern: str, expected: bool)
         ("*@example.com", True),
         ("OPS@example.com", False),
         ("ops@example.org", False),
+        ("*@*.com", True),
+        ("*@*", False),
+        ("*com", True),
+        ("ops@*", False),
     ],
 )
 def test_an_email_address_matches_without_regard_to_its_domains_case_only(pattern: str, expected: bool) -> None:

@@ -65,6 +65,44 @@ def test_an_event_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
     }
 
 
+EVIL = "nope\n2026-01-01T00:00:00Z [info] key manager reached again\x1b[2J\x07\x9b\u202e" + "A" * 100_000
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_peer_s_text_can_not_forge_a_line_or_command_a_terminal(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    log.configure("info", form)
+
+    log.get("upstream").warning("can't open a session", detail=EVIL, others=[EVIL, EVIL], bare="\x1b[2J")
+    log.get("upstream").warning(EVIL)
+    log.get("upstream").error("lost", exc_info=ValueError(EVIL))
+
+    said = capsys.readouterr().err
+    assert len(said) < 40_000
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
+    first = said.splitlines()[0]
+    assert "AAAA" in first
+    assert not any(line.startswith("2026-01-01") for line in said.splitlines())
+
+
+def test_a_quoted_text_is_one_short_line() -> None:
+    assert log.quoted("The key is destroyed; ä") == "The key is destroyed; ä"
+    assert log.quoted("a\nb\x1b[2J\0") == "a\\nb\\x1b[2J\\x00"
+    assert log.quoted("A" * 200) == "A" * 200
+    assert log.quoted("A" * 201) == "A" * 200 + "..."
+    assert log.quoted(EVIL).isprintable()
+    assert len(log.quoted("\0" * (1 << 20))) == 203
+
+
+def test_a_list_of_names_stays_readable_in_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("info", "json")
+    log.get("upstream").info("addresses changed", addresses=["192.0.2.1", "192.0.2.2"], number=2, none=None)
+
+    event = json.loads(capsys.readouterr().err)
+    assert (event["addresses"], event["number"], event["none"]) == (["192.0.2.1", "192.0.2.2"], 2, None)
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_fault_is_written_with_its_way_and_without_what_was_in_its_variables(
     capsys: pytest.CaptureFixture[str], form: str
@@ -226,12 +264,12 @@ def test_a_message_of_any_length_is_written_whole_where_there_is_room(
     heard: tuple[int, log.LossyFile],
 ) -> None:
     reader, _lossy = heard
-    detail = "".join(chr(number) for number in range(0x100, 0x2000))
+    details = ["".join(chr(number) for number in range(begin, begin + 0x200)) for begin in range(0x100, 0x2000, 0x200)]
 
-    log.get("test").info("happened", detail=detail)
+    log.get("test").info("happened", details=details)
 
     (line,) = read_all(reader)
-    assert json.loads(line)["detail"] == detail
+    assert json.loads(line)["details"] == details
 
 
 def test_a_message_for_which_there_is_no_room_is_cut_and_the_next_is_a_line_of_its_own(
@@ -240,7 +278,7 @@ def test_a_message_for_which_there_is_no_room_is_cut_and_the_next_is_a_line_of_i
     reader, lossy = heard
     logger = log.get("test")
 
-    logger.info("too long", detail="x" * 10_000_000)
+    logger.info("too long", details=["x" * 2000] * 5000)
     assert lossy.dropped == 1
     begun = read_all(reader)
     logger.info("short")

@@ -96,7 +96,8 @@ class Twice:
 
 def _values(message: Request | Response, place: int, tag: Tag) -> list[bytes]:
     item = message.items[place]
-    return [message.frame[field.start : field.end] for field in item.payload_items() if field.tag == tag]
+    fields = ttlv.walk(message.frame, *item.fields[item.PAYLOAD])
+    return [message.frame[field.start : field.end] for field in fields if field.tag == tag]
 
 
 class Outcome(NamedTuple):

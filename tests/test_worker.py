@@ -75,7 +75,7 @@ async def client_of(certificates: Certificates, bound: Bound) -> AsyncIterator[C
 async def http(address: Address, path: str) -> bytes:
     stream = await trio.open_tcp_stream(address.host, address.port)
     async with stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n".encode())
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return b"".join([chunk async for chunk in stream])
 
 
@@ -373,7 +373,26 @@ async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
     assert operations == {"Query", "Create"}
 
 
-@pytest.mark.parametrize(("allowed", "told"), [(10_127, True), (10_128, False)])
+async def test_a_private_key_that_others_can_read_is_told_at_the_start(
+    certificates: Certificates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config()
+    log.configure("warning", "text")
+    config = configure(certificates, free_port())
+    certificates.path("server.key").chmod(0o644)
+
+    async with running(config):
+        pass
+
+    structlog.configure(**before)
+    certificates.path("server.key").chmod(0o600)
+    told = capsys.readouterr().err
+    assert "a file with a secret is open to too many" in told
+    assert "server.key" in told
+    assert "mode 0644" in told
+
+
+@pytest.mark.parametrize(("allowed", "told"), [(11_191, True), (11_192, False)])
 async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_start(
     certificates: Certificates,
     allowed: int,
@@ -381,7 +400,7 @@ async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_s
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """10,000 clients, 64 sessions, and 64 for all else."""
+    """10,000 clients, 1,000 half-open connections, 64 that are told, 64 sessions, and 64 for all else."""
     before = structlog.get_config()
     log.configure("warning", "text")
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (allowed, 1 << 20))

@@ -1,70 +1,225 @@
-"""The admin listener: GET /metrics, /livez and /readyz, for Prometheus and for whoever starts and stops the gateway.
+"""The admin listener: HTTP/1.1 over plain TCP, for Prometheus and for the programs that start and stop the gateway.
 
-Plain HTTP and without secrets; the default address is the machine's own. /livez says that the process answers, /readyz
-that clients should be sent here: it does not drain, and at least one key manager can be reached.
+h11 reads and writes HTTP; this module owns the connections and their bounds. The port has no secrets and no login, and
+its default address is the machine's own. Somebody who reaches it costs the gateway's clients little: few connections,
+short deadlines, small requests without a body, a bounded rate of connections and of requests on each. Only HTTP/1.1 and
+1.0 are spoken: an upgrade is ignored, and HTTP/2 is refused.
 """
 
-import logging
 import socket
-from collections.abc import Callable
-from typing import Final, cast
+from contextlib import suppress
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, NamedTuple
 
+import h11
 import trio
-from hypercorn.config import Config, Sockets
-from hypercorn.trio import serve
-from hypercorn.typing import Framework
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 from gateway import log
+from gateway.admin.routes import Answer, Routes
 
-_EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
-_BREATH: Final = 0.1  # s before a server that failed is begun anew
-
-
-def application(exposition: Callable[[], bytes], unreadiness: Callable[[], str | None]) -> Starlette:
-    """The routes. ``unreadiness`` returns why no client should be sent here, or None."""
-
-    async def metrics(_request: Request) -> Response:
-        return Response(exposition(), media_type=_EXPOSITION_FORMAT)
-
-    async def livez(_request: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(_request: Request) -> Response:
-        reason = unreadiness()
-        return PlainTextResponse("ok\n" if reason is None else f"{reason}\n", 200 if reason is None else 503)
-
-    routes = {"/metrics": metrics, "/livez": livez, "/readyz": readyz}
-    return Starlette(routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()])
+BACKLOG: Final = 64  # connections that wait to be accepted: more would wait longer than a probe's patience
+_CHUNK: Final = 4096  # bytes read at once
+_GRACE: Final = 0.5  # s for answers under way once the server ends
+_LINGER: Final = 0.5  # s in which a refused client may finish sending, so that a reset does not destroy the answer
+_LINGER_BYTES: Final = 64 * 1024
+_PAUSE: Final = 0.1  # s after a failed accept
+_VERSIONS: Final = {b"1.0", b"1.1"}
 
 
-async def serve_admin(listening: socket.socket, app: Starlette, until: trio.Event) -> None:
-    """Serve the routes on a listening socket until the event.
+class AdminLimits(NamedTuple):
+    """The bounds of the admin port. Times are in seconds, rates in events a second, sizes in bytes."""
 
-    Hypercorn lets what it can't stand in one request (an upgrade to HTTP/2 with bad settings, for one) end the whole
-    server. Then it is begun anew: whoever can reach this port must not be able to end the gateway.
-    """
-    framework = cast("Framework", app)
-    while not until.is_set():
+    connections: int = 32
+    connections_per_second: float = 200.0
+    requests_per_second: float = 10.0  # on each connection, pipelined or not
+    request_burst: int = 3
+    request_size: int = 8192  # of the request line and the headers together
+    idle: float = 10.0
+    read: float = 5.0
+    send: float = 5.0
+
+
+class Pace:
+    """A rate that is kept by waiting: at most ``burst`` turns at once, and ``rate`` a second."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._interval = 1 / rate
+        self._burst = burst
+        self._next = float("-inf")
+
+    async def turn(self) -> None:
+        """Wait until the next turn is due."""
+        earliest = trio.current_time() - (self._burst - 1) * self._interval
+        due = max(self._next, earliest)
+        self._next = due + self._interval
+        await trio.sleep_until(due)
+
+
+class AdminConnection:
+    """One client of the admin port: one request after the other, each answered before the next is read."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, routes: Routes, limits: AdminLimits) -> None:
+        self._stream = stream
+        self._routes = routes
+        self._limits = limits
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.request_size)
+        self._pace = Pace(limits.requests_per_second, limits.request_burst)
+        self._scope = trio.CancelScope()
+        self.served_at = trio.current_time()  # when it was accepted, or its last request was read
+
+    def cancel(self) -> None:
+        """Close the connection, also while a request is being answered."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Serve until the client leaves, breaks a bound, or is cancelled. The stream is closed then."""
+        with self._scope:
+            try:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while await self._exchange():
+                        await self._pace.turn()
+            finally:
+                await trio.aclose_forcefully(self._stream)
+
+    async def _exchange(self) -> bool:
+        """Read a request and answer it; return True if another may follow."""
         try:
-            with listening.dup() as sock:
-                await serve(framework, _Listening(sock), shutdown_trigger=until.wait, mode="asgi")
-        except Exception as error:  # noqa: BLE001 - see above
-            log.get("admin").warning("admin server failed, and is begun anew", reason=repr(error))
-            await trio.sleep(_BREATH)
+            request = await self._receive()
+            if request is None:
+                return False
+            refusal = self._refusal(request)
+        except h11.RemoteProtocolError as error:
+            refusal = Answer.of(_status(error.error_status_hint))
+            request = None
+        if request is None or refusal is not None:
+            await self._send(refusal or Answer.of(HTTPStatus.BAD_REQUEST), is_last=True)
+            await self._linger()
+            return False
+        self.served_at = trio.current_time()
+        await self._send(await self._answer(request), head_only=request.method == b"HEAD")
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    async def _receive(self) -> h11.Request | None:
+        """Return the next request's head; None if the client leaves or is too slow. Raises RemoteProtocolError."""
+        with trio.move_on_after(self._limits.idle) as deadline:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                data = await self._stream.receive_some(_CHUNK)
+                deadline.deadline = min(deadline.deadline, trio.current_time() + self._limits.read)
+                self._http.receive_data(bytes(data))
+            return event if isinstance(event, h11.Request) else None
+        return None
+
+    def _refusal(self, request: h11.Request) -> Answer | None:
+        if request.http_version not in _VERSIONS:
+            return Answer.of(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        if not isinstance(self._http.next_event(), h11.EndOfMessage):
+            return Answer.of(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request here has no body")
+        return None
+
+    async def _answer(self, request: h11.Request) -> Answer:
+        host = next((value.decode("latin-1") for name, value in request.headers if name == b"host"), None)
+        try:
+            return await self._routes.answer(request.method.decode(), request.target.decode("latin-1"), host)
+        except Exception as error:  # noqa: BLE001 - a fault of one route must cost one answer
+            log.get("admin").error("admin request lost to a fault of the gateway", exc_info=error)
+            return Answer.of(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    async def _send(self, answer: Answer, *, head_only: bool = False, is_last: bool = False) -> None:
+        headers = [
+            ("Date", formatdate(usegmt=True)),
+            ("Content-Type", answer.media_type),
+            ("Content-Length", str(len(answer.body))),
+            *answer.headers,
+            *([("Connection", "close")] if is_last else []),
+        ]
+        status = answer.status
+        head = h11.Response(status_code=status, reason=status.phrase.encode(), headers=headers)
+        parts: list[h11.Event] = [head, *([] if head_only else [h11.Data(data=answer.body)]), h11.EndOfMessage()]
+        data = b"".join(self._http.send(part) or b"" for part in parts)
+        with trio.move_on_after(self._limits.send) as deadline:
+            await self._stream.send_all(data)
+        if deadline.cancelled_caught:
+            raise trio.BrokenResourceError
+
+    async def _linger(self) -> None:
+        with trio.move_on_after(_LINGER):
+            await self._stream.send_eof()
+            discarded = 0
+            while discarded < _LINGER_BYTES and (data := await self._stream.receive_some(_CHUNK)):
+                discarded += len(data)
 
 
-class _Listening(Config):
-    """Hypercorn's configuration, for a socket that listens already; hypercorn closes it."""
+def _status(hint: int) -> HTTPStatus:
+    return HTTPStatus(hint) if hint in set(HTTPStatus) else HTTPStatus.BAD_REQUEST
 
-    def __init__(self, listening: socket.socket) -> None:
-        super().__init__()
-        self.errorlog = logging.getLogger("hypercorn")
-        self.graceful_timeout = 0.5
-        self._sockets = Sockets([], [listening], [])
 
-    def create_sockets(self) -> Sockets:
-        return self._sockets
+class AdminServer:
+    """The connections of the admin port.
+
+    If one more than ``limits.connections`` comes, the connection whose last request is the longest ago is closed, so
+    that silent clients can't keep others out.
+    """
+
+    def __init__(self, routes: Routes, limits: AdminLimits | None = None) -> None:
+        self._routes = routes
+        self._limits = limits or AdminLimits()
+        self._pace = Pace(self._limits.connections_per_second, self._limits.connections)
+        self._connections: set[AdminConnection] = set()
+        self._log = log.get("admin")
+        self._throttle = log.Throttle(interval=60.0)
+
+    def __repr__(self) -> str:
+        return f"<AdminServer {len(self._connections)} connections>"
+
+    async def run(self, listening: socket.socket, until: trio.Event) -> None:
+        """Serve on a listening socket, which stays the caller's, until the event."""
+        async with trio.open_nursery() as clients:
+            with listening.dup() as duplicate:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(self._accept, trio.socket.from_stdlib_socket(duplicate), clients)
+                    await until.wait()
+                    accepting.cancel_scope.cancel()
+            clients.cancel_scope.deadline = trio.current_time() + _GRACE
+
+    async def _accept(self, listening: trio.socket.SocketType, clients: trio.Nursery) -> None:
+        while True:
+            await self._pace.turn()
+            try:
+                sock, _ = await listening.accept()
+            except OSError as error:
+                self._throttle.warn(self._log, "accept", "can't accept admin clients", reason=error.strerror)
+                await trio.sleep(_PAUSE)
+                continue
+            try:
+                stream = trio.SocketStream(sock)
+            except OSError:  # the client has left already
+                sock.close()
+                continue
+            self._make_room()
+            connection = AdminConnection(stream, self._routes, self._limits)
+            self._connections.add(connection)
+            clients.start_soon(self._serve, connection)
+
+    def _make_room(self) -> None:
+        if len(self._connections) >= self._limits.connections:
+            self._throttle.warn(
+                self._log,
+                "connections",
+                "more admin connections than allowed: closed the one whose last request is the longest ago",
+                allowed=self._limits.connections,
+            )
+            oldest = min(self._connections, key=lambda connection: connection.served_at)
+            self._connections.discard(oldest)
+            oldest.cancel()
+
+    async def _serve(self, connection: AdminConnection) -> None:
+        try:
+            await connection.run()
+        except Exception as error:  # noqa: BLE001 - nobody who reaches this port may end the gateway
+            self._log.error("admin client lost to a fault of the gateway", exc_info=error)
+        finally:
+            self._connections.discard(connection)

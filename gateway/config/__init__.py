@@ -2,8 +2,8 @@
 
 ``values`` are the kinds of a single setting, ``model`` the tables, ``files`` the certificates and keys they name,
 ``crosschecks`` what one setting says about another, ``mistakes`` all of that in the operator's words, ``loading`` the
-way from a file to a Config, ``summary`` the way from a Config to a few lines, and ``validity`` the dates of the
-certificates that the gateway shows.
+way from a file to a Config, ``summary`` the way from a Config to a few lines, ``validity`` the dates of the
+certificates that the gateway shows, and ``secrecy`` the permissions of the files that hold secrets.
 """
 
 from gateway.config.loading import load
@@ -18,11 +18,13 @@ from gateway.config.model import (
     ListenerConfig,
     LogConfig,
     MatchConfig,
+    PerAddressConfig,
     PoolConfig,
     Probe,
     TlsPolicy,
     matches_many,
 )
+from gateway.config.secrecy import ExposedFile, exposed
 from gateway.config.summary import summary
 from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
@@ -34,15 +36,18 @@ __all__ = [
     "BackendConfig",
     "Config",
     "DeadlinesConfig",
+    "ExposedFile",
     "IdentityConfig",
     "LimitsConfig",
     "ListenerConfig",
     "LogConfig",
     "MatchConfig",
     "OwnCertificate",
+    "PerAddressConfig",
     "PoolConfig",
     "Probe",
     "TlsPolicy",
+    "exposed",
     "lapsed",
     "load",
     "matches_many",

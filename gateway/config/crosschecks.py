@@ -252,9 +252,10 @@ def _sizes(draft: Draft) -> Iterator[Mistake]:
             f"{response} is too little for max_request_size = {request}: a key could be registered that can never be"
             f" got again; give at least {request + _ENVELOPE}",
         )
-    if buffered is not None and buffered < request + response:
+    least = -(-(request + response) * 5 // 4)  # of which one client may hold four fifths
+    if buffered is not None and buffered < least:
         yield Mistake(
             ("limits", "max_buffered"),
-            f"{buffered} is less than max_request_size = {request} and max_response_size = {response} together, which"
-            f" one client may need; give at least {request + response}",
+            f"{buffered} is too little for max_request_size = {request} and max_response_size = {response} together,"
+            f" which one client may need, and a fifth for the others; give at least {least}",
         )

@@ -8,8 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile
 from gateway.config.values import (
     Address,
+    Balancers,
     Bind,
     Fingerprints,
+    Hosts,
     KeepAlive,
     Name,
     Names,
@@ -59,6 +61,21 @@ class ListenerConfig(Table):
     tcp_keepalive: KeepAlive = 60
     tcp_user_timeout: Seconds = 120.0
     resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = 3600
+    proxy_protocol: bool = Field(default=False, strict=True)
+    proxy_from: Balancers = Field(default=(), validate_default=True)
+
+    @field_validator("proxy_from")
+    @classmethod
+    def _belongs_to_proxy_protocol(cls, proxy_from: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        is_read = info.data.get("proxy_protocol")
+        if is_read and not proxy_from:
+            raise ValueError(
+                "missing, and proxy_protocol is true: without it, anyone could send a header with any address; give the"
+                ' addresses of the load balancers, such as proxy_from = ["10.0.0.0/8"]'
+            )
+        if is_read is False and proxy_from:
+            raise ValueError("has no effect while proxy_protocol is false; set it to true, or leave this line out")
+        return proxy_from
 
 
 class BackendConfig(Table):
@@ -96,8 +113,9 @@ class BackendConfig(Table):
 class MatchConfig(Table):
     """Whom an identity is for. Every key that is given must match, with any of its values.
 
-    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. ``issuer`` is
-    compared with the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
+    ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. In DNS names,
+    and in the domains of e-mail addresses, a wildcard stands for characters of one label. ``issuer`` is compared with
+    the issuer's whole name as RFC 4514 writes it: ``CN=Clients CA,O=Example``.
     """
 
     subject_cn: Patterns = ()
@@ -173,9 +191,13 @@ class IdentityConfig(Table):
 
 
 class AdminConfig(Table):
-    """What operators see: metrics and health, over plain HTTP."""
+    """What operators see: metrics and health, over plain HTTP.
+
+    ``hosts`` are the names under which the port is known, besides that of ``bind``, localhost and IP addresses.
+    """
 
     bind: Bind = Address("127.0.0.1", 9696)
+    hosts: Hosts = ()
 
 
 class PoolConfig(Table):
@@ -264,9 +286,23 @@ class LimitsConfig(Table):
     max_response_size: ResponseSize = 2 * 1024 * 1024
     max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
     max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
+    max_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = 5000
+    max_response_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = 50_000
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
+    max_half_open: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000
     max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
     max_buffered: Annotated[int, Field(strict=True, ge=1024 * 1024, le=1 << 40)] = 256 * 1024 * 1024
+
+
+class PerAddressConfig(Table):
+    """What the clients of one source address may have, before anything else is known of them."""
+
+    max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
+    max_half_open: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 500
+    handshakes_per_second: PerSecond = 0.0
+    handshake_burst: PerSecond = 0.0
+    ipv4_prefix: Annotated[int, Field(strict=True, ge=8, le=32)] = 32
+    ipv6_prefix: Annotated[int, Field(strict=True, ge=16, le=128)] = 64
 
 
 class LogConfig(Table):
@@ -296,6 +332,7 @@ class Config(Table):
     health: HealthConfig = HealthConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()
+    per_address: PerAddressConfig = PerAddressConfig()
     log: LogConfig = LogConfig()
 
 

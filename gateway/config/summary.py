@@ -48,9 +48,10 @@ def _lines(config: Config) -> Iterator[str]:
 
 def _listener(listener: ListenerConfig) -> str:
     warned = ", which lets in broken versions of TLS" if listener.tls_policy == "legacy" else ""
+    behind = f", behind PROXY protocol from {', '.join(listener.proxy_from)}" if listener.proxy_protocol else ""
     return (
         f"listener {listener.name} on {listener.bind}: {listener.max_clients} clients at the most,"
-        f" TLS policy {listener.tls_policy}{warned}"
+        f" TLS policy {listener.tls_policy}{warned}{behind}"
     )
 
 

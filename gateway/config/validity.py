@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from gateway.config.files import certificates
 from gateway.config.model import Config, IdentityConfig
+from gateway.config.secrecy import exposed
 
 
 class OwnCertificate(NamedTuple):
@@ -52,4 +53,4 @@ def warnings(config: Config, now: datetime) -> list[str]:
         f'identities["{own.identity}"].certificate: {own.file} {own.lapse(now)}; until then, key managers may refuse'
         " this identity"
         for own in lapsed(config, now)
-    ]
+    ] + [f"{secret.setting}: {secret.file} {secret.remedy()}" for secret in exposed(config)]

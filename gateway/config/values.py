@@ -119,6 +119,13 @@ def _server_name(value: object) -> str:
     return _host(name)
 
 
+def _known_host(value: object) -> str:
+    name = a_text(value)
+    if ":" in name or "/" in name:
+        raise ValueError(f"has {shown(name)}; give host names alone, without a port or a path")
+    return _host(name).lower().rstrip(".")
+
+
 def _name(value: object) -> str:
     if not _NAME.fullmatch(name := a_text(value)):
         raise ValueError(f"is {shown(name)}; use up to 64 letters, digits, dots, dashes and underscores")
@@ -170,8 +177,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_name))]
 Bind = Annotated[Address, BeforeValidator(_address)]
 PeerAddress = Annotated[Address, BeforeValidator(_address), AfterValidator(_reachable)]
 ServerName = Annotated[str, BeforeValidator(_server_name)]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_known_host))]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(a_text)), AfterValidator(_not_empty)]
 Networks = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network)), AfterValidator(_not_empty)]
+#: As Networks; there may be none.
+Balancers = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network))]
 Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint)), AfterValidator(_not_empty)]
 Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 

@@ -30,7 +30,7 @@ def refusal(why: Refusal, message: str, request: Request, *, detail: str = "") -
 
 def give_up(request: Request, effect: Effect, error: BackendError) -> Answer:
     """Say truly what became of a request that was sent: for what may not be repeated, that nobody knows."""
-    why, message = _LAST_WORDS[error.reason == "too_large", effect <= Effect.TOUCH]
+    why, message = _LAST_WORDS[error.reason if error.reason in NOT_TAKEN else "", effect <= Effect.TOUCH]
     return refusal(why, message, request, detail=str(error))
 
 
@@ -39,17 +39,27 @@ def bad_mark(why: Refusal, request: Request) -> Answer:
     return refusal(why, BAD_MARKS[why], request)
 
 
-#: What a client is told of a request that was sent: by whether its answer was too large, and whether it repeats.
+#: Reasons for which an answer that came was not taken: every other one would be as large.
+NOT_TAKEN: Final = frozenset({"too_large", "max_buffered"})
+#: What a client is told of a request that was sent: by why its answer was not taken, and whether it repeats.
 _LAST_WORDS: Final = {
-    (False, True): (Refusal.BACKEND_FAILED, "no key manager answered; the request may be repeated"),
-    (False, False): (
+    ("", True): (Refusal.BACKEND_FAILED, "no key manager answered; the request may be repeated"),
+    ("", False): (
         Refusal.OUTCOME_UNKNOWN,
         "the key manager did not answer properly: the outcome is unknown, do not repeat the request blindly",
     ),
-    (True, True): (Refusal.RESPONSE_TOO_LARGE, "the answer is larger than this gateway passes on"),
-    (True, False): (
+    ("too_large", True): (Refusal.RESPONSE_TOO_LARGE, "the answer is larger than this gateway passes on"),
+    ("too_large", False): (
         Refusal.RESPONSE_TOO_LARGE,
         "the answer is larger than this gateway passes on, so that the outcome is unknown",
+    ),
+    ("max_buffered", True): (
+        Refusal.OVERLOADED,
+        "the gateway can't hold the answer just now: it holds too many bytes already; try again later",
+    ),
+    ("max_buffered", False): (
+        Refusal.OUTCOME_UNKNOWN,
+        "the gateway can't hold the answer just now: the outcome is unknown, do not repeat the request blindly",
     ),
 }
 #: What a client is told of a mark, by what is wrong with it.

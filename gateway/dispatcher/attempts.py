@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from gateway.dispatcher.answer import NOT_TAKEN
 from gateway.dispatcher.job import ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.race import Hedge, Race
 from gateway.errors import BackendError, PoolBusyError, Stage
@@ -30,7 +31,7 @@ _ALWAYS: Final = -1.0  # s of idleness after which a session is validated, if ev
 _GRACE: Final = 0.25  # s that an answer gets that has arrived, and was not read, when the deadline comes
 
 #: Reasons of failures that say nothing of the backend's health.
-_NOBODYS_FAULT: Final = frozenset({"interrupted", "too_large"})
+_NOBODYS_FAULT: Final = frozenset({"interrupted", "too_large", "max_buffered"})
 
 
 class Attempts:
@@ -40,6 +41,7 @@ class Attempts:
         self._balancer = balancer
         self._settings = settings
         self._metrics = metrics
+        self._overdue_sessions: set[Session] = set()  # those on which a request is overdue
 
     def __repr__(self) -> str:
         return f"<Attempts at {self._balancer!r}>"
@@ -197,7 +199,7 @@ class Attempts:
         backend.outstanding += 1
         self._set_alarm(backend, pool, session, job, began, until, hedge)
         try:
-            response = await session.exchange(job.request)
+            response = await session.exchange(job.request, payer=job.payer)
             result = "answered"
         except SupersededError:
             result = ""
@@ -212,6 +214,8 @@ class Attempts:
         finally:
             if result:
                 session.alarm.stop()
+                if not backend.breaker.is_quiet:
+                    self._not_overdue(backend, session, job)
                 backend.outstanding -= 1
                 ended = trio.current_time()
                 pool.give_back(session, ended)
@@ -231,7 +235,7 @@ class Attempts:
         try:
             if session.stage > Stage.SEND:
                 pool.alarms.set(session.alarm, job.deadline, partial(self._expire, pool, session))
-                response = await session.exchange(job.request, is_sent=True)
+                response = await session.exchange(job.request, is_sent=True, payer=job.payer)
                 result = "answered"
                 pool.answered_at = trio.current_time()
                 self._answered(backend, job, response)
@@ -243,6 +247,7 @@ class Attempts:
                 self.failed(backend, job, began)
         finally:
             session.alarm.stop()
+            self._not_overdue(backend, session, job)
             backend.outstanding -= 1
             pool.give_back(session)
             pool.observer.exchanged(result, trio.current_time() - began)
@@ -299,6 +304,7 @@ class Attempts:
             return
         if not session.has_news():
             backend.breaker.overdue(job.credential, job.effect)
+            self._overdue_sessions.add(session)
         due = job.deadline
         if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
@@ -307,6 +313,12 @@ class Attempts:
             self._hedge_if_useful(backend, pool, session, job)
             due = min(due, now + _AGAIN)
         pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, hedge))
+
+    def _not_overdue(self, backend: Backend, session: Session, job: Job) -> None:
+        """An exchange has ended. If it was overdue, its backend is one like the others again."""
+        if session in self._overdue_sessions:
+            self._overdue_sessions.discard(session)
+            backend.breaker.not_overdue(job.credential, job.effect)
 
     def _hedge_if_useful(self, backend: Backend, pool: Pool, session: Session, job: Job) -> None:
         """Send an overdue read to another backend too, or once more to this one if the path is dead."""
@@ -350,7 +362,16 @@ class Attempts:
                 job.tried.append(backend)
                 trials = backend.breaker.enter(job.credential, job.effect, trio.current_time())
                 pool = backend.pools[job.credential]
-                session = await self._lease(backend, pool, job, None, self._settings.validate_after)
+                session = pool.take(job.principal)
+                if session is not None:
+                    hedge.is_validating = True
+                    session = await self._validated(pool, session, job, self._settings.validate_after)
+                    hedge.is_validating = False
+                if session is None:
+                    session = await self._wait(backend, pool, job, None)
+                if hedge.race.is_over or job.is_gone():
+                    pool.give_back(session)
+                    return
                 hedge.sends(pool, session)
                 self._metrics.retries.labels("overdue").inc()
                 response = await self._exchange(backend, pool, session, job, hedge=hedge)
@@ -415,7 +436,7 @@ class Attempts:
         """
         if error.reason == "interrupted" and job.is_gone():
             raise ClientGoneError
-        if not may_repeat(job.effect, error.stage) or error.reason == "too_large":
+        if not may_repeat(job.effect, error.stage) or error.reason in NOT_TAKEN:
             denied = "unsafe"
         elif error.reason == "interrupted" or await self.has_token(job):
             self._metrics.retries.labels(error.reason).inc()

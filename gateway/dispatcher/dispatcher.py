@@ -5,7 +5,7 @@ from typing import Final
 
 import trio
 
-from gateway.dispatcher.answer import BAD_MARKS, Answer, bad_mark, give_up, refusal
+from gateway.dispatcher.answer import BAD_MARKS, NOT_TAKEN, Answer, bad_mark, give_up, refusal
 from gateway.dispatcher.attempts import Attempts
 from gateway.dispatcher.job import Budgets, ClientGoneError, DispatcherSettings, Job
 from gateway.dispatcher.knowledge import Knowledge, Whereabouts
@@ -27,6 +27,7 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.marks import Marks
 from gateway.upstream.opening import REFUSED
+from gateway.upstream.session import Payer
 
 _BOUND: Final = Effect.BOUND  # access to an enum member is slow
 _RESULT_REASON: Final = int(Tag.RESULT_REASON)  # failed operations give one
@@ -61,12 +62,16 @@ class Dispatcher:
         return f"<Dispatcher over {self._balancer!r}>"
 
     async def dispatch(
-        self, request: Request, principal: Principal, is_gone: Callable[[], bool] = lambda: False
+        self,
+        request: Request,
+        principal: Principal,
+        is_gone: Callable[[], bool] = lambda: False,
+        payer: Payer | None = None,
     ) -> Answer:
         """Answer a request of a principal, within the request's deadline.
 
         ``is_gone`` tells if the client has disconnected; it is asked before a request is sent that had to wait, and if
-        others wait for the session that a read uses.
+        others wait for the session that a read uses. ``payer`` holds the bytes of answers while they are received.
         """
         operation = refused_operation(request)
         if operation is not None:
@@ -75,7 +80,7 @@ class Dispatcher:
             frame = self._versions.answer(request, principal.identity.name)
             if frame is not None:
                 return Answer(frame)
-        job = Job(request, principal, is_gone, self._settings, self._budgets.retries[principal.identity.name])
+        job = Job(request, principal, is_gone, self._settings, self._budgets.retries[principal.identity.name], payer)
         job.retries.in_flight += 1
         try:
             if job.effect >= _BOUND or not _BINDING_HEADERS.isdisjoint(request.fields):
@@ -85,7 +90,9 @@ class Dispatcher:
             message = "the client closed its side of the connection while the request waited"
             return refusal(Refusal.CLIENT_LEFT, message, job.request)
         finally:
-            self._end(job)
+            job.retries.in_flight -= 1
+            if job.has_token or job.breaks or job.kept:
+                self._end(job)
 
     async def _try_bound(self, job: Job) -> Answer:
         """As below, for a request that may show values which bind it to a backend, or be given some."""
@@ -144,7 +151,8 @@ class Dispatcher:
                         break
                 else:
                     items = response.items
-                    if len(items) == 1 and _RESULT_REASON not in items[0].fields and not self._is_special(job):
+                    is_plain = len(items) == 1 and _RESULT_REASON not in items[0].fields
+                    if is_plain and not (job.breaks or job.answered_by or whereabouts.may_be_late):
                         return Answer.of(response, backend)
                     return await self._answer(job, job.answered_by or backend, response)
                 if trio.current_time() >= job.deadline:
@@ -152,17 +160,14 @@ class Dispatcher:
             if not await self._may_go_round(job, failure, busy):
                 return self._nothing_left(job, failure, busy)
 
-    def _is_special(self, job: Job) -> bool:
-        """Return True if more is to be done with an answer than to pass it on, even if nothing has failed."""
-        return bool(job.breaks) or job.answered_by is not None or self._whereabouts.may_be_late
-
     def _end(self, job: Job) -> None:
         """Settle what a request has used."""
-        job.retries.in_flight -= 1
         if job.has_token:
             job.retries.give_back()
         if job.breaks:
             self._attempts.judge(job, is_answered=False)
+        if job.kept:
+            job.release()
 
     async def _answer(self, job: Job, backend: Backend, response: Response) -> Answer:
         """Return the answer that a backend has given, or a better one of another."""
@@ -170,7 +175,7 @@ class Dispatcher:
             self._attempts.judge(job, is_answered=True)
         if self._settings.observe and job.is_read and is_server_error(response):
             backend, response = await self._second_opinion(job, backend, response)
-        if self._whereabouts.may_be_elsewhere(job, response):
+        if self._whereabouts.may_be_elsewhere(job, response) and job.keeps(response):
             return await self._whereabouts.look_elsewhere(job, job.order, backend, response)
         return Answer.of(response, backend)
 
@@ -183,6 +188,7 @@ class Dispatcher:
         if (
             job.source is not None
             or not self._balancer.has_other(job.tried, job.credential, job.effect, version)
+            or not job.keeps(response)
             or not await self._attempts.has_token(job, self._settings.try_timeout)
         ):
             return backend, response
@@ -216,7 +222,7 @@ class Dispatcher:
         if failure.stage > Stage.CONNECT:
             if not job.is_read or len(job.breaks) >= _GIVE_UP_AFTER or job.rounds >= _MOST_ROUNDS:
                 return False
-            if failure.reason == "too_large" or not job.has_token:
+            if failure.reason in NOT_TAKEN or not job.has_token:
                 return False
             await trio.sleep(_PAUSE)
         elif busy is not None or failure.reason in REFUSED or not await self._outlasts_outage(job):
@@ -237,6 +243,9 @@ class Dispatcher:
             able = [job.source]
         pools = [backend.pools[job.credential] for backend in able]
         since = max((pool.failing_since for pool in pools), default=now)
+        if since == float("inf"):  # somebody can be reached: a session was lost in the moment of sending
+            await trio.sleep(_PAUSE)
+            return job.rounds < _MOST_ROUNDS
         until = min(now + job.queue_left, job.deadline, since + self._settings.queue)
         if not pools or now >= until:
             return False

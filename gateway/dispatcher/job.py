@@ -9,10 +9,11 @@ import trio
 from gateway.budget import LookupBudget, RetryBudget
 from gateway.dispatcher.race import Race
 from gateway.identity import Principal
-from gateway.kmip.messages import Request
+from gateway.kmip.messages import Request, Response
 from gateway.policy import Effect, effect_of
 from gateway.upstream.affinity import Stay
 from gateway.upstream.backend import Backend
+from gateway.upstream.session import Payer
 
 _TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
@@ -56,6 +57,8 @@ class Budgets:
 class Job:
     """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting.
 
+    ``payer`` holds the bytes of its answers while they are received.
+
     ``tried`` are the backends that were asked, ``order`` yields those that are left.
     """
 
@@ -69,7 +72,9 @@ class Job:
         "is_doubted",
         "is_gone",
         "is_read",
+        "kept",
         "order",
+        "payer",
         "preferred",
         "principal",
         "queue_left",
@@ -89,6 +94,7 @@ class Job:
         is_gone: Callable[[], bool],
         settings: DispatcherSettings,
         retries: RetryBudget,
+        payer: Payer | None = None,
     ) -> None:
         self.request = request
         self.principal = principal
@@ -98,6 +104,8 @@ class Job:
         self.deadline = trio.current_time() + settings.request
         self.queue_left = settings.queue
         self.is_gone = is_gone
+        self.payer = payer
+        self.kept = 0  # bytes of an answer that the payer holds while others are asked
         self.retries = retries
         self.has_token = False  # of ``retries``
         self.order: Iterator[Backend]
@@ -111,6 +119,20 @@ class Job:
         self.source: Backend | None = None  # the only one that can answer, as a mark says
         self.preferred: Backend | None = None  # the one to try first
         self.stays: Sequence[Stay] = ()  # what the client has just left where
+
+    def keeps(self, response: Response) -> bool:
+        """Hold an answer while other backends are asked. Return False if that is over a limit."""
+        size = len(response.frame)
+        if self.payer is not None and self.payer.hold(size) is not None:
+            return False
+        self.kept += size
+        return True
+
+    def release(self) -> None:
+        """Release what ``keeps`` holds."""
+        if self.payer is not None:
+            self.payer.hold(-self.kept)
+        self.kept = 0
 
 
 class ClientGoneError(Exception):

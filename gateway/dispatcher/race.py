@@ -23,12 +23,13 @@ _NEVER: Final = float("inf")
 class Hedge:
     """One more try. ``scope`` is its task's, until it has sent the request; ``is_overdue`` if its answer takes long."""
 
-    __slots__ = ("is_overdue", "is_sent", "pool", "race", "scope", "session")
+    __slots__ = ("is_overdue", "is_sent", "is_validating", "pool", "race", "scope", "session")
 
     def __init__(self, race: "Race", deadline: float) -> None:
         self.race = race
         self.scope = trio.CancelScope(deadline=deadline)
         self.is_sent = False
+        self.is_validating = False  # its session, which it would lose if it were cancelled now
         self.is_overdue = False
         self.pool: Pool | None = None
         self.session: Session | None = None
@@ -44,10 +45,10 @@ class Hedge:
 
     def give_up(self) -> None:
         """Nobody awaits the answer."""
-        if self.pool is None or self.session is None:
-            self.scope.cancel()
-        else:
+        if self.pool is not None and self.session is not None:
             self.pool.abandon(self.session)
+        elif not self.is_validating:
+            self.scope.cancel()
 
 
 class Race:

@@ -7,12 +7,20 @@ there, ANSWERING while the dispatcher works, under a deadline of its own, and SE
 import time
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
 
 from gateway.dispatcher import Answer, Dispatcher
-from gateway.errors import BuffersFullError, GatewayError, MessageTooLargeError, ProtocolError, StreamClosedError
+from gateway.errors import (
+    BuffersFullError,
+    GatewayError,
+    MessageTooLargeError,
+    ProtocolError,
+    StreamClosedError,
+    TlsError,
+)
 from gateway.front.admission import Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request
@@ -24,7 +32,10 @@ from gateway.metrics import Metrics, operation_label
 from gateway.policy import Refusal, refuse
 from gateway.tls import TlsStream
 
-_SMALL: Final = 16384  # bytes of a request that are not worth counting
+_SMALL: Final = 1024  # bytes of a request that are not worth counting
+_LONG: Final = 4096  # bytes of a request that may take longer to decode than one turn
+_TURN: Final = 0.0001  # s of one turn
+_TURN_BYTES: Final = 32768  # of an answer that take as long
 _LAZINESS: Final = 0.01  # of the idle timeout: how much earlier it may come
 _LONGEST_ANSWER: Final = 120.0  # s; the configuration allows a request no more than a minute
 _LINGER: Final = 1.0  # s for a client to take its last answer before the connection is closed
@@ -49,6 +60,7 @@ class Limits(NamedTuple):
     max_request_size: int = 1 << 20
     max_depth: int = 32
     max_batch_items: int = 1000
+    max_fields: int = 5000
     request_timeout: float = 10.0
     idle_timeout: float = 3600.0
     send_timeout: float = 10.0
@@ -79,9 +91,12 @@ class Conversation:
         self.requests = 0
         self._stream = stream
         self._principal = principal
-        self._admission = admission
         self._account = None if principal is None else admission.account(principal)
         self._over = over
+        self._turns = admission.turns
+        self._payer = self._account or admission.strangers
+        self._share = self._payer.share
+        self._stream.before_read = self._take_turn = partial(self._turns.take, self._share)
         self._held = 0
         self._dispatcher = dispatcher
         self._limits = limits
@@ -101,7 +116,7 @@ class Conversation:
     def drain(self) -> None:
         """End after the answer that is due, or at once where none is."""
         self._draining = True
-        if self.phase is Phase.IDLE:
+        if self.phase is Phase.IDLE and not self._stream.has_news:
             self._scope.cancel()
 
     async def run(self) -> str:
@@ -140,8 +155,24 @@ class Conversation:
             return "client" if self.phase is Phase.IDLE else "gone"
         except UnreadError:
             return "unread"
-        except GatewayError:
+        except GatewayError as error:
+            return self._break_off(error)
+
+    def _break_off(self, error: GatewayError) -> str:
+        """Log it if the client's TLS records broke a bound. Returns why the conversation ended."""
+        if not isinstance(error, TlsError) or error.reason != "records":
             return "gone"
+        identity = "nobody" if self._principal is None else self._principal.identity.name
+        self._throttle.warn(
+            self._log,
+            "records",
+            "client connection closed",
+            reason=error.reason,
+            detail=str(error),
+            peer=self._peer,
+            identity=identity,
+        )
+        return error.reason
 
     async def _serve(self, request: Request) -> str:
         """See to one request. Returns why the conversation must end with it, or nothing."""
@@ -156,7 +187,7 @@ class Conversation:
         limit = account.begin(began)
         if limit is None:
             try:
-                answer = await self._dispatcher.dispatch(request, principal, self._stream.peer_has_left)
+                answer = await self._dispatcher.dispatch(request, principal, self._stream.peer_has_left, account)
             except trio.Cancelled:
                 await self._confess(request)
                 raise
@@ -170,13 +201,16 @@ class Conversation:
     async def _next_request(self) -> Request | None:
         """The next request; None where the client has left. Raises ProtocolError for what is none."""
         limits = self._limits
-        frame = None
+        frame = data = None
         if len(self._reader):
             frame = self._reader.next_frame()
         if frame is None and len(self._reader):
             self._begin(Phase.READING, limits.request_timeout)
         else:
             self._begin_to_idle()
+            if frame is not None and (turn := self._take_turn()) is not None:
+                self.phase = Phase.READING  # the request is there: a drain must let it be answered
+                await turn
         while frame is None:
             data = await self._stream.receive_some()
             await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher may give up
@@ -189,26 +223,39 @@ class Conversation:
                 if self.phase is Phase.IDLE:
                     self._begin(Phase.READING, limits.request_timeout)
                 self._hold(len(self._reader))
-        if self._held or len(frame) > _SMALL:
+        if self._held or frame is not data or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
-        return decode_request(frame, max_depth=limits.max_depth, max_items=limits.max_batch_items)
+            if len(frame) > _LONG:
+                return self._decode_long(frame)
+        return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
+
+    def _decode_long(self, frame: bytes) -> Request:
+        """Decode a request, and charge its principal for the time beyond that of a turn."""
+        began = time.perf_counter()
+        try:
+            limits = self._limits
+            return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
+        finally:
+            self._turns.charge(self._share, (time.perf_counter() - began) / _TURN)
 
     def _hold(self, size: int) -> None:
-        """Hold so many bytes of messages from now on. Raises BuffersFullError where the gateway holds too many."""
+        """Hold so many bytes of messages from now on. Raises BuffersFullError if that is over a limit."""
         if size == self._held:
             return
-        if not self._admission.buffer(size - self._held):
-            self._metrics.client_rejected.labels(Limit.BUFFERED.value).inc()
-            raise BuffersFullError("the gateway holds too many bytes of requests just now; try again later")
+        limit = self._payer.hold(size - self._held)
+        if limit is not None:
+            self._metrics.client_rejected.labels(limit.value).inc()
+            raise BuffersFullError(f"the gateway holds too many bytes just now ({limit.value}); try again later")
         self._held = size
 
     def _hold_answer(self, size: int) -> None:
-        """Hold an answer that its client has not taken at once, beside its request. Raises UnreadError as ``_hold``.
+        """Hold an answer that its client has not taken at once, beside its request. Raises UnreadError over a limit.
 
         A part of it is sent, so that nothing can be said any more but by closing.
         """
-        if not self._admission.buffer(size):
-            self._metrics.client_rejected.labels(Limit.BUFFERED.value).inc()
+        limit = self._payer.hold(size)
+        if limit is not None:
+            self._metrics.client_rejected.labels(limit.value).inc()
             raise UnreadError("the gateway holds too many bytes of answers just now")
         self._held += size
 
@@ -278,6 +325,7 @@ class Conversation:
         if sent < len(frame):
             self._begin(Phase.SENDING, self._limits.send_timeout)
             self._hold_answer(len(frame))
+            self._turns.charge(self._share, len(frame) / _TURN_BYTES)
             await self._stream.send_all(memoryview(frame)[sent:])
         if self._held:
             self._hold(0)

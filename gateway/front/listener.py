@@ -1,5 +1,6 @@
 """Listener: accepts clients, admits them, shakes hands under a deadline, and has a conversation with each."""
 
+import ipaddress
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,26 +13,35 @@ from OpenSSL import SSL
 
 from gateway.dispatcher import Dispatcher
 from gateway.errors import OUT_OF_RESOURCES, GatewayError, TlsError
-from gateway.front.admission import Admission, Limit
+from gateway.front.admission import SETTINGS, Admission, Limit
 from gateway.front.conversation import Conversation, Limits, Phase
+from gateway.front.preface import read_proxy_header, wait_for_hello
+from gateway.front.proxy_protocol import ProxyHeaderError, looks_like_header
+from gateway.front.sources import HalfOpen, plain_address
 from gateway.identity import Identities, Principal
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE, TlsStream
 
 BACKLOG: Final = 1024  # connections that the kernel keeps until they are accepted
 _ACCEPTED_AT_ONCE: Final = 64  # connections taken before others get a turn
-_TOLD_AT_ONCE: Final = 64  # clients over a limit that may shake hands to hear so; others are closed
+_ADMITTED_AT_ONCE: Final = 8  # of them, those that begin a handshake, which may cost 2 ms; the others are closed
+TOLD_AT_ONCE: Final = 64  # clients that are told why they are refused, beside max_clients; others are only closed
+_TOLD_WITHIN: Final = 3.0  # s for such a client to send a request and to take the answer
 _LINGER: Final = 1.0  # s for a client to take the alert that ends its handshake
 _BREATH: Final = 0.1  # s without accepting when the process is out of descriptors or memory
 
 
 class ListenerSettings(NamedTuple):
-    """``name`` is the label of its metrics; ``handshake_timeout`` is in seconds."""
+    """``name`` is the label of its metrics; ``handshake_timeout`` is in seconds.
+
+    ``proxy_from`` are the addresses and networks that must send a PROXY header; if there is none, none is read.
+    """
 
     name: str
     max_clients: int = 10_000
     handshake_timeout: float = 10.0
+    proxy_from: tuple[str, ...] = ()
 
 
 class Listener:
@@ -69,14 +79,16 @@ class Listener:
         self._conversations: set[Conversation] = set()
         self._handshakes: set[trio.CancelScope] = set()
         self._draining = False
-        self._clients = 0
-        self._told = 0  # clients over a limit that are being told so
+        self._balancers = [ipaddress.ip_network(network) for network in settings.proxy_from]
+        self._clients = 0  # whose handshake has succeeded, and who are not refused
+        self._told = 0  # clients that are being told why they are refused
         self._accept_scope = trio.CancelScope()
         self._listening: socket.socket | None = None  # while ``serve`` accepts or refuses
         self._resumed = trio.Event()  # unset while new connections are refused
         self._resumed.set()
         self._accepting = metrics.accepting.labels(settings.name)
         self._connections = metrics.client_connections.labels(settings.name)
+        self._half_open = metrics.client_half_open.labels(settings.name)
 
     def __repr__(self) -> str:
         return f"<Listener {self._settings.name}: {self._clients} clients>"
@@ -149,7 +161,10 @@ class Listener:
             conversation.drain()
 
     async def _accept_some(self, listening: socket.socket, clients: trio.Nursery) -> None:
+        admitted = 0
         for _ in range(_ACCEPTED_AT_ONCE):
+            if admitted >= _ADMITTED_AT_ONCE:
+                return
             try:
                 sock, address = listening.accept()
             except BlockingIOError:
@@ -160,81 +175,209 @@ class Listener:
                     await trio.sleep(_BREATH)
                     return
                 continue  # the client has gone already
-            over = self._limit_reached()
-            if over is not None and self._told >= _TOLD_AT_ONCE:
-                self._metrics.client_rejected.labels(over.value).inc()
-                self._failed("limit")
+            sock.setblocking(False)
+            half_open = HalfOpen(sock, plain_address(address[0]), address[1])
+            if self._admit(half_open):
+                admitted += 1
+                clients.start_soon(self._serve_client, half_open)
+            else:
                 sock.close()
-                continue
-            self._clients += 1
-            self._admission.clients += 1
-            self._told += over is not None
-            clients.start_soon(self._serve_client, sock, f"{address[0]}:{address[1]}", over)
 
-    def _limit_reached(self) -> Limit | None:
+    def _admit(self, half_open: HalfOpen) -> bool:
+        """Count a new connection as half-open. Returns False, with that counted, if it is to be closed at once."""
+        if not self._balancers:
+            return self._begin_handshake(half_open)
+        address = ipaddress.ip_address(half_open.host)
+        if not any(address in network for network in self._balancers):
+            self._refuse_peer(half_open, "proxy_source", "connection closed: its address is not in proxy_from")
+            return False
+        limit = self._admission.await_header(half_open, trio.current_time())
+        if limit is None:
+            return True
+        self._reject(limit, half_open.peer)
+        return False
+
+    def _begin_handshake(self, half_open: HalfOpen) -> bool:
+        """Count a connection for its address. Returns False, with that counted, if it exceeds a limit."""
+        limit = self._limit_reached() if self._told >= TOLD_AT_ONCE else None
+        limit = limit or self._admission.begin_handshake(half_open, trio.current_time())
+        if limit is None:
+            return True
+        self._reject(limit, half_open.peer)
+        return False
+
+    def _limit_reached(self, principal: Principal | None = None) -> Limit | None:
         if self._clients >= self._settings.max_clients:
             return Limit.LISTENER_CLIENTS
-        return Limit.CLIENTS if self._admission.clients >= self._admission.max_clients else None
+        if self._admission.clients >= self._admission.max_clients:
+            return Limit.CLIENTS
+        if principal is not None and self._admission.account(principal).is_full:
+            return Limit.PRINCIPAL_CLIENTS
+        return None
 
-    async def _serve_client(self, sock: socket.socket, peer: str, over: Limit | None) -> None:
+    async def _serve_client(self, half_open: HalfOpen) -> None:
         self._connections.inc()
         try:
-            with closing(TlsStream(sock, self._context, server_side=True)) as stream:
-                if await self._shake_hands(stream, peer):
-                    await self._have_conversation(stream, peer, over)
+            stream = await self._shake_hands(half_open)
+            if stream is not None:
+                with closing(stream):
+                    await self._have_conversation(stream, half_open.peer)
         except Exception as error:  # noqa: BLE001 - a fault of ours that one client meets must not end the others
             self._failed("internal")
-            self._log.error("client lost to a fault of the gateway", peer=peer, exc_info=error)
+            self._log.error("client lost to a fault of the gateway", peer=half_open.peer, exc_info=error)
         finally:
-            sock.close()
-            self._clients -= 1
-            self._admission.clients -= 1
-            self._told -= over is not None
+            half_open.sock.close()
+            self._admission.disconnect(half_open)
             self._connections.dec()
 
-    async def _shake_hands(self, stream: TlsStream, peer: str) -> bool:
+    async def _shake_hands(self, half_open: HalfOpen) -> TlsStream | None:
+        """Shake hands under the deadline, which a drain or an eviction brings forward.
+
+        Returns None, with the reason counted, if that failed.
+        """
         began = time.perf_counter()
+        failed: str | None = None
+        scope = half_open.scope
+        scope.deadline = trio.current_time() + (0 if self._draining else self._settings.handshake_timeout)
+        self._handshakes.add(scope)
+        self._half_open.inc()
         try:
-            reason = await self._try_to_shake_hands(stream)
-        except TlsError as error:
-            self._failed(error.reason)
-            key = f"handshake {error.reason}"
-            self._throttle.warn(self._log, key, "handshake failed", peer=peer, reason=error.reason, detail=str(error))
-            await stream.aclose(linger=_LINGER)  # in TLS 1.3 a request may be there already, unread
-            return False
-        except GatewayError:
-            reason = "gone"
-        if reason:
-            self._failed(reason)
-            return False
+            with scope:
+                if self._balancers and not await self._take_proxy_header(half_open):
+                    return None
+                beginning = await wait_for_hello(half_open.sock)
+                self._admission.half_open.answer(half_open, trio.current_time())
+                stream = TlsStream(half_open.sock, self._context, server_side=True)
+                try:
+                    await stream.handshake()
+                    failed = ""
+                except TlsError as error:
+                    failed = error.reason
+                    self._say_failed(error, half_open.peer, beginning)
+                    await stream.aclose(linger=_LINGER)  # in TLS 1.3 a request may be there already, unread
+                except GatewayError:
+                    failed = "gone"
+        finally:
+            self._handshakes.discard(scope)
+            self._half_open.dec()
+            self._admission.end_handshake(half_open)
+        if failed is None:
+            failed = self._why_cut_off(half_open)
+        if failed:
+            self._failed(failed)
+            return None
         self._metrics.handshake_succeeded(
             self._settings.name, stream.version, time.perf_counter() - began, resumed=stream.resumed
         )
-        return True
+        return stream
 
-    async def _try_to_shake_hands(self, stream: TlsStream) -> str:
-        """Shake hands under the deadline, which a drain brings forward. Returns why it was given up, or nothing."""
-        with trio.move_on_after(0 if self._draining else self._settings.handshake_timeout) as scope:
-            self._handshakes.add(scope)
-            try:
-                await stream.handshake()
-                return ""
-            finally:
-                self._handshakes.discard(scope)
-        return "drain" if self._draining else "handshake_timeout"
+    def _why_cut_off(self, half_open: HalfOpen) -> str:
+        if self._draining:
+            return "drain"
+        if not half_open.evicted:
+            return "handshake_timeout"
+        self._throttle.warn(
+            self._log,
+            "evicted",
+            "half-open connection closed to make room",
+            peer=half_open.peer,
+            setting="limits.max_half_open, per_address.max_half_open",
+        )
+        return "evicted"
 
-    async def _have_conversation(self, stream: TlsStream, peer: str, over: Limit | None) -> None:
-        conversation = self._converse(stream, self._identify(stream, peer), peer=peer, over=over)
+    async def _take_proxy_header(self, half_open: HalfOpen) -> bool:
+        """Read the PROXY header, and count the connection for the address that it names.
+
+        Returns False, with the reason counted, if the header is missing or broken, or if a limit is exceeded.
+        """
+        try:
+            header = await read_proxy_header(half_open.sock)
+        except ProxyHeaderError as error:
+            self._refuse_peer(half_open, "proxy_header", "connection closed: no valid PROXY header", detail=str(error))
+            return False
+        except GatewayError:
+            self._failed("gone")
+            return False
+        if header.source is not None:
+            half_open.host, half_open.port = plain_address(header.source[0]), header.source[1]
+        self._admission.end_handshake(half_open)  # it begins again, for the client's address
+        return self._begin_handshake(half_open)
+
+    def _say_failed(self, error: TlsError, peer: str, beginning: bytes) -> None:
+        if not self._balancers and looks_like_header(beginning):
+            self._throttle.warn(
+                self._log,
+                "proxy header",
+                "a PROXY header was sent to a listener that does not read it; if it is a load balancer's, set"
+                " proxy_protocol = true, and proxy_from",
+                peer=peer,
+                setting="listeners.proxy_protocol",
+            )
+            return
+        key = f"handshake {error.reason}"
+        self._throttle.warn(self._log, key, "handshake failed", peer=peer, reason=error.reason, detail=str(error))
+
+    async def _have_conversation(self, stream: TlsStream, peer: str) -> None:
+        principal = self._identify(stream, peer)
+        over = self._limit_reached(principal)
+        conversation = self._converse(stream, principal, peer=peer, over=over)
+        if principal is None or over is not None:
+            await self._refuse(conversation, stream, over, peer)
+            return
+        self._clients += 1
+        self._admission.clients += 1
+        try:
+            ended = await self._run(conversation)
+        finally:
+            self._clients -= 1
+            self._admission.clients -= 1
+        if ended not in _ORDINARY_ENDS:
+            self._failed(ended)
+
+    async def _run(self, conversation: Conversation) -> str:
         if self._draining:
             conversation.drain()
         self._conversations.add(conversation)
         try:
-            ended = await conversation.run()
+            return await conversation.run()
         finally:
             self._conversations.discard(conversation)
-        self._metrics.client_requests_per_connection.observe(conversation.requests)
-        if ended not in _ORDINARY_ENDS:
-            self._failed(ended)
+            self._metrics.client_requests_per_connection.observe(conversation.requests)
+
+    async def _refuse(self, conversation: Conversation, stream: TlsStream, over: Limit | None, peer: str) -> None:
+        """Tell a client that it is over a limit or that no rule matches it, beside ``max_clients``, or only close."""
+        if self._told < TOLD_AT_ONCE:
+            self._told += 1
+            try:
+                with trio.move_on_after(_TOLD_WITHIN):
+                    await self._run(conversation)
+            finally:
+                self._told -= 1
+        else:
+            stream.close_politely()
+        if over is None:
+            self._failed("not_authenticated")
+        elif conversation.requests:  # told, and counted with that
+            self._failed("limit")
+        else:
+            self._reject(over, peer)
+
+    def _reject(self, limit: Limit, peer: str) -> None:
+        """Count a connection that is closed because of a limit, and log it."""
+        self._metrics.client_rejected.labels(limit.value).inc()
+        self._failed("limit")
+        self._throttle.warn(
+            self._log,
+            f"limit {limit.value}",
+            "connection closed: over a limit",
+            peer=peer,
+            reason=limit.value,
+            setting=SETTINGS[limit],
+        )
+
+    def _refuse_peer(self, half_open: HalfOpen, reason: str, event: str, **fields: object) -> None:
+        self._failed(reason)
+        self._throttle.warn(self._log, reason, event, peer=half_open.peer, setting="listeners.proxy_from", **fields)
 
     def _identify(self, stream: TlsStream, peer: str) -> Principal | None:
         """Ask on every connection, resumed ones included: on those, no handshake has looked at the certificate."""
@@ -243,7 +386,7 @@ class Listener:
             return None if certificate is None else self._identities.identify(certificate)
         except (TlsError, *UNREADABLE_CERTIFICATE) as error:
             self._throttle.warn(
-                self._log, "certificate", "client certificate can't be read", peer=peer, detail=repr(error)
+                self._log, "certificate", "client certificate can't be read", peer=peer, detail=quoted(repr(error))
             )
             return None
 

@@ -242,7 +242,7 @@ def _names_in(question: RequestItem, placeholder: bytes | None, named: set[bytes
     """
     names: set[bytes] = set()
     try:
-        for field in question.payload_items():
+        for field in question.payload_fields():
             if field.tag == _UNIQUE_IDENTIFIER:
                 meant = _meant(question.frame[field.start : field.end], field.type, placeholder, named)
                 if meant is None:

@@ -4,7 +4,7 @@ A server gives one out, and only that server knows what it stands for (1.4 secti
 of 2.1). What can't be read as items here is the vendor's own affair, and holds none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import Final, NamedTuple
@@ -69,9 +69,9 @@ def _presented_by(item: RequestItem) -> Iterator[Bound]:
     if item.operation in ASKING:
         yield from _asynchronous(frame, payload)
     elif item.operation == Operation.LOGOUT:
-        yield from _tickets(Kind.TICKET, frame, payload)
+        yield from _tickets(Kind.TICKET, frame, item.payload_fields())
     else:  # a part of a stream, or PKCS#11
-        yield from _strings(Kind.STREAM, frame, payload, Tag.CORRELATION_VALUE)
+        yield from _strings(Kind.STREAM, item.payload_fields(), Tag.CORRELATION_VALUE)
 
 
 def _given_by(item: ResponseItem, operation: int) -> Iterator[Bound]:
@@ -79,15 +79,17 @@ def _given_by(item: ResponseItem, operation: int) -> Iterator[Bound]:
     frame, payload = item.frame, item.fields.get(Tag.RESPONSE_PAYLOAD, _NOWHERE)
     if operation in ASKING:
         yield from _asynchronous(frame, payload)
-    yield from _strings(Kind.STREAM, frame, payload, Tag.CORRELATION_VALUE)
-    yield from _tickets(Kind.DELEGATED if operation == Operation.DELEGATED_LOGIN else Kind.TICKET, frame, payload)
+    fields = item.payload_fields()
+    yield from _strings(Kind.STREAM, fields, Tag.CORRELATION_VALUE)
+    yield from _tickets(Kind.DELEGATED if operation == Operation.DELEGATED_LOGIN else Kind.TICKET, frame, fields)
 
 
 def _asynchronous(frame: bytes, span: tuple[int, int]) -> Iterator[Bound]:
     """In a payload itself, and in the lists of Query Asynchronous Requests, one structure deeper."""
     for item in ttlv.walk(frame, *span):
         if item.type == ItemType.STRUCTURE:
-            yield from _strings(Kind.ASYNCHRONOUS, frame, (item.start, item.end), Tag.ASYNCHRONOUS_CORRELATION_VALUE)
+            within = ttlv.walk(frame, item.start, item.end, _ASYNCHRONOUS)
+            yield from _strings(Kind.ASYNCHRONOUS, within, Tag.ASYNCHRONOUS_CORRELATION_VALUE)
         elif _is_string(item, Tag.ASYNCHRONOUS_CORRELATION_VALUE):
             yield Bound(Kind.ASYNCHRONOUS, item.start, item.end)
 
@@ -109,21 +111,22 @@ def _shown_by(frame: bytes, credential: ttlv.Item) -> Iterator[Bound]:
     if kind is None or value is None or value.type != ItemType.STRUCTURE:
         return
     if ttlv.read_enumeration(frame, kind) == CredentialType.TICKET:
-        yield from _tickets(Kind.TICKET, frame, (value.start, value.end))
+        yield from _tickets(Kind.TICKET, frame, ttlv.walk(frame, value.start, value.end))
 
 
-def _tickets(kind: Kind, frame: bytes, span: tuple[int, int]) -> Iterator[Bound]:
-    for item in ttlv.walk(frame, *span):
+def _tickets(kind: Kind, frame: bytes, fields: Iterable[ttlv.Item]) -> Iterator[Bound]:
+    for item in fields:
         if item.tag == Tag.TICKET and item.type == ItemType.STRUCTURE:
-            yield from _strings(kind, frame, (item.start, item.end), Tag.TICKET_VALUE)
+            yield from _strings(kind, ttlv.walk(frame, item.start, item.end), Tag.TICKET_VALUE)
 
 
-def _strings(kind: Kind, frame: bytes, span: tuple[int, int], tag: Tag) -> Iterator[Bound]:
-    return (Bound(kind, item.start, item.end) for item in ttlv.walk(frame, *span) if _is_string(item, tag))
+def _strings(kind: Kind, fields: Iterable[ttlv.Item], tag: Tag) -> Iterator[Bound]:
+    return (Bound(kind, item.start, item.end) for item in fields if _is_string(item, tag))
 
 
 def _is_string(item: ttlv.Item, tag: Tag) -> bool:
     return item.tag == tag and item.type == ItemType.BYTE_STRING
 
 
+_ASYNCHRONOUS: Final = frozenset({int(Tag.ASYNCHRONOUS_CORRELATION_VALUE)})
 _NOWHERE: Final = (0, 0)

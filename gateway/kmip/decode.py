@@ -17,10 +17,14 @@ from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 
 MAX_DEPTH: Final = 32
 MAX_BATCH_ITEMS: Final = 1000
+MAX_FIELDS: Final = 5000  # in a request
+MAX_RESPONSE_FIELDS: Final = 50_000  # a Locate may list as many objects as max_response_size has room for
+_FIELDS_PER_ITEM: Final = 20  # that a batch item may have besides
 
 _SIZE: Final = ttlv.HEADER_SIZE
 _STRUCTURE: Final = ttlv.STRUCTURE
 _BIG_INTEGER: Final = int(ItemType.BIG_INTEGER)
+_CHECKED: Final = 1 << 30  # the depth of a message whose depth was checked
 _OUTER_DEPTH: Final = 3  # message, header or batch item, and what that holds: the levels that are walked here
 
 #: What every message opens with: the heads of message and header, that of Protocol Version, Major, and Minor.
@@ -135,18 +139,27 @@ _RESPONSE: Final = _Side(
 )
 
 
-def decode_request(frame: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS) -> Request:
+def decode_request(
+    frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_FIELDS
+) -> Request:
     """Read a request down to its batch items, in one pass, in time linear in its size.
 
-    ``frame`` is one whole message, as FrameReader gives it. Raises ProtocolError, with the version where that could be
-    read.
+    ``frame`` is one whole message, as FrameReader gives it. It may have ``max_fields`` fields at any depth, and 20 more
+    for each batch item. Raises ProtocolError, with the version where that could be read; MessageTooLargeError for too
+    many fields.
     """
+    if len(frame) > max_fields * _SIZE:  # a shorter message can't have so many
+        max_depth = _check_size(frame, _REQUEST, max_depth, max_items, max_fields)
     version, header, items = _decode(frame, _REQUEST, max_depth, max_items)
     return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
 
 
-def decode_response(frame: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS) -> Response:
+def decode_response(
+    frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_RESPONSE_FIELDS
+) -> Response:
     """Read a response down to its batch items; as decode_request."""
+    if len(frame) > max_fields * _SIZE:
+        max_depth = _check_size(frame, _RESPONSE, max_depth, max_items, max_fields)
     version, header, items = _decode(frame, _RESPONSE, max_depth, max_items)
     return Response(frame, header, version, [ResponseItem(frame, fields) for fields in items])
 
@@ -164,6 +177,21 @@ def _decode(frame: bytes, side: _Side, max_depth: int, max_items: int) -> tuple[
     if len(items) == 1:
         _remember(beginning, frame, side, _Shape(version, header, items[0], items[0].get(side.payload, (0, 0))))
     return version, header, items
+
+
+def _check_size(frame: bytes, side: _Side, max_depth: int, max_items: int, max_fields: int) -> int:
+    """Check depth and number of all fields of a large message, in one walk that ends at the first field too many.
+
+    Returns the depth that is to be checked afterwards: none.
+    """
+    version, _end = _read_opening(frame, side)
+    items = ttlv.Group(_BATCH_ITEM_WORD, max_items, _FIELDS_PER_ITEM, "batch items")
+    try:
+        ttlv.check_size(frame, 0, len(frame), max_depth=max_depth, max_fields=max_fields, group=items)
+    except ProtocolError as error:
+        error.version = version
+        raise
+    return _CHECKED
 
 
 def _check_payload(frame: bytes, shape: _Shape, max_depth: int) -> None:

@@ -4,7 +4,6 @@ A view knows where the fields of header and batch items lie; ``decode`` found th
 somebody asks. The message itself is never changed.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 from gateway.errors import ProtocolError
@@ -25,8 +24,21 @@ FALLBACK_VERSION: Final[Version] = (1, 0)
 
 #: Tags of the identifiers in payloads.
 UNIQUE_IDENTIFIERS: Final = frozenset(
-    {Tag.UNIQUE_IDENTIFIER, Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER, Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER}
+    {int(Tag.UNIQUE_IDENTIFIER), int(Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER), int(Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER)}
 )
+#: The fields of payloads that the gateway reads; what a property below asks for must be here.
+_PAYLOAD_FIELDS: Final = UNIQUE_IDENTIFIERS | {
+    int(tag)
+    for tag in (
+        Tag.CORRELATION_VALUE,
+        Tag.INIT_INDICATOR,
+        Tag.FINAL_INDICATOR,
+        Tag.OBJECT_TYPE,
+        Tag.OBJECT_GROUP_MEMBER,
+        Tag.LOCATED_ITEMS,
+        Tag.TICKET,
+    )
+}
 
 # A member of an enumeration is slow to come by; these are needed in every message.
 _OPERATION: Final = int(Tag.OPERATION)
@@ -58,9 +70,10 @@ class _Fields:
 class _Item(_Fields):
     """A batch item: what requests' and responses' have in common."""
 
-    __slots__ = ("operation",)
+    __slots__ = ("_payload", "operation")
 
     PAYLOAD: Tag
+    _payload: list[ttlv.Item] | ProtocolError  # not there until it is asked for
 
     def __init__(self, frame: bytes, fields: Fields) -> None:
         self.frame = frame
@@ -83,22 +96,45 @@ class _Item(_Fields):
 
     def identifiers(self, tags: frozenset[int]) -> list[bytes]:
         """Return the values of the payload's items with these tags, as ``unique_identifiers`` does."""
-        return [_identifier(self.frame, item) for item in self.payload_items() if item.tag in tags]
+        return [_identifier(self.frame, item) for item in self.payload_fields() if item.tag in tags]
+
+    @property
+    def has_unique_identifier(self) -> bool:
+        """Whether the payload holds a unique identifier; of thousands, only the first is looked at."""
+        span = self.fields.get(self.PAYLOAD)
+        return span is not None and any(True for _ in ttlv.walk(self.frame, *span, UNIQUE_IDENTIFIERS))
 
     @property
     def correlation_value(self) -> bytes | None:
         """Correlation Value of a cryptographic stream, or of PKCS#11 (1.4 section 4.29; 2.1 section 6.1.43)."""
         return self._payload_bytes(Tag.CORRELATION_VALUE)
 
-    def payload_items(self) -> Iterable[ttlv.Item]:
-        """Return the items of the payload, one after the other. Raises ProtocolError if it can't be walked."""
+    def payload_fields(self) -> list[ttlv.Item]:
+        """The fields at the payload's first level that the gateway reads.
+
+        The payload is walked once, at the first question. Raises ProtocolError where it can't be walked.
+        """
+        try:
+            found = self._payload
+        except AttributeError:
+            found = self._payload = self._walk_payload()
+        if isinstance(found, ProtocolError):
+            raise ProtocolError(str(found))
+        return found
+
+    def _walk_payload(self) -> list[ttlv.Item] | ProtocolError:
         span = self.fields.get(self.PAYLOAD)
-        return () if span is None else ttlv.walk(self.frame, *span)
+        try:
+            return [] if span is None else list(ttlv.walk(self.frame, *span, _PAYLOAD_FIELDS))
+        except ProtocolError as error:
+            return error
 
     def _payload_item(self, tag: Tag, item_type: ItemType) -> ttlv.Item | None:
         """The one item with this tag. Two would let the gateway read the first, and the key manager the second."""
+        if tag not in _PAYLOAD_FIELDS:
+            raise ValueError(f"{tag.name} is not among the fields that are read")
         found = None
-        for item in self.payload_items():
+        for item in self.payload_fields():
             if item.tag == tag:
                 if item.type != item_type:
                     raise ProtocolError(f"{tag.name} has type {item.type}, not {item_type.name}")

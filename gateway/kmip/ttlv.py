@@ -11,10 +11,10 @@ reader finds the next item behind the padding, another without it.
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from gateway.errors import ProtocolError
+from gateway.errors import MessageTooLargeError, ProtocolError
 from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 
 HEADER_SIZE: Final = 8
@@ -22,6 +22,7 @@ STRUCTURE: Final = int(ItemType.STRUCTURE)
 
 #: Types whose length is a multiple of eight by itself (section 9.1.1.3), so that some readers look for no padding.
 UNPADDED: Final = frozenset({int(ItemType.STRUCTURE), int(ItemType.BIG_INTEGER)})
+_LENGTHS: Final = {int(item_type): length for item_type, length in FIXED_LENGTH.items()}
 
 #: Word and length: the first eight bytes of every item.
 HEAD: Final = struct.Struct(">II")
@@ -34,6 +35,8 @@ _HEAD_LONG: Final = struct.Struct(">IIq")
 
 
 _KNOWN_TAGS: Final = frozenset(Tag)
+_IN_OUTERMOST: Final = 2  # ends that are open within an outermost structure: the span's, and its own
+unpack_head = HEAD.unpack_from
 
 
 class Item(NamedTuple):
@@ -60,8 +63,15 @@ def padded(length: int) -> int:
     return (length + 7) & ~7
 
 
-def walk(buffer: bytes, start: int, end: int) -> Iterator[Item]:
-    """Yield the items that lie side by side between two positions.
+class _Anything:
+    """Contains every tag."""
+
+    def __contains__(self, tag: object) -> bool:
+        return True
+
+
+def walk(buffer: bytes, start: int, end: int, tags: Container[int] = _Anything()) -> Iterator[Item]:
+    """Yield the items that lie side by side between two positions, those with one of these tags.
 
     Raises ProtocolError for an item that overruns ``end``, for a length that its type does not have, and where it is
     not certain at which position the next item begins.
@@ -70,17 +80,18 @@ def walk(buffer: bytes, start: int, end: int) -> Iterator[Item]:
     while position < end:
         if end - position < HEADER_SIZE:
             raise ProtocolError(f"{end - position} stray bytes where an item should begin")
-        tag_and_type, length = HEAD.unpack_from(buffer, position)
+        tag_and_type, length = unpack_head(buffer, position)
         position += HEADER_SIZE
         item_type = tag_and_type & 0xFF
         if length > end - position:
             raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} overruns the structure that holds it")
-        if FIXED_LENGTH.get(item_type, length) != length:
+        if _LENGTHS.get(item_type, length) != length:
             raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length")
         next_position = position + padded(length)
         if length & 7 and item_type in UNPADDED and next_position < end:
             raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length, and is not last")
-        yield Item(tag_and_type >> 8, item_type, position, position + length)
+        if tag_and_type >> 8 in tags:
+            yield Item(tag_and_type >> 8, item_type, position, position + length)
         position = next_position
 
 
@@ -92,29 +103,64 @@ def find(buffer: bytes, start: int, end: int, tag: int) -> Item | None:
 def check_depth(buffer: bytes, start: int, end: int, limit: int) -> None:
     """Raise ProtocolError where structures between two positions nest deeper than ``limit`` levels.
 
-    Linear in the number of items, without recursion. Depth costs eight bytes a level, so what is shorter than that need
-    not be looked at. What can't be read as items is opaque here: it is not the gateway's to judge.
+    Depth costs eight bytes a level, so that a shorter span need not be looked at, nor one in which fewer words could be
+    the head of a structure. Otherwise as ``check_size``.
     """
-    if end - start <= limit * HEADER_SIZE:
-        return
+    if end - start > limit * HEADER_SIZE and buffer[start + 3 : end : HEADER_SIZE].count(STRUCTURE) > limit:
+        check_size(buffer, start, end, max_depth=limit, max_fields=end - start)
+
+
+class Group(NamedTuple):
+    """A structure that may stand ``at_most`` times in the outermost one; each allows ``fields`` items more."""
+
+    word: int
+    at_most: int
+    fields: int
+    name: str
+
+
+_NO_GROUP: Final = Group(-1, 0, 0, "")
+
+
+def check_size(
+    buffer: bytes, start: int, end: int, *, max_depth: int, max_fields: int, group: Group = _NO_GROUP
+) -> None:
+    """Raise an error if the items between two positions nest too deeply, or if they are too many, at any depth.
+
+    The error is ProtocolError if structures nest deeper than ``max_depth`` levels, or if a ``group`` stands too often;
+    it is MessageTooLargeError if there are more than ``max_fields`` items.
+
+    Linear in the number of items, without recursion, and ends at the first item too many. What can't be read as items
+    is opaque here: it is not the gateway's to judge.
+    """
     open_ends = [end]
     resume_at = [end]
     position = start
+    left = max_fields
+    groups = 0
     while open_ends:
         end = open_ends[-1]
         if end - position < HEADER_SIZE:
             open_ends.pop()
             position = resume_at.pop()
             continue
-        tag_and_type, length = HEAD.unpack_from(buffer, position)
+        tag_and_type, length = unpack_head(buffer, position)
         position += HEADER_SIZE
+        left -= 1
+        if left < 0:
+            raise MessageTooLargeError(f"more than {max_fields} fields")
         if length > end - position:
             position = end
         elif tag_and_type & 0xFF != STRUCTURE:
             position += padded(length)
-        elif len(open_ends) > limit:
+        elif len(open_ends) > max_depth:
             raise ProtocolError("structures are nested too deeply")
         else:
+            if tag_and_type == group.word and len(open_ends) == _IN_OUTERMOST:
+                groups += 1
+                left += group.fields
+                if groups > group.at_most:
+                    raise ProtocolError(f"more than {group.at_most} {group.name}")
             open_ends.append(position + length)
             resume_at.append(position + padded(length))
 

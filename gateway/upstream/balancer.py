@@ -92,7 +92,10 @@ class Balancer:
         if not self._takes_turns:
             return None
         backend = next(self._turns[effect > _TOUCH], None)
-        if backend is None or not backend.health.serves or not backend.speaks(version) or not backend.breaker.is_quiet:
+        if backend is None or not backend.health.serves or not backend.speaks(version):
+            return None
+        breaker = backend.breaker
+        if not backend.allows(credential, effect) or (not breaker.is_quiet and breaker.is_overdue(credential, effect)):
             return None
         pool = backend.pools[credential]
         return backend if pool.has_room and not pool.is_failing else None

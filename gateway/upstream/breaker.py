@@ -11,8 +11,8 @@ exists for each credential (a partition of an HSM may fail alone) and one for al
 before changes. Each pause is twice as long as the last one. An answer that arrives while a circuit is OPEN makes it
 HALF_OPEN. The failure of a request that began before the last pause was over counts for nothing.
 
-A request that is overdue opens nothing, since slowness is no failure. Until the backend answers a request of that kind,
-other backends are preferred; that is all.
+A request that is overdue opens nothing, since slowness is no failure. Until it ends, or the backend answers a request
+of that kind, other backends are preferred; that is all.
 
 Everything here is plain: callers pass the time, in trio's seconds.
 """
@@ -252,6 +252,13 @@ class Breaker:
         """Prefer other backends until this one answers a request of this kind."""
         for name in (credential, _ALL):
             self._circuit(name, is_change=effect > _TOUCH).is_overdue = True
+
+    def not_overdue(self, credential: str, effect: Effect) -> None:
+        """End what ``overdue`` began: the request has ended without an answer, which ``failed`` may tell."""
+        for name in (credential, _ALL):
+            circuit = self._circuits.get((name, effect > _TOUCH))
+            if circuit is not None:
+                circuit.is_overdue = False
 
     def is_overdue(self, credential: str, effect: Effect) -> bool:
         """Return True if a request of this kind is overdue, and none was answered since it is."""

@@ -23,7 +23,7 @@ from gateway.policy import Refusal
 _MAGIC: Final = b"kgw\x01"
 _SELECTOR: Final = 4
 _PROOF: Final = 8
-_CHECKED: Final = 1 << 30  # depth and items were counted when the request came
+_CHECKED: Final = 1 << 30  # depth, items and fields were counted when the request came
 SIZE: Final = len(_MAGIC) + _SELECTOR + _PROOF  # bytes that a value grows by; a multiple of eight, as padding is
 
 _REFUSALS: Final = {
@@ -99,7 +99,8 @@ class Marks:
         if leave_room and most is not None and most > room:
             bare[request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]] = (most - room).to_bytes(4, "big")
         if bare:
-            request = decode_request(ttlv.splice(request.frame, bare), max_depth=_CHECKED, max_items=_CHECKED)
+            frame = ttlv.splice(request.frame, bare)
+            request = decode_request(frame, max_depth=_CHECKED, max_items=_CHECKED, max_fields=_CHECKED)
         return Taken(request, next(iter(found), ""), is_ticket=kinds == {Kind.TICKET})
 
     def _verified(self, kind: Kind, principal: Principal, value: bytes) -> bytes | None:

@@ -16,6 +16,7 @@ _REPEAT: Final = 60.0  # s until a failure that goes on is logged again
 _FAULTS: Final = {
     "unasked": "session closed: the key manager sent bytes that no request asked for; nothing of them was passed on",
     "mismatch": "session closed: the key manager answered another request; the answer was not passed on",
+    "records": "session closed: too many TLS records without data",
 }
 
 

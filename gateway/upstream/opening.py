@@ -18,6 +18,7 @@ import trio
 
 from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Request
+from gateway.log import quoted
 from gateway.upstream.gate import Gate, Pause
 from gateway.upstream.session import Opener, Session
 
@@ -79,7 +80,7 @@ class Opening:
         except BackendError as error:
             return error
         except Exception as error:  # noqa: BLE001 - an odd key manager must not end the gateway
-            return self._error(f"{type(error).__name__}: {error}", "unexpected")
+            return self._error(quoted(f"{type(error).__name__}: {error}"), "unexpected")
         return self._error(f"no session within {self._deadline:g} s", "timeout")
 
     async def _tried_twice(self, session: Session) -> Session | BackendError:

@@ -360,8 +360,8 @@ class Pool:
 
         How long a session was idle teaches the idle limit only if the key manager has closed it.
         """
-        if session.fault:
-            self._discard(session, session.fault)
+        if session.fault or session.is_flooded:
+            self._discard(session, session.fault or "records")
             return
         is_lesson = not self.opening.died(session, now) and was_idle
         if is_lesson and self._idle_limit.closed_by_peer(now - session.idle_since, now):
@@ -485,7 +485,8 @@ class Pool:
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
-        if self.answered_at > began and sessions and self._slots.ceiling.refused(sessions, began, now):
+        serves = self.answered_at > began and error.reason != "connect"  # as one does that restarts
+        if serves and sessions and self._slots.ceiling.refused(sessions, began, now):
             self.observer.ceiling_learned(sessions, self._slots.limit)
         self.opening.failed(error, now)
         self.observer.session_open_failed(error)
@@ -570,7 +571,7 @@ class Pool:
         if now >= session.expires_at:
             return "lifetime"
         if not session.is_quiet():
-            return "remote_idle"
+            return _not_quiet(session)
         if surplus and now - session.idle_since >= self._idle_limit.effective:
             return "idle"
         return None
@@ -602,3 +603,8 @@ class Pool:
 
 #: Why a pool may be closed, and the message to waiting requests.
 CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "the key manager has left this address"}
+
+
+def _not_quiet(session: Session) -> str:
+    """Return why an idle session that is not quiet is closed, as a label."""
+    return "records" if session.is_flooded else "remote_idle"

@@ -18,7 +18,7 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response, Version, read_version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
-from gateway.log import Log
+from gateway.log import Log, quoted
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import Verdict
@@ -149,7 +149,7 @@ class Prober:
         except BackendError as error:
             return error
         except Exception as error:  # noqa: BLE001 - as in Pool: what is odd about one backend must not end the gateway
-            return self._error(f"{type(error).__name__}: {error}", "unexpected")
+            return self._error(quoted(f"{type(error).__name__}: {error}"), "unexpected")
         return self._error(f"no answer to the health check within {timeout:g} s", "timeout")
 
     async def _ask(self) -> Response:

@@ -10,15 +10,15 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """Somebody in a queue: who they are, and since when they wait, in trio's time."""
+    """A waiting request, as the queue sees it."""
 
     @property
     def principal(self) -> Hashable:
-        """Whose turn it uses."""
+        """The principal whose turn it uses."""
 
     @property
     def since(self) -> float:
-        """When it came."""
+        """Time, in trio's seconds, at which it began to wait."""
 
 
 _T = TypeVar("_T", bound=Waiting)
@@ -41,7 +41,7 @@ class FairQueue(Generic[_T]):
         return f"<FairQueue {len(self._all)} waiting, of {len(self._turns)} principals>"
 
     def append(self, waiter: _T) -> None:
-        """Come to wait."""
+        """Add a waiter."""
         self._turns.setdefault(waiter.principal, deque()).append(waiter)
         self._all[waiter] = None
 
@@ -59,7 +59,7 @@ class FairQueue(Generic[_T]):
         return waiter
 
     def remove(self, waiter: _T) -> None:
-        """Leave without a turn."""
+        """Remove a waiter that leaves without a turn."""
         waiters = self._turns[waiter.principal]
         waiters.remove(waiter)
         self._left(waiter, waiters)
@@ -70,11 +70,11 @@ class FairQueue(Generic[_T]):
             del self._turns[waiter.principal]
 
     def since(self, place: int) -> float:
-        """Since when the waiter at this place, by arrival, has waited; infinity beyond the end."""
+        """Return the time at which the waiter at this place, by arrival, began to wait; infinity beyond the end."""
         return next((waiter.since for waiter in islice(self._all, place, None)), float("inf"))
 
     def all(self) -> list[_T]:
-        """Return everybody, in the order of arrival."""
+        """Return all waiters, in the order of arrival."""
         return list(self._all)
 
     def has(self, principal: Hashable) -> bool:
@@ -90,13 +90,13 @@ class FairQueue(Generic[_T]):
         return self._turns.keys()
 
     def oldest(self) -> _T:
-        """Who has waited longest."""
+        """Return the waiter that has waited longest."""
         return next(iter(self._all))
 
     def newest_of_the_longest(self, newcomer: Hashable) -> _T | None:
-        """Whose place a newcomer should have where the queue is full: the last of the principal that waits most.
+        """Return the waiter that makes room for a newcomer in a full queue: the last of the principal that waits most.
 
-        None where that would be the newcomer's own principal, or one that has no more waiting than it.
+        None unless that principal has at least two more waiters than the newcomer's principal.
         """
         longest = max(self._turns.values(), key=len)
         own = self._turns.get(newcomer, ())

@@ -29,7 +29,7 @@ from gateway.errors import (
 )
 from gateway.kmip import compose
 from gateway.kmip.answers import MadeObjects, is_answer_to
-from gateway.kmip.decode import decode_request, decode_response
+from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
@@ -52,10 +52,16 @@ _CONNECT: Final = Stage.CONNECT
 _SEND: Final = Stage.SEND
 _WAIT: Final = Stage.WAIT
 _READ: Final = Stage.READ
+_UNPAID: Final = 65536  # bytes of an answer to the gateway's own requests
 
 
 class Stream(Protocol):
-    """What a session needs of its connection; TlsStream is the one that runs."""
+    """What a session needs of its connection; TlsStream is the one that runs.
+
+    ``is_flooded`` is True once the peer has sent more records without data than it may.
+    """
+
+    is_flooded: bool
 
     spoke_unasked: bool
     """True once ``is_quiet`` has found bytes that nobody asked for."""
@@ -85,6 +91,13 @@ class Stream(Protocol):
         """Close with a word."""
 
 
+class Payer(Protocol):
+    """The account that pays for the bytes of an answer while it is received."""
+
+    def hold(self, size: int) -> object:
+        """Hold so many bytes more, or, if negative, fewer. Over a limit, hold no more and return the limit."""
+
+
 class SupersededError(Exception):
     """Another session has answered the request first. The exchange that raises this may still be finished."""
 
@@ -106,6 +119,9 @@ class Session:
         "_is_overdue",
         "_is_superseded",
         "_made",
+        "_max_fields",
+        "_paid",
+        "_payer",
         "_reader",
         "_stream",
         "alarm",
@@ -125,10 +141,19 @@ class Session:
         "state",
     )
 
-    def __init__(self, stream: Stream, backend: str, *, max_response_size: int, peer: str = "") -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        backend: str,
+        *,
+        max_response_size: int,
+        max_fields: int = MAX_RESPONSE_FIELDS,
+        peer: str = "",
+    ) -> None:
         self._stream = stream
         self.peer = peer
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
+        self._max_fields = max_fields
         self.backend = backend
         self.state = State.IDLE
         self.stage = Stage.CONNECT
@@ -143,6 +168,8 @@ class Session:
         self.alarm = Alarm()
         self._is_overdue = False
         self._is_superseded = False
+        self._payer: Payer | None = None
+        self._paid = 0  # bytes that the payer holds
         self.opened_at = self.idle_since = trio.current_time()
         self.expires_at = float("inf")
 
@@ -162,6 +189,11 @@ class Session:
             self.fault = "unasked"
         return False
 
+    @property
+    def is_flooded(self) -> bool:
+        """Return True if the key manager has sent more TLS records without data than it may."""
+        return self._stream.is_flooded
+
     def has_news(self) -> bool:
         """Return True if something has arrived that was not read."""
         return self.state is not State.CLOSED and self._stream.is_readable()
@@ -170,9 +202,11 @@ class Session:
         """Return True if the peer's kernel has not acknowledged the request for so long: the path is dead."""
         return self.state is not State.CLOSED and self._stream.is_unacknowledged(seconds)
 
-    async def exchange(self, request: Request, *, is_sent: bool = False) -> Response:
+    async def exchange(self, request: Request, *, is_sent: bool = False, payer: Payer | None = None) -> Response:
         """Send a request, unchanged, and return its answer. If it ``is_sent``, go on with a superseded exchange.
 
+        ``payer`` holds the bytes of an answer that comes in parts, until it is whole or the session is closed.
+        Without a payer, an answer has at most 64 KiB.
         ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
         deadline is the caller's; a session whose exchange did not end is of no further use.
         """
@@ -182,7 +216,7 @@ class Session:
                 is_first = self.stage is _CONNECT
                 self.stage = _CONNECT
                 if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be the answer
-                    raise self._error("closed, or spoken on unasked", "closed")
+                    raise self._error("closed, or spoken on unasked", "records" if self.is_flooded else "closed")
                 self.stage = _SEND
                 await self._stream.send_all(request.frame)
                 self.stage = _WAIT
@@ -195,16 +229,16 @@ class Session:
                     raise self._error("closed without an answer" if self.stage is _WAIT else "closed", "closed")
                 self.stage = _READ
                 frame = self._reader.feed(data)
-            response = decode_response(frame)
+                if frame is not data:
+                    self._pay(payer, frame)
+            response = decode_response(frame, max_fields=self._max_fields)
         except StreamInterruptedError:
             self._is_superseded = False
             raise SupersededError from None
         except (StreamClosedError, TlsError) as error:
             raise self._broken(error) from None
-        except MessageTooLargeError as error:
-            raise self._error(str(error), "too_large") from None
         except ProtocolError as error:
-            raise self._error(f"not an answer: {error}", "protocol") from None
+            raise self._unreadable(error) from None
         if not is_answer_to(response, request) or not (self.is_repeatable or self._is_new(response, request)):
             self.fault = "mismatch"
             raise self._error("the answer belongs to another request", "mismatch")
@@ -221,6 +255,34 @@ class Session:
         if self._made is None:
             self._made = MadeObjects()
         return not self._made.were_made_before(response, request)
+
+    def _unreadable(self, error: ProtocolError) -> BackendError:
+        if isinstance(error, MessageTooLargeError):
+            return self._error(str(error), "too_large")
+        return self._error(f"not an answer: {error}", "protocol")
+
+    def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
+        """Have the bytes of an answer held until it is whole. Raises BackendError if that is more than is paid for.
+
+        Whoever gets the whole answer has it held again before others run: there is room for it.
+        """
+        size = len(self._reader) if frame is None else len(self._reader) + len(frame)
+        if payer is None:
+            if size > _UNPAID:
+                raise self._error(f"an answer of more than {_UNPAID} bytes, for which no client waits", "too_large")
+            return
+        limit = payer.hold(size - self._paid)
+        if limit is not None:
+            raise self._error("the gateway holds too many bytes to take the answer", "max_buffered")
+        self._payer, self._paid = payer, size
+        if frame is not None:
+            self._repay()
+
+    def _repay(self) -> None:
+        """Release the bytes that the payer holds."""
+        if self._payer is not None:
+            self._payer.hold(-self._paid)
+        self._payer, self._paid = None, 0
 
     def supersede(self) -> None:
         """Another session has answered the request: the exchange under way raises SupersededError."""
@@ -239,7 +301,8 @@ class Session:
             return self._error("closed on this side, for the request to go elsewhere", "interrupted")
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
             self.stage = Stage.CONNECT  # TLS took none of it: to the key manager this request never was
-        return self._error(str(error), "closed")
+        is_flooded = isinstance(error, TlsError) and error.reason == "records"
+        return self._error(str(error), "records" if is_flooded else "closed")
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)
@@ -250,6 +313,7 @@ class Session:
             self._stream.close_politely()
         else:
             self._stream.close()
+        self._repay()
         self.state = State.CLOSED
 
 
@@ -312,6 +376,7 @@ class Target(NamedTuple):
     probe: bytes
     own: OwnCertificate | None = None  # what the context shows
     tcp: TcpTimeouts | None = None
+    max_fields: int = MAX_RESPONSE_FIELDS
 
 
 Opener = Callable[[], Awaitable[Session]]
@@ -348,7 +413,13 @@ async def _open(target: Target) -> Session:
     try:
         await stream.handshake()
         tls.check_server(stream, target.server_name, target.pinned_sha256)
-        session = Session(stream, target.backend, max_response_size=target.max_response_size, peer=peer)
+        session = Session(
+            stream,
+            target.backend,
+            max_response_size=target.max_response_size,
+            max_fields=target.max_fields,
+            peer=peer,
+        )
         await _prove(session, target)
     except TlsError as error:
         stream.close()
@@ -382,7 +453,9 @@ async def _connect(target: Target) -> socket.socket:
     return sock
 
 
-_TLS_REASONS: Final = frozenset({"hostname", "pin", "unknown_ca", "expired", "alert"})
+_TLS_REASONS: Final = frozenset(
+    {"hostname", "pin", "unknown_ca", "expired", "alert", "handshake_too_large", "certificate_too_large"}
+)
 
 
 async def _prove(session: Session, target: Target) -> None:
@@ -394,7 +467,7 @@ async def _prove(session: Session, target: Target) -> None:
     try:
         await session.exchange(decode_request(target.probe))
     except BackendError as error:
-        reason = "credential" if error.reason == "closed" else "proof"
+        reason = {"closed": "credential", "records": "records"}.get(error.reason, "proof")
         hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
         raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
     if session.state is not State.IDLE:

@@ -106,7 +106,7 @@ class Ceiling:
         if self.value is not None and sessions >= self.value:
             self._pause.failed(now)
             return False
-        if began < self._sign_at:
+        if began < self._sign_at or sessions >= self.limit:
             return False
         self._signs += 1
         self._sign_at = now

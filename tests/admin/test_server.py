@@ -1,4 +1,4 @@
-"""What operators see, over plain HTTP, and that nobody who can reach it can end it."""
+"""The admin port over plain HTTP: what operators see, and how little strangers can do to it."""
 
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
-from gateway.admin.server import application, serve_admin
+from gateway.admin.routes import Routes
+from gateway.admin.server import AdminConnection, AdminLimits, AdminServer, Pace
 from tests.streams import cancelled_everywhere, descriptors
+from tests.upstream.fakes import in_virtual_time
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Admin:
 
     async def ask(self, path: str, method: str = "GET", headers: str = "") -> bytes:
         """The whole answer to a request."""
-        request = f"{method} {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n{headers}\r\n"
+        request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
         stream = await trio.open_tcp_stream(*self.address)
         async with stream:
             await stream.send_all(request.encode())
@@ -48,14 +51,14 @@ class Admin:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Admin]:
+async def running(limits: AdminLimits | None = None) -> AsyncIterator[Admin]:
     """An admin server for the length of a block."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         admin = Admin(listening.getsockname(), listening)
-        app = application(admin.expose, lambda: admin.unreadiness)
+        routes = Routes(admin.expose, lambda: admin.unreadiness)
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve_admin, listening, app, admin.until)
+                nursery.start_soon(AdminServer(routes, limits).run, listening, admin.until)
                 yield admin
                 admin.until.set()
 
@@ -69,7 +72,7 @@ async def admin() -> AsyncIterator[Admin]:
 async def test_metrics_are_served_in_prometheus_format(admin: Admin) -> None:
     answer = await admin.ask("/metrics")
     assert answer.startswith(b"HTTP/1.1 200")
-    assert b"content-type: text/plain; version=0.0.4" in answer
+    assert b"Content-Type: text/plain; version=0.0.4" in answer
     assert answer.endswith(b"\r\n\r\nanswer 42\n")
 
 
@@ -98,7 +101,7 @@ async def test_a_route_that_fails_costs_one_answer(admin: Admin) -> None:
 
 
 H2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-START = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+START = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 UPGRADE = START + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: "
 BAD: dict[str, bytes] = {
     "settings that end the server": UPGRADE + b"a\r\n\r\n",
@@ -116,15 +119,170 @@ BAD: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-async def test_bad_requests_don_t_end_the_server(admin: Admin, what: str) -> None:
+async def test_bad_requests_do_not_disturb_the_next_client(admin: Admin, what: str) -> None:
     for _ in range(2):
         await admin.send(BAD[what])
-        for _ in range(50):
-            answer = await admin.send(START + b"Connection: close\r\n\r\n")
-            if answer:
-                break
-            await trio.sleep(0.02)
+        answer = await admin.send(START + b"Connection: close\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (H2, 505),
+        (b"GET /livez HTTP/1.1\r\n\r\n", 400),
+        (START + b"Host: evil.example\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+        (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+        (START + b"Content-Length: 3\r\n\r\nabc", 413),
+        (START + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 413),
+        (START + b"X: " + b"a" * 100_000, 431),
+        (b"GET /" + b"a" * 100_000, 431),
+    ],
+)
+async def test_a_refused_request_is_told_why(admin: Admin, request_bytes: bytes, status: int) -> None:
+    assert (await admin.send(request_bytes)).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("upgrade", [UPGRADE + b"AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n", BAD["a web socket"]])
+async def test_an_upgrade_is_ignored(admin: Admin, upgrade: bytes) -> None:
+    answer = await admin.send(upgrade)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"101" not in answer.partition(b"\r\n")[0]
+
+
+async def test_head_is_answered_without_the_body(admin: Admin) -> None:
+    answer = await admin.ask("/metrics", "HEAD")
+
+    assert b"Content-Length: 10\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_http_1_0_without_a_host_is_answered(admin: Admin) -> None:
+    assert (await admin.send(b"GET /livez HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_pipelined_requests_are_answered_in_order(admin: Admin) -> None:
+    request = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    answer = await admin.send(b"".join(b"GET " + path + request for path in (b"/livez", b"/nothing", b"/readyz")))
+
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200"]
+
+
+# Bounds --------------------------------------------------------------------------------------------------------------
+
+
+async def test_one_connection_too_many_closes_the_connection_that_said_nothing_for_longest() -> None:
+    async with running(AdminLimits(connections=3)) as admin:
+        streams = []
+        for _ in range(3):
+            streams.append(await trio.open_tcp_stream(*admin.address))
+            await trio.sleep(0.02)
+        await streams[0].send_all(START + b"\r\n")
+        await streams[0].receive_some()
+
+        assert (await admin.ask("/livez")).startswith(b"HTTP/1.1 200")
+        assert await streams[1].receive_some() == b""
+        for kept in (streams[0], streams[2]):
+            await kept.send_all(START + b"\r\n")
+            assert (await kept.receive_some()).startswith(b"HTTP/1.1 200")
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_a_client_that_holds_every_connection_keeps_nobody_out() -> None:
+    async with running() as admin:
+        before = descriptors()
+        hogs = [await trio.open_tcp_stream(*admin.address) for _ in range(100)]
+        for hog in hogs:
+            with suppress(trio.BrokenResourceError):
+                await hog.send_all(b"GET /metrics HTTP/1.1\r\n")
+
+        assert (await admin.ask("/livez")).startswith(b"HTTP/1.1 200")
+        assert descriptors() <= before + 100 + AdminLimits().connections + 1
+        for hog in hogs:
+            await hog.aclose()
+
+
+Memory = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
+
+
+@asynccontextmanager
+async def connected(exposition: Callable[[], bytes] = lambda: b"") -> AsyncIterator[Memory]:
+    """The client's side of one connection in memory, in virtual time."""
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(AdminConnection(theirs, Routes(exposition, lambda: None), AdminLimits()).run)
+        yield ours
+        nursery.cancel_scope.cancel()
+
+
+async def seconds_until_closed(stream: Memory) -> float:
+    began = trio.current_time()
+    async for _ in stream:
+        pass
+    return trio.current_time() - began
+
+
+@in_virtual_time
+async def test_a_silent_client_is_closed_after_the_idle_time() -> None:
+    async with connected() as client:
+        assert await seconds_until_closed(client) == pytest.approx(AdminLimits().idle)
+
+
+@in_virtual_time
+async def test_a_kept_connection_is_closed_after_the_idle_time() -> None:
+    async with connected() as client:
+        await client.send_all(START + b"\r\n")
+        assert await seconds_until_closed(client) == pytest.approx(AdminLimits().idle)
+
+
+@in_virtual_time
+async def test_a_request_that_drips_is_closed_after_the_read_time() -> None:
+    async def drip() -> None:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await client.send_all(b"G")
+                await trio.sleep(0.1)
+
+    async with connected() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        assert await seconds_until_closed(client) == pytest.approx(AdminLimits().read)
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_pipelined_requests_are_served_at_the_pace_of_one_connection() -> None:
+    limits = AdminLimits()
+    async with connected() as client:
+        began = trio.current_time()
+        await client.send_all((START + b"\r\n") * (limits.request_burst + 30))
+        answers = 0
+        while answers < limits.request_burst + 30:
+            answers += (await client.receive_some()).count(b"HTTP/1.1 200")
+        assert trio.current_time() - began == pytest.approx(30 / limits.requests_per_second, abs=0.2)
+
+
+@in_virtual_time
+async def test_turns_come_at_once_up_to_the_burst_and_then_at_the_rate() -> None:
+    pace = Pace(rate=2.0, burst=3)
+    began = trio.current_time()
+    moments = []
+    for _ in range(6):
+        await pace.turn()
+        moments.append(trio.current_time() - began)
+    await trio.sleep(100)
+    began = trio.current_time()
+    for _ in range(4):
+        await pace.turn()
+        moments.append(trio.current_time() - began)
+
+    assert moments == pytest.approx([0, 0, 0, 0.5, 1.0, 1.5, 0, 0, 0, 0.5])
+
+
+# The end -------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_end_does_not_wait_for_clients_that_stay() -> None:

@@ -43,6 +43,11 @@ class Reads:
         """Seconds that the slowest request took, successful or not; 0 without any."""
         return max((read.seconds for read in self.ended), default=0.0)
 
+    def refused(self, error: str) -> None:
+        """Note a request that could not be sent, since its connection was refused."""
+        now = trio.current_time()
+        self.ended.append(Read(now, 0.0, error))
+
     def since(self, began: float) -> "Reads":
         """The requests that ended after this moment."""
         return Reads([read for read in self.ended if read.began + read.seconds > began])

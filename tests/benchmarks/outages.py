@@ -298,13 +298,15 @@ async def measure(row: Row) -> Figures:
             return {"not finished, s": row.seconds}
 
 
-def table(found: Mapping[str, Figures], before: Mapping[str, Figures] | None = None) -> str:
+def table(
+    found: Mapping[str, Figures], before: Mapping[str, Figures] | None = None, rows: Mapping[str, Row] = ROWS
+) -> str:
     """A Markdown table of figures by row, with a column for the figures of an earlier run if there is one."""
     lines = ["| row | what | figure | value |", "|---|---|---|---:|"]
     if before is not None:
         lines = ["| row | what | figure | before | value |", "|---|---|---|---:|---:|"]
     for key, figures in found.items():
-        what = ROWS[key].what
+        what = rows[key].what
         for name, value in figures.items():
             cells = [key, what, name, _shown(value)]
             if before is not None:

@@ -41,6 +41,8 @@ def decode_responses(count: int, size: Size) -> None:
 class _Echo:
     """A connection whose answer is there as soon as it is asked for."""
 
+    is_flooded = False
+
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
         self.spoke_unasked = False

@@ -120,7 +120,7 @@ def crash(it: House, place: int) -> None:
         connection.say(StreamClosedError("ECONNRESET"))
 
 
-@pytest.mark.parametrize("clients", [20, 120, 480])
+@pytest.mark.parametrize("clients", [20, 240])
 @in_virtual_time
 async def test_reads_survive_the_crash_of_one_of_two_key_managers(clients: int) -> None:
     async with house("atlanta", "london", places=256, pool=WARM) as it:
@@ -138,6 +138,65 @@ async def test_reads_survive_the_crash_of_one_of_two_key_managers(clients: int) 
             nursery.cancel_scope.cancel()
         assert tally.failures == 0
         assert tally.outcomes["ok"] >= clients
+
+
+# A key manager that is half dead --------------------------------------------------------------------------------------
+
+
+def answers_probes_only(connection: Connection, request: Request) -> None:
+    """As with a database that hangs."""
+    if name_in(request):
+        connection.execute(request)
+    else:
+        connection.answer(request)
+
+
+@pytest.mark.parametrize("creates", [0, 10, 100], ids=lambda share: f"{share}% creates")
+@in_virtual_time
+async def test_a_half_dead_key_manager_is_hardly_noticed_after_a_minute(creates: int) -> None:
+    def request(number: int, turn: int) -> Request:
+        return ask("key", Operation.CREATE if (number * 7 + turn) % 100 < creates else Operation.GET)
+
+    async with house("atlanta", "london", places=64, pool=WARM) as it:
+        maintain(it)
+        tally = Tally()
+        async with trio.open_nursery() as clients:
+            for number in range(20):
+                clients.start_soon(client, it, tally, number, 0.4 + number * 0.001, request)
+            await trio.sleep(60)
+            healthy = tally.outcomes["ok"]
+            it.key_managers[0].behaviour = answers_probes_only
+            await trio.sleep(60)
+            for _minute in range(3):
+                tally.clear()
+                await trio.sleep(60)
+                assert tally.outcomes.keys() <= {"ok", "outcome_unknown"}
+                assert tally.outcomes["outcome_unknown"] <= (2 if creates == 100 else 1)
+                assert tally.outcomes["ok"] > 0.95 * healthy
+                assert it.backends[0].state in {"ejected", "half_open"}
+
+            it.key_managers[0].recover()
+            await trio.sleep(70)
+            assert it.backends[0].state == "up"
+            before = [len(key_manager.executed) for key_manager in it.key_managers]
+            await trio.sleep(60)
+            clients.cancel_scope.cancel()
+        atlanta, london = (len(one.executed) - number for one, number in zip(it.key_managers, before, strict=True))
+        assert 0.9 < atlanta / london < 1.1
+
+
+@in_virtual_time
+async def test_a_read_that_hangs_once_does_not_keep_a_backend_from_its_share() -> None:
+    async with house("atlanta", "london") as it:
+        it.key_managers[0].behaviour = never_answers
+        await it.ask(ask("key"))
+        it.key_managers[0].recover()
+
+        await trio.sleep(30)
+
+        answers = Counter([(await it.ask(ask("key"))).backend for _ in range(20)])
+        assert min(answers[backend] for backend in it.backends) >= 9
+        assert it.backends[0].state == "up"
 
 
 # Sessions that are dead -----------------------------------------------------------------------------------------------

@@ -17,6 +17,26 @@ from tests.test_dispatcher import House, house
 from tests.test_failover import FAULTS, REQUESTS
 from tests.upstream.fakes import Connection, FakeKeyManager, ask, in_virtual_time, name_in, never_answers
 
+# A read that breaks once ----------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_read_that_breaks_once_at_the_only_key_manager_is_sent_again() -> None:
+    async with house("atlanta") as it:
+        answered = it.key_managers[0].behaviour
+
+        def breaks_once(connection: Connection, request: Request) -> None:
+            it.key_managers[0].behaviour = answered
+            connection.execute(request)
+            connection.hang_up()
+
+        it.key_managers[0].behaviour = breaks_once
+        tally = Tally()
+        await tally.ask(it, ask("key"))
+        assert tally.outcomes == {"ok": 1}
+        assert len(it.executed) == 2
+
+
 # Queues ---------------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +116,26 @@ async def test_requests_that_wait_at_a_key_manager_that_turns_down_go_elsewhere(
 
 
 # Short outages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+@in_virtual_time
+async def test_a_single_key_manager_that_restarts_refuses_no_read(seconds: float) -> None:
+    async with house("atlanta", pool=WARM) as it:
+        maintain(it)
+        tally = Tally()
+        async with trio.open_nursery() as clients:
+            for number in range(20):
+                clients.start_soon(client, it, tally, number, 0.05)
+            await trio.sleep(2)
+            tally.clear()
+            it.key_managers[0].refuse()
+            it.key_managers[0].hang_up()
+            await trio.sleep(seconds)
+            it.key_managers[0].recover()
+            await trio.sleep(5)
+            clients.cancel_scope.cancel()
+        assert tally.failures == 0
 
 
 @in_virtual_time

@@ -50,6 +50,23 @@ async def test_an_overdue_read_is_hedged_and_the_first_good_answer_wins() -> Non
 
 
 @in_virtual_time
+async def test_an_overdue_read_is_hedged_as_soon_as_another_backend_is_up() -> None:
+    async with house("atlanta", "london") as it:
+        it.key_managers[0].behaviour = never_answers
+        turn_down(it.backends[1])
+
+        async def london_comes_back() -> None:
+            await trio.sleep(8)
+            turn_up(it.backends[1])
+
+        it.nursery.start_soon(london_comes_back)
+        answer = await it.ask(ask("key"))
+
+        assert answer.backend is it.backends[1]
+        assert 8 <= trio.current_time() < 10
+
+
+@in_virtual_time
 async def test_the_first_try_wins_if_it_is_answered_before_the_hedge() -> None:
     async with house("atlanta", "london") as it:
         it.key_managers[0].operation_cost = 6.0
@@ -231,4 +248,4 @@ async def test_slow_reads_do_not_fail_and_eject_nobody(key_managers: int) -> Non
         assert tally.slowest < 8
         assert sum(len(observer.ejections) for observer in it.observers) == 0
         asked = tally.outcomes["ok"] + 50  # these are under way
-        assert len(it.executed) <= 1.2 * asked + 10
+        assert len(it.executed) <= 1.3 * asked  # a hedge that is overdue itself gives its token back

@@ -82,9 +82,42 @@ def test_accounts_are_forgotten_but_not_those_in_use() -> None:
     assert len(admission._accounts) <= 10_001
 
 
-@pytest.mark.parametrize("sizes", [[100], [40, 40, 20], [60, -60, 100]])
-def test_bytes_held_are_bounded(sizes: list[int]) -> None:
+@pytest.mark.parametrize("sizes", [[80], [40, 40], [60, -60, 80]])
+def test_one_principal_holds_four_fifths_of_the_bytes_at_most(sizes: list[int]) -> None:
     admission = Admission(max_buffered=100)
-    assert all(admission.buffer(size) for size in sizes)
-    assert not admission.buffer(1)
-    assert admission.buffered == 100
+    account = admission.account(principal("CN=busy"))
+    assert [account.hold(size) for size in sizes] == [None] * len(sizes)
+    assert account.hold(1) is Limit.PRINCIPAL_BUFFERED
+    assert (account.buffered, admission.buffered) == (80, 80)
+
+
+def test_each_further_principal_holds_four_fifths_of_what_is_left() -> None:
+    admission = Admission(max_buffered=1000)
+    for number, share in enumerate([800, 160, 32]):
+        account = admission.account(principal(f"CN={number}"))
+        assert account.hold(share + 1) is Limit.BUFFERED
+        assert account.hold(share) is None
+        assert account.hold(1) is Limit.PRINCIPAL_BUFFERED
+    assert admission.buffered == 992
+
+
+def test_bytes_held_are_bounded_over_all_principals() -> None:
+    admission = Admission(max_buffered=1000)
+    admission.account(principal("CN=busy")).hold(800)
+    assert admission.account(principal("CN=calm")).hold(201) is Limit.BUFFERED
+
+
+def test_clients_without_an_identity_share_one_account() -> None:
+    admission = Admission(max_buffered=100)
+    assert admission.strangers.hold(80) is None
+    assert admission.strangers.hold(1) is Limit.PRINCIPAL_BUFFERED
+    assert admission.account(principal("CN=calm")).hold(16) is None
+
+
+def test_an_account_that_holds_bytes_is_not_forgotten() -> None:
+    admission = Admission()
+    kept = admission.account(principal("CN=kept"))
+    kept.hold(1)
+    for number in range(10_500):
+        admission.account(principal(f"CN={number}"))
+    assert admission.account(principal("CN=kept")) is kept

@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.config import MatchConfig
 from gateway.errors import StreamClosedError, TlsError
 from gateway.front.admission import Admission
-from gateway.kmip import ttlv
+from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.lab.client import Client
@@ -140,6 +140,60 @@ async def test_a_client_that_half_closes_after_its_request_is_answered(front: Fr
         assert await client.stream.receive_some() == b""
     await until(lambda: front.clients == 0)
     assert front.errors == {}
+
+
+# Turns ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_principal_with_many_busy_connections_is_passed_by_a_neighbour_with_one(front: Front) -> None:
+    """All requests arrive in the same tick; their conversations run in random order."""
+    async with AsyncExitStack() as clients:
+        busy = [await clients.enter_async_context(front.client()) for _ in range(40)]
+        calm = await clients.enter_async_context(front.client("bob"))
+        for round_ in range(5):
+            front.desk.asked.clear()
+            for number, client in enumerate(busy):
+                assert client.stream.send_now(request(number))
+            assert calm.stream.send_now(request(1000))
+            assert number_of(await calm.read_response()) == 1000
+            places = [asked.items[0].unique_batch_item_id for asked in front.desk.asked]
+            assert places.index((1000).to_bytes(8, "big")) <= 20, round_
+            for number, client in enumerate(busy):
+                assert number_of(await client.read_response()) == number
+
+
+async def test_pipelined_requests_of_one_record_take_a_turn_each(certificates: Certificates) -> None:
+    """Refusals wait for nothing, so that all of a record's would come in one step."""
+    admission = Admission(max_requests=0)
+    async with (
+        open_front(certificates, admission=admission) as front,
+        front.client() as busy,
+        front.client("bob") as calm,
+    ):
+        for _ in range(5):
+            before = sum(front.refusals.values())
+            assert busy.stream.send_now(b"".join(request(number) for number in range(100)))
+            assert calm.stream.send_now(request(1000))
+            assert number_of(await calm.read_response()) == 1000
+            assert sum(front.refusals.values()) - before <= 40
+            assert [number_of(await busy.read_response()) for _ in range(100)] == list(range(100))
+
+
+async def test_a_request_that_waits_for_its_turn_is_answered_in_a_drain(front: Front) -> None:
+    async with AsyncExitStack() as clients:
+        busy = [await clients.enter_async_context(front.client()) for _ in range(30)]
+        for client in busy:
+            await client.ask(request())
+        front.desk.asked.clear()
+        for number, client in enumerate(busy):
+            assert client.stream.send_now(request(number))
+        while not front.desk.asked:
+            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # by now, every conversation has run
+        assert len(front.desk.asked) < 30
+        front.listener.drain()
+        for number, client in enumerate(busy):
+            assert number_of(await client.read_response()) == number
 
 
 # What is not an error -------------------------------------------------------------------------------------------------
@@ -290,6 +344,23 @@ async def test_too_large_a_request_is_refused_by_its_head_alone(front: Front) ->
     assert front.refusals == {"too_large": 1}
 
 
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [((1, 4), ResultReason.INVALID_MESSAGE), ((2, 1), ResultReason.SERVER_LIMIT_EXCEEDED)],
+)
+async def test_a_request_of_too_many_fields_is_refused_in_its_own_version(
+    front: Front, version: Version, reason: ResultReason
+) -> None:
+    payload = ttlv.octets(Tag.DATA, b"") * 130_000
+    flood = compose.encode_request(version, [compose.Ask(Operation.ENCRYPT, payload)])
+    async with front.client() as client, told_and_let_go(client) as answers:
+        await client.stream.send_all(flood)
+    assert (answers[0].version, answers[0].items[0].reason) == (version, reason)
+    assert "5000 fields" in (answers[0].items[0].message or "")
+    assert front.refusals == {"too_large": 1}
+    assert front.desk.asked == []
+
+
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, len(GET) - 1])
 async def test_a_client_that_leaves_in_mid_request_is_told_if_it_listens(front: Front, cut: int) -> None:
     async with front.client() as client, told_and_let_go(client) as answers:
@@ -332,20 +403,46 @@ async def test_whom_no_rule_matches_is_told_so(certificates: Certificates, versi
     assert front.desk.asked == []
 
 
-async def test_whom_no_rule_matches_does_not_keep_a_place_for_long(
+async def test_client_without_identity_that_stays_silent_is_closed_after_3_s_and_counted(
     certificates: Certificates, clock: MockClock
 ) -> None:
     async with open_front(certificates, match=NOBODY) as front, front.client() as client:
         await is_closed(client)
-        assert clock.current_time() < 20
-    assert front.errors == {}
+        assert 2.5 < clock.current_time() < 5
+    assert front.errors == {"not_authenticated": 1}
+    assert front.count("client_rejected_total", reason="max_clients") == 0
 
 
-async def test_who_is_over_a_limit_does_not_keep_a_place_for_long(certificates: Certificates, clock: MockClock) -> None:
+async def test_client_over_max_clients_that_stays_silent_is_closed_after_3_s_and_counted(
+    certificates: Certificates, clock: MockClock
+) -> None:
     admission = Admission(max_clients=1)
     async with open_front(certificates, admission=admission) as front, front.client(), front.client() as client:
         await is_closed(client)
-        assert clock.current_time() < 20
+        assert 2.5 < clock.current_time() < 5
+    assert front.errors == {"limit": 1}
+    assert front.count("client_rejected_total", reason="max_clients") == 1
+
+
+async def test_refused_client_that_sends_one_byte_a_second_is_closed_after_3_s(
+    certificates: Certificates, clock: MockClock
+) -> None:
+    async def drip(client: Client) -> None:
+        with suppress(StreamClosedError):
+            for byte in request():
+                await client.stream.send_all(bytes([byte]))
+                await trio.sleep(1)
+
+    async with (
+        open_front(certificates, match=NOBODY) as front,
+        front.client() as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(drip, client)
+        await is_closed(client)
+        assert clock.current_time() < 5
+        nursery.cancel_scope.cancel()
+    assert front.errors == {"not_authenticated": 1}
 
 
 @pytest.mark.parametrize(("max_requests", "answered"), [(0, 0), (1, 3)])
@@ -368,7 +465,7 @@ async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many
     certificates: Certificates, most: int
 ) -> None:
     """Who takes none is closed where there is no room; who takes theirs has it, whatever the others do."""
-    admission = Admission(max_buffered=most * (8 << 20) + (1 << 20))
+    admission = Admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # of which one client may have 4/5
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         front.desk.answer_size = 8 << 20
         for number in range(5):
@@ -378,13 +475,40 @@ async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many
             await wait_all_tasks_blocked(0.01)
         held = min(most, 5)
         assert held * (8 << 20) < admission.buffered < held * (8 << 20) + (1 << 20)
-        assert front.count("client_rejected_total", reason="max_buffered") == 5 - held
+        assert front.count("client_rejected_total", reason="principal_max_buffered") == 5 - held
         assert front.errors == ({"unread": 5 - held} if held < 5 else {})
         front.desk.answer_size = 100
         async with front.client() as client:
             assert number_of(await client.ask(request(7))) == 7
         await trio.sleep(11)
         assert admission.buffered == 0
+
+
+async def test_one_client_that_fills_its_share_leaves_room_for_another(certificates: Certificates) -> None:
+    admission = Admission(max_buffered=8 << 20)
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
+        for number in range(1, 8):
+            client = await clients.enter_async_context(front.client())
+            await client.stream.send_all(padded(1 << 20)[:1_000_000])
+            await until(lambda: admission.buffered >= min(6, number) * 1_000_000)  # noqa: B023 - as above
+        await until(lambda: front.count("client_rejected_total", reason="principal_max_buffered") == 1)
+        async with front.client("bob") as calm:
+            assert number_of(await calm.ask(padded(20_000, 7))) == 7
+            assert number_of(await calm.ask(padded(800_000, 8))) == 8
+        assert front.count("client_rejected_total", reason="max_buffered") == 0
+
+
+async def test_requests_of_more_than_1_kib_and_what_follows_them_are_counted(certificates: Certificates) -> None:
+    admission = Admission()
+    async with open_front(certificates, admission=admission) as front:
+        front.desk.close_gate()
+        async with front.client() as first, front.client() as second:
+            await first.stream.send_all(padded(2048))
+            await until(lambda: admission.buffered == 2048)
+            await second.stream.send_all(request() + padded(8000))
+            await until(lambda: admission.buffered == 2048 + len(request()) + 8000)
+            front.desk.gate.set()
+            await until(lambda: admission.buffered == 0)
 
 
 @pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])

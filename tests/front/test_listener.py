@@ -4,7 +4,7 @@ import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,11 +17,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config import MatchConfig
 from gateway.errors import StreamClosedError, TlsError
+from gateway.front.admission import Admission, Allowance
 from gateway.front.listener import ListenerSettings
+from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import Operation, ResultReason
 from gateway.lab.certs import Authority
-from gateway.lab.client import Client, client_context
+from gateway.lab.client import Client, client_context, connect
 from gateway.tls import TlsStream
+from tests.attackers import Attacker
 from tests.e2e.harness import HOSTS, Certificates
 from tests.front.desk import NAME, Front, number_of, open_front, request, until
 from tests.streams import TLS_1_2, TLS_1_3, VERSIONS, asking, cancelled_everywhere, descriptors
@@ -35,9 +38,12 @@ async def front(certificates: Certificates) -> AsyncIterator[Front]:
         yield front
 
 
-def knock(front: Front) -> socket.socket:
+PART_OF_HELLO = b"\x16\x03\x01\x02\x00"  # the header of a TLS record whose 512 bytes do not follow
+
+
+def knock(front: Front, source: str = "127.0.0.1") -> socket.socket:
     """A TCP connection, and nothing more."""
-    sock = socket.create_connection((front.address.host, front.address.port))
+    sock = socket.create_connection((front.address.host, front.address.port), source_address=(source, 0))
     sock.setblocking(False)
     return sock
 
@@ -51,6 +57,24 @@ async def ends(sock: socket.socket) -> None:
                 return
         except ConnectionError:
             return
+
+
+async def is_served(front: Front, context: SSL.Context, source: str = "127.0.0.1") -> None:
+    """A client that connects, asks and leaves."""
+    stream = TlsStream(knock(front, source), context, server_side=False)
+    await stream.handshake()
+    assert number_of(await Client(stream).ask(request(5))) == 5
+    stream.close_politely()
+
+
+def is_open(sock: socket.socket) -> bool:
+    """True if the other side has neither closed nor sent anything."""
+    try:
+        return bool(sock.recv(1)) and False
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def held_to(context: SSL.Context, version: str) -> SSL.Context:
@@ -175,6 +199,39 @@ async def test_what_is_not_tls_is_refused_and_counted(front: Front) -> None:
     assert front.errors == {"not_tls": 1}
 
 
+async def test_a_hello_in_tiny_records_is_refused_counted_and_logged(front: Front) -> None:
+    with knock(front) as sock:
+        sock.send(b"".join(b"\x16\x03\x01\x00\x01" + bytes([byte]) for byte in b"\x01\x00\x40\x00" + bytes(1000)))
+        await ends(sock)
+    await until(lambda: front.clients == 0)
+    assert front.errors == {"handshake_too_large": 1}
+    assert [entry["reason"] for entry in front.log.entries if entry["event"] == "handshake failed"] == [
+        "handshake_too_large"
+    ]
+
+
+@pytest.mark.parametrize("requested", [False, True])
+async def test_a_client_that_floods_key_updates_is_closed_counted_and_logged(front: Front, *, requested: bool) -> None:
+    def flood() -> int:
+        assert attacker.shake_hands()
+        return attacker.update_keys(5000, requested=requested)
+
+    with Attacker(knock(front), *front.certificates.client("alice")) as attacker, trio.fail_after(20):
+        assert await trio.to_thread.run_sync(flood) < 5000
+    await until(lambda: front.clients == 0)
+    assert front.errors == {"records": 1}
+    (entry,) = [entry for entry in front.log.entries if entry["event"] == "client connection closed"]
+    assert (entry["reason"], entry["identity"]) == ("records", "everyone")
+
+
+async def test_a_client_with_a_certificate_too_large_for_a_ticket_is_counted(front: Front) -> None:
+    front.certificates.client("too-large", uri=[f"spiffe://example.com/{number:0100}" for number in range(600)])
+    with suppress(StreamClosedError, TlsError):
+        async with front.client("too-large") as client:
+            await client.ask(request())
+    await until(lambda: front.errors == {"certificate_too_large": 1})
+
+
 async def test_a_client_that_leaves_before_its_handshake_is_counted(front: Front) -> None:
     knock(front).close()
     await until(lambda: front.errors == {"gone": 1})
@@ -198,20 +255,190 @@ async def test_who_finds_no_place_is_told_and_one_who_leaves_makes_place(certifi
         assert front.errors == {"limit": 1}
 
 
-async def test_only_so_many_are_told_at_once(certificates: Certificates, clock: MockClock) -> None:
+async def test_at_most_64_clients_are_told_at_once_and_the_next_is_closed_without_a_handshake(
+    certificates: Certificates, clock: MockClock
+) -> None:
     async with open_front(certificates, settings=ListenerSettings(NAME, max_clients=1)) as front:
-        silent = [knock(front) for _ in range(1 + 64)]
-        await until(lambda: front.clients == 65)
-        with knock(front) as other:
-            await ends(other)
-        assert clock.current_time() < 10
-        for sock in silent:
-            await ends(sock)
-            sock.close()
-        assert clock.current_time() >= 10
+        async with front.client() as holder, AsyncExitStack() as told:
+            assert number_of(await holder.ask(request(1))) == 1
+            context = asking(front.certificates)
+            for _ in range(64):
+                await told.enter_async_context(front.client(context=context))
+            await until(lambda: front.listener._told == 64)
+            with knock(front) as other:
+                await ends(other)
+            assert clock.current_time() < 3
+            assert number_of(await holder.ask(request(2))) == 2
+            await trio.sleep(3.5)
+            assert front.listener._told == 0
         async with front.client() as client:
-            await client.ask(request())
-        assert front.errors == {"limit": 1, "handshake_timeout": 65}
+            assert number_of(await client.ask(request(3))) == 3
+    assert front.errors == {"limit": 65}
+    assert front.count("client_rejected_total", reason="listener_max_clients") == 65
+    assert front.log.entries[0]["setting"] == "listeners.max_clients"
+
+
+@pytest.mark.parametrize("match", [MatchConfig(subject_cn=("bob",)), None], ids=["no rule", "over its limit"])
+async def test_refused_clients_hold_no_place_that_others_need(
+    certificates: Certificates, clock: MockClock, match: MatchConfig | None
+) -> None:
+    """Nobody matches alice, or alice may have one connection: 100 of hers keep bob out of none of the two places."""
+    admission = Admission(allowances={"everyone": Allowance(max_clients=1)})
+    settings = ListenerSettings(NAME, max_clients=2)
+    async with (
+        open_front(certificates, settings=settings, admission=admission, match=match) as front,
+        AsyncExitStack() as stack,
+    ):
+        context = asking(front.certificates)
+        for _ in range(100):
+            with suppress(StreamClosedError, TlsError):
+                await stack.enter_async_context(front.client(context=context))
+        assert clock.current_time() < 3
+        async with front.client("bob") as bob:
+            assert number_of(await bob.ask(request(7))) == 7
+        await trio.sleep(5)
+    assert admission.clients == 0
+    assert len(admission.half_open) == 0
+
+
+async def test_half_open_connections_take_no_place_of_a_client(certificates: Certificates) -> None:
+    admission = Admission(max_clients=1)
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(knock(front)).send(PART_OF_HELLO)
+        await until(lambda: front.clients == 20)
+        async with front.client() as client:
+            assert number_of(await client.ask(request(3))) == 3
+
+
+# Half-open connections ------------------------------------------------------------------------------------------------
+
+
+async def test_oldest_half_open_connection_is_closed_first_and_counted(certificates: Certificates) -> None:
+    admission = Admission(max_half_open=3)
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
+        socks = []
+        for number in range(5):
+            socks.append(stack.enter_context(knock(front)))
+            socks[-1].send(PART_OF_HELLO)
+            await until(lambda number=number: front.clients == min(number + 1, 3))  # type: ignore[misc]
+        for sock in socks[:2]:
+            with trio.fail_after(5):
+                await ends(sock)
+        assert all(is_open(sock) for sock in socks[2:])
+        assert front.errors == {"evicted": 2}
+        assert front.count("client_half_open_connections", listener=NAME) == 3
+    assert [entry["setting"] for entry in front.log.entries] == ["limits.max_half_open, per_address.max_half_open"]
+
+
+async def test_address_with_the_most_half_open_connections_loses_one(certificates: Certificates) -> None:
+    admission = Admission(max_half_open=4)
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
+        first = stack.enter_context(knock(front, "127.0.0.2"))
+        await until(lambda: front.clients == 1)
+        flood = [stack.enter_context(knock(front, "127.0.0.3")) for _ in range(10)]
+        await until(lambda: front.errors == {"evicted": 7})
+        assert is_open(first)
+        assert [is_open(sock) for sock in flood] == [False] * 7 + [True] * 3
+
+
+async def test_half_open_connections_of_one_address_are_bounded_by_its_own_limit(certificates: Certificates) -> None:
+    admission = Admission(per_address=AddressLimits(max_half_open=2))
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
+        flood = [stack.enter_context(knock(front, "127.0.0.3")) for _ in range(5)]
+        await until(lambda: front.errors == {"evicted": 3})
+        assert [is_open(sock) for sock in flood] == [False] * 3 + [True] * 2
+        async with front.client() as client:
+            assert number_of(await client.ask(request(4))) == 4
+
+
+async def test_client_that_has_sent_its_hello_is_not_closed_for_one_that_has_not(certificates: Certificates) -> None:
+    admission = Admission(per_address=AddressLimits(max_half_open=2))
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
+        slow = stack.enter_context(knock(front))
+        connection = SSL.Connection(asking(front.certificates), None)
+        connection.set_connect_state()
+        with suppress(SSL.WantReadError):
+            connection.do_handshake()
+        slow.send(connection.bio_read(65536))
+        await trio.lowlevel.wait_readable(slow)  # the server's part is there
+        silent = [stack.enter_context(knock(front)) for _ in range(5)]
+        await until(lambda: front.errors == {"evicted": 4})
+        assert slow.recv(65536)
+        assert [is_open(sock) for sock in silent] == [False] * 4 + [True]
+
+
+async def test_client_in_its_handshake_is_closed_for_another_only_after_a_second(certificates: Certificates) -> None:
+    admission = Admission(per_address=AddressLimits(max_half_open=1))
+    async with open_front(certificates, admission=admission) as front:
+        slow = knock(front)
+        connection = SSL.Connection(asking(front.certificates), None)
+        connection.set_connect_state()
+        with suppress(SSL.WantReadError):
+            connection.do_handshake()
+        slow.send(connection.bio_read(65536))
+        await trio.lowlevel.wait_readable(slow)
+        with knock(front) as early:
+            await ends(early)
+        assert front.errors == {"limit": 1}
+        assert front.count("client_rejected_total", reason="address_max_half_open") == 1
+        await trio.sleep(1)
+        async with front.client() as late:
+            assert number_of(await late.ask(request(2))) == 2
+        assert front.errors == {"limit": 1, "evicted": 1}
+        slow.close()
+
+
+async def test_2000_half_open_connections_from_200_addresses_lock_nobody_out(certificates: Certificates) -> None:
+    admission = Admission(max_half_open=500, per_address=AddressLimits(max_half_open=5))
+    async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
+        context = asking(front.certificates)
+        async with connect(front.address, context) as kept:
+            for number in range(2000):
+                sock = stack.enter_context(knock(front, f"127.0.1.{number % 200 + 1}"))
+                sock.send(PART_OF_HELLO)
+                if number % 100 == 0:
+                    assert number_of(await kept.ask(request(number))) == number
+                    await is_served(front, context)
+                    assert len(admission.half_open) <= 500
+            await until(lambda: front.count("client_half_open_connections", listener=NAME) == 500)
+        assert front.errors == {"evicted": 1500}
+        assert len(admission.sources) <= 201
+        front.listener.drain()
+        await until(lambda: front.clients == 0)
+    assert front.errors == {"evicted": 1500, "drain": 500}
+    assert len(admission.sources) == len(admission.half_open) == 0
+
+
+# Limits of one address ------------------------------------------------------------------------------------------------
+
+
+async def test_connections_of_one_address_are_bounded_and_others_are_served(certificates: Certificates) -> None:
+    admission = Admission(per_address=AddressLimits(max_clients=2))
+    async with open_front(certificates, admission=admission) as front, front.client() as one, front.client() as two:
+        with knock(front) as third:
+            await ends(third)
+        assert front.count("client_rejected_total", reason="address_max_clients") == 1
+        assert front.log.entries[0]["setting"] == "per_address.max_clients"
+        await is_served(front, asking(front.certificates), "127.0.0.2")
+        for client in (one, two):
+            assert number_of(await client.ask(request(4))) == 4
+    assert len(admission.sources) == 0
+
+
+async def test_handshakes_a_second_of_one_address_are_bounded(certificates: Certificates, clock: MockClock) -> None:
+    admission = Admission(per_address=AddressLimits(handshakes_per_second=1, handshake_burst=2))
+    async with open_front(certificates, admission=admission) as front:
+        for _ in range(2):
+            async with front.client() as client:
+                await client.ask(request())
+        with knock(front) as third:
+            await ends(third)
+        assert front.count("client_rejected_total", reason="address_handshakes_per_second") == 1
+        await trio.sleep(2)
+        async with front.client() as client:
+            assert number_of(await client.ask(request(9))) == 9
+        assert clock.current_time() < 5
 
 
 class Exhausted(socket.socket):

@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import ProtocolError
+from gateway.errors import MessageTooLargeError, ProtocolError
 from gateway.kmip import decode, ttlv
-from gateway.kmip.decode import MAX_BATCH_ITEMS, MAX_DEPTH, decode_request, decode_response
+from gateway.kmip.decode import (
+    MAX_BATCH_ITEMS,
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_RESPONSE_FIELDS,
+    decode_request,
+    decode_response,
+)
 from gateway.kmip.messages import Fields, Request, Response, Version
 from gateway.kmip.spec import ItemType, Operation, Tag
 from tests.kmip.material import (
@@ -592,7 +599,7 @@ def test_ten_thousand_levels_are_refused_without_recursion(place: str) -> None:
 
     with pytest.raises(ProtocolError, match="deep"):
         decode_request(frame)
-    assert len(decode_request(frame, max_depth=10_000).items) == 1
+    assert len(decode_request(frame, max_depth=10_000, max_fields=20_000).items) == 1
 
 
 def test_depth_is_limited_in_answers_too() -> None:
@@ -635,7 +642,7 @@ def test_reading_takes_steps_in_proportion_to_size(frame: Callable[[int], bytes]
         message = frame(size)
 
         def look() -> None:
-            view = decode_request(message, max_depth=size + 3)
+            view = decode_request(message, max_depth=size + 3, max_fields=len(message))
             for part in (view, *view.items):
                 for name in properties(part):
                     getattr(part, name)
@@ -661,7 +668,7 @@ def test_a_flood_of_items_is_refused_at_the_limit() -> None:
     def flood(size: int) -> bytes:
         return request(*[get()] * size)
 
-    few, many = flood(20), flood(2000)
+    few, many = flood(1000), flood(10_000)
     read = []
     for frame in (few, many):
         with pytest.raises(ProtocolError, match="more than 10"):
@@ -669,6 +676,89 @@ def test_a_flood_of_items_is_refused_at_the_limit() -> None:
         read.append(_steps_of_refusal(frame))
 
     assert read[0] == read[1]
+
+
+_EMPTY = ttlv.octets(VENDOR_TAG, b"")
+
+
+def _in_payload(fields: int) -> bytes:
+    return request(batch_item(operation(), payload(_EMPTY * fields)))
+
+
+def _in_structure(fields: int) -> bytes:
+    return request(batch_item(operation(), payload(_EMPTY, ttlv.structure(VENDOR_TAG, _EMPTY * (fields - 2)))))
+
+
+def _in_item(fields: int) -> bytes:
+    return request(batch_item(operation(), payload(), _EMPTY * fields))
+
+
+def _in_header(fields: int) -> bytes:
+    return request(batch_item(operation(), payload()), header=[_EMPTY * fields])
+
+
+@pytest.mark.parametrize(
+    ("frame", "room"),
+    [(_in_payload, 120 - 9), (_in_structure, 120 - 9), (_in_item, 120 - 9), (_in_header, 100 - 7)],
+    ids=["payload", "structure", "item", "header"],
+)
+def test_the_limit_of_fields_is_exact(frame: Callable[[int], bytes], room: int) -> None:
+    """Nine fields are the request's own; the seventh is the batch item, which allows twenty."""
+    assert len(decode_request(frame(room), max_fields=100).items) == 1
+    with pytest.raises(MessageTooLargeError, match="more than 100 fields") as caught:
+        decode_request(frame(room + 1), max_fields=100)
+    assert caught.value.version == (1, 4)
+
+
+def test_the_limit_of_fields_holds_behind_a_beginning_that_was_read_before() -> None:
+    flood = _in_payload(200)
+    size = len(flood) - len(_in_payload(0))
+    decode_request(request(batch_item(operation(), payload(ttlv.octets(Tag.DATA, bytes(size - 8))))), max_fields=100)
+
+    with pytest.raises(MessageTooLargeError):
+        decode_request(flood, max_fields=100)
+
+
+def test_requests_have_at_most_5000_fields_and_answers_50000_unless_told_otherwise() -> None:
+    assert (MAX_FIELDS, MAX_RESPONSE_FIELDS) == (5000, 50_000)
+    with pytest.raises(MessageTooLargeError):
+        decode_request(request(batch_item(operation(), payload(_EMPTY * 5012))))
+    found = ttlv.text(Tag.UNIQUE_IDENTIFIER, "d" * 36)
+    assert len(decode_response(response(success(Operation.LOCATE, None, found * 43_000))).items) == 1
+    with pytest.raises(MessageTooLargeError):
+        decode_response(response(success(Operation.GET, None, _EMPTY * 50_020)))
+
+
+def test_each_batch_item_allows_20_fields_more() -> None:
+    create = batch_item(operation(Operation.CREATE), payload(_EMPTY * 17))
+
+    assert len(decode_request(request(*[create] * 1000)).items) == 1000
+    with pytest.raises(MessageTooLargeError):
+        decode_request(request(*[create] * 999, batch_item(operation(), payload(_EMPTY * 5012))))
+
+
+def test_a_length_that_overruns_its_structure_hides_no_fields() -> None:
+    """The key manager may go on behind the structure, and so would every other walk here."""
+    hiding = ttlv.structure(VENDOR_TAG, raw(VENDOR_TAG, ItemType.BYTE_STRING, 1 << 20, b""))
+
+    with pytest.raises(MessageTooLargeError):
+        decode_request(request(batch_item(operation(), payload(hiding, _EMPTY * 6000))))
+
+
+def test_a_large_message_may_be_as_deep_as_a_small_one() -> None:
+    large = ttlv.octets(Tag.DATA, bytes(1000))
+
+    def deep(depth: int) -> bytes:
+        return request(batch_item(operation(), payload(large, nested(depth - 3))))
+
+    assert len(decode_request(deep(10), max_depth=10, max_fields=100).items) == 1
+    with pytest.raises(ProtocolError, match="deep"):
+        decode_request(deep(11), max_depth=10, max_fields=100)
+
+
+@pytest.mark.parametrize("frame", [_in_payload, _in_structure, _in_item, _in_header])
+def test_a_flood_of_fields_is_refused_at_the_limit(frame: Callable[[int], bytes]) -> None:
+    assert _steps_of_refusal(frame(6000)) == _steps_of_refusal(frame(60_000))
 
 
 def _steps_of_refusal(frame: bytes) -> int:
@@ -744,7 +834,9 @@ def test_what_begins_like_another_message_reads_as_if_it_were_the_first(frame: b
     cut = [frame[:end] for end in range(len(frame))]
     longer = [frame + bytes(8), frame + frame]
     for each in changed + cut + longer:
-        remembered = _outcome(lambda each=each: decode._decode(each, side, MAX_DEPTH, MAX_BATCH_ITEMS))  # type: ignore[misc]
+        remembered = _outcome(
+            lambda each=each: decode._decode(each, side, MAX_DEPTH, MAX_BATCH_ITEMS)  # type: ignore[misc]
+        )
         assert remembered == _outcome(lambda each=each: decode._read(each, side, MAX_DEPTH, MAX_BATCH_ITEMS))  # type: ignore[misc]
 
 

@@ -1,5 +1,6 @@
 """Views of requests and responses."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ from tests.kmip.material import (
     replies,
     request,
     response,
+    steps,
     success,
     ticket_credential,
     tickets_of,
@@ -317,8 +319,35 @@ def test_a_payload_that_cannot_be_walked_is_refused_when_it_is_asked() -> None:
         except ProtocolError:
             refused.append(name)
 
-    assert refused == sorted([*_ONCE, "unique_identifiers"])
+    assert refused == sorted([*_ONCE, "has_unique_identifier", "unique_identifiers"])
     assert item.operation == Operation.GET
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_payload_is_walked_once_however_often_it_is_asked(size: int) -> None:
+    whole = asked(ttlv.octets(VENDOR_TAG, b"") * size)
+    broken = asked(ttlv.octets(VENDOR_TAG, b"") * size, raw(VENDOR_TAG, ItemType.BYTE_STRING, 80, b""))
+
+    def ask(item: RequestItem) -> None:
+        for name in _ONCE:
+            with suppress(ProtocolError):
+                getattr(item, name)
+
+    for item in (whole, broken):
+        ask(item)
+        assert steps(lambda item=item: ask(item)) < 150  # type: ignore[misc]
+
+
+def test_an_answer_to_a_locate_is_walked_up_to_its_first_identifier() -> None:
+    def found(size: int) -> ResponseItem:
+        (item,) = decode_response(
+            response(success(Operation.LOCATE, None, ttlv.text(Tag.UNIQUE_IDENTIFIER, "key") * size))
+        ).items
+        return item
+
+    few, many = found(1), found(1000)
+    assert few.has_unique_identifier
+    assert steps(lambda: few.has_unique_identifier) == steps(lambda: many.has_unique_identifier)
 
 
 def test_a_stream_is_told_by_its_fields() -> None:

@@ -359,10 +359,10 @@ def test_what_cannot_be_read_as_items_is_opaque_to_the_depth_check() -> None:
         pytest.param(lambda size: raw(TAG, ItemType.STRUCTURE, 9, bytes(16)) * size, id="odd"),
     ],
 )
-def test_checking_depth_takes_steps_in_proportion_to_size(buffer: Callable[[int], bytes]) -> None:
+def test_checking_size_takes_steps_in_proportion_to_size(buffer: Callable[[int], bytes]) -> None:
     def check(size: int) -> Callable[[], object]:
         message = buffer(size)
-        return lambda: ttlv.check_depth(message, 0, len(message), size)
+        return lambda: ttlv.check_size(message, 0, len(message), max_depth=size, max_fields=len(message))
 
     assert grows_in_proportion(check)
 

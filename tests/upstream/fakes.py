@@ -135,6 +135,8 @@ class FakeStream:
     def is_readable(self) -> bool:
         return any(at <= trio.current_time() for at, _chunk in self._said)
 
+    is_flooded = False
+
     def is_quiet(self) -> bool:
         arrived = [chunk for at, chunk in self._said if at <= trio.current_time()]
         self.spoke_unasked = self.spoke_unasked or any(isinstance(chunk, bytes) and chunk for chunk in arrived)
@@ -251,7 +253,7 @@ class FakeKeyManager:
             connection.hang_up()
 
     def opener(self, credential: str) -> Opener:
-        """What opens sessions with this credential."""
+        """Return a function that opens sessions with this credential."""
         return partial(self._open, credential)
 
     async def _open(self, credential: str) -> Session:

@@ -367,7 +367,7 @@ def test_an_overdue_request_prefers_others_until_one_of_its_kind_is_answered(
     assert (breaker.is_overdue("red", READ), breaker.is_overdue("red", CHANGE)) == (reads, changes)
 
 
-def test_an_overdue_request_speaks_for_every_credential_until_another_is_answered() -> None:
+def test_an_overdue_request_speaks_for_every_credential() -> None:
     exchanges = Exchanges(credentials=2)
     breaker = exchanges.breaker
     breaker.overdue("red", READ)

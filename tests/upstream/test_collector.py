@@ -1,4 +1,4 @@
-"""What a scrape sees of the pools: their states at that moment, and no others."""
+"""A scrape sees the states of the pools at its moment."""
 
 import trio
 from prometheus_client import CollectorRegistry, generate_latest
@@ -32,7 +32,7 @@ def scrape(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], floa
 
 
 @in_virtual_time
-async def test_a_scrape_counts_what_there_is_over_all_credentials(nursery: trio.Nursery) -> None:
+async def test_a_scrape_counts_sessions_over_all_credentials(nursery: trio.Nursery) -> None:
     atlanta, london = backend("atlanta", nursery), backend("london", nursery, places=7)
     registry = CollectorRegistry()
     registry.register(PoolCollector(lambda: [atlanta, london]))
@@ -59,7 +59,7 @@ async def test_a_scrape_counts_what_there_is_over_all_credentials(nursery: trio.
 
 
 @in_virtual_time
-async def test_it_sees_what_became_of_them_since(nursery: trio.Nursery) -> None:
+async def test_a_scrape_sees_the_states_of_its_moment(nursery: trio.Nursery) -> None:
     atlanta, london = backend("atlanta", nursery), backend("london", nursery)
     there = [atlanta, london]
     registry = CollectorRegistry()

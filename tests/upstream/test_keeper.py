@@ -75,7 +75,7 @@ async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
 
 
 @in_virtual_time
-async def test_a_fault_in_one_pool_s_round_stops_neither_the_others_nor_the_next(
+async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
     nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = Slots(4)

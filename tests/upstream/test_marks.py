@@ -178,7 +178,7 @@ def test_a_mark_of_an_address_outlives_the_addresses_beside_it() -> None:
 def test_the_same_value_many_times_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     marks, names = Marks([KEY, OTHER_KEY]), [f"kms-{number}" for number in range(20)]
     value = ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, marked(marks, b"", backend=names[-1]))
-    item = batch_item(operation(Operation.QUERY_ASYNCHRONOUS_REQUESTS), payload(value * 10_000))
+    item = batch_item(operation(Operation.QUERY_ASYNCHRONOUS_REQUESTS), payload(value * 5_000))
     read = decode_request(request(item, version=(2, 1)))
     calls, digest = [], hmac.digest
 

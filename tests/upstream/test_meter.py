@@ -1,4 +1,4 @@
-"""The meter: what an operator is told, and how often."""
+"""The meter: the messages that an operator gets, and how often."""
 
 import structlog
 import trio
@@ -44,6 +44,16 @@ def failure(reason: str = "connect") -> BackendError:
     return BackendError("no way", backend="atlanta", stage=Stage.CONNECT, reason=reason)
 
 
+async def test_sessions_that_are_flooded_with_records_are_counted_and_said_once() -> None:
+    watch = Watch()
+
+    for _ in range(3):
+        watch.meter.session_closed("records")
+
+    assert watch.counted("sessions_closed_total") == {"records": 3}
+    assert watch.said == ["session closed: too many TLS records without data"]
+
+
 async def test_sessions_are_counted() -> None:
     watch = Watch()
 
@@ -75,7 +85,7 @@ async def test_a_session_with_a_fault_is_counted_and_said_once_for_each_kind() -
     ]
 
 
-async def test_exchanges_are_counted_and_those_that_were_answered_timed() -> None:
+async def test_exchanges_are_counted_and_answers_are_timed() -> None:
     watch = Watch()
 
     watch.meter.exchanged("answered", 0.25)
@@ -87,7 +97,7 @@ async def test_exchanges_are_counted_and_those_that_were_answered_timed() -> Non
 
 
 @in_virtual_time
-async def test_a_failure_is_said_when_it_begins_when_it_changes_once_a_minute_and_when_it_ends() -> None:
+async def test_a_failure_is_logged_at_its_start_its_end_and_once_a_minute() -> None:
     watch = Watch()
     watch.meter.session_opened(0.1)
     assert watch.said == []
@@ -110,7 +120,7 @@ async def test_a_failure_is_said_when_it_begins_when_it_changes_once_a_minute_an
     assert watch.said[5:] == ["can't open a session timeout"]
 
 
-async def test_what_an_operator_should_act_on_is_said_with_its_name() -> None:
+async def test_a_warning_names_the_setting_to_change() -> None:
     watch = Watch()
 
     watch.meter.ejected("red", Effect.READ)

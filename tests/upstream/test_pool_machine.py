@@ -33,7 +33,7 @@ CALM: Final = 60  # rounds in which a key manager that does as it should must ha
 
 
 class Attempt:
-    """Somebody connects, and waits for what the key manager makes of it."""
+    """A connection attempt that waits for the key manager's decision."""
 
     def __init__(self, credential: str) -> None:
         self.credential = credential
@@ -75,7 +75,7 @@ class HeldKeyManager(FakeKeyManager):
 
     @property
     def open_requests(self) -> list[tuple[Connection, Request]]:
-        """What was asked, and could still be answered."""
+        """The requests that could still be answered."""
         self.asked = [(connection, request) for connection, request in self.asked if not connection.closed]
         return self.asked
 
@@ -166,7 +166,7 @@ def choices() -> st.SearchStrategy[int]:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """What can happen, and what must hold all the time."""
+    """The events that can happen, and the invariants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class PoolMachine(RuleBasedStateMachine):
         finally:
             self.trio.__exit__(None, None, None)
 
-    # What clients do
+    # Clients
 
     @rule(
         credential=st.sampled_from(CREDENTIALS),
@@ -260,7 +260,7 @@ class PoolMachine(RuleBasedStateMachine):
         lent[choice % len(lent)].has_left = True
         self._pause(pause)
 
-    # What the key manager does
+    # The key manager
 
     @precondition(lambda self: self.atlanta.connecting)
     @rule(choice=choices(), number=st.integers(1, 3), pause=pauses())
@@ -322,7 +322,7 @@ class PoolMachine(RuleBasedStateMachine):
         silent[choice % len(silent)].say(answer_to(ask("nobodys")) if speaks else b"")
         self._pause(pause)
 
-    # What else happens
+    # Other events
 
     @rule(seconds=st.sampled_from([0.05, 0.3, 1.1, 3.1, 10.1, 20.1, 25.1, 301.0]))
     def time_passes(self, seconds: float) -> None:
@@ -372,10 +372,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.pools[credential].close()
         self._pause(pause)
 
-    # What must hold
+    # Invariants
 
     @invariant()
-    def places_are_counted_and_bounded(self) -> None:
+    def slots_are_counted_and_bounded(self) -> None:
         for pool in self.pools.values():
             counts = pool.statistics()
             assert self.slots.held(pool) == counts.idle + counts.busy + counts.opening

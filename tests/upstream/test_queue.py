@@ -10,7 +10,7 @@ from gateway.upstream.queue import FairQueue
 
 
 class Waiter(NamedTuple):
-    """Somebody who waits."""
+    """A waiting request."""
 
     principal: str
     since: float
@@ -43,7 +43,7 @@ def test_turns_are_taken_between_principals(came: str, turns: str) -> None:
     assert served(queue_of(came)) == turns
 
 
-def test_who_comes_again_comes_after_those_who_have_waited() -> None:
+def test_a_principal_that_comes_again_comes_after_all_that_wait() -> None:
     queue = queue_of("aab")
     assert queue.popleft().principal == "a"
 
@@ -52,13 +52,13 @@ def test_who_comes_again_comes_after_those_who_have_waited() -> None:
     assert served(queue) == "bac"
 
 
-def test_within_a_principal_who_came_first_is_first() -> None:
+def test_waiters_of_one_principal_are_served_in_order() -> None:
     queue = queue_of("abab")
 
     assert [queue.popleft() for _ in range(4)] == [("a", 0), ("b", 1), ("a", 2), ("b", 3)]
 
 
-def test_who_leaves_takes_no_turn() -> None:
+def test_a_waiter_that_leaves_takes_no_turn() -> None:
     queue = queue_of("aab")
 
     queue.remove(Waiter("a", 0.0))
@@ -69,7 +69,7 @@ def test_who_leaves_takes_no_turn() -> None:
     assert repr(queue) == "<FairQueue 0 waiting, of 0 principals>"
 
 
-def test_it_knows_who_has_waited_longest_whoever_it_is() -> None:
+def test_the_queue_knows_the_longest_waiting_of_all_principals() -> None:
     queue = queue_of("aabc")
     queue.popleft()
 
@@ -87,7 +87,7 @@ def test_it_knows_who_has_waited_longest_whoever_it_is() -> None:
         ("aaaabbbc", "c", ("a", 3)),
     ],
 )
-def test_a_full_queue_is_full_for_those_who_fill_it(
+def test_a_full_queue_is_full_for_the_principal_that_fills_it(
     came: str, newcomer: str, makes_place: tuple[str, float] | None
 ) -> None:
     """The newcomer is in the queue already."""
@@ -96,7 +96,7 @@ def test_a_full_queue_is_full_for_those_who_fill_it(
 
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(["a", "b", "c", "turn", "first leaves", "last leaves"]), max_size=60))
-def test_nobody_is_lost_and_nobody_is_served_twice_in_a_row_while_another_waits(steps: list[str]) -> None:
+def test_no_waiter_is_lost_and_no_principal_is_served_twice_in_a_row(steps: list[str]) -> None:
     queue: FairQueue[Waiter] = FairQueue()
     there: list[Waiter] = []
     last, passed_over = "", set[Waiter]()

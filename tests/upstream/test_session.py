@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
-from gateway.kmip import compose
+from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Request
-from gateway.kmip.spec import Operation, ResultReason
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.session import Session, State, SupersededError
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
 
+MAX_FIELDS = 100
 GET = ask("key-1")
 ANSWER = answer_to(GET)
 
 
 def session_over(stream: FakeStream, *, max_response_size: int = MAX_RESPONSE_SIZE) -> Session:
-    return Session(stream, "atlanta", max_response_size=max_response_size)
+    return Session(stream, "atlanta", max_response_size=max_response_size, max_fields=MAX_FIELDS)
 
 
 # An exchange that ends properly --------------------------------------------------------------------------------------
@@ -85,11 +86,20 @@ class Failure(NamedTuple):
     reason: str
 
 
+FLOOD_OF_FIELDS = compose.encode_response(
+    (1, 4),
+    [compose.Result(ResultStatus.SUCCESS, Operation.GET, payload=ttlv.octets(Tag.DATA, b"") * (MAX_FIELDS + 20))],
+)
 OF_ANOTHER = answer_to(ask("key-1", Operation.DESTROY))
 FAILURES = {
     "closes without a byte": Failure((b"",), Stage.WAIT, "closed"),
     "is reset without a byte": Failure((StreamClosedError("ECONNRESET"),), Stage.WAIT, "closed"),
     "sends an alert instead": Failure((TlsError("alert", reason="alert"),), Stage.WAIT, "closed"),
+    "floods TLS records": Failure((TlsError("too many records", reason="records"),), Stage.WAIT, "records"),
+    "floods TLS records in the middle": Failure(
+        (ANSWER[:20], TlsError("too many records", reason="records")), Stage.READ, "records"
+    ),
+    "sends too many fields": Failure((FLOOD_OF_FIELDS,), Stage.READ, "too_large"),
     "closes after one byte": Failure((ANSWER[:1], b""), Stage.READ, "closed"),
     "closes one byte too early": Failure((ANSWER[:-1], b""), Stage.READ, "closed"),
     "is reset in the middle": Failure((ANSWER[:20], StreamClosedError("ECONNRESET")), Stage.READ, "closed"),
@@ -311,6 +321,99 @@ async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio
 
     assert answers == [ANSWER]
     assert session.state is State.IDLE
+
+
+# Who pays for an answer ----------------------------------------------------------------------------------------------
+
+
+class Purse:
+    """Pays for so many bytes at once."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.limit = limit
+        self.held = 0
+        self.most = 0
+
+    def hold(self, size: int) -> str | None:
+        if self.held + size > self.limit:
+            return "limit"
+        self.held += size
+        self.most = max(self.most, self.held)
+        return None
+
+
+async def test_an_answer_that_comes_in_parts_is_held_until_it_is_whole() -> None:
+    purse = Purse()
+    session = session_over(FakeStream(ANSWER[:50], ANSWER[50:60], ANSWER[60:]))
+
+    await session.exchange(GET, payer=purse)
+
+    assert purse.most == len(ANSWER)
+    assert purse.held == 0
+    assert session.state is State.IDLE
+
+
+async def test_an_answer_in_one_part_is_nobodys_to_hold() -> None:
+    purse = Purse(limit=0)
+    await session_over(FakeStream(ANSWER)).exchange(GET, payer=purse)
+    assert purse.most == 0
+
+
+@pytest.mark.parametrize("limit", [59, len(ANSWER) - 1])
+async def test_an_answer_that_nobody_can_pay_for_is_not_received(limit: int) -> None:
+    purse = Purse(limit)
+    session = session_over(FakeStream(ANSWER[:50], ANSWER[50:60], ANSWER[60:]))
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(GET, payer=purse)
+
+    assert (caught.value.stage, caught.value.reason) == (Stage.READ, "max_buffered")
+    assert session.state is State.BUSY
+    session.close()
+    assert purse.held == 0
+
+
+@in_virtual_time
+async def test_an_answer_that_is_given_up_is_released_with_its_session() -> None:
+    purse = Purse()
+    session = session_over(FakeStream(ANSWER[:50]))
+
+    with trio.move_on_after(30):
+        await session.exchange(GET, payer=purse)
+
+    assert purse.held == 50
+    session.close()
+    session.close()
+    assert purse.held == 0
+
+
+async def test_a_superseded_exchange_goes_on_holding_what_it_has_received(nursery: trio.Nursery) -> None:
+    purse = Purse()
+    stream = FakeStream(ANSWER[:50])
+    session = session_over(stream)
+
+    async def lose() -> None:
+        with pytest.raises(SupersededError):
+            await session.exchange(GET, payer=purse)
+
+    nursery.start_soon(lose)
+    await wait_all_tasks_blocked()
+    session.supersede()
+    await wait_all_tasks_blocked()
+    assert purse.held == 50
+    stream.say(ANSWER[50:])
+    await session.exchange(GET, is_sent=True, payer=purse)
+    assert (purse.most, purse.held) == (len(ANSWER), 0)
+
+
+async def test_an_answer_without_a_payer_has_64_kib_at_the_most() -> None:
+    head = bytes.fromhex("42007B01") + (200_000).to_bytes(4, "big")
+    session = session_over(FakeStream(head + bytes(60_000), bytes(10_000)), max_response_size=1 << 20)
+
+    with pytest.raises(BackendError) as caught:
+        await session.exchange(GET)
+
+    assert caught.value.reason == "too_large"
 
 
 # Closing -------------------------------------------------------------------------------------------------------------

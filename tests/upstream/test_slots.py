@@ -373,7 +373,7 @@ def test_an_idle_session_is_closed_if_that_is_worth_a_handshake(
 
 
 @pytest.mark.parametrize(("unused_for", "opened"), [(59.0, 1), (61.0, 4)])
-def test_warm_sessions_that_clients_do_not_use_make_room_for_half_of_the_slots(unused_for: float, opened: int) -> None:
+def test_warm_sessions_that_clients_do_not_use_make_room(unused_for: float, opened: int) -> None:
     """Eight identities keep one session each of eight: one that is busy must not be left with its own."""
     slots = slots_of(8)
     for _ in range(7):

@@ -62,10 +62,17 @@ def _success(version: Version, operation: int, payload: bytes) -> bytes:
 ANSWER: Final = _success(_VERSION, Operation.GET, _key())
 
 
+#: A longer request is an attack's Encrypt, and is answered unread: what it costs a proxy must not cost a backend.
+_LONG: Final = 64 * 1024
+_ENCRYPTED: Final = _success(_VERSION, Operation.ENCRYPT, b"")
+
+
 def answer(frame: bytes) -> bytes:
     """The answer to a request: to Get, Discover Versions and Query a true one, to all else a success that is empty."""
     if frame == REQUEST:
         return ANSWER
+    if len(frame) > _LONG:
+        return _ENCRYPTED
     try:
         request = decode_request(frame)
     except ProtocolError:

@@ -1,0 +1,131 @@
+"""The answers of the admin port: GET /metrics, /livez and /readyz, and nothing else.
+
+Plain functions over a method, a target and a Host header; the connections are in ``server``.
+"""
+
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import trio
+
+from gateway import log
+
+_TEXT: Final = "text/plain; charset=utf-8"
+_EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
+RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics, which stop the event loop for milliseconds each
+#: RFC 9110 section 7.2: a host, in brackets if it is an IPv6 address, and perhaps a port.
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
+
+
+class Answer(NamedTuple):
+    """A whole answer: status, body and further headers."""
+
+    status: HTTPStatus
+    body: bytes
+    media_type: str = _TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, status: HTTPStatus, text: str = "") -> "Answer":
+        """Return an answer of one line, which is the status's own phrase unless a text is given."""
+        return cls(status, f"{text or status.phrase}\n".encode())
+
+
+class Rendering:
+    """The exposition of /metrics, rendered at most once in RENDERING_INTERVAL seconds.
+
+    A request that comes earlier waits for the next rendering, which serves all requests that wait. So an answer is
+    never older than its request.
+    """
+
+    def __init__(self, exposition: Callable[[], bytes]) -> None:
+        self._exposition = exposition
+        self._rendered_at = float("-inf")
+        self._bytes = b""
+
+    async def current(self) -> bytes:
+        """Return an exposition that is no older than this call."""
+        asked_at = trio.current_time()
+        await trio.sleep_until(self._rendered_at + RENDERING_INTERVAL)
+        if self._rendered_at < asked_at:
+            self._bytes = self._exposition()
+            self._rendered_at = trio.current_time()
+        return self._bytes
+
+
+class Routes:
+    """The answer to each request.
+
+    ``unreadiness`` returns why no client should be sent here, or None. ``names`` are the host names under which the
+    port is known, besides localhost. A Host header with any other name is refused: a web page could otherwise have its
+    own name resolve to this machine, and read the answers (DNS rebinding). An IP address is always accepted: a page
+    that a browser loaded from a name sends this name.
+    """
+
+    def __init__(
+        self, exposition: Callable[[], bytes], unreadiness: Callable[[], str | None], names: Iterable[str] = ()
+    ) -> None:
+        self._rendering = Rendering(exposition)
+        self._unreadiness = unreadiness
+        self._names = {_plain(name) for name in ("localhost", *names)}
+        self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+        }
+        self._log = log.get("admin")
+        self._throttle = log.Throttle(interval=60.0)
+
+    async def answer(self, method: str, target: str, host: str | None) -> Answer:
+        """Return the answer to a request. ``host`` is its Host header, which HTTP/1.0 may leave out."""
+        if (refusal := self._refuse_host(host)) is not None:
+            return refusal
+        route = self._routes.get(target.partition("?")[0])
+        if route is None:
+            return Answer.of(HTTPStatus.NOT_FOUND)
+        if method not in {"GET", "HEAD"}:
+            return Answer.of(HTTPStatus.METHOD_NOT_ALLOWED)._replace(headers=(("Allow", "GET, HEAD"),))
+        return await route()
+
+    def _refuse_host(self, host: str | None) -> Answer | None:
+        if host is None:
+            return None
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return Answer.of(HTTPStatus.BAD_REQUEST, "the Host header is not host:port")
+        name = match["name"]
+        if _plain(name) in self._names or _is_address(name.strip("[]")):
+            return None
+        self._throttle.warn(
+            self._log,
+            "host",
+            "request to the admin port refused: its Host header has an unknown name; if the name is this gateway's, add"
+            " it to admin.hosts",
+            host=log.quoted(name),
+        )
+        return Answer.of(HTTPStatus.MISDIRECTED_REQUEST, "this name is not known here; add it to admin.hosts")
+
+    async def _metrics(self) -> Answer:
+        return Answer(HTTPStatus.OK, await self._rendering.current(), _EXPOSITION_FORMAT)
+
+    async def _livez(self) -> Answer:
+        return Answer.of(HTTPStatus.OK, "ok")
+
+    async def _readyz(self) -> Answer:
+        reason = self._unreadiness()
+        return Answer.of(HTTPStatus.OK, "ok") if reason is None else Answer.of(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+
+
+def _plain(name: str) -> str:
+    return name.lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""Source addresses: what the clients of one address have just now, and how much of it they may have.
+
+A prefix counts as one address, because whoever has one address of an IPv6 network has all of them.
+"""
+
+import ipaddress
+import socket
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+import trio
+
+from gateway.budget import TokenBucket
+
+_REMEMBERED: Final = 10_000  # addresses without a connection, kept so that a fresh connection does not reset a rate
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2: an IPv4 address in an IPv6 socket
+
+
+class AddressLimits(NamedTuple):
+    """Limits of one source address; a rate of 0 is any rate, a burst of 0 is one second's worth.
+
+    The prefixes are in bits.
+    """
+
+    max_clients: int = 5000
+    max_half_open: int = 500
+    handshakes_per_second: float = 0.0
+    handshake_burst: float = 0.0
+    ipv4_prefix: int = 32
+    ipv6_prefix: int = 64
+
+
+class HalfOpen:
+    """A connection whose TLS handshake is not finished, from ``host`` and ``port``.
+
+    ``scope`` ends the connection; ``evicted`` is True if that was done to make room for another.
+    """
+
+    __slots__ = ("answered_at", "evicted", "host", "port", "scope", "sock", "source")
+
+    def __init__(self, sock: socket.socket, host: str, port: int) -> None:
+        self.sock = sock
+        self.host = host
+        self.port = port
+        self.source = BEHIND_BALANCER
+        self.scope = trio.CancelScope()
+        self.answered_at = float("inf")  # trio's time; infinity while the first TLS record is awaited
+        self.evicted = False
+
+    def __repr__(self) -> str:
+        return f"<HalfOpen of {self.source.prefix.hex()}>"
+
+    @property
+    def peer(self) -> str:
+        """The client's address and port as one text, for the log."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def evict(self) -> None:
+        """End this connection to make room for another."""
+        self.evicted = True
+        self.scope.cancel()
+
+
+class Source:
+    """The connections of one address. Those that are half-open are in two dictionaries, the oldest first."""
+
+    __slots__ = ("answered", "bucket", "connections", "prefix", "silent")
+
+    def __init__(self, prefix: bytes, bucket: TokenBucket | None = None) -> None:
+        self.prefix = prefix
+        self.bucket = bucket
+        self.connections = 0
+        self.silent: dict[HalfOpen, None] = {}  # the first TLS record is awaited
+        self.answered: dict[HalfOpen, None] = {}  # it has arrived, and the gateway has begun to answer
+
+    def __repr__(self) -> str:
+        return f"<Source {self.prefix.hex()}: {self.connections} connections, {self.half_open} half-open>"
+
+    @property
+    def half_open(self) -> int:
+        """The number of half-open connections."""
+        return len(self.silent) + len(self.answered)
+
+
+#: The address of connections whose PROXY header has not arrived. No limit of addresses is applied to it.
+BEHIND_BALANCER: Final = Source(b"")
+
+
+class Sources:
+    """All addresses with a connection; and, if their rate is limited, the last 10,000 others."""
+
+    def __init__(self, limits: AddressLimits) -> None:
+        self.limits = limits
+        self._masks = {4: _mask(limits.ipv4_prefix, 32), 16: _mask(limits.ipv6_prefix, 128)}
+        self._sources: dict[bytes, Source] = {}
+        self._idle: OrderedDict[bytes, Source] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sources) + len(self._idle)
+
+    def connect(self, host: str) -> Source:
+        """Count one more connection of an address; ``disconnect`` must follow."""
+        prefix = self._prefix(host)
+        source = self._sources.get(prefix)
+        if source is None:
+            source = self._idle.pop(prefix, None) or Source(prefix, self._bucket())
+            self._sources[prefix] = source
+        source.connections += 1
+        return source
+
+    def disconnect(self, source: Source) -> None:
+        """Count one connection less."""
+        source.connections -= 1
+        if source.connections:
+            return
+        del self._sources[source.prefix]
+        if source.bucket is not None:
+            self._idle[source.prefix] = source
+            if len(self._idle) > _REMEMBERED:
+                self._idle.popitem(last=False)
+
+    def _bucket(self) -> TokenBucket | None:
+        rate = self.limits.handshakes_per_second
+        return TokenBucket(rate=rate, burst=max(1.0, self.limits.handshake_burst or rate)) if rate else None
+
+    def _prefix(self, host: str) -> bytes:
+        packed = packed_address(host)
+        mask = self._masks[len(packed)]
+        return (int.from_bytes(packed, "big") & mask).to_bytes(len(packed), "big")
+
+
+def packed_address(host: str) -> bytes:
+    """Return an IP address in network byte order: 4 bytes for IPv4, also if it is mapped into IPv6; otherwise 16."""
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    return packed[12:] if packed.startswith(_MAPPED) else packed
+
+
+def plain_address(host: str) -> str:
+    """Return an IP address as it is usually written: an IPv4 address that is mapped into IPv6 as IPv4."""
+    return str(ipaddress.ip_address(packed_address(host))) if host.startswith("::ffff:") else host
+
+
+def _mask(prefix: int, bits: int) -> int:
+    return ((1 << prefix) - 1) << (bits - prefix)
