@@ -50,7 +50,7 @@ REPEATING: Final = frozenset(
 )
 
 #: Operations that make an object of which nothing was there: the response gives an identifier that never was given
-#: before. Sections of 1.4. Register, Import, Certify and Re-key are not among them, because the same answer twice may be
+#: before. Sections of 1.4. Register, Import, Certify and Re-key are not among them, since the same answer twice may be
 #: right: the client may choose the identifier, some servers give the same one for the same certificate, and some
 #: (Cosmian) renew keys and certificates in place.
 MAKING: Final = frozenset(
