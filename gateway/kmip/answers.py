@@ -49,18 +49,15 @@ REPEATING: Final = frozenset(
     }
 )
 
-#: Operations that make an object: the response gives an identifier that never was given before. Sections of 1.4.
-#: Register and Import are not among them: the client may choose the identifier, and some servers give the same one for
-#: the same object. They make objects, too, but the same answer twice may be right.
+#: Operations that make an object of which nothing was there: the response gives an identifier that never was given
+#: before. Sections of 1.4. Register, Import, Certify and Re-key are not among them, since the same answer twice may be
+#: right: the client may choose the identifier, some servers give the same one for the same certificate, and some
+#: (Cosmian) renew keys and certificates in place.
 MAKING: Final = frozenset(
     {
         Operation.CREATE,  # 4.1
         Operation.CREATE_KEY_PAIR,  # 4.2
-        Operation.REKEY,  # 4.4
-        Operation.REKEY_KEY_PAIR,  # 4.5
         Operation.DERIVE_KEY,  # 4.6
-        Operation.CERTIFY,  # 4.7
-        Operation.RECERTIFY,  # 4.8
         Operation.CREATE_SPLIT_KEY,  # 4.38
         Operation.JOIN_SPLIT_KEY,  # 4.39
     }
@@ -107,15 +104,27 @@ def is_answer_to(response: Response, request: Request) -> bool:
     try:  # nearly always there is one item, whose answer names the same at its beginning, or behind Object Type
         (item,), (question,) = response.items, request.items
         fields = item.fields
-        if item.operation == question.operation and _UNIQUE_BATCH_ITEM_ID not in fields:
+        if item.operation == question.operation and (
+            _UNIQUE_BATCH_ITEM_ID not in fields or item.unique_batch_item_id == question.unique_batch_item_id
+        ):
             start, end = question.fields[_REQUEST_PAYLOAD]
-            named, position = question.frame[start:end], fields[_RESPONSE_PAYLOAD][0]
-            if item.frame.startswith(named, position + _OBJECT_TYPE_SIZE) or item.frame.startswith(named, position):
+            named, frame, position = question.frame[start:end], item.frame, fields[_RESPONSE_PAYLOAD][0]
+            if frame.startswith(_OBJECT_TYPE_HEAD, position):
+                position += _OBJECT_TYPE_SIZE
+            if frame.startswith(named, position):
                 return True
     except (ValueError, KeyError):  # several items, or no payload
         pass
-    pairs = _pair(response.items, request.items)
-    return pairs is not None and _repeats_all(pairs, request.items)
+    answered, asked = response.items, request.items
+    if len(answered) == len(asked) == 1:
+        item, question = answered[0], asked[0]
+        return _echoes(item, question) and (
+            question.operation not in REPEATING
+            or _repeats_first(item, question)
+            or _repeats(item, question, None, set())
+        )
+    pairs = _pair(answered, asked)
+    return pairs is not None and _repeats_all(pairs, asked)
 
 
 # Operation and Unique Batch Item ID ---------------------------------------------------------------------------------
@@ -260,8 +269,8 @@ def _known(placeholder: bytes | None) -> set[bytes] | None:
     return None if placeholder is None else {placeholder}
 
 
-def _identifiers(item: ResponseItem, tags: frozenset[int] = UNIQUE_IDENTIFIERS) -> set[bytes] | None:
-    """Return the identifiers in a response's payload, without empty ones; None if it can't be read."""
+def _identifiers(item: RequestItem | ResponseItem, tags: frozenset[int] = UNIQUE_IDENTIFIERS) -> set[bytes] | None:
+    """Return the identifiers in a payload, without empty ones; None if it can't be read."""
     try:
         return {identifier for identifier in item.identifiers(tags) if identifier}
     except ProtocolError:
@@ -294,17 +303,17 @@ class MadeObjects:
     def were_made_before(self, response: Response, request: Request) -> bool:
         """Return True if a response gives an identifier that an earlier one gave; else remember what it gives.
 
-        The answer to a Poll may be given as often as it is asked for.
+        The answer to a Poll may be given as often as it is asked for. Identifiers that the request names do not count.
         """
-        if any(question.operation == _POLL for question in request.items):
+        made: set[bytes] = set()
+        for item in response.items:
+            if item.operation in MAKING and item.status == ResultStatus.SUCCESS:
+                made |= _identifiers(item) or set()
+        if not made or any(question.operation == _POLL for question in request.items):
             return False
-        made = [
-            one
-            for item in response.items
-            if item.operation in MAKING and item.status == ResultStatus.SUCCESS
-            for one in _identifiers(item) or ()
-        ]
-        if any(one in self._given for one in made):
+        for question in request.items:
+            made -= _identifiers(question) or set()
+        if not made.isdisjoint(self._given):
             return True
         self._given.extend(made)
         return False

@@ -174,11 +174,7 @@ REPEATING: Final = [
 MAKING: Final = [
     Operation.CREATE,
     Operation.CREATE_KEY_PAIR,
-    Operation.REKEY,
-    Operation.REKEY_KEY_PAIR,
     Operation.DERIVE_KEY,
-    Operation.CERTIFY,
-    Operation.RECERTIFY,
     Operation.CREATE_SPLIT_KEY,
     Operation.JOIN_SPLIT_KEY,
 ]
@@ -225,6 +221,11 @@ def test_an_identifier_that_begins_like_the_other_is_another() -> None:
     assert not fits(GET, (identifier("12"),), (OBJECT_TYPE, identifier("1"), KEY))
     assert not fits(GET, (identifier("key"),), (identifier("KEY"), KEY))
     assert not fits(GET, (identifier("key"),), (identifier(" key"), KEY))
+
+
+def test_an_answer_that_names_another_object_first_is_refused() -> None:
+    assert not fits(GET, (identifier("1"),), (identifier("2"), identifier("1"), KEY))
+    assert not fits(GET, (identifier(A), identifier("1")), (identifier("2"), identifier(A), identifier("1")))
 
 
 def test_an_identifier_inside_of_the_object_does_not_count() -> None:
@@ -468,6 +469,15 @@ def test_an_operation_that_makes_no_object_may_be_answered_twice_alike(number: i
 
     assert not is_repeated(made, (number, (identifier(A),)))
     assert not is_repeated(made, (number, (identifier(A),)))
+
+
+def test_an_identifier_that_the_client_has_chosen_may_be_given_again() -> None:
+    made, chosen = MadeObjects(), asking((CREATE, (identifier(A),)))
+
+    assert not made.were_made_before(telling((CREATE, (identifier(A),))), chosen)
+    assert not made.were_made_before(telling((CREATE, (identifier(A),))), chosen)
+    assert not is_repeated(made, (CREATE, (identifier(A),)))
+    assert is_repeated(made, (CREATE, (identifier(A),)))
 
 
 def test_a_poll_may_be_answered_twice_alike() -> None:
