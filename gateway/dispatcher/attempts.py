@@ -267,6 +267,7 @@ class Attempts:
         """Set the time at which to look after this exchange: when it must end, or is overdue, or doubtful."""
         session.is_repeatable = job.is_read and job.source is None
         session.client_has_left = job.is_gone
+        session.exchanging_since = now
         settings = self._settings
         if until is not None:
             pool.alarms.set(session.alarm, until, partial(self._expire, pool, session))

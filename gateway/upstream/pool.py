@@ -28,6 +28,7 @@ _IDLE: Final = State.IDLE  # access to an enum member is slow
 _TOUCH: Final = Effect.TOUCH
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
+_SOON: Final = 0.25  # s in which nearly all exchanges end
 _SEEN: Final = 60.0  # s for which a principal counts as one that may come back
 _PRINCIPALS: Final = 1000  # that are remembered for that
 _RESERVE: Final = 8  # one of so many slots is left to other principals
@@ -270,6 +271,9 @@ class Pool:
         ``now`` is the time, in trio's seconds, if the caller has just looked at the clock.
         """
         self._busy.remove(session)  # raises if it is not lent: given back twice, it would be lent twice
+        session.is_repeatable = (
+            False  # until the next request says so; its client may not be taken for that of the last
+        )
         now = trio.current_time() if now is None else now
         if self._validating and session in self._validating:
             self._validating.discard(session)
@@ -333,9 +337,13 @@ class Pool:
                 self.alarms.set(session.alarm, now, session.alarm.ring)
 
     def close_disconnected(self) -> None:
-        """Close the lent sessions whose request may be repeated and whose client has disconnected."""
+        """Close the lent sessions whose request may be repeated and whose client has disconnected.
+
+        An exchange that has just begun is left to end: that is sooner than a handshake.
+        """
+        since = trio.current_time() - _SOON
         for session in list(self._busy):
-            if session.is_repeatable and session.client_has_left():
+            if session.is_repeatable and session.exchanging_since <= since and session.client_has_left():
                 session.close()
 
     def _offer(self, session: Session, now: float, passed_over: Collection[Hashable] = ()) -> None:

@@ -108,8 +108,8 @@ class Session:
     ``backend`` is its name, ``peer`` the IP address that it leads to. ``expires_at`` and ``idle_since`` are in trio's
     time and belong to the pool, which lends the session, as do ``principal``, the last borrower, and ``is_reused``,
     True once the session was idle or has served a request, and ``is_abandoned``, True while nobody awaits its answer.
-    ``is_repeatable`` is True if the request under way may be
-    repeated elsewhere, ``client_has_left`` tells if its client has disconnected; ``alarm`` is for its deadline.
+    ``is_repeatable`` is True if the request under way may be repeated elsewhere, ``exchanging_since`` is the time at
+    which it was sent, ``client_has_left`` tells if its client has disconnected; ``alarm`` is for its deadline.
 
     ``fault`` is "unasked" if the key manager sent bytes that nobody asked for, "mismatch" if it answered something
     else, and else empty. A session with a fault is of no further use: each answer may be that of the request before.
@@ -127,6 +127,7 @@ class Session:
         "alarm",
         "backend",
         "client_has_left",
+        "exchanging_since",
         "expires_at",
         "fault",
         "idle_since",
@@ -165,6 +166,7 @@ class Session:
         self.is_abandoned = False
         self.is_repeatable = False
         self.client_has_left: Callable[[], bool] = _is_there
+        self.exchanging_since = float("inf")
         self.alarm = Alarm()
         self._is_overdue = False
         self._is_superseded = False

@@ -955,6 +955,7 @@ async def test_a_read_whose_client_has_disconnected_is_closed_and_no_other(
     here, left, change = [await lease(pool) for _ in range(3)]
     for session in (here, left):
         session.is_repeatable = True
+        session.exchanging_since = trio.current_time() - 1
     for session in (left, change):
         session.client_has_left = lambda: True
 
@@ -1529,3 +1530,43 @@ async def test_a_pool_does_not_outlive_the_nursery_that_opens_its_sessions(
     pool.give_back(session)
     assert slots.used == slots.gate.under_way == 0
     assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_a_session_is_not_closed_for_the_client_that_used_it_before(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool = make_pool(atlanta, nursery.start_soon, slots=Slots(1))[0]
+    session = await lease(pool)
+    session.is_repeatable = True
+    session.client_has_left = lambda: True
+    session.exchanging_since = trio.current_time()
+    (waiter,) = await waiting(pool, nursery, 1)
+    await trio.sleep(1)
+
+    pool.give_back(session)
+    pool.close_disconnected()
+
+    await wait_all_tasks_blocked()
+    assert waiter.session is session
+    assert repr(session) == "<Session atlanta idle, 0 requests>"
+
+
+@in_virtual_time
+async def test_an_exchange_that_has_just_begun_is_left_to_end(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool = make_pool(atlanta, nursery.start_soon, slots=Slots(1))[0]
+    atlanta.operation_cost = 10.0
+    session = await lease(pool)
+    exchange = Exchange(pool, session, nursery)
+    await wait_all_tasks_blocked()
+    session.is_repeatable = True
+    session.client_has_left = lambda: True
+    session.exchanging_since = trio.current_time()
+
+    pool.close_disconnected()
+    await wait_all_tasks_blocked()
+    assert exchange.error is None
+    await trio.sleep(0.25)
+    pool.close_disconnected()
+    await wait_all_tasks_blocked()
+    assert exchange.error == "interrupted"
