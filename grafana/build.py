@@ -63,13 +63,13 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 "percentunit",
                 [
                     Query(
-                        f'sum(rate(kmip_gateway_requests_total{{{_SELECTOR},result!="gateway_error"}}{_RATE}))'
-                        f" / sum(rate(kmip_gateway_requests_total{{{_SELECTOR}}}{_RATE}))",
+                        f'sum(rate(kmip_gateway_requests_total{{{_SELECTOR},result!~"gateway_error|client_left"}}{_RATE}))'
+                        f' / sum(rate(kmip_gateway_requests_total{{{_SELECTOR},result!="client_left"}}{_RATE}))',
                         "",
                     )
                 ],
                 "stat",
-                "The rest are errors that the gateway itself answered.",
+                "The rest are errors that the gateway itself answered. Requests whose client has left are not counted.",
             ),
             Panel("p99", "s", quantiles("kmip_gateway_request_duration_seconds")[1:], "stat"),
             Panel("Clients", "short", [Query(total("kmip_gateway_client_connections"), "")], "stat"),

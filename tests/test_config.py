@@ -338,6 +338,13 @@ addresses without PROXY protocol
   - tls_policy = "modern"
   + proxy_from = "10.0.0.0/8"
   = listeners["kmip"].proxy_from: has no effect while proxy_protocol is false; set it to true, or leave this line out
+burst without a rate
+  - [admin]
+  + [per_address]
+  + handshake_burst = 10
+  + [admin]
+  = per_address.handshake_burst: has no effect while handshakes_per_second is 0, any number; set a rate, or leave this
+    line out
 PROXY protocol from a name
   - tls_policy = "modern"
   + proxy_from = ["balancer"]

@@ -304,6 +304,15 @@ class PerAddressConfig(Table):
     ipv4_prefix: Annotated[int, Field(strict=True, ge=8, le=32)] = 32
     ipv6_prefix: Annotated[int, Field(strict=True, ge=16, le=128)] = 64
 
+    @field_validator("handshake_burst")
+    @classmethod
+    def _belongs_to_a_rate(cls, burst: float, info: ValidationInfo) -> float:
+        if burst and info.data.get("handshakes_per_second") == 0:
+            raise ValueError(
+                "has no effect while handshakes_per_second is 0, any number; set a rate, or leave this line out"
+            )
+        return burst
+
 
 class LogConfig(Table):
     """What is written to the log, and how."""

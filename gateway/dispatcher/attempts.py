@@ -241,9 +241,8 @@ class Attempts:
                 self._answered(backend, job, response)
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
-            is_silent = error.reason == "interrupted" and pool.answered_at < began
             # If the same backend has answered on another session, only this session was dead.
-            if job.answered_by is not backend and (is_silent or error.reason not in _NOBODYS_FAULT):
+            if job.answered_by is not backend and error.reason not in _NOBODYS_FAULT:
                 self.failed(backend, job, began)
         finally:
             session.alarm.stop()

@@ -189,7 +189,9 @@ class Listener:
             return self._begin_handshake(half_open)
         address = ipaddress.ip_address(half_open.host)
         if not any(address in network for network in self._balancers):
-            self._refuse_peer(half_open, "proxy_source", "connection closed: its address is not in proxy_from")
+            self._refuse_peer(
+                half_open, "proxy_source", "connection closed: its address is not in proxy_from", "proxy_from"
+            )
             return False
         limit = self._admission.await_header(half_open, trio.current_time())
         if limit is None:
@@ -293,7 +295,8 @@ class Listener:
         try:
             header = await read_proxy_header(half_open.sock)
         except ProxyHeaderError as error:
-            self._refuse_peer(half_open, "proxy_header", "connection closed: no valid PROXY header", detail=str(error))
+            event = "connection closed: no valid PROXY header"
+            self._refuse_peer(half_open, "proxy_header", event, "proxy_protocol", detail=str(error))
             return False
         except GatewayError:
             self._failed("gone")
@@ -375,9 +378,9 @@ class Listener:
             setting=SETTINGS[limit],
         )
 
-    def _refuse_peer(self, half_open: HalfOpen, reason: str, event: str, **fields: object) -> None:
+    def _refuse_peer(self, half_open: HalfOpen, reason: str, event: str, setting: str, **fields: object) -> None:
         self._failed(reason)
-        self._throttle.warn(self._log, reason, event, peer=half_open.peer, setting="listeners.proxy_from", **fields)
+        self._throttle.warn(self._log, reason, event, peer=half_open.peer, setting=f"listeners.{setting}", **fields)
 
     def _identify(self, stream: TlsStream, peer: str) -> Principal | None:
         """Ask on every connection, resumed ones included: on those, no handshake has looked at the certificate."""

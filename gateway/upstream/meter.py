@@ -61,9 +61,9 @@ class Meter:
     def ejected(self, credential: str, effect: Effect) -> None:
         """Count it, and say it."""
         self._metrics.backend_ejections.labels(self._backend, credential or "all").inc()
-        requests = "requests that change something" if effect > Effect.TOUCH else "requests"
+        requests = "changes" if effect > Effect.TOUCH else "requests"
         whose = "of every identity" if not credential else "of this identity"
-        self._log.warning(f"backend ejected after failures in a row: {requests} {whose} go elsewhere for a while")
+        self._log.warning(f"backend ejected after failures in a row: {requests} {whose} are sent elsewhere for a while")
 
     def idle_limit_learned(self, limit: IdleLimit) -> None:
         """Say it once, by the name of the setting that should be changed."""

@@ -29,6 +29,7 @@ _TOUCH: Final = Effect.TOUCH
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 _SOON: Final = 0.25  # s in which nearly all exchanges end
+_NO_REFUSAL: Final = frozenset({"connect", "timeout"})  # reasons of failed attempts that tell of no limit of sessions
 _SEEN: Final = 60.0  # s for which a principal counts as one that may come back
 _PRINCIPALS: Final = 1000  # that are remembered for that
 _RESERVE: Final = 8  # one of so many slots is left to other principals
@@ -489,11 +490,12 @@ class Pool:
         """Pause, and let waiting requests try elsewhere unless a session that is lent may still serve them.
 
         The pause begins before the slot is free: the next pool to have it must know. A failure beside sessions that
-        have answered since the attempt ``began`` means that the key manager allows no more sessions.
+        have answered since the attempt ``began`` means that the key manager allows no more sessions; but not a refused
+        connection, which is a restart, nor an attempt that took too long, since a slow key manager answers late, too.
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
-        serves = self.answered_at > began and error.reason != "connect"  # as one does that restarts
+        serves = self.answered_at > began and error.reason not in _NO_REFUSAL
         if serves and sessions and self._slots.ceiling.refused(sessions, began, now):
             self.observer.ceiling_learned(sessions, self._slots.limit)
         self.opening.failed(error, now)

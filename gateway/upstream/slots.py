@@ -314,7 +314,7 @@ class Slots:
         self.serve()
 
     def _close_abandoned(self) -> None:
-        session, _tenant = self.abandoned.popitem(last=False)
+        session, _tenant = self.abandoned.popitem()  # the oldest ones show soonest if the backend is slow or dead
         self._reclaimed.add(session)
         session.close()
 

@@ -88,7 +88,7 @@ async def test_connection_without_a_valid_header_is_closed_and_counted(certifica
                 await ends(sock)
         await until(lambda: front.clients == 0)
         assert front.errors == {"proxy_header": 1}
-        assert front.log.entries[0]["setting"] == "listeners.proxy_from"
+        assert front.log.entries[0]["setting"] == "listeners.proxy_protocol"
 
 
 async def test_connection_from_an_address_that_is_not_listed_is_closed_and_counted(certificates: Certificates) -> None:
@@ -97,6 +97,7 @@ async def test_connection_from_an_address_that_is_not_listed_is_closed_and_count
             sock.send(V1)
             await ends(sock)
         assert front.errors == {"proxy_source": 1}
+        assert front.log.entries[0]["setting"] == "listeners.proxy_from"
         assert front.log.entries[0]["peer"].startswith("127.0.0.2:")
 
 

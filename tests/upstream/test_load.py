@@ -209,6 +209,32 @@ async def test_a_limit_of_the_key_manager_is_learned_and_seldom_tried(nursery: t
     assert observer.ceilings == [4]
 
 
+class SlowKeyManager(LimitedKeyManager):
+    """It answers further sessions too late."""
+
+    async def _open(self, credential: str) -> Session:
+        try:
+            return await super()._open(credential)
+        except BackendError as error:
+            raise BackendError(
+                "no session within 3 s", backend=self.name, stage=error.stage, reason="timeout"
+            ) from None
+
+
+@in_virtual_time
+async def test_sessions_that_open_too_slowly_teach_no_limit(nursery: trio.Nursery) -> None:
+    slow = SlowKeyManager(operation_cost=0.05)
+    slots, tally = Slots(64), Counter[str]()
+    pool, observer = make_pool(slow, nursery.start_soon, WARM, slots=slots)
+    nursery.start_soon(keep_warm, [pool], 3.0)
+    ask_for_ever(pool, nursery, 20, tally)
+
+    await trio.sleep(30)
+
+    assert len(slow.attempts) > 2
+    assert observer.ceilings == []
+
+
 @in_virtual_time
 async def test_a_limit_of_the_key_manager_that_is_raised_is_used(nursery: trio.Nursery) -> None:
     limited = LimitedKeyManager(operation_cost=0.05)

@@ -130,8 +130,8 @@ async def test_a_warning_names_the_setting_to_change() -> None:
 
     ejected = "backend ejected after failures in a row"
     assert watch.said == [
-        f"{ejected}: requests of this identity go elsewhere for a while",
-        f"{ejected}: requests that change something of every identity go elsewhere for a while",
+        f"{ejected}: requests of this identity are sent elsewhere for a while",
+        f"{ejected}: changes of every identity are sent elsewhere for a while",
         "key manager closes idle sessions early: lower pool.idle_timeout",
         "key manager allows fewer sessions than max_sessions: lower backends.max_sessions",
     ]
