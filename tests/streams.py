@@ -35,6 +35,12 @@ def connected() -> tuple[socket.socket, socket.socket]:
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
+def reset(sock: socket.socket) -> None:
+    """Close a socket so that the peer gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 def cut_off(sock: socket.socket) -> None:
     """Have nothing reach a socket any more, as if a firewall swallowed every packet to it: not even the kernel answers.
 

@@ -41,12 +41,18 @@ async def wait_for_hello(sock: socket.socket) -> bytes:
 
 
 def hello_is_there(sock: socket.socket) -> bool:
-    """True if the first TLS record of a client has arrived, or the client has left: no more waiting is needed."""
-    data = _peek(sock, _TLS_RECORD_HEADER)
-    if data is None:
-        return False
-    needed = bytes_of_hello(data)
-    return not data or (len(data) == _TLS_RECORD_HEADER and len(_peek(sock, needed) or b"") >= needed)
+    """Return True if the first TLS record of a client has arrived, or the client has left: no more waiting is needed.
+
+    A reset may have arrived, too, that the connection's own task has not seen yet.
+    """
+    try:
+        data = _peek(sock, _TLS_RECORD_HEADER)
+        if data is None:
+            return False
+        needed = bytes_of_hello(data)
+        return not data or (len(data) == _TLS_RECORD_HEADER and len(_peek(sock, needed) or b"") >= needed)
+    except OSError:
+        return True
 
 
 async def read_proxy_header(sock: socket.socket) -> ProxyHeader:

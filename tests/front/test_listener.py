@@ -27,7 +27,7 @@ from gateway.tls import TlsStream
 from tests.attackers import Attacker
 from tests.e2e.harness import HOSTS, Certificates
 from tests.front.desk import NAME, Front, number_of, open_front, request, until
-from tests.streams import TLS_1_2, TLS_1_3, VERSIONS, asking, cancelled_everywhere, descriptors
+from tests.streams import TLS_1_2, TLS_1_3, VERSIONS, asking, cancelled_everywhere, descriptors, reset
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 
@@ -350,6 +350,21 @@ async def test_half_open_connections_of_one_address_are_bounded_by_its_own_limit
         assert [is_open(sock) for sock in flood] == [False] * 3 + [True] * 2
         async with front.client() as client:
             assert number_of(await client.ask(request(4))) == 4
+
+
+async def test_reset_of_a_half_open_connection_that_is_to_make_room_does_not_end_the_listener(
+    certificates: Certificates,
+) -> None:
+    """The order in which the listener and the connection's own task see the reset is random, hence several rounds."""
+    admission = Admission(per_address=AddressLimits(max_half_open=1))
+    async with open_front(certificates, admission=admission) as front:
+        for _ in range(20):
+            silent = knock(front)
+            await until(lambda: front.clients == 1)
+            reset(silent)
+            reset(knock(front))
+            await until(lambda: front.clients == 0)
+        await is_served(front, asking(certificates))
 
 
 async def test_client_that_has_sent_its_hello_is_not_closed_for_one_that_has_not(certificates: Certificates) -> None:

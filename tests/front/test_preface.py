@@ -11,7 +11,7 @@ from gateway.errors import StreamClosedError
 from gateway.front.preface import bytes_of_hello, hello_is_there, read_proxy_header, wait_for_hello
 from gateway.front.proxy_protocol import ProxyHeader, ProxyHeaderError
 from tests.front.test_proxy_protocol import HEADERS, MALFORMED
-from tests.streams import connected
+from tests.streams import connected, reset
 
 HELLO = b"\x16\x03\x01\x00\x10" + bytes(16)
 Sockets = tuple[socket.socket, socket.socket]
@@ -53,6 +53,12 @@ async def test_hello_that_arrives_byte_by_byte_wakes_nobody_before_it_is_complet
     assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
 
+def test_nothing_more_is_awaited_of_a_client_that_has_reset_its_connection(sockets: Sockets) -> None:
+    client, accepted = sockets
+    reset(client)
+    assert hello_is_there(accepted)
+
+
 @pytest.mark.parametrize("sent", [b"", b"\x16", HELLO[:-1]])
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 async def test_client_that_leaves_ends_the_wait(sockets: Sockets, sent: bytes, how: str) -> None:
@@ -62,7 +68,7 @@ async def test_client_that_leaves_ends_the_wait(sockets: Sockets, sent: bytes, h
         client.send(sent)
         await wait_all_tasks_blocked(0.01)
         if how == "RST":
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+            reset(client)
         client.close()
         nursery.cancel_scope.deadline = trio.current_time() + 5
     assert not nursery.cancel_scope.cancelled_caught
