@@ -531,12 +531,12 @@ def test_one_abandoned_session_is_closed_for_each_pool_that_waits() -> None:
     wanting(slots)
     for _ in range(5):
         slots.serve()
-    assert [session.is_closed for session in sessions] == [True, True, False]
+    assert [session.is_closed for session in sessions] == [False, True, True]
 
-    slots.returned(sessions[0])
+    slots.returned(sessions[2])
     slots.release(red)
     assert blue.opened == 1
-    assert not sessions[2].is_closed
+    assert not sessions[0].is_closed
 
 
 def test_an_idle_session_is_closed_rather_than_an_abandoned_one() -> None:
