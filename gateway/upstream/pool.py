@@ -493,7 +493,8 @@ class Pool:
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
-        serves = self.answered_at > began and error.reason != "connect"  # as one does that restarts
+        # A key manager that restarts lets nobody connect; without resources, none was asked.
+        serves = self.answered_at > began and error.reason not in {"connect", "resources"}
         if serves and sessions and self._slots.ceiling.refused(sessions, began, now):
             self.observer.ceiling_learned(sessions, self._slots.limit)
         self.opening.failed(error, now)
