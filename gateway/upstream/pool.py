@@ -330,10 +330,13 @@ class Pool:
                 session.close()
 
     def hasten_repeatable(self) -> None:
-        """Treat the lent sessions whose request may be repeated elsewhere as overdue."""
+        """Treat the lent sessions whose request may be repeated elsewhere as overdue.
+
+        If nobody awaits the answer any more, the alarm of a session ends its exchange: it must not come early.
+        """
         now = trio.current_time()
         for session in self._busy:
-            if session.is_repeatable and session.alarm.due > now:
+            if session.is_repeatable and not session.is_abandoned and session.alarm.due > now:
                 self.alarms.set(session.alarm, now, session.alarm.ring)
 
     def close_disconnected(self) -> None:

@@ -96,6 +96,24 @@ async def test_the_loser_ends_in_the_background_and_keeps_its_session(first: flo
 
 
 @in_virtual_time
+async def test_the_loser_goes_on_if_nothing_comes_back_from_its_backend() -> None:
+    """The alarm of the loser ends its exchange: if it came early, slowness would eject the backend."""
+    async with house("atlanta", "london", places=16) as it:
+        it.key_managers[0].operation_cost = 12.0
+        async with trio.open_nursery() as clients:
+            for name in ("key-1", "key-2", "key-3", "key-4", "key-5", "key-6"):
+                clients.start_soon(it.ask, ask(name))
+        assert it.backends[0].pools["red"].statistics().busy == 3
+
+        it.backends[0].pools["red"].hasten_repeatable()
+        await trio.sleep(10)
+
+        assert it.nothing_is_left_behind()
+        assert it.observers[0].results["answered"] == 3
+        assert failures_of(it.backends[0]) == 0
+
+
+@in_virtual_time
 async def test_the_loser_is_closed_as_soon_as_a_request_waits_for_its_slot() -> None:
     async with house("atlanta", "london", places=1) as it:
         atlanta = it.key_managers[0]
