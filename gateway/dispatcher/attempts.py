@@ -214,7 +214,7 @@ class Attempts:
         finally:
             if result:
                 session.alarm.stop()
-                if not backend.breaker.is_quiet:
+                if self._overdue_sessions:
                     self._not_overdue(backend, session, job)
                 backend.outstanding -= 1
                 ended = trio.current_time()
