@@ -130,6 +130,28 @@ async def test_session_of_an_overdue_request_is_forgotten_when_the_request_ends(
 
 
 @in_virtual_time
+async def test_time_for_which_a_hedge_has_waited_for_a_session_is_not_the_requests_own() -> None:
+    """The read is sent again after its first try broke, though the hedge has waited in vain for all of ``queue``."""
+    async with house("atlanta", "london", places=1) as it:
+        atlanta, london = it.key_managers
+        atlanta.behaviour = hangs_up_in(12)
+        london.operation_cost = 28.0
+        found = []
+
+        async def read() -> None:
+            found.append(name_of(await it.ask(ask("key"))))
+
+        async with trio.open_nursery() as clients:
+            clients.start_soon(read)
+            await trio.sleep(0.1)
+            clients.start_soon(it.ask, ask("slow"), "red", "bob")  # takes London's only slot
+            await trio.sleep(11)
+            atlanta.behaviour = answers
+
+        assert found == ["key"]
+
+
+@in_virtual_time
 async def test_the_loser_is_closed_as_soon_as_a_request_waits_for_its_slot() -> None:
     async with house("atlanta", "london", places=1) as it:
         atlanta = it.key_managers[0]
