@@ -134,17 +134,21 @@ class Attempts:
                 session = None
         return session
 
-    async def _wait(self, backend: Backend, pool: Pool, job: Job, until: float | None) -> Session:
+    async def _wait(
+        self, backend: Backend, pool: Pool, job: Job, until: float | None, *, is_hedge: bool = False
+    ) -> Session:
+        """Wait for a session. A hedge has a time of its own for that: the first try may need the request's later."""
         began = trio.current_time()
         may_move = job.source is None and backend is not job.preferred
+        queue_left = self._settings.queue if is_hedge else job.queue_left
         try:
-            with trio.move_on_at(min(began + job.queue_left, job.deadline if until is None else until)):
+            with trio.move_on_at(min(began + queue_left, job.deadline if until is None else until)):
                 return await pool.wait(job.principal, job.effect if may_move else None)
         except BackendError:
             began = trio.current_time()  # it was not the queue that took so long
             raise
         finally:
-            if backend is not job.preferred:  # others get a time of their own
+            if not is_hedge and backend is not job.preferred:  # others get a time of their own
                 job.queue_left -= trio.current_time() - began
         raise PoolBusyError(f"no session free within {self._settings.queue:g} s", reason="queue_timeout")
 
@@ -214,7 +218,7 @@ class Attempts:
         finally:
             if result:
                 session.alarm.stop()
-                if not backend.breaker.is_quiet:
+                if self._overdue_sessions:
                     self._not_overdue(backend, session, job)
                 backend.outstanding -= 1
                 ended = trio.current_time()
@@ -368,7 +372,7 @@ class Attempts:
                     session = await self._validated(pool, session, job, self._settings.validate_after)
                     hedge.is_validating = False
                 if session is None:
-                    session = await self._wait(backend, pool, job, None)
+                    session = await self._wait(backend, pool, job, None, is_hedge=True)
                 if hedge.race.is_over or job.is_gone():
                     pool.give_back(session)
                     return

@@ -29,7 +29,7 @@ _TOUCH: Final = Effect.TOUCH
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 _SOON: Final = 0.25  # s in which nearly all exchanges end
-_NO_REFUSAL: Final = frozenset({"connect", "timeout"})  # reasons of failed attempts that tell of no limit of sessions
+_NO_REFUSAL: Final = frozenset({"connect", "timeout", "resources"})  # reasons of failed attempts that tell of no limit of sessions
 _SEEN: Final = 60.0  # s for which a principal counts as one that may come back
 _PRINCIPALS: Final = 1000  # that are remembered for that
 _RESERVE: Final = 8  # one of so many slots is left to other principals
@@ -331,10 +331,13 @@ class Pool:
                 session.close()
 
     def hasten_repeatable(self) -> None:
-        """Treat the lent sessions whose request may be repeated elsewhere as overdue."""
+        """Treat the lent sessions whose request may be repeated elsewhere as overdue.
+
+        If nobody awaits the answer any more, the alarm of a session ends its exchange: it must not come early.
+        """
         now = trio.current_time()
         for session in self._busy:
-            if session.is_repeatable and session.alarm.due > now:
+            if session.is_repeatable and not session.is_abandoned and session.alarm.due > now:
                 self.alarms.set(session.alarm, now, session.alarm.ring)
 
     def close_disconnected(self) -> None:

@@ -96,6 +96,62 @@ async def test_the_loser_ends_in_the_background_and_keeps_its_session(first: flo
 
 
 @in_virtual_time
+async def test_the_loser_goes_on_if_nothing_comes_back_from_its_backend() -> None:
+    """The alarm of the loser ends its exchange: if it came early, slowness would eject the backend."""
+    async with house("atlanta", "london", places=16) as it:
+        it.key_managers[0].operation_cost = 12.0
+        async with trio.open_nursery() as clients:
+            for name in ("key-1", "key-2", "key-3", "key-4", "key-5", "key-6"):
+                clients.start_soon(it.ask, ask(name))
+        assert it.backends[0].pools["red"].statistics().busy == 3
+
+        it.backends[0].pools["red"].hasten_repeatable()
+        await trio.sleep(10)
+
+        assert it.nothing_is_left_behind()
+        assert it.observers[0].results["answered"] == 3
+        assert failures_of(it.backends[0]) == 0
+
+
+@pytest.mark.parametrize(("operation", "seconds"), [(Operation.GET, 6.5), (Operation.CREATE, 8.0)])
+@in_virtual_time
+async def test_session_of_an_overdue_request_is_forgotten_when_the_request_ends(operation: int, seconds: float) -> None:
+    """The answer to another request makes the breaker quiet while the overdue request is under way."""
+    async with house("atlanta") as it:
+        it.key_managers[0].operation_cost = seconds
+        async with trio.open_nursery() as clients:
+            clients.start_soon(it.ask, ask("slow", operation))
+            await trio.sleep(6.2)
+            it.key_managers[0].operation_cost = 0.005
+            await it.ask(ask("quick", operation))
+            assert it.backends[0].breaker.is_quiet
+
+        assert not it.dispatcher._attempts._overdue_sessions
+
+
+@in_virtual_time
+async def test_time_for_which_a_hedge_has_waited_for_a_session_is_not_the_requests_own() -> None:
+    """The read is sent again after its first try broke, though the hedge has waited in vain for all of ``queue``."""
+    async with house("atlanta", "london", places=1) as it:
+        atlanta, london = it.key_managers
+        atlanta.behaviour = hangs_up_in(12)
+        london.operation_cost = 28.0
+        found = []
+
+        async def read() -> None:
+            found.append(name_of(await it.ask(ask("key"))))
+
+        async with trio.open_nursery() as clients:
+            clients.start_soon(read)
+            await trio.sleep(0.1)
+            clients.start_soon(it.ask, ask("slow"), "red", "bob")  # takes London's only slot
+            await trio.sleep(11)
+            atlanta.behaviour = answers
+
+        assert found == ["key"]
+
+
+@in_virtual_time
 async def test_the_loser_is_closed_as_soon_as_a_request_waits_for_its_slot() -> None:
     async with house("atlanta", "london", places=1) as it:
         atlanta = it.key_managers[0]

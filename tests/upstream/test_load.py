@@ -236,6 +236,26 @@ async def test_sessions_that_open_too_slowly_teach_no_limit(nursery: trio.Nurser
 
 
 @in_virtual_time
+async def test_lack_of_descriptors_teaches_no_limit_of_the_key_manager(nursery: trio.Nursery) -> None:
+    """Sessions that are open answer while this process can't open another one."""
+    atlanta = FakeKeyManager(operation_cost=0.05)
+    pool, observer = make_pool(atlanta, nursery.start_soon, WARM, slots=Slots(64))
+    nursery.start_soon(keep_warm, [pool], 3.0)
+    tally = Counter[str]()
+    ask_for_ever(pool, nursery, 2, tally)
+    await trio.sleep(1)
+    atlanta.refuse("resources")
+    ask_for_ever(pool, nursery, 20, tally)
+    await trio.sleep(5)
+    atlanta.recover()
+    await trio.sleep(5)
+
+    assert tally.keys() == {"answered"}
+    assert observer.ceilings == []
+    assert pool.statistics().busy > 10
+
+
+@in_virtual_time
 async def test_a_limit_of_the_key_manager_that_is_raised_is_used(nursery: trio.Nursery) -> None:
     limited = LimitedKeyManager(operation_cost=0.05)
     slots, tally = Slots(8), Counter[str]()
