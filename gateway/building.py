@@ -3,7 +3,7 @@
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,16 @@ class Upstream:
 
     def _changed(self, backends: Sequence[Backend]) -> None:
         self.balancer.backends = tuple(backends)
+
+    def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Start a task of a pool. A fault of ours in it is logged, and does not end the gateway."""
+        self._nursery.start_soon(self._run_apart, work)
+
+    async def _run_apart(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._log.error("task lost to a fault of the gateway", exc_info=error)
 
     async def _tend(self, backend: Backend) -> None:
         config = self._config
@@ -160,7 +170,7 @@ class Upstream:
             ),
             slots=slots,
             opener=opener,
-            spawn=self._nursery.start_soon,
+            spawn=self._spawn,
             observer=Meter(backend, identity.name, self._metrics, self._log),
             idle_limit=idle_limit,
             probe=decode_request(PROBES[probe]),

@@ -110,7 +110,11 @@ class Listener:
                         await self._resumed.wait()
                     await trio.lowlevel.wait_readable(listening)  # ``stop_accepting`` wakes it, too
                     if self._resumed.is_set():
-                        await self._accept_some(listening, clients)
+                        try:
+                            await self._accept_some(listening, clients)
+                        except Exception as error:  # noqa: BLE001 - else one connection would end the gateway
+                            self._log.error("connection lost to a fault of the gateway", exc_info=error)
+                            await trio.sleep(_BREATH)
 
     @contextmanager
     def _owning(self, listening: socket.socket) -> Iterator[None]:

@@ -29,7 +29,9 @@ _TOUCH: Final = Effect.TOUCH
 _DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
 _SOON: Final = 0.25  # s in which nearly all exchanges end
-_NO_REFUSAL: Final = frozenset({"connect", "timeout", "resources"})  # reasons of failed attempts that tell of no limit of sessions
+_NO_REFUSAL: Final = frozenset(
+    {"connect", "timeout", "resources"}
+)  # reasons of failed attempts that tell of no limit of sessions
 _SEEN: Final = 60.0  # s for which a principal counts as one that may come back
 _PRINCIPALS: Final = 1000  # that are remembered for that
 _RESERVE: Final = 8  # one of so many slots is left to other principals
