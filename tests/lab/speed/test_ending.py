@@ -26,9 +26,12 @@ def measuring(server: Server) -> Iterator[subprocess.Popen[str]]:
     """``speed`` in a session of its own, which has measured Get, and has its two clients create keys for long."""
     command = [sys.executable, "-m", "gateway", "speed", *server.options, "--get", "--create", "--clients=2"]
     pipe = subprocess.PIPE
+    # A suite that was begun in the background ignores SIGINT, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [*command, "--repeat=500"], stdout=pipe, stderr=pipe, text=True, start_new_session=True
     ) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             until(lambda: created(server) >= 5)
             yield process
