@@ -242,7 +242,7 @@ def _load_ca(context: SSL.Context, ca: Path) -> None:
 
 
 class _Verification:
-    """What OpenSSL's callbacks said of one connection.
+    """The findings of OpenSSL's callbacks for one connection.
 
     ``ran`` and ``error`` are the verification's, which runs on full handshakes only, never on resumed ones.
     ``is_large`` is True once the handshake has so many bytes that the certificate may be too large, ``is_too_large`` if

@@ -191,7 +191,7 @@ class IdentityConfig(Table):
 
 
 class AdminConfig(Table):
-    """What operators see: metrics and health, over plain HTTP.
+    """The admin port, which serves metrics and health over plain HTTP.
 
     ``hosts`` are the names under which the port is known, besides that of ``bind``, localhost and IP addresses.
     """
@@ -295,7 +295,7 @@ class LimitsConfig(Table):
 
 
 class PerAddressConfig(Table):
-    """What the clients of one source address may have, before anything else is known of them."""
+    """Limits of one source address. They apply before the TLS handshake."""
 
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
     max_half_open: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 500

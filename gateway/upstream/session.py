@@ -56,7 +56,7 @@ _UNPAID: Final = 65536  # bytes of an answer to the gateway's own requests
 
 
 class Stream(Protocol):
-    """What a session needs of its connection; TlsStream is the one that runs.
+    """The part of a connection that a session uses. TlsStream implements it.
 
     ``is_flooded`` is True once the peer has sent more records without data than it may.
     """
@@ -266,7 +266,7 @@ class Session:
     def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
         """Have the bytes of an answer held until it is whole. Raises BackendError if that is more than is paid for.
 
-        Whoever gets the whole answer has it held again before others run: there is room for it.
+        The receiver of the whole answer holds it again before other tasks run, so that there is room for it.
         """
         size = len(self._reader) if frame is None else len(self._reader) + len(frame)
         if payer is None:

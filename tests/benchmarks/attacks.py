@@ -28,7 +28,7 @@ from gateway.lab.client import connect
 from gateway.lab.compare import wire
 from tests.benchmarks.attackers import Attack
 from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of
-from tests.benchmarks.outages import Figures, Row, measure, table
+from tests.benchmarks.outages import Figures, Row, measure, only_option, table
 from tests.e2e.harness import (
     Certificates,
     Gateway,
@@ -364,18 +364,11 @@ ROWS: Final = {
 }
 
 
-def _wanted(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
-    keys = [key.strip() for key in value.split(",")]
-    if unknown := [key for key in keys if key not in ROWS]:
-        raise click.BadParameter(f"there is no row {', '.join(unknown)}; rows are {', '.join(ROWS)}")
-    return keys
-
-
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--only", default=",".join(ROWS), callback=_wanted, show_default=True, help="The rows to measure.")
+@only_option(ROWS)
 @click.option("--seconds", default=8.0, show_default=True, help="How long each attack is looked at.")
 @click.option("--hold", default=20.0, show_default=True, help="How long many connections are held; 300 for the record.")
 @click.option("--json", "save", type=_FILE, help="Write the figures to this file, too.")

@@ -324,18 +324,25 @@ def _shown(value: float | str) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.2f}"
 
 
-def _wanted(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
-    keys = [key.strip() for key in value.split(",")]
-    if unknown := [key for key in keys if key not in ROWS]:
-        raise click.BadParameter(f"there is no row {', '.join(unknown)}; rows are {', '.join(ROWS)}")
-    return keys
-
-
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
+def only_option(rows: Mapping[str, Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option --only, which names rows of a measurement, with commas between them."""
+
+    def chosen(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
+        keys = [key.strip() for key in value.split(",")]
+        if unknown := [key for key in keys if key not in rows]:
+            raise click.BadParameter(f"there is no row {', '.join(unknown)}; rows are {', '.join(rows)}")
+        return keys
+
+    return click.option(
+        "--only", default=",".join(rows), callback=chosen, show_default=True, help="The rows to measure."
+    )
+
+
 @click.command()
-@click.option("--only", default=",".join(ROWS), callback=_wanted, show_default=True, help="The rows to measure.")
+@only_option(ROWS)
 @click.option("--json", "save", type=_FILE, help="Write the figures to this file, too.")
 @click.option("--before", type=_FILE, help="A file of --json, to show its figures beside the new ones.")
 def main(only: list[str], save: Path | None, before: Path | None) -> None:
