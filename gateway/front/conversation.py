@@ -23,7 +23,7 @@ from gateway.errors import (
 )
 from gateway.front.admission import Admission, Limit
 from gateway.identity import Principal
-from gateway.kmip.decode import decode_request
+from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
@@ -226,17 +226,26 @@ class Conversation:
         if self._held or frame is not data or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
             if len(frame) > _LONG:
-                return self._decode_long(frame)
+                return await self._decode_long(frame)
         return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
 
-    def _decode_long(self, frame: bytes) -> Request:
-        """Decode a request, and charge its principal for the time beyond that of a turn."""
-        began = time.perf_counter()
-        try:
-            limits = self._limits
-            return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
-        finally:
-            self._turns.charge(self._share, (time.perf_counter() - began) / _TURN)
+    async def _decode_long(self, frame: bytes) -> Request:
+        """Decode a request in steps, each in a turn of its own, and charge its principal for what turns took longer."""
+        limits = self._limits
+        steps = decode_request_in_steps(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
+        if self.phase is Phase.IDLE:
+            self._begin(Phase.READING, limits.request_timeout)
+        while True:
+            began = time.perf_counter()
+            try:
+                next(steps)
+            except StopIteration as decoded:
+                request: Request = decoded.value
+                return request
+            finally:
+                self._turns.charge(self._share, (time.perf_counter() - began) / _TURN)
+            if (turn := self._take_turn()) is not None:
+                await turn
 
     def _hold(self, size: int) -> None:
         """Hold so many bytes of messages from now on. Raises BuffersFullError if that is over a limit."""

@@ -8,6 +8,7 @@ types pass.
 """
 
 import struct
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from gateway.errors import ProtocolError
@@ -149,9 +150,22 @@ def decode_request(
     many fields.
     """
     if len(frame) > max_fields * _SIZE:  # a shorter message can't have so many
-        max_depth = _check_size(frame, _REQUEST, max_depth, max_items, max_fields)
+        for _ in _check_size(frame, _REQUEST, max_depth, max_items, max_fields):
+            pass
+        max_depth = _CHECKED
     version, header, items = _decode(frame, _REQUEST, max_depth, max_items)
     return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
+
+
+def decode_request_in_steps(
+    frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_FIELDS
+) -> Generator[None, None, Request]:
+    """Decode as decode_request, and yield wherever other work may come between: see ``ttlv.check_size_in_steps``."""
+    if len(frame) > ttlv.ITEMS_PER_STEP * _SIZE:
+        yield from _check_size(frame, _REQUEST, max_depth, max_items, max_fields)
+        max_depth, max_fields = _CHECKED, len(frame)
+        yield
+    return decode_request(frame, max_depth, max_items, max_fields)
 
 
 def decode_response(
@@ -159,7 +173,9 @@ def decode_response(
 ) -> Response:
     """Read a response down to its batch items; as decode_request."""
     if len(frame) > max_fields * _SIZE:
-        max_depth = _check_size(frame, _RESPONSE, max_depth, max_items, max_fields)
+        for _ in _check_size(frame, _RESPONSE, max_depth, max_items, max_fields):
+            pass
+        max_depth = _CHECKED
     version, header, items = _decode(frame, _RESPONSE, max_depth, max_items)
     return Response(frame, header, version, [ResponseItem(frame, fields) for fields in items])
 
@@ -179,19 +195,20 @@ def _decode(frame: bytes, side: _Side, max_depth: int, max_items: int) -> tuple[
     return version, header, items
 
 
-def _check_size(frame: bytes, side: _Side, max_depth: int, max_items: int, max_fields: int) -> int:
+def _check_size(frame: bytes, side: _Side, max_depth: int, max_items: int, max_fields: int) -> Iterator[None]:
     """Check depth and number of all fields of a large message, in one walk that ends at the first field too many.
 
-    Returns the depth that is to be checked afterwards: none.
+    Afterwards no depth is left to check: decode with ``_CHECKED``. Yields as ``ttlv.check_size_in_steps``.
     """
     version, _end = _read_opening(frame, side)
     items = ttlv.Group(_BATCH_ITEM_WORD, max_items, _FIELDS_PER_ITEM, "batch items")
     try:
-        ttlv.check_size(frame, 0, len(frame), max_depth=max_depth, max_fields=max_fields, group=items)
+        yield from ttlv.check_size_in_steps(
+            frame, 0, len(frame), max_depth=max_depth, max_fields=max_fields, group=items
+        )
     except ProtocolError as error:
         error.version = version
         raise
-    return _CHECKED
 
 
 def _check_payload(frame: bytes, shape: _Shape, max_depth: int) -> None:

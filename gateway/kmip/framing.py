@@ -12,6 +12,8 @@ from gateway.kmip.spec import Tag
 
 _KIND: Final = {Tag.REQUEST_MESSAGE: "Request Message", Tag.RESPONSE_MESSAGE: "Response Message"}
 
+_PART: Final = 16384  # bytes from which on a part of a long message takes no more
+
 
 class FrameReader:
     """Collects the bytes of one direction of a connection.
@@ -27,20 +29,25 @@ class FrameReader:
         self._tag = tag
         self._word = ttlv.word(tag, ttlv.STRUCTURE)
         self._max_size = max_size
-        self._buffer = bytearray()
+        self._buffer = bytearray()  # the beginning of what is held
+        self._size = 0  # of the message that begins in it; 0 if its head is not there or was not looked at
+        self._parts: list[bytearray] = []  # what follows, if that message is long: to grow one buffer copies it anew
+        self._in_parts = 0
 
     def __repr__(self) -> str:
-        return f"<FrameReader {_KIND.get(self._tag, self._tag)}: {len(self._buffer)} bytes held>"
+        return f"<FrameReader {_KIND.get(self._tag, self._tag)}: {len(self)} bytes held>"
 
     def __len__(self) -> int:
         """Bytes held: fed, and not yet given out."""
-        return len(self._buffer)
+        return len(self._buffer) + self._in_parts
 
     def feed(self, data: bytes) -> bytes | None:
         """Take a chunk; return the first whole message now held, if there is one.
 
         A chunk that is exactly one message, the usual case, is returned as it is. Raises ProtocolError as next_frame.
         """
+        if self._size:
+            return self._go_on(data)
         if not self._buffer and len(data) >= ttlv.HEADER_SIZE and self._frame_size(data) == len(data):
             return data
         self._buffer += data
@@ -52,14 +59,35 @@ class FrameReader:
         Raises ProtocolError as soon as what is held can't begin a message, and MessageTooLargeError as soon as its
         declared length is known to be over the limit.
         """
+        if self._size:  # it was not whole when it was fed last
+            return None
         if len(self._buffer) < ttlv.HEADER_SIZE:
             self._check_beginning()
             return None
         size = self._frame_size(self._buffer)
         if len(self._buffer) < size:
+            self._size = size
             return None
         frame = bytes(self._buffer[:size])
         del self._buffer[:size]
+        return frame
+
+    def _go_on(self, data: bytes) -> bytes | None:
+        """Take more of a message whose size is known; return it once it is whole."""
+        parts = self._parts
+        if parts and len(parts[-1]) < _PART:
+            parts[-1] += data
+        else:
+            parts.append(bytearray(data))
+        self._in_parts += len(data)
+        if len(self) < self._size:
+            return None
+        behind = len(self) - self._size  # no more than was fed last
+        rest = parts[-1][len(parts[-1]) - behind :]
+        del parts[-1][len(parts[-1]) - behind :]
+        frame = b"".join([self._buffer, *parts])
+        self._buffer, self._size = rest, 0
+        self._parts, self._in_parts = [], 0
         return frame
 
     def _frame_size(self, data: bytes | bytearray) -> int:

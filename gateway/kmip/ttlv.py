@@ -119,6 +119,7 @@ class Group(NamedTuple):
     name: str
 
 
+ITEMS_PER_STEP: Final = 250  # some 0.1 ms
 _NO_GROUP: Final = Group(-1, 0, 0, "")
 
 
@@ -133,6 +134,14 @@ def check_size(
     Linear in the number of items, without recursion, and ends at the first item too many. What can't be read as items
     is opaque here: it is not the gateway's to judge.
     """
+    for _ in check_size_in_steps(buffer, start, end, max_depth=max_depth, max_fields=max_fields, group=group):
+        pass
+
+
+def check_size_in_steps(
+    buffer: bytes, start: int, end: int, *, max_depth: int, max_fields: int, group: Group = _NO_GROUP
+) -> Iterator[None]:
+    """Check as ``check_size``, and yield once in ITEMS_PER_STEP items, so that other work may come between."""
     open_ends = [end]
     resume_at = [end]
     position = start
@@ -149,6 +158,8 @@ def check_size(
         left -= 1
         if left < 0:
             raise MessageTooLargeError(f"more than {max_fields} fields")
+        if not left % ITEMS_PER_STEP:
+            yield
         if length > end - position:
             position = end
         elif tag_and_type & 0xFF != STRUCTURE:

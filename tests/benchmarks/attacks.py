@@ -7,6 +7,7 @@ on loopback. The rows use the command line, the configuration and the ports only
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -48,6 +49,7 @@ _LIVEZ_EVERY: Final = 0.1  # s
 _LIVEZ_PATIENCE: Final = 40.0  # s
 _MEMORY_EVERY: Final = 0.2  # s
 _DESCRIPTORS: Final = 20_000
+_PROCESSORS: Final = frozenset(os.sched_getaffinity(0))
 _QUIET: Final = 3.0  # s after an attack, before memory is read and the neighbour asked again
 _SETTINGS: Final = """
 [deadlines]
@@ -59,10 +61,15 @@ level = "error"
 
 @dataclass
 class _Options:
-    """Seconds of each attack, and of each hold of many connections; the command line may change them."""
+    """Seconds of each attack, and of each hold of many connections; the command line may change them.
+
+    With ``apart``, the gateway has a processor of its own, as it has when its peers are other machines: attackers share
+    the other processors with the neighbour and the key managers, and run only when those have nothing to do.
+    """
 
     attack: float = 8.0
     hold: float = 20.0
+    apart: bool = False
 
 
 _options = _Options()
@@ -89,7 +96,16 @@ def _gateway(certificates: Certificates, *, listener: str = "", extra: str = "")
     with ended(subprocess.Popen(command)):
         wait_until(lambda: all(map(is_listening, ports)), "the key managers' start")
         with running_gateway(certificates, settings) as gateway:
+            if _options.apart:
+                _set_apart(gateway)
             yield gateway
+
+
+def _set_apart(gateway: Gateway) -> None:
+    """Give the gateway the last processor, if this process, which has what is left, runs on the others."""
+    own = max(_PROCESSORS)
+    for task in Path(f"/proc/{gateway.process.pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {own})
 
 
 @dataclass
@@ -174,6 +190,8 @@ def _started(gateway: Gateway, attacker: Attacker, seconds: float) -> subprocess
     )
     command = [sys.executable, "-m", "tests.benchmarks.attackers", attacker.name]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if _options.apart:
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     assert process.stdin is not None
     process.stdin.write(json.dumps(asdict(attack)).encode())
     process.stdin.close()
@@ -371,16 +389,19 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 @only_option(ROWS)
 @click.option("--seconds", default=8.0, show_default=True, help="How long each attack is looked at.")
 @click.option("--hold", default=20.0, show_default=True, help="How long many connections are held; 300 for the record.")
+@click.option("--apart", is_flag=True, help="Give the gateway a processor of its own; attackers yield to the others.")
 @click.option("--json", "save", type=_FILE, help="Write the figures to this file, too.")
 @click.option("--before", type=_FILE, help="A file of --json, to show its figures beside the new ones.")
-def main(only: list[str], seconds: float, hold: float, save: Path | None, before: Path | None) -> None:
+def main(only: list[str], seconds: float, hold: float, apart: bool, save: Path | None, before: Path | None) -> None:
     """Measure attacks with real processes, some six minutes for all rows, and print a Markdown table.
 
     One run each: on a machine that does other work the ratios of p99 tell more than the times.
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _DESCRIPTORS), hard))
-    _options.attack, _options.hold = seconds, hold
+    _options.attack, _options.hold, _options.apart = seconds, hold, apart
+    if apart:
+        os.sched_setaffinity(0, _PROCESSORS - {max(_PROCESSORS)})
     earlier = None if before is None else json.loads(before.read_text())
     found: dict[str, Figures] = {}
     for key in only:

@@ -5,7 +5,7 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.config import MatchConfig
 from gateway.errors import StreamClosedError, TlsError
 from gateway.front.admission import Admission
-from gateway.front.turns import Turns
+from gateway.front.turns import Share, Turns
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
@@ -370,6 +370,24 @@ async def test_a_request_of_too_many_fields_is_refused_in_its_own_version(
     assert "5000 fields" in (answers[0].items[0].message or "")
     assert front.refusals == {"too_large": 1}
     assert front.desk.asked == []
+
+
+async def test_a_request_of_many_fields_is_decoded_in_many_turns(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with room for other conversations in between."""
+    taken: list[Share] = []
+    take = Turns.take
+
+    def count(turns: Turns, share: Share) -> Awaitable[None] | None:
+        taken.append(share)
+        return take(turns, share)
+
+    monkeypatch.setattr(Turns, "take", count)
+    request = compose.encode_request((1, 4), [compose.Ask(Operation.ENCRYPT, ttlv.octets(Tag.DATA, b"") * 4900)])
+    reads = len(request) // 16384 + 2
+    async with front.client() as client:
+        await client.stream.send_all(request)
+        await client.read_response()
+    assert len(taken) >= reads + 4900 // 250
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, len(GET) - 1])

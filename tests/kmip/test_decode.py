@@ -1,6 +1,8 @@
 """Reading a message: strict about what the gateway decides by, blind to everything else."""
 
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from gateway.kmip.decode import (
     MAX_FIELDS,
     MAX_RESPONSE_FIELDS,
     decode_request,
+    decode_request_in_steps,
     decode_response,
 )
 from gateway.kmip.messages import Fields, Request, Response, Version
@@ -759,6 +762,32 @@ def test_a_large_message_may_be_as_deep_as_a_small_one() -> None:
 @pytest.mark.parametrize("frame", [_in_payload, _in_structure, _in_item, _in_header])
 def test_a_flood_of_fields_is_refused_at_the_limit(frame: Callable[[int], bytes]) -> None:
     assert _steps_of_refusal(frame(6000)) == _steps_of_refusal(frame(60_000))
+
+
+@pytest.mark.parametrize("fields", [1, 249, 250, 251, 4000, 4900])
+def test_a_request_decoded_in_steps_reads_the_same_and_pauses_once_in_250_fields(fields: int) -> None:
+    frame = _in_payload(fields)
+    steps = decode_request_in_steps(frame)
+
+    pauses = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            view = end.value
+            break
+        pauses += 1
+    assert view.items[0].operation == decode_request(frame).items[0].operation
+    assert fields // 250 <= pauses <= fields // 250 + 2
+
+
+@pytest.mark.parametrize("frame", [_in_payload, _in_structure, _in_item, _in_header])
+def test_a_flood_of_fields_decoded_in_steps_is_refused_at_the_limit(frame: Callable[[int], bytes]) -> None:
+    steps = decode_request_in_steps(frame(60_000), max_fields=1000)
+
+    with pytest.raises(MessageTooLargeError, match="more than 1000 fields") as caught:
+        deque(islice(steps, 6), maxlen=0)
+    assert caught.value.version == (1, 4)
 
 
 def _steps_of_refusal(frame: bytes) -> int:

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -109,6 +110,20 @@ def test_any_chunking_equals_no_chunking(sent: list[Letter], data: st.DataObject
     chunks = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
     assert read(reader(), *chunks) == messages
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=2, max_size=12), st.integers(0, 40))
+def test_a_long_message_in_any_chunks_is_one_message_and_the_next_begins_behind_it(sizes: list[int], more: int) -> None:
+    body = bytes(index % 251 for index in range(8 * (sum(sizes) // 8)))
+    message = raw(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE, len(body), body)
+    stream = message + GET[:more]
+    ends = [sum(sizes[:count]) for count in range(len(sizes))] + [len(stream)]
+    frames = reader()
+
+    chunks = [stream[start:end] for start, end in pairwise(ends)]
+    assert read(frames, *chunks) == [message]
+    assert len(frames) == more
+    assert read(frames, GET[more:]) == [GET]
 
 
 # What is refused, and when ------------------------------------------------------------------------------------------
@@ -228,6 +243,20 @@ def test_a_long_message_in_small_chunks_takes_steps_in_proportion() -> None:
         return lambda: read(reader(), *(message[index : index + 1] for index in range(len(message))))
 
     assert grows_in_proportion(drip)
+
+
+def test_a_long_message_in_single_bytes_holds_few_objects() -> None:
+    message = raw(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE, 200_000, bytes(200_000))
+    frames = reader()
+
+    tracemalloc.start()
+    try:
+        assert read(frames, *(message[index : index + 1] for index in range(len(message) - 1))) == []
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held < 2 * len(message)
 
 
 def test_many_messages_in_one_chunk_take_steps_in_proportion() -> None:
