@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
+LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
 .PHONY: demo test check chaos report report-full mutants instructions growth outages attacks fuzz fmt lock clean
 
-demo: $(VENV)/runtime  ## Four simulated key managers, the gateway, and what it gains
-	$(BIN)/kmip-gateway demo $(ARGS)
+demo: $(VENV)/lab  ## Four simulated key managers, the gateway, and what it gains
+	$(BIN)/kmip-lab demo $(ARGS)
 
 test: $(VENV)/development  ## All tests; ARGS for pytest
 	$(BIN)/pytest $(ARGS)
@@ -18,10 +19,10 @@ chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance;
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
 
 report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for speed report
-	$(BIN)/kmip-gateway speed report --save docs/speed-report.json $(ARGS)
+	$(BIN)/kmip-lab report --save docs/speed-report.json $(ARGS)
 
 report-full: $(VENV)/development  ## The same at the note's own size: some hours
-	$(BIN)/kmip-gateway speed report --save docs/speed-report.json --scale 1 $(ARGS)
+	$(BIN)/kmip-lab report --save docs/speed-report.json --scale 1 $(ARGS)
 
 check: $(VENV)/development  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -53,9 +54,10 @@ fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 lock: $(VENV)/development  ## Pin all dependencies anew
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes pyproject.toml --extra lab --group dev -o requirements-dev.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --group fuzz -o requirements-fuzz.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml lab/pyproject.toml --extra report --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml lab/pyproject.toml -o lab/requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --group fuzz -o requirements-fuzz.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -63,17 +65,17 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/runtime: $(VENV)/bin/python requirements.lock pyproject.toml
+$(VENV)/lab: $(VENV)/bin/python lab/requirements.lock pyproject.toml lab/pyproject.toml
 	@echo "Installing into $(VENV), about half a minute"
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r lab/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . -e lab
 	touch $@
 
-$(VENV)/development: $(VENV)/bin/python requirements-dev.lock pyproject.toml
+$(VENV)/development: $(VENV)/bin/python requirements-dev.lock pyproject.toml lab/pyproject.toml
 	@echo "Installing into $(VENV), about half a minute"
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
-	touch $@ $(VENV)/runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . -e lab
+	touch $@ $(VENV)/lab
 
 $(VENV)/fuzzing: $(VENV)/development requirements-fuzz.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock

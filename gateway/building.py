@@ -100,7 +100,7 @@ class Upstream:
         health = self._config.health
         names = [identity.name for identity in self._config.identities]
         first = health.credential or names[0]
-        probe = "query" if health.serving_text else settings.probe
+        probe = "query" if health.expect_text else settings.probe
         return Prober(
             backend,
             [first, *(name for name in names if name != first)],
@@ -109,8 +109,8 @@ class Upstream:
                 health.interval,
                 health.timeout,
                 health.jitter,
-                health.expect == "success",
-                health.serving_text.encode(),
+                health.expect_status == "success",
+                health.expect_text.encode(),
                 asks_versions=settings.probe == "discover-versions",
             ),
             self._metrics,
@@ -217,13 +217,13 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
     )
     replication = config.replication
     is_shared = replication.mode == "shared"
-    affinity = Affinity(replication.window, is_shared=is_shared)
+    affinity = Affinity(replication.read_your_writes_window, is_shared=is_shared)
     metrics.affinity_clients.set_function(lambda: len(affinity))
     knowledge = Knowledge(
         affinity,
         Marks(_mark_keys(replication.mark_key_file)) if replication.marks else None,
         CommonVersions(balancer) if replication.answer_discover_versions else None,
-        asks_others=replication.ask_others_when_missing and not is_shared,
+        asks_others=replication.fallback_on_not_found and not is_shared,
     )
     return Dispatcher(balancer, settings, metrics=metrics, knowledge=knowledge)
 

@@ -1,11 +1,10 @@
-"""The doorbell: the command line."""
+"""The command line: ``kmip-gateway run`` and ``check``."""
 
 import gc
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
@@ -23,31 +22,7 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what others send by habit must not end it
 
 
-#: Commands of the lab, and the modules they live in: the running gateway never loads them.
-_LAB: Final = {
-    "certs": "gateway.lab.certs_command",
-    "cpu": "gateway.lab.cpu",
-    "demo": "gateway.lab.demo",
-    "keymanager": "gateway.lab.keymanager.command",
-    "promote": "gateway.lab.keymanager.command",
-    "speed": "gateway.lab.speed.command",
-}
-
-
-class _Doorbell(click.Group):
-    """The group of commands, of which the lab's are imported when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_LAB])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _LAB:
-            return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(import_module(_LAB[cmd_name]), cmd_name)
-        return command
-
-
-@click.group(cls=_Doorbell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("kmip-gateway"), prog_name="kmip-gateway")
 def main() -> None:
     """A load-balancing KMIP proxy that pools mutual-TLS sessions to key managers."""

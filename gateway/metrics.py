@@ -93,8 +93,8 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "kmip_gateway_requests_in_flight", "Requests that were read and not yet answered.", registry=registry
         )
-        self.gateway_errors = Counter(
-            "kmip_gateway_gateway_errors_total",
+        self.local_errors = Counter(
+            "kmip_gateway_local_errors_total",
             "Answers of the gateway's own, by reason.",
             ["reason"],
             registry=registry,
@@ -188,8 +188,8 @@ class Metrics:
             "Clients whose requests go to one backend for a while, after a change.",
             registry=registry,
         )
-        self.others_asked = Counter(
-            "kmip_gateway_others_asked_total",
+        self.fallback_lookups = Counter(
+            "kmip_gateway_fallback_lookups_total",
             "Reads of which one backend knew nothing: found by others or missing, or denied by the budget.",
             ["result"],
             registry=registry,

@@ -87,7 +87,7 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
         [
             Panel("Requests by operation", "reqps", [rate("kmip_gateway_requests_total", "operation")]),
             Panel("Requests by result", "reqps", [rate("kmip_gateway_requests_total", "result")]),
-            Panel("The gateway's own errors", "reqps", [rate("kmip_gateway_gateway_errors_total", "reason")]),
+            Panel("The gateway's own errors", "reqps", [rate("kmip_gateway_local_errors_total", "reason")]),
             Panel("Key managers' Result Reasons", "reqps", [rate("kmip_gateway_kmip_result_reasons_total", "reason")]),
             Panel("Duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
             Panel("In flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),
@@ -137,7 +137,7 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Probe time", "s", quantiles("kmip_gateway_backend_probe_duration_seconds", _BACKEND)),
             Panel("Sent again", "reqps", [rate("kmip_gateway_retries_total", "reason")]),
             Panel("Not sent again", "reqps", [rate("kmip_gateway_retries_denied_total", "reason")]),
-            Panel("Asked elsewhere", "reqps", [rate("kmip_gateway_others_asked_total", "result")]),
+            Panel("Asked elsewhere", "reqps", [rate("kmip_gateway_fallback_lookups_total", "result")]),
             Panel("Clients kept together", "short", [Query(total("kmip_gateway_affinity_clients"), "clients")]),
             Panel("Share of traffic", "reqps", [rate("kmip_gateway_backend_requests_total", "backend", _BACKEND)]),
             Panel("Exchanges by result", "reqps", [rate("kmip_gateway_backend_requests_total", "result", _BACKEND)]),

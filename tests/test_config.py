@@ -1165,7 +1165,8 @@ def test_the_summary_says_who_meets_whom(folder: Path) -> None:
 
 
 def test_the_summary_says_what_is_done_about_late_replicas(folder: Path) -> None:
-    late = SMALL + '[replication]\nmode = "async"\nwindow = 2.5\nask_others_when_missing = false\nmarks = false\n'
+    replication = 'mode = "async"\nread_your_writes_window = 2.5\nfallback_on_not_found = false\nmarks = false\n'
+    late = f"{SMALL}[replication]\n{replication}"
     assert (
         "key managers hear of changes late: a client stays for 2.5 s where it made one, and none is asked; no marks"
         in summary(load(write(folder, late)))

@@ -426,8 +426,8 @@ async def test_what_one_does_not_find_another_is_asked_for(version: Version) -> 
         await it.ask(ask("key-1", Operation.CREATE, version=version))
         for reader in ("bob", "carol", "dave"):
             assert status(await it.ask(ask("key-1", version=version), name=reader)) == FOUND
-        assert it.metrics.others_asked.labels("found")._value.get() >= 1
-        assert it.metrics.others_asked.labels("missing")._value.get() == 0
+        assert it.metrics.fallback_lookups.labels("found")._value.get() >= 1
+        assert it.metrics.fallback_lookups.labels("missing")._value.get() == 0
 
 
 @in_virtual_time
@@ -492,7 +492,7 @@ async def test_asking_others_is_paid_for_by_the_lookup_budget() -> None:
         for _ in range(200):
             assert status(await it.ask(ask("nothing"))) == MISSING
         assert 200 < sum(len(one.asked) for one in key_managers) <= 200 * (1 + 2 * 0.1) + 10
-        assert it.metrics.others_asked.labels("denied")._value.get() > 100
+        assert it.metrics.fallback_lookups.labels("denied")._value.get() > 100
 
 
 @in_virtual_time

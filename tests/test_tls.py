@@ -15,11 +15,11 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
+from kmip_lab.certs import Authority
 from OpenSSL import SSL
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import StreamClosedError, TlsError
-from gateway.lab.certs import Authority
 from gateway.tls import Policy, ServerContext, TlsStream, check_server, client_context, server_context
 from tests.e2e.harness import HOSTS, Certificates
 from tests.streams import (

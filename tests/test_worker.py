@@ -15,6 +15,9 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from kmip_lab.client import Client, client_context, connect, create_key, get_key
+from kmip_lab.keymanager import KeyManager, Store
+from kmip_lab.keymanager.journal import Journal, read_journal
 from OpenSSL import SSL
 from trio.testing import wait_all_tasks_blocked
 
@@ -24,9 +27,6 @@ from gateway.config.files import mark_keys
 from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
-from gateway.lab.client import Client, client_context, connect, create_key, get_key
-from gateway.lab.keymanager import KeyManager, Store
-from gateway.lab.keymanager.journal import Journal, read_journal
 from gateway.worker import Bound, Worker, _listen
 from tests.e2e.harness import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.streams import descriptors

@@ -239,8 +239,8 @@ class ReplicationConfig(Table):
     """What one key manager knows and others do not: because it reaches them late, or never."""
 
     mode: Literal["shared", "async"] = "shared"
-    window: Seconds = 10.0
-    ask_others_when_missing: bool = Field(default=True, strict=True)
+    read_your_writes_window: Seconds = 10.0
+    fallback_on_not_found: bool = Field(default=True, strict=True)
     marks: bool = Field(default=True, strict=True)
     mark_key_file: MarkKeyFile = Field(default=Path("mark.key"), validate_default=True)
     answer_discover_versions: bool = Field(default=True, strict=True)
@@ -257,8 +257,8 @@ class HealthConfig(Table):
     jitter: Annotated[float, Field(strict=True, ge=0, le=0.9, allow_inf_nan=False)] = 0.2
     rise: Annotated[int, Field(strict=True, ge=1, le=100)] = 2
     fall: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
-    expect: Literal["answer", "success"] = "answer"
-    serving_text: str = Field(default="", strict=True)
+    expect_status: Literal["answer", "success"] = "answer"
+    expect_text: str = Field(default="", strict=True)
     observe: bool = Field(default=True, strict=True)
 
 

@@ -73,10 +73,9 @@ def _when_none(failover: FailoverConfig) -> str:
 def _replication(replication: ReplicationConfig) -> str:
     follows = "have the same objects at any time"
     if replication.mode == "async":
-        asked = (
-            "others are asked for what one does not find" if replication.ask_others_when_missing else "none is asked"
-        )
-        follows = f"hear of changes late: a client stays for {replication.window:g} s where it made one, and {asked}"
+        asked = "others are asked for what one does not find" if replication.fallback_on_not_found else "none is asked"
+        seconds = f"{replication.read_your_writes_window:g} s"
+        follows = f"hear of changes late: a client stays for {seconds} where it made one, and {asked}"
     marks = f"marks by {replication.mark_key_file.name}" if replication.marks else "no marks"
     return f"key managers {follows}; {marks}"
 

@@ -160,5 +160,5 @@ class Whereabouts:
                 continue
             if search.hears(backend, response):
                 break
-        self._metrics.others_asked.labels(search.outcome).inc()
+        self._metrics.fallback_lookups.labels(search.outcome).inc()
         return search.result()

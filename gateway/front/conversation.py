@@ -371,7 +371,7 @@ class Conversation:
         if answer.refusal is None:
             return
         reason = answer.refusal.value
-        self._metrics.gateway_errors.labels(reason).inc()
+        self._metrics.local_errors.labels(reason).inc()
         self._throttle.warn(
             self._log,
             reason,

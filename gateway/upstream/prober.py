@@ -45,7 +45,7 @@ _SERVES: Final = Finding(Verdict.SERVES)
 class ProberSettings(NamedTuple):
     """Seconds between health checks and for one of them, and which answer counts as one of a backend that serves.
 
-    ``serving_text`` is part of a serving node's answer to Query; without it every answer serves, or every successful
+    ``expect_text`` is part of a serving node's answer to Query; without it every answer serves, or every successful
     one where ``must_succeed`` is set. ``asks_versions`` is for backends that understand Discover Versions.
     """
 
@@ -53,7 +53,7 @@ class ProberSettings(NamedTuple):
     timeout: float = 2.0
     jitter: float = 0.2
     must_succeed: bool = False
-    serving_text: bytes = b""
+    expect_text: bytes = b""
     asks_versions: bool = True
 
 
@@ -216,8 +216,8 @@ class Prober:
 
     def _judge(self, response: Response) -> Finding:
         settings = self._settings
-        if settings.serving_text:
-            return _SERVES if settings.serving_text in response.frame else _STANDBY
+        if settings.expect_text:
+            return _SERVES if settings.expect_text in response.frame else _STANDBY
         if settings.must_succeed and response.items[0].status != ResultStatus.SUCCESS:
             return _NO_SUCCESS
         return _SERVES
@@ -232,10 +232,10 @@ class Prober:
 
 
 _STANDBY: Final = Finding(
-    Verdict.STANDBY, "serving_text", "the answer to the health check lacks health.serving_text: it stands by"
+    Verdict.STANDBY, "expect_text", "the answer to the health check lacks health.expect_text: it stands by"
 )
 _NO_SUCCESS: Final = Finding(
-    Verdict.FAILS, "no_success", 'the health check is answered with an error, and health.expect = "success"'
+    Verdict.FAILS, "no_success", 'the health check is answered with an error, and health.expect_status = "success"'
 )
 
 

@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from kmip_lab.compare import wire
+from kmip_lab.compare.load import Job
 from OpenSSL import SSL
 
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import Operation, Tag
-from gateway.lab.compare import wire
-from gateway.lab.compare.load import Job
 
 _RECORD_HEAD: Final = b"\x16\x03\x01"
 _PATIENCE: Final = 5.0  # s for one step
@@ -374,7 +374,7 @@ def busy(attack: Attack) -> Done:
         clients=attack.number,
         seconds=attack.seconds,
     )
-    command = [sys.executable, "-m", "gateway.lab.compare.load"]
+    command = [sys.executable, "-m", "kmip_lab.compare.load"]
     ended = subprocess.run(command, input=json.dumps(asdict(job)), capture_output=True, text=True, check=True)
     measured = json.loads(ended.stdout)
     return {"requests a second": measured["operations"] / measured["seconds"], "errors": measured["errors"]}

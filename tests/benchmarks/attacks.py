@@ -21,12 +21,12 @@ from typing import Final, NamedTuple
 
 import click
 import trio
+from kmip_lab.client import connect
+from kmip_lab.compare import wire
 
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import Operation, Tag
-from gateway.lab.client import connect
-from gateway.lab.compare import wire
 from tests.benchmarks.attackers import Attack
 from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of
 from tests.benchmarks.outages import Figures, Row, measure, only_option, table
@@ -89,7 +89,7 @@ def _gateway(certificates: Certificates, *, listener: str = "", extra: str = "")
     """A gateway before two key managers in one process, whose answers cost next to nothing."""
     ports = [free_port(), free_port()]
     certificate, key = certificates.pair("kms")
-    command = [sys.executable, "-m", "gateway.lab.compare.backend", str(certificate), str(key)]
+    command = [sys.executable, "-m", "kmip_lab.compare.backend", str(certificate), str(key)]
     command += [str(certificates.path("kms_clients_ca.pem")), *map(str, ports)]
     identities = [Identity(name, f'{{ subject_cn = "{name}-*" }}', credential=name) for name in ("hostile", "calm")]
     settings = GatewaySettings(ports, identities, listener=listener, extra=_SETTINGS + extra)

@@ -17,13 +17,13 @@ from typing import Final, NamedTuple
 
 import click
 import trio
+from kmip_lab.certs import Authority
+from kmip_lab.client import connect, get_key
+from kmip_lab.faults import Fault, FaultSetting, write_faults
 
 from gateway.errors import GatewayError
 from gateway.kmip import compose
 from gateway.kmip.spec import Operation
-from gateway.lab.certs import Authority
-from gateway.lab.client import connect, get_key
-from gateway.lab.faults import Fault, FaultSetting, write_faults
 from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of, counters_of, created_key
 from tests.e2e.harness import (
     Certificates,

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
+from kmip_lab.keymanager.journal import SUCCESS, Entry
+
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus
-from gateway.lab.keymanager.journal import SUCCESS, Entry
 
 _FEW: Final = 12  # lines about mistakes of one sort
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
+from kmip_lab.faults import Fault, FaultSetting
 
 from gateway.kmip.spec import Operation
-from gateway.lab.faults import Fault, FaultSetting
 from tests.e2e.books import Books, Disturbance, Standby
 from tests.e2e.harness import KeyManagerProcess
 from tests.e2e.load import POISON

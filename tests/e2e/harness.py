@@ -19,11 +19,11 @@ from typing import Any
 
 from kmip.core.enums import KMIPVersion
 from kmip.pie.client import ProxyKmipClient
+from kmip_lab.certs import Authority
+from kmip_lab.faults import FaultSetting, write_faults
+from kmip_lab.keymanager import Store
 
 from gateway.config import Address
-from gateway.lab.certs import Authority
-from gateway.lab.faults import FaultSetting, write_faults
-from gateway.lab.keymanager import Store
 
 HOSTS = ["localhost", "127.0.0.1", "::1"]
 START_TIMEOUT = 30.0  # s
@@ -269,14 +269,14 @@ def running_key_managers(
 ) -> Iterator[list[int]]:
     """Simulated key managers that share a store, in a process of their own; yields their ports.
 
-    ``options`` are further ones of ``kmip-gateway keymanager``. The journal is ``journal.jsonl`` of the certificates.
+    ``options`` are further ones of ``kmip-lab keymanager``. The journal is ``journal.jsonl`` of the certificates.
     """
     ports = [free_port() for _ in names]
     certificate, key = certificates.pair("kms")
     command = [
         sys.executable,
         "-m",
-        "gateway",
+        "kmip_lab",
         "keymanager",
         "--certificate",
         str(certificate),
@@ -301,7 +301,7 @@ class KeyManagerProcess:
     """One simulated key manager in a process of its own: to be killed, frozen, misled, and started again.
 
     Those with the same certificates share a store, or replicate in the directory ``cluster``. ``options`` are further
-    ones of ``kmip-gateway keymanager``.
+    ones of ``kmip-lab keymanager``.
     """
 
     def __init__(self, certificates: Certificates, name: str, *options: str, cluster: Path | None = None) -> None:
@@ -311,7 +311,7 @@ class KeyManagerProcess:
         self._faults = certificates.path(f"faults-{name}.json")
         self._log = certificates.path(f"keymanager-{name}.log")
         certificate, key = certificates.pair("kms")
-        self._command = [sys.executable, "-m", "gateway", "keymanager"]
+        self._command = [sys.executable, "-m", "kmip_lab", "keymanager"]
         self._command += ["--name", name, "--bind", f"127.0.0.1:{self.port}"]
         self._command += ["--certificate", str(certificate), "--private-key", str(key)]
         self._command += ["--client-ca", str(certificates.path("kms_clients_ca.pem"))]

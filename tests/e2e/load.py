@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
+from kmip_lab.client import Client, client_context, connect, create_key, get_key, key_value
 
 from gateway.errors import GatewayError
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation
-from gateway.lab.client import Client, client_context, connect, create_key, get_key, key_value
 from tests.e2e.books import Asked, Books, Kind, Outcome, outcome_of
 from tests.e2e.harness import Gateway
 

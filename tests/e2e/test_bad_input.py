@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 import trio
+from kmip_lab.certs import Authority
+from kmip_lab.client import Client, client_context, connect, create_key, get_key, key_value
 from OpenSSL import SSL
 
 from gateway.errors import GatewayError, StreamClosedError, TlsError
@@ -20,8 +22,6 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.compose import Ask
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
-from gateway.lab.certs import Authority
-from gateway.lab.client import Client, client_context, connect, create_key, get_key, key_value
 from gateway.tls import TlsStream
 from tests.e2e.harness import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
 

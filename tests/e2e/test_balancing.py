@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from kmip.core import enums
 from kmip.pie.exceptions import KmipOperationFailure
+from kmip_lab.faults import Fault, FaultSetting
 
 from gateway.kmip.spec import Operation
-from gateway.lab.faults import Fault, FaultSetting
 from tests.e2e.harness import (
     Certificates,
     Gateway,
@@ -100,7 +100,7 @@ def test_changes_go_to_those_that_may_change(certificates: Certificates, key_man
 
 
 def test_a_standby_joins_when_it_is_promoted(certificates: Certificates, key_managers: list[KeyManagerProcess]) -> None:
-    extra = QUICK_PROBES + 'serving_text = "ServerType=master"\n'
+    extra = QUICK_PROBES + 'expect_text = "ServerType=master"\n'
     key_managers[1].set_faults(FaultSetting(Fault.STANDBY))
     with running_gateway(certificates, settings(key_managers, each=["", ""], extra=extra)) as gateway:
         wait_until(lambda: state(gateway, "kms-2") == "standby", "the standby's being seen")

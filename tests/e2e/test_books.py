@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
+from kmip_lab.keymanager.journal import SUCCESS, Entry
 
-from gateway.lab.keymanager.journal import SUCCESS, Entry
 from tests.e2e.books import Asked, Books, Condition, Disturbance, Kind, Outcome, Standby, Stored, Turn
 
 

@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 import pytest
 import trio
+from kmip_lab.keymanager import Store, read_journal
 
-from gateway.lab.keymanager import Store, read_journal
 from tests.e2e.books import Books, Stored
 from tests.e2e.conductor import EVENTS, POISON_FAULT, Conductor, Subject, Times
 from tests.e2e.harness import (
@@ -60,7 +60,7 @@ SETTINGS: Final = f"""
 [health]
 interval = 0.3
 timeout = 1.0
-serving_text = "ServerType=master"
+expect_text = "ServerType=master"
 
 [failover]
 try_timeout = {TIMES.try_timeout}

@@ -11,14 +11,14 @@ import trio
 from kmip.core import enums
 from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
+from kmip_lab.client import Client, client_context, connect, create_key, get_key
+from kmip_lab.faults import Fault, FaultSetting
+from kmip_lab.keymanager.journal import read_journal
 
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
-from gateway.lab.client import Client, client_context, connect, create_key, get_key
-from gateway.lab.faults import Fault, FaultSetting
-from gateway.lab.keymanager.journal import read_journal
 from tests.e2e.harness import (
     Certificates,
     Gateway,
@@ -45,7 +45,7 @@ interval = 0.2
 timeout = 0.7
 rise = 1
 fall = 100
-serving_text = "ServerType=master"
+expect_text = "ServerType=master"
 """
 #: How each fault is switched on. Those that break exchanges spare the probes, so that requests meet them.
 KEYS = frozenset({Operation.GET, Operation.CREATE})

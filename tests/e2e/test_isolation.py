@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from kmip_lab.certs import Authority
+from kmip_lab.client import Client, client_context, connect, get_key, key_value
+from kmip_lab.keymanager.journal import read_journal
 from OpenSSL import SSL
 
 from gateway.config import Address
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
-from gateway.lab.certs import Authority
-from gateway.lab.client import Client, client_context, connect, get_key, key_value
-from gateway.lab.keymanager.journal import read_journal
 from tests.e2e.harness import (
     Certificates,
     Gateway,

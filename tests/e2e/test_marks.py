@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from kmip_lab.client import Client, activate, client_context, connect, create_key, get_key, key_value
+from kmip_lab.keymanager.roles import Member, Role, write_roles
 
 from gateway.kmip import compose, ttlv
 from gateway.kmip.binding import given
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
-from gateway.lab.client import Client, activate, client_context, connect, create_key, get_key, key_value
-from gateway.lab.keymanager.roles import Member, Role, write_roles
 from tests.e2e.harness import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
 
 MASTERS = ("kms-1", "kms-2", "kms-3")
@@ -112,7 +112,7 @@ async def test_polls_through_another_gateway_find_what_was_begun(gateways: list[
 async def test_a_key_that_is_made_later_is_found_through_the_gateway_that_was_polled(
     key_managers: tuple[Certificates, list[int]],
 ) -> None:
-    late = '[replication]\nmode = "async"\nask_others_when_missing = false'
+    late = '[replication]\nmode = "async"\nfallback_on_not_found = false'
     with gateway_before(key_managers, late) as one, gateway_before(key_managers, late) as other:
         value = await begin(one, (1, 4), making_a_key())
         made = (await polled(other, value, (1, 4))).items[0]

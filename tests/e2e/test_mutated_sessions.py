@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import trio
+from kmip_lab.client import connect, get_key
 from OpenSSL import SSL
 
 from gateway.errors import GatewayError
-from gateway.lab.client import connect, get_key
 from tests.benchmarks.crowd import Counters, Reads, ask_on_and_on, context_of, counters_of, created_key
 from tests.e2e.harness import (
     Certificates,

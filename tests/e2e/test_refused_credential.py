@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 import trio
+from kmip_lab.faults import Fault, FaultSetting, write_faults
 
-from gateway.lab.faults import Fault, FaultSetting, write_faults
 from tests.e2e.books import Books, Kind, Outcome
 from tests.e2e.harness import (
     Certificates,

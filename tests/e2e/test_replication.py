@@ -20,8 +20,8 @@ from kmip.core.factories.attributes import AttributeFactory
 from kmip.core.objects import Attribute
 from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
+from kmip_lab.keymanager.roles import Link, Member, Role, promote, two_plus_two, write_roles
 
-from gateway.lab.keymanager.roles import Link, Member, Role, promote, two_plus_two, write_roles
 from tests.e2e.books import Asked, Books, Kind, Outcome
 from tests.e2e.harness import (
     Certificates,
@@ -42,8 +42,8 @@ MASTERS: Final = ("kms-1", "kms-2", "kms-3")
 #: Each remedy on and off, as the configuration says it.
 REMEDIES: Final = {
     "neither": 'mode = "shared"',
-    "the window": 'mode = "async"\nask_others_when_missing = false',
-    "asking others": 'mode = "async"\nwindow = 0.001',
+    "the window": 'mode = "async"\nfallback_on_not_found = false',
+    "asking others": 'mode = "async"\nread_your_writes_window = 0.001',
     "both": 'mode = "async"',
 }
 
@@ -157,7 +157,7 @@ SITES: Final = """
 [health]
 interval = 0.5
 rise = 1
-serving_text = "ServerType=master"
+expect_text = "ServerType=master"
 [replication]
 mode = "async"
 """

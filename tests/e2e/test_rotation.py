@@ -4,8 +4,8 @@ import pytest
 from kmip.core import enums
 from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
+from kmip_lab.certs import Authority
 
-from gateway.lab.certs import Authority
 from tests.e2e.harness import (
     HOSTS,
     Certificates,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from kmip_lab.client import client_context, connect, create_key
 
 from gateway.kmip.spec import ResultStatus
-from gateway.lab.client import client_context, connect, create_key
 from tests.e2e.harness import (
     Certificates,
     Gateway,

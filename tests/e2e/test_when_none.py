@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import trio
+from kmip_lab.client import client_context, connect, create_key
 
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus
-from gateway.lab.client import client_context, connect, create_key
 from tests.e2e.harness import (
     Certificates,
     Gateway,

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 import trio
+from kmip_lab.client import Client, connect
 from OpenSSL import SSL
 from structlog.testing import LogCapture
 from trio.testing import wait_all_tasks_blocked
@@ -24,7 +25,6 @@ from gateway.kmip.compose import Ask, Result
 from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
-from gateway.lab.client import Client, connect
 from gateway.metrics import Metrics
 from tests.e2e.harness import Certificates
 from tests.streams import asking, serving
@@ -105,7 +105,7 @@ class Front:
         """The gateway's own answers, by reason."""
         return {
             sample.labels["reason"]: sample.value
-            for family in self.metrics.gateway_errors.collect()
+            for family in self.metrics.local_errors.collect()
             for sample in family.samples
             if sample.name.endswith("_total")
         }

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import trio
+from kmip_lab.client import Client
 from trio.testing import MockClock
 
 from gateway.front.admission import Admission
 from gateway.front.listener import ListenerSettings
 from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import ResultReason
-from gateway.lab.client import Client
 from gateway.tls import TlsStream
 from tests.e2e.harness import Certificates
 from tests.front.desk import NAME, Front, number_of, open_front, request, until

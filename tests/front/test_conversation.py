@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
+from kmip_lab.client import Client
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config import MatchConfig
@@ -19,7 +20,6 @@ from gateway.front.turns import Share, Turns
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from gateway.lab.client import Client
 from tests.e2e.harness import Certificates
 from tests.front.desk import Front, number_of, open_front, padded, request, until
 from tests.streams import TLS_1_2, TLS_1_3

@@ -12,6 +12,8 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from kmip_lab.certs import Authority
+from kmip_lab.client import Client, client_context, connect
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -21,8 +23,6 @@ from gateway.front.admission import Admission, Allowance
 from gateway.front.listener import ListenerSettings
 from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import Operation, ResultReason
-from gateway.lab.certs import Authority
-from gateway.lab.client import Client, client_context, connect
 from gateway.tls import TlsStream
 from tests.attackers import Attacker
 from tests.e2e.harness import HOSTS, Certificates

@@ -441,7 +441,7 @@ async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
     ("settings", "probe", "state"),
     [
         (STEADY._replace(must_succeed=True), "discover-versions", "down"),
-        (STEADY._replace(serving_text=b"ServerType=master"), "query", "standby"),
+        (STEADY._replace(expect_text=b"ServerType=master"), "query", "standby"),
     ],
 )
 @in_virtual_time
@@ -502,7 +502,7 @@ async def test_a_standby_is_told_apart_by_what_it_says_of_itself_and_joins_by_it
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, STEADY._replace(serving_text=b"ServerType=master"), "query")
+    prober = prober_of(backend, STEADY._replace(expect_text=b"ServerType=master"), "query")
 
     atlanta.behaviour = with_server_information("ServerType=clone")
     assert await states(prober, backend, 1) == ["standby"]

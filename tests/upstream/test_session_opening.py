@@ -13,6 +13,7 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from kmip_lab.certs import Authority
 
 from gateway import tls
 from gateway.config import Address, OwnCertificate
@@ -22,7 +23,6 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
-from gateway.lab.certs import Authority
 from gateway.tcp import TcpTimeouts
 from gateway.upstream.session import PROBES, Site, State, Target, open_session
 from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in

@@ -1,0 +1,127 @@
+"""The proxies of the comparison: which are there, of which version, and the command lines that run them."""
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kmip_lab.compare import configurations
+from kmip_lab.compare.configurations import Setting
+
+GATEWAY, HAPROXY, NGINX = "gateway", "haproxy", "nginx"
+#: No proxy at all.
+DIRECT: Final = "direct"
+#: What to type on Debian and Ubuntu where a proxy is missing. Their services are not needed, and may be stopped.
+INSTALL: Final = "apt-get install -y --no-install-recommends haproxy nginx-light libnginx-mod-stream"
+#: Where Debian keeps what is not on every user's path.
+_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+_MODULES: Final = "/usr/lib/nginx/modules"
+
+
+@dataclass(frozen=True)
+class Program:
+    """The command line that runs a proxy in the foreground, and the one that only checks its configuration."""
+
+    run: list[str]
+    check: list[str]
+
+
+def _gateway(setting: Setting) -> Program:
+    file = _write(setting, "toml", configurations.gateway(setting))
+    command = [sys.executable, "-m", "gateway"]
+    return Program([*command, "run", file], [*command, "check", file])
+
+
+def _haproxy(setting: Setting) -> Program:
+    for name in ("server", "gateway-client"):
+        pair = setting.directory / f"{name}-pair.pem"
+        pair.touch(mode=0o600)
+        pair.write_bytes(b"".join((setting.directory / f"{name}.{end}").read_bytes() for end in ("pem", "key")))
+    command = [_found("haproxy") or "haproxy", "-f", _write(setting, "cfg", configurations.haproxy(setting))]
+    return Program([*command, "-db"], [*command, "-c"])
+
+
+def _nginx(setting: Setting) -> Program:
+    file = _write(setting, "conf", configurations.nginx(setting, _stream_module(_nginx_build()) or ""))
+    command = [_found("nginx") or "nginx", "-p", str(setting.directory), "-e", "stderr", "-c", file]
+    return Program(command, [*command, "-t"])
+
+
+def _write(setting: Setting, ending: str, text: str) -> str:
+    file = setting.directory / f"proxy-{setting.front.port}.{ending}"
+    file.write_text(text)
+    return str(file)
+
+
+#: How to run each of them; in the order in which they are shown.
+PROXIES: Final[dict[str, Callable[[Setting], Program]]] = {GATEWAY: _gateway, HAPROXY: _haproxy, NGINX: _nginx}
+
+
+def missing(name: str) -> str | None:
+    """Why a proxy can't be run here, or None where it can."""
+    if name == HAPROXY and _found("haproxy") is None:
+        return "HAProxy is not installed"
+    if name == NGINX and _found("nginx") is None:
+        return "nginx is not installed"
+    if name == NGINX and _stream_module(_nginx_build()) is None:
+        return "nginx is installed without its stream module"
+    return None
+
+
+def version(name: str) -> str:
+    """The version of HAProxy or nginx, and of the OpenSSL that it runs on, in its own words."""
+    if name == HAPROXY:
+        said = _output([_found("haproxy") or "haproxy", "-vv"])
+        number, library = r"HAProxy version (\S+)", r"Running on OpenSSL version : OpenSSL (\S+)"
+    else:
+        said = _nginx_build()
+        number, library = r"nginx/(\S+)", r"(?:running|built) with OpenSSL [^(]*?(\S+) \d+ \w+ \d+\)?$"
+    found = [re.search(pattern, said, re.MULTILINE) for pattern in (number, library)]
+    return f"{name} {found[0][1] if found[0] else '?'}, OpenSSL {found[1][1] if found[1] else '?'}"
+
+
+def interpreter() -> str:
+    """The Python that the gateway runs on: version, and how it was built."""
+    options = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    built = f"{platform.python_compiler()}, {platform.python_build()[1]}"
+    return f"Python {platform.python_version()} ({_build(options)}; {built})"
+
+
+def _build(options: str) -> str:
+    """Whether Python was optimised by a profile, as far as the options of its build tell.
+
+    Debian and Ubuntu do that without the option, by a target of their own; their builds are known by where they keep
+    wheels.
+    """
+    if "--enable-optimizations" in options:
+        return "optimised by a profile"
+    return "Debian's build" if "=/usr/share/python-wheels" in options else "without --enable-optimizations"
+
+
+def _nginx_build() -> str:
+    program = _found("nginx")
+    return "" if program is None else _output([program, "-V"])
+
+
+def _stream_module(build: str) -> str | None:
+    """The line that loads the stream module: empty where it is built in, None where there is none."""
+    if re.search(r"--with-stream(\s|$)", build):
+        return ""
+    place = re.search(r"--modules-path=(\S+)", build)
+    file = Path(place[1] if place else _MODULES) / "ngx_stream_module.so"
+    return f"load_module {file};" if file.exists() else None
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program) or shutil.which(program, path=_PLACES)
+
+
+def _output(command: list[str]) -> str:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - found on the path
+    return ended.stdout + ended.stderr

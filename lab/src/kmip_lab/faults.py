@@ -1,0 +1,439 @@
+"""Faults: the ways in which a simulated key manager misbehaves, switched while it runs.
+
+Each acts where the table of deeds puts it on a request's way: read, executed, about to be answered. Those of whole
+connections act in FaultyStream, and where the server accepts and waits.
+"""
+
+import math
+import os
+import random
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple, Self
+
+import trio
+from cryptography.hazmat.primitives.asymmetric import rsa
+from OpenSSL import SSL, crypto
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from gateway.errors import StreamClosedError
+from gateway.kmip.messages import operation_name
+from gateway.kmip.spec import Operation
+from gateway.tls import TlsStream
+from kmip_lab.certs import Authority, Credential, common_name
+
+_LOOK: Final = 0.05  # s between two looks at a file of faults
+_GARBAGE: Final = 64  # bytes, where the setting does not say
+_ELSEWHERE: Final = frozenset({"elsewhere.invalid"})  # whom a wrong certificate is for, where the setting does not say
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing resets the connection
+
+
+class Fault(Enum):
+    """A way in which a simulated key manager misbehaves. NATURES says what each is."""
+
+    REFUSE = "refuse"
+    DEAF = "deaf"
+    FREEZE = "freeze"
+    SLOW = "slow"
+    RESET_BEFORE_READING = "reset_before_reading"
+    RESET_AFTER_EXECUTING = "reset_after_executing"
+    HANG_UP = "hang_up"
+    CUT = "cut"
+    GARBAGE = "garbage"
+    EXTRA = "extra"
+    IDLE_CLOSE = "idle_close"
+    WRONG_CERTIFICATE = "wrong_certificate"
+    REFUSE_CREDENTIAL = "refuse_credential"
+    STANDBY = "standby"
+
+
+class Nature(NamedTuple):
+    """What a fault does, what it must be told, and what it may be told besides."""
+
+    does: str
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+
+
+_SOME: Final = ("times", "operations", "unique_identifiers")  # faults of requests need not meet all of them
+
+NATURES: Final = {
+    Fault.REFUSE: Nature("nobody listens; with reset, open sessions are reset, too", takes=("reset",)),
+    Fault.DEAF: Nature("shakes hands, and answers nothing any more on a session that has asked", takes=_SOME),
+    Fault.FREEZE: Nature("nothing moves; once lifted, all goes on where it was"),
+    Fault.SLOW: Nature("executes, and answers seconds later", ("seconds",), _SOME),
+    Fault.RESET_BEFORE_READING: Nature("resets the connection in the place of executing", takes=_SOME),
+    Fault.RESET_AFTER_EXECUTING: Nature("executes, and resets the connection in the place of answering", takes=_SOME),
+    Fault.HANG_UP: Nature("closes the session with close_notify in the place of executing", takes=_SOME),
+    Fault.CUT: Nature(
+        "executes, sends so many bytes of the answer, and closes without close_notify", ("bytes",), _SOME
+    ),
+    Fault.GARBAGE: Nature("executes, and sends random bytes, 64 or so many, for an answer", takes=("bytes", *_SOME)),
+    Fault.EXTRA: Nature("behind the answer, sends so many bytes of it again", ("bytes",), _SOME),
+    Fault.IDLE_CLOSE: Nature("closes sessions on which nothing has come for seconds", ("seconds",)),
+    Fault.WRONG_CERTIFICATE: Nature("shows new clients one of another CA, for other names", takes=("names",)),
+    Fault.REFUSE_CREDENTIAL: Nature("turns away new clients with these common names", ("names",)),
+    Fault.STANDBY: Nature("is not master: says so in Query, fails all but Query and Discover Versions", takes=_SOME),
+}
+
+_OPERATIONS: Final = {operation_name(operation): operation for operation in Operation}
+
+
+def _operation(value: object) -> object:
+    """An operation, also by the name that the journal has for it."""
+    return _OPERATIONS.get(value, value) if isinstance(value, str) else value
+
+
+_NamedOperation = Annotated[Operation, BeforeValidator(_operation), PlainSerializer(operation_name)]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class FaultSetting:
+    """A fault, to be switched on in this way; raises ValueError for what makes no sense.
+
+    What ``seconds``, ``bytes``, ``names`` and ``reset`` are for depends on the fault. It lifts itself after ``times``
+    requests. It meets only requests that contain one of ``operations``, if any are given, and only requests whose
+    payloads name one of the objects in ``unique_identifiers``, if any are given.
+    """
+
+    fault: Fault
+    seconds: NonNegativeFloat | None = None
+    bytes: NonNegativeInt | None = None
+    names: frozenset[str] = frozenset()
+    times: PositiveInt | None = None
+    operations: frozenset[_NamedOperation] = frozenset()
+    unique_identifiers: frozenset[str] = frozenset()
+    reset: bool = False
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        nature = NATURES[self.fault]
+        given = {name for name, value in vars(self).items() if value not in (None, frozenset()) and value is not False}
+        given.discard("fault")
+        if missing := {*nature.needs} - given:
+            raise ValueError(f"{self.fault.value} needs {', '.join(sorted(missing))}")
+        if meaningless := given - {*nature.needs, *nature.takes}:
+            raise ValueError(f"{self.fault.value} takes no {', '.join(sorted(meaningless))}")
+        return self
+
+    def meets(self, operations: Collection[int], unique_identifiers: Collection[str] = ()) -> bool:
+        """Return whether it concerns a request of these operations on these objects."""
+        return not (
+            (self.operations and self.operations.isdisjoint(operations))
+            or (self.unique_identifiers and self.unique_identifiers.isdisjoint(unique_identifiers))
+        )
+
+
+class Point(Enum):
+    """Where on a request's way through a key manager faults act."""
+
+    REQUEST = auto()  # read whole; nothing of it is executed
+    EXECUTED = auto()  # executed, and noted in the journal
+    ANSWER = auto()  # about to be answered
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way, for faults to spoil."""
+
+    stream: "FaultyStream"
+    operations: Collection[int]
+    unique_identifiers: Collection[str] = ()
+    standby: bool = False
+    answer: bytes = b""
+
+
+class Faults:
+    """The faults of one key manager: which are on, and who waits for that to change."""
+
+    def __init__(self) -> None:
+        self._left: dict[FaultSetting, float] = {}  # how many requests each may still meet
+        self._changed = trio.lowlevel.ParkingLot()
+        self._idle: dict[trio.CancelScope, float] = {}  # sessions that wait for a request, and since when
+
+    def __repr__(self) -> str:
+        return f"<Faults {', '.join(setting.fault.value for setting in self._left) or 'none'}>"
+
+    def set(self, *settings: FaultSetting) -> None:
+        """Switch these on, and all others off."""
+        self._left = {setting: setting.times or math.inf for setting in settings}
+        self._announce()
+
+    def clear(self) -> None:
+        """Switch all off."""
+        self.set()
+
+    def get(self, fault: Fault) -> FaultSetting | None:
+        """How a fault is on; None while it is off."""
+        return next((setting for setting in self._left if setting.fault is fault), None)
+
+    async def wait_on(self, fault: Fault) -> FaultSetting:
+        """Wait until a fault is on."""
+        while (setting := self.get(fault)) is None:
+            await self._changed.park()
+        return setting
+
+    async def wait_off(self, fault: Fault) -> None:
+        """Wait until a fault is off."""
+        while self.get(fault) is not None:
+            await self._changed.park()
+
+    async def thawed(self) -> None:
+        """Wait out FREEZE: for all places from which something moves."""
+        await self.wait_off(Fault.FREEZE)
+
+    async def at(self, point: Point, exchange: Exchange) -> None:
+        """Let the faults of this point act on a request. Raises StreamClosedError where one ends its session."""
+        await self.thawed()
+        if self._left:
+            for fault, deed in _DEEDS[point].items():
+                setting = self._take(fault, exchange)
+                if setting is not None:
+                    await deed(setting, exchange)
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Bound the wait for a client's bytes by IDLE_CLOSE, also where that is set meanwhile.
+
+        Raises StreamClosedError where it took too long.
+        """
+        with trio.CancelScope() as scope:
+            self._idle[scope] = trio.current_time()
+            self._bound(scope)
+            try:
+                yield
+            finally:
+                del self._idle[scope]
+        if scope.cancelled_caught:
+            raise StreamClosedError("idle for too long")
+
+    def _take(self, fault: Fault, exchange: Exchange) -> FaultSetting | None:
+        for setting in self._left:
+            if setting.fault is fault and setting.meets(exchange.operations, exchange.unique_identifiers):
+                self._left[setting] -= 1
+                if not self._left[setting]:
+                    del self._left[setting]
+                    self._announce()
+                return setting
+        return None
+
+    def _announce(self) -> None:
+        self._changed.unpark_all()
+        for scope in self._idle:
+            self._bound(scope)
+
+    def _bound(self, scope: trio.CancelScope) -> None:
+        setting = self.get(Fault.IDLE_CLOSE)
+        seconds = math.inf if setting is None or setting.seconds is None else setting.seconds
+        scope.deadline = self._idle[scope] + seconds
+
+
+# What the faults of requests do ---------------------------------------------------------------------------------------
+
+_Deed = Callable[[FaultSetting, Exchange], Awaitable[None]]
+
+
+async def _deaf(_setting: FaultSetting, exchange: Exchange) -> None:
+    while await exchange.stream.receive_some():
+        pass
+    raise StreamClosedError("the client has waited long enough")
+
+
+async def _standby(_setting: FaultSetting, exchange: Exchange) -> None:
+    exchange.standby = True
+
+
+async def _slow(setting: FaultSetting, _exchange: Exchange) -> None:
+    await trio.sleep(setting.seconds or 0)
+
+
+async def _reset(setting: FaultSetting, exchange: Exchange) -> None:
+    exchange.stream.reset()
+    raise StreamClosedError(setting.fault.value)
+
+
+async def _hang_up(setting: FaultSetting, exchange: Exchange) -> None:
+    exchange.stream.close_politely()
+    raise StreamClosedError(setting.fault.value)
+
+
+async def _garbage(setting: FaultSetting, exchange: Exchange) -> None:
+    """Random, but for the first byte, which no message begins with: it is garbage at any length."""
+    size = _GARBAGE if setting.bytes is None else setting.bytes
+    exchange.answer = (b"\xff" + random.randbytes(size))[:size]  # noqa: S311 - not for secrets
+
+
+async def _extra(setting: FaultSetting, exchange: Exchange) -> None:
+    """As many bytes as the answer has are a second one, whole and well-formed: the worst of all to take for another."""
+    extra = setting.bytes or 0
+    exchange.answer += (exchange.answer * (extra // max(len(exchange.answer), 1) + 1))[:extra]
+
+
+async def _cut(setting: FaultSetting, exchange: Exchange) -> None:
+    await exchange.stream.send_all(exchange.answer[: setting.bytes])
+    exchange.stream.close()
+    raise StreamClosedError(setting.fault.value)
+
+
+#: The faults that act at each point, in this order, and what they do.
+_DEEDS: Final[dict[Point, dict[Fault, _Deed]]] = {
+    Point.REQUEST: {
+        Fault.HANG_UP: _hang_up,
+        Fault.DEAF: _deaf,
+        Fault.RESET_BEFORE_READING: _reset,
+        Fault.STANDBY: _standby,
+    },
+    Point.EXECUTED: {Fault.SLOW: _slow, Fault.RESET_AFTER_EXECUTING: _reset},
+    Point.ANSWER: {Fault.GARBAGE: _garbage, Fault.EXTRA: _extra, Fault.CUT: _cut},
+}
+
+
+# The faults of connections --------------------------------------------------------------------------------------------
+
+
+class FaultyStream(TlsStream):
+    """A key manager's side of a connection, which its faults can freeze, reset, or open with a wrong certificate."""
+
+    def __init__(self, sock: socket.socket, context: SSL.Context, faults: Faults) -> None:
+        super().__init__(sock, context, server_side=True)
+        self._faults = faults
+        self._unwanted: frozenset[str] = frozenset()
+        if (setting := faults.get(Fault.REFUSE_CREDENTIAL)) is not None:
+            self._unwanted = setting.names
+            self.connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify)
+        if (setting := faults.get(Fault.WRONG_CERTIFICATE)) is not None:
+            self._disguise(setting.names or _ELSEWHERE)
+
+    async def handshake(self) -> None:
+        """As in TlsStream; an unwanted client is told only behind it, in TLS 1.3 by an alert."""
+        await super().handshake()
+        if self.resumed and common_name(self.peer_certificate()) in self._unwanted:  # nothing was verified
+            raise StreamClosedError("unwanted")
+
+    def reset(self) -> None:
+        """Close at once, so that the client gets a reset."""
+        with suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
+    async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
+        await super()._wait(ready)
+        await self._faults.thawed()
+        self._check_open()
+
+    def _verify(
+        self, _connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, valid: int
+    ) -> bool:
+        self._verification.ran = True
+        self._verification.error = self._verification.error or error
+        unwanted = depth == 0 and common_name(certificate.to_cryptography()) in self._unwanted
+        return bool(valid) and not unwanted
+
+    def _disguise(self, names: frozenset[str]) -> None:
+        """Show a certificate of the same kind, so that it takes the place of the right one for all cipher suites."""
+        own = self.connection.get_certificate(as_cryptography=True)
+        is_rsa = own is not None and isinstance(own.public_key(), rsa.RSAPublicKey)
+        wrong = _foreign("rsa" if is_rsa else "ecdsa", names)
+        self.connection.use_certificate(wrong.certificate)
+        self.connection.use_privatekey(wrong.private_key)
+
+
+@cache
+def _foreign(key_type: str, names: frozenset[str]) -> Credential:
+    hosts = sorted(names)
+    return Authority("somebody else", key_type).issue_server(hosts[0], hosts)
+
+
+# Faults in files ------------------------------------------------------------------------------------------------------
+
+_FILE: Final = TypeAdapter(dict[str, list[FaultSetting]])
+
+
+def write_faults(path: Path, faults: Mapping[str, Sequence[FaultSetting]]) -> None:
+    """Write the faults of key managers, by name, to a file; who watches it sees the old ones or the new ones."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(_FILE.dump_json({name: list(settings) for name, settings in faults.items()}, exclude_defaults=True))
+    new.replace(path)
+
+
+def read_faults(path: Path) -> dict[str, list[FaultSetting]]:
+    """The faults of key managers, by name; none where there is no such file. Raises OSError and ValueError."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    return _FILE.validate_json(text)
+
+
+class FaultFile:
+    """A file of faults, applied to the key managers of this process whenever it changes.
+
+    A key manager whose entry has stayed the same keeps its faults as they are: what has lifted itself stays off.
+    """
+
+    def __init__(self, path: Path, faults: Mapping[str, Faults], complain: Callable[[str], object]) -> None:
+        self._path = path
+        self._faults = faults
+        self._complain = complain
+        self._seen: tuple[int, int, int] | None = None
+        self._applied: dict[str, list[FaultSetting]] = {}
+
+    def __repr__(self) -> str:
+        return f"<FaultFile {self._path}>"
+
+    async def watch(self) -> None:
+        """Look at the file every 50 ms, for ever."""
+        while True:
+            self.look()
+            await trio.sleep(_LOOK)
+
+    def look(self) -> None:
+        """Apply the file if it has changed. What can't be read is complained of once, and changes nothing."""
+        seen = _state(self._path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            written = read_faults(self._path)
+        except (OSError, ValueError) as error:
+            self._complain(f"{self._path}: {_words(error)}; the faults stay as they were")
+            return
+        for name, faults in self._faults.items():
+            settings = written.get(name, [])
+            if settings != self._applied.get(name, []):
+                faults.set(*settings)
+                self._applied[name] = settings
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        state = os.stat(path)  # noqa: PTH116 - 20 times a second
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_ino, state.st_size
+
+
+def _words(error: Exception) -> str:
+    """Of a file's mistakes, the first."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
