@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from gateway.alarm import Alarm, Alarms
-from tests.upstream.fakes import in_virtual_time
+from tests.kit.fake_backends import in_virtual_time
 
 
 class Board:

@@ -5,7 +5,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.budget import LookupBudget, RetryBudget, TokenBucket
-from tests.upstream.fakes import in_virtual_time
+from tests.kit.fake_backends import in_virtual_time
 
 # Retries -------------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from OpenSSL import SSL
 
 from gateway import cli
-from tests.e2e.harness import Certificates, GatewaySettings, Identity, free_port, write_config
+from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.test_worker import lapsed_identity, write_weak_key
 
 

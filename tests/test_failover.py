@@ -23,7 +23,7 @@ from gateway.policy import Effect, Refusal, effect_of
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import (
+from tests.kit.fake_backends import (
     MAX_RESPONSE_SIZE,
     Connection,
     FakeKeyManager,

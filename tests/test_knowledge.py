@@ -23,8 +23,18 @@ from gateway.upstream.health import Verdict
 from gateway.upstream.keeper import watch
 from gateway.upstream.marks import SIZE, Marks
 from gateway.upstream.versions import CommonVersions
-from tests.kmip.material import authentication, credential, ticket_credential
-from tests.replicas import (
+from tests.kit.fake_backends import (
+    Behaviour,
+    Connection,
+    FakeKeyManager,
+    ask,
+    hangs_up_after,
+    in_virtual_time,
+    name_in,
+    never_answers,
+)
+from tests.kit.messages import authentication, credential, ticket_credential
+from tests.kit.replicas import (
     FOUND,
     MISSING,
     Replica,
@@ -39,16 +49,6 @@ from tests.replicas import (
     taken_for_down,
 )
 from tests.test_dispatcher import House, house, refusal
-from tests.upstream.fakes import (
-    Behaviour,
-    Connection,
-    FakeKeyManager,
-    ask,
-    hangs_up_after,
-    in_virtual_time,
-    name_in,
-    never_answers,
-)
 
 # Read your own writes -------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import CredentialType, Operation, Tag
 from gateway.log import LossyFile, Throttle
 from gateway.upstream.meter import Meter
+from tests.kit.fake_backends import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
 from tests.test_dispatcher import house
-from tests.upstream.fakes import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from gateway import records
 from gateway.errors import StreamClosedError, TlsError
 from gateway.records import HandshakeBudget, RecordAllowance
 from gateway.tls import TlsStream
-from tests.attackers import TLS_1_2 as OPENSSL_TLS_1_2
-from tests.attackers import Attacker
-from tests.e2e.harness import Certificates
-from tests.streams import TLS_1_2, TLS_1_3, Pair, asking, connected, serving, shake_hands, shaken, streams
+from tests.kit.attackers import TLS_1_2 as OPENSSL_TLS_1_2
+from tests.kit.attackers import Attacker
+from tests.kit.processes import Certificates
+from tests.kit.streams import TLS_1_2, TLS_1_3, Pair, asking, connected, serving, shake_hands, shaken, streams
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 

@@ -19,8 +19,8 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.policy import Refusal
+from tests.kit.fake_backends import Connection, FakeKeyManager, ask, in_virtual_time
 from tests.test_dispatcher import House, house
-from tests.upstream.fakes import Connection, FakeKeyManager, ask, in_virtual_time
 
 ANSWERS: Final = int(os.environ.get("ANSWERS", "2000"))
 CLIENTS: Final = 6

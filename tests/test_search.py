@@ -9,7 +9,8 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
 from gateway.upstream.keeper import keep_warm
-from tests.replicas import (
+from tests.kit.fake_backends import SETTINGS, Connection, ask, hangs_up_after, in_virtual_time, never_answers
+from tests.kit.replicas import (
     FOUND,
     MISSING,
     Replica,
@@ -22,7 +23,6 @@ from tests.replicas import (
     taken_for_down,
 )
 from tests.test_dispatcher import House, house, refusal
-from tests.upstream.fakes import SETTINGS, Connection, ask, hangs_up_after, in_virtual_time, never_answers
 
 FAILED = ResultStatus.OPERATION_FAILED
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.tcp import TcpTimeouts, is_unacknowledged
-from tests.streams import connected, cut_off, reconnect
+from tests.kit.streams import connected, cut_off, reconnect
 
 DEADLINE = 20.0  # s, real ones, in which each of these must have come to its end
 

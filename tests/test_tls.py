@@ -21,8 +21,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import StreamClosedError, TlsError
 from gateway.tls import Policy, ServerContext, TlsStream, check_server, client_context, server_context
-from tests.e2e.harness import HOSTS, Certificates
-from tests.streams import (
+from tests.kit.processes import HOSTS, Certificates
+from tests.kit.streams import (
     TLS_1_2,
     TLS_1_3,
     VERSIONS,

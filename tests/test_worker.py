@@ -28,8 +28,8 @@ from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.worker import Bound, Worker, _listen
-from tests.e2e.harness import Certificates, GatewaySettings, Identity, free_port, write_config
-from tests.streams import descriptors
+from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
+from tests.kit.streams import descriptors
 
 
 @pytest.fixture(scope="module")

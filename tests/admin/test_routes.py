@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from gateway.admin.routes import Rendering, Routes
-from tests.upstream.fakes import in_virtual_time
+from tests.kit.fake_backends import in_virtual_time
 
 
 def _routes(*names: str) -> Routes:

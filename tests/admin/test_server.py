@@ -11,8 +11,8 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pa
 
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminConnection, AdminLimits, AdminServer, Pace
-from tests.streams import cancelled_everywhere, descriptors
-from tests.upstream.fakes import in_virtual_time
+from tests.kit.fake_backends import in_virtual_time
+from tests.kit.streams import cancelled_everywhere, descriptors
 
 
 @dataclass

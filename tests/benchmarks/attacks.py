@@ -30,7 +30,7 @@ from gateway.kmip.spec import Operation, Tag
 from tests.benchmarks.attackers import Attack
 from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of
 from tests.benchmarks.outages import Figures, Row, measure, only_option, table
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

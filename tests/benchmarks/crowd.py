@@ -13,7 +13,7 @@ from prometheus_client.samples import Sample
 
 from gateway.errors import GatewayError
 from gateway.kmip.spec import ResultStatus
-from tests.e2e.harness import Gateway
+from tests.kit.processes import Gateway
 
 PATIENCE: Final = 40.0  # s that a client waits for an answer; more than the gateway's own deadline
 _RECONNECT: Final = 0.1  # s before a client whose connection was lost connects again

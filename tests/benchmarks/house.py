@@ -31,7 +31,7 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
 from gateway.upstream import keeper
 from gateway.worker import Worker
-from tests.e2e.harness import Certificates, GatewaySettings, Identity, write_config
+from tests.kit.processes import Certificates, GatewaySettings, Identity, write_config
 
 UNIQUE_IDENTIFIER = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"  # of the object that all requests are about
 _MAX_SIZE = 16 << 20

@@ -25,7 +25,7 @@ from gateway.errors import GatewayError
 from gateway.kmip import compose
 from gateway.kmip.spec import Operation
 from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of, counters_of, created_key
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

@@ -18,7 +18,7 @@ from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.benchmarks.house import Size, request_frame, response_frame
-from tests.upstream.fakes import MAX_RESPONSE_SIZE, proved
+from tests.kit.fake_backends import MAX_RESPONSE_SIZE, proved
 
 _CREDENTIAL: Final = "everyone"
 _PRINCIPAL: Final = Principal(Identity(_CREDENTIAL, shared=True), "CN=CA", "CN=alice", 0.0, float("inf"))

@@ -12,9 +12,8 @@ from gateway.errors import StreamClosedError
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
 from gateway.policy import Refusal
-from tests.dispatcher.clients import WARM, Tally, client, maintain
-from tests.test_dispatcher import House, house, principal
-from tests.upstream.fakes import (
+from tests.kit.clients import WARM, Tally, client, maintain
+from tests.kit.fake_backends import (
     Connection,
     answers,
     ask,
@@ -22,6 +21,7 @@ from tests.upstream.fakes import (
     name_in,
     never_answers,
 )
+from tests.test_dispatcher import House, house, principal
 
 # A request that breaks sessions ---------------------------------------------------------------------------------------
 

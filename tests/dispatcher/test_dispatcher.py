@@ -11,11 +11,11 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
-from tests.dispatcher.clients import WARM, Tally, client, failures_of, maintain
-from tests.streams import _CancelAtStep
+from tests.kit.clients import WARM, Tally, client, failures_of, maintain
+from tests.kit.fake_backends import Connection, FakeKeyManager, ask, in_virtual_time, name_in, never_answers
+from tests.kit.streams import _CancelAtStep
 from tests.test_dispatcher import House, house
 from tests.test_failover import FAULTS, REQUESTS
-from tests.upstream.fakes import Connection, FakeKeyManager, ask, in_virtual_time, name_in, never_answers
 
 # A read that breaks once ----------------------------------------------------------------------------------------------
 

@@ -9,9 +9,8 @@ from gateway.kmip.spec import Operation
 from gateway.policy import Refusal
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import Verdict
-from tests.dispatcher.clients import WARM, Tally, client, failures_of, maintain
-from tests.test_dispatcher import house, name_of
-from tests.upstream.fakes import (
+from tests.kit.clients import WARM, Tally, client, failures_of, maintain
+from tests.kit.fake_backends import (
     Behaviour,
     Connection,
     answers,
@@ -21,6 +20,7 @@ from tests.upstream.fakes import (
     name_in,
     never_answers,
 )
+from tests.test_dispatcher import house, name_of
 
 
 def hangs_up_in(seconds: float) -> Behaviour:

@@ -23,7 +23,7 @@ from gateway.kmip.compose import Ask
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
 from gateway.tls import TlsStream
-from tests.e2e.harness import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
+from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
 
 HANDSHAKE = 2.0  # s; with a crowd at the door an honest one takes its time, too
 DEADLINE = 1.0  # s, of every other phase

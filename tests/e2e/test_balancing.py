@@ -9,7 +9,7 @@ from kmip.pie.exceptions import KmipOperationFailure
 from kmip_lab.faults import Fault, FaultSetting
 
 from gateway.kmip.spec import Operation
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from kmip_lab.keymanager.journal import SUCCESS, Entry
 
-from tests.e2e.books import Asked, Books, Condition, Disturbance, Kind, Outcome, Standby, Stored, Turn
+from tests.kit.ledger import Asked, Books, Condition, Disturbance, Kind, Outcome, Standby, Stored, Turn
 
 
 def created(uid: str, owner: str = "red") -> Entry:

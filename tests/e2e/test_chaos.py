@@ -23,9 +23,11 @@ import pytest
 import trio
 from kmip_lab.keymanager import Store, read_journal
 
-from tests.e2e.books import Books, Stored
-from tests.e2e.conductor import EVENTS, POISON_FAULT, Conductor, Subject, Times
-from tests.e2e.harness import (
+from tests.kit.fault_schedule import EVENTS, POISON_FAULT, Conductor, Subject, Times
+from tests.kit.ledger import Books, Stored
+from tests.kit.load import Caller, Keys
+from tests.kit.observation import Machine, all_up, watch_backends
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,
@@ -34,9 +36,7 @@ from tests.e2e.harness import (
     running_key_manager_processes,
     wait_until,
 )
-from tests.e2e.load import Caller, Keys
-from tests.e2e.relay import Relay, resolver_environment, write_names
-from tests.e2e.watch import Machine, all_up, watch_backends
+from tests.kit.tcp_relay import Relay, resolver_environment, write_names
 
 SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "20"))
 CLIENTS: Final = int(os.environ.get("CHAOS_CLIENTS", "20"))  # of both identities together

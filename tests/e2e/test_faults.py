@@ -19,7 +19,7 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

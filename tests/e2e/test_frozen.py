@@ -9,8 +9,9 @@ from typing import Final
 import pytest
 import trio
 
-from tests.e2e.books import Asked, Books, Kind, Outcome
-from tests.e2e.harness import (
+from tests.kit.ledger import Asked, Books, Kind, Outcome
+from tests.kit.load import Caller, Keys, get_on_and_on
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,
@@ -18,7 +19,6 @@ from tests.e2e.harness import (
     running_gateway,
     running_key_manager_processes,
 )
-from tests.e2e.load import Caller, Keys, get_on_and_on
 
 CLIENTS: Final = 20
 PAUSE: Final = 0.05  # s between two Gets of a client, on average

@@ -17,7 +17,7 @@ from gateway.config import Address
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

@@ -15,7 +15,7 @@ from gateway.kmip.binding import given
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
-from tests.e2e.harness import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
+from tests.kit.processes import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
 
 MASTERS = ("kms-1", "kms-2", "kms-3")
 PENDING = 0.5  # s until what is asked for is executed

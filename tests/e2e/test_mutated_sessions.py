@@ -16,7 +16,9 @@ from OpenSSL import SSL
 
 from gateway.errors import GatewayError
 from tests.benchmarks.crowd import Counters, Reads, ask_on_and_on, context_of, counters_of, created_key
-from tests.e2e.harness import (
+from tests.fuzz.mutation import Mutator
+from tests.fuzz.targets import TARGETS
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,
@@ -24,8 +26,6 @@ from tests.e2e.harness import (
     running_gateway,
     running_key_managers,
 )
-from tests.fuzz.mutation import Mutator
-from tests.fuzz.targets import TARGETS
 
 SECONDS = float(os.environ.get("MUTATED_SECONDS", "5"))
 SEED = int(os.environ.get("SEED", "1"))

@@ -8,7 +8,7 @@ from kmip.core import enums
 from kmip.pie import objects
 from kmip.pie.exceptions import KmipOperationFailure
 
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

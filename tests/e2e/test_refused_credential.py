@@ -9,8 +9,9 @@ import pytest
 import trio
 from kmip_lab.faults import Fault, FaultSetting, write_faults
 
-from tests.e2e.books import Books, Kind, Outcome
-from tests.e2e.harness import (
+from tests.kit.ledger import Books, Kind, Outcome
+from tests.kit.load import Caller, Keys, get_on_and_on
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,
@@ -18,7 +19,6 @@ from tests.e2e.harness import (
     running_gateway,
     running_key_managers,
 )
-from tests.e2e.load import Caller, Keys, get_on_and_on
 
 SECONDS: Final = 6.0
 CLIENTS: Final = 5  # of the welcome identity

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.e2e.relay import Relay, resolver_environment, write_names
+from tests.kit.tcp_relay import Relay, resolver_environment, write_names
 
 SOON = 0.2  # s: what has not arrived by then does not arrive
 HOSTS = ("127.0.0.2", "127.0.0.3")

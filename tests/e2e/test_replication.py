@@ -22,8 +22,10 @@ from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
 from kmip_lab.keymanager.roles import Link, Member, Role, promote, two_plus_two, write_roles
 
-from tests.e2e.books import Asked, Books, Kind, Outcome
-from tests.e2e.harness import (
+from tests.e2e.test_frozen import is_up, until
+from tests.kit.ledger import Asked, Books, Kind, Outcome
+from tests.kit.load import Caller, Keys
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,
@@ -32,8 +34,6 @@ from tests.e2e.harness import (
     running_key_manager_processes,
     running_key_managers,
 )
-from tests.e2e.load import Caller, Keys
-from tests.e2e.test_frozen import is_up, until
 
 LAG: Final = 2.0  # s until the other master has heard
 ROUNDS: Final = 12  # of making a key and asking for it at once

@@ -14,7 +14,7 @@ from gateway.kmip.decode import decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus, Tag
-from tests.e2e.harness import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
+from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
 
 HANDSHAKES = "kmip_gateway_client_handshakes_total"
 DELAY = 0.04  # s that Linux waits at the least before it acknowledges what it has no answer for

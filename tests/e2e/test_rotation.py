@@ -6,7 +6,7 @@ from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
 from kmip_lab.certs import Authority
 
-from tests.e2e.harness import (
+from tests.kit.processes import (
     HOSTS,
     Certificates,
     Gateway,

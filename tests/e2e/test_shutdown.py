@@ -13,7 +13,7 @@ import trio
 from kmip_lab.client import client_context, connect, create_key
 
 from gateway.kmip.spec import ResultStatus
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

@@ -6,7 +6,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from gateway.cli import main
-from tests.e2e.harness import Certificates, running_pykmip_server
+from tests.kit.processes import Certificates, running_pykmip_server
 
 #: What PyKMIP can do of what is measured: it makes no keys on curves.
 OPERATIONS = ("get", "wrap", "create", "create-rsa", "server", "versions")

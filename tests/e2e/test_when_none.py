@@ -10,7 +10,7 @@ from kmip_lab.client import client_context, connect, create_key
 
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus
-from tests.e2e.harness import (
+from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,

@@ -3,7 +3,7 @@
 import pytest
 from trio.testing import MockClock
 
-from tests.e2e.harness import Certificates
+from tests.kit.processes import Certificates
 
 
 @pytest.fixture(scope="package")

@@ -13,12 +13,12 @@ from gateway.front.listener import ListenerSettings
 from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import ResultReason
 from gateway.tls import TlsStream
-from tests.e2e.harness import Certificates
-from tests.front.desk import NAME, Front, number_of, open_front, request, until
 from tests.front.test_conversation import NOBODY
 from tests.front.test_listener import ends, is_open, knock
 from tests.front.test_proxy_protocol import TCP4, TLVS, v2
-from tests.streams import asking
+from tests.kit.front import NAME, Front, number_of, open_front, request, until
+from tests.kit.processes import Certificates
+from tests.kit.streams import asking
 
 BEHIND = ListenerSettings(NAME, proxy_from=("127.0.0.1", "2001:db8::/32"))
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.7 8080 5696\r\n"

@@ -20,9 +20,9 @@ from gateway.front.turns import Share, Turns
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from tests.e2e.harness import Certificates
-from tests.front.desk import Front, number_of, open_front, padded, request, until
-from tests.streams import TLS_1_2, TLS_1_3
+from tests.kit.front import Front, number_of, open_front, padded, request, until
+from tests.kit.processes import Certificates
+from tests.kit.streams import TLS_1_2, TLS_1_3
 
 VERSIONS: list[Version] = [(1, 0), (1, 4), (2, 0), (2, 1), (3, 0)]
 NOBODY = MatchConfig(subject_cn=("nobody",))

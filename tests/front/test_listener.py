@@ -24,10 +24,10 @@ from gateway.front.listener import ListenerSettings
 from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import Operation, ResultReason
 from gateway.tls import TlsStream
-from tests.attackers import Attacker
-from tests.e2e.harness import HOSTS, Certificates
-from tests.front.desk import NAME, Front, number_of, open_front, request, until
-from tests.streams import TLS_1_2, TLS_1_3, VERSIONS, asking, cancelled_everywhere, descriptors, reset
+from tests.kit.attackers import Attacker
+from tests.kit.front import NAME, Front, number_of, open_front, request, until
+from tests.kit.processes import HOSTS, Certificates
+from tests.kit.streams import TLS_1_2, TLS_1_3, VERSIONS, asking, cancelled_everywhere, descriptors, reset
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 

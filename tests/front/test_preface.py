@@ -11,7 +11,7 @@ from gateway.errors import StreamClosedError
 from gateway.front.preface import bytes_of_hello, hello_is_there, read_proxy_header, wait_for_hello
 from gateway.front.proxy_protocol import ProxyHeader, ProxyHeaderError
 from tests.front.test_proxy_protocol import HEADERS, MALFORMED
-from tests.streams import connected, reset
+from tests.kit.streams import connected, reset
 
 HELLO = b"\x16\x03\x01\x00\x10" + bytes(16)
 Sockets = tuple[socket.socket, socket.socket]

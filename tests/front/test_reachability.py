@@ -12,8 +12,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.front.reachability import UNREACHABLE_FOR, Reachability, refuse_while_unreachable
-from tests.e2e.harness import Certificates
-from tests.front.desk import NAME, Front, number_of, open_front, request
+from tests.kit.front import NAME, Front, number_of, open_front, request
+from tests.kit.processes import Certificates
 
 HOSTS = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 each_family = pytest.mark.parametrize("host", HOSTS)

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.front.sources import AddressLimits, HalfOpen, Sources, packed_address, plain_address
-from tests.streams import connected
+from tests.kit.streams import connected
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gateway.kmip.answers import MadeObjects, is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import ItemType, Operation, ResultReason, ResultStatus, Tag
-from tests.kmip.material import (
+from tests.kit.messages import (
     VENDOR_TAG,
     batch_item,
     grows_in_proportion,

@@ -8,7 +8,7 @@ from gateway.kmip.binding import Bound, Kind, given, presented
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
-from tests.kmip.material import (
+from tests.kit.messages import (
     Letter,
     authentication,
     batch_item,

@@ -10,8 +10,8 @@ from gateway.kmip.answers import is_answer_to
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from tests.kmip import peer
-from tests.kmip.material import (
+from tests.kit import pykmip_peer
+from tests.kit.messages import (
     VERSIONS,
     WITHOUT_COUNT,
     batch_item,
@@ -63,7 +63,7 @@ def test_a_refusal_echoes_version_operation_and_id_of_every_item(version: Versio
 
 @peer_versions
 def test_pykmip_reads_a_refusal(version: Version) -> None:
-    message = peer.read_response(compose.failure(batch(version), ResultReason.PERMISSION_DENIED, "not yours"))
+    message = pykmip_peer.read_response(compose.failure(batch(version), ResultReason.PERMISSION_DENIED, "not yours"))
 
     header = message.response_header
     assert (header.protocol_version.major, header.protocol_version.minor) == version
@@ -82,7 +82,7 @@ def test_a_message_that_could_not_be_read_gets_one_item_without_operation_in_1_0
     frame = compose.failure(None, ResultReason.INVALID_MESSAGE, "not KMIP")
 
     ours = decode_response(frame)
-    theirs = peer.read_response(frame)
+    theirs = pykmip_peer.read_response(frame)
 
     assert (ours.version, ours.batch_count) == ((1, 0), 1)
     assert [(item.operation, item.unique_batch_item_id) for item in ours.items] == [(-1, None)]
@@ -96,7 +96,7 @@ def test_a_message_whose_version_could_be_read_is_refused_in_that_version() -> N
     frame = compose.failure(None, ResultReason.CODEC_ERROR, "broken", version=(2, 0))
 
     assert decode_response(frame).version == (2, 0)
-    assert peer.read_response(frame).batch_items[0].result_reason.value is enums.ResultReason.CODEC_ERROR
+    assert pykmip_peer.read_response(frame).batch_items[0].result_reason.value is enums.ResultReason.CODEC_ERROR
 
 
 @pytest.mark.parametrize("reason", ResultReason, ids=lambda reason: reason.name)
@@ -105,7 +105,7 @@ def test_pykmip_reads_every_reason_that_it_knows(reason: ResultReason) -> None:
 
     assert {item.reason for item in decode_response(frame).items} == {reason}
     if reason in {known.value for known in enums.ResultReason}:
-        assert peer.read_response(frame).batch_items[0].result_reason.value.value == reason
+        assert pykmip_peer.read_response(frame).batch_items[0].result_reason.value.value == reason
 
 
 def test_an_unknown_operation_is_echoed_as_it_came() -> None:
@@ -142,11 +142,11 @@ def test_the_smallest_refusal_byte_by_byte() -> None:
 def test_pykmip_reads_our_successes(name: str, version: Version) -> None:
     """The payload is PyKMIP's own, taken out of an answer that it wrote."""
     speech = peer.RESPONSES[name]
-    written = decode_response(peer.write_response(version, [speech]))
+    written = decode_response(pykmip_peer.write_response(version, [speech]))
     start, end = written.items[0].fields[Tag.RESPONSE_PAYLOAD]
     result = compose.Result(ResultStatus.SUCCESS, speech.operation.value, b"7", payload=written.frame[start:end])
 
-    item = peer.read_response(compose.encode_response(version, [result])).batch_items[0]
+    item = pykmip_peer.read_response(compose.encode_response(version, [result])).batch_items[0]
 
     assert item.operation.value is speech.operation
     assert item.unique_batch_item_id.value == b"7"
@@ -157,7 +157,7 @@ def test_pykmip_reads_our_successes(name: str, version: Version) -> None:
 def test_pykmip_reads_an_asynchronous_correlation_value() -> None:
     pending = compose.Result(ResultStatus.OPERATION_PENDING, Operation.CREATE, asynchronous_correlation_value=b"later")
 
-    item = peer.read_response(compose.encode_response((1, 4), [pending])).batch_items[0]
+    item = pykmip_peer.read_response(compose.encode_response((1, 4), [pending])).batch_items[0]
 
     assert item.result_status.value is enums.ResultStatus.OPERATION_PENDING
     assert item.async_correlation_value.value == b"later"
@@ -180,7 +180,7 @@ def test_pykmip_reads_our_batches(version: Version) -> None:
         ttlv.date_time(Tag.TIME_STAMP, 1_700_000_000),
     ]
 
-    message = peer.read_request(compose.encode_request(version, asks, header=header))
+    message = pykmip_peer.read_request(compose.encode_request(version, asks, header=header))
 
     head = message.request_header
     assert (head.protocol_version.major, head.protocol_version.minor) == version
@@ -211,7 +211,7 @@ def test_a_request_counts_its_items_up_to_2_1(version: Version) -> None:
 
 @pytest.mark.parametrize("version", [(1, 1), (1, 2), (1, 3), (1, 4), (2, 0)])
 def test_pykmip_is_asked_for_its_versions(version: Version) -> None:
-    item = peer.read_request(compose.discover_versions(version)).batch_items[0]
+    item = pykmip_peer.read_request(compose.discover_versions(version)).batch_items[0]
 
     assert item.operation.value is enums.Operation.DISCOVER_VERSIONS
     assert item.request_payload.protocol_versions == []
@@ -219,7 +219,7 @@ def test_pykmip_is_asked_for_its_versions(version: Version) -> None:
 
 @peer_versions
 def test_pykmip_is_asked_who_it_is(version: Version) -> None:
-    item = peer.read_request(compose.query(version)).batch_items[0]
+    item = pykmip_peer.read_request(compose.query(version)).batch_items[0]
 
     assert item.operation.value is enums.Operation.QUERY
     assert item.request_payload.query_functions == [enums.QueryFunction.QUERY_SERVER_INFORMATION]

@@ -21,7 +21,7 @@ from gateway.kmip.decode import (
 )
 from gateway.kmip.messages import Fields, Request, Response, Version
 from gateway.kmip.spec import ItemType, Operation, Tag
-from tests.kmip.material import (
+from tests.kit.messages import (
     CARELESS,
     UNKNOWN_TYPE,
     VENDOR_TAG,

@@ -13,7 +13,7 @@ from gateway.errors import MessageTooLargeError, ProtocolError
 from gateway.kmip import ttlv
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.spec import ItemType, Tag
-from tests.kmip.material import (
+from tests.kit.messages import (
     WHOLE_REQUESTS,
     Letter,
     broken,

@@ -26,8 +26,8 @@ from gateway.kmip.spec import (
     ResultStatus,
     Tag,
 )
-from tests.kmip import peer
-from tests.kmip.material import (
+from tests.kit import pykmip_peer
+from tests.kit.messages import (
     VENDOR_TAG,
     VERSIONS,
     WITHOUT_COUNT,
@@ -412,11 +412,11 @@ peer_versions = pytest.mark.parametrize("version", peer.VERSIONS, ids=lambda ver
 
 
 @peer_versions
-@pytest.mark.parametrize("name", peer.REQUESTS)
+@pytest.mark.parametrize("name", pykmip_peer.REQUESTS)
 def test_reads_what_pykmip_asks(name: str, version: Version) -> None:
-    speech = peer.REQUESTS[name]
+    speech = pykmip_peer.REQUESTS[name]
 
-    read = decode_request(peer.write_request(version, [speech]))
+    read = decode_request(pykmip_peer.write_request(version, [speech]))
 
     assert read.version == version
     assert [item.operation for item in read.items] == [speech.operation.value]
@@ -433,27 +433,27 @@ def test_reads_what_pykmip_asks(name: str, version: Version) -> None:
 def test_reads_what_pykmip_answers(name: str, version: Version) -> None:
     speech = peer.RESPONSES[name]
 
-    read = decode_response(peer.write_response(version, [speech], [b"7"]))
+    read = decode_response(pykmip_peer.write_response(version, [speech], [b"7"]))
 
     item = read.items[0]
     assert (read.version, read.time_stamp, read.batch_count) == (version, 1_700_000_000, 1)
     assert (item.operation, item.status) == (speech.operation.value, ResultStatus.SUCCESS)
     assert (item.unique_batch_item_id, item.reason, item.message) == (b"7", None, None)
     assert item.unique_identifiers == speech.identifiers
-    assert is_answer_to(read, decode_request(peer.write_request(version, [peer.REQUESTS[name]], [b"7"])))
+    assert is_answer_to(read, decode_request(pykmip_peer.write_request(version, [pykmip_peer.REQUESTS[name]], [b"7"])))
 
 
 @peer_versions
 def test_reads_pykmips_batches_and_header(version: Version) -> None:
-    speeches = list(peer.REQUESTS.values())
+    speeches = list(pykmip_peer.REQUESTS.values())
     ids = [b"item %d" % index for index in range(len(speeches))]
-    frame = peer.write_request(
+    frame = pykmip_peer.write_request(
         version,
         speeches,
         ids,
         maximum_response_size=contents.MaximumResponseSize(4096),
         asynchronous_indicator=contents.AsynchronousIndicator(value=True),
-        authentication=peer.password(),
+        authentication=pykmip_peer.password(),
         batch_error_cont_option=contents.BatchErrorContinuationOption(enums.BatchErrorContinuationOption.UNDO),
         batch_order_option=contents.BatchOrderOption(value=True),
         time_stamp=contents.TimeStamp(1_700_000_000),
@@ -478,7 +478,7 @@ def test_reads_pykmips_batches_and_header(version: Version) -> None:
 @peer_versions
 @pytest.mark.parametrize("operation_", [enums.Operation.GET, None], ids=["get", "undecodable"])
 def test_reads_pykmips_refusals(version: Version, operation_: Any) -> None:
-    frame = peer.write_failure(version, operation_, enums.ResultReason.PERMISSION_DENIED, "not yours")
+    frame = pykmip_peer.write_failure(version, operation_, enums.ResultReason.PERMISSION_DENIED, "not yours")
 
     item = decode_response(frame).items[0]
 
@@ -488,9 +488,13 @@ def test_reads_pykmips_refusals(version: Version, operation_: Any) -> None:
 
 
 _PEER_REQUESTS = [
-    peer.write_request((1, 2), [peer.REQUESTS[name] for name in ("get", "activate", "destroy")], [b"1", b"2", b"3"]),
-    peer.write_request((1, 0), [peer.REQUESTS["locate"], peer.REQUESTS["query"]], authentication=peer.password()),
-    peer.write_request((2, 0), [peer.REQUESTS["create"], peer.REQUESTS["revoke"]]),
+    pykmip_peer.write_request(
+        (1, 2), [pykmip_peer.REQUESTS[name] for name in ("get", "activate", "destroy")], [b"1", b"2", b"3"]
+    ),
+    pykmip_peer.write_request(
+        (1, 0), [pykmip_peer.REQUESTS["locate"], pykmip_peer.REQUESTS["query"]], authentication=pykmip_peer.password()
+    ),
+    pykmip_peer.write_request((2, 0), [pykmip_peer.REQUESTS["create"], pykmip_peer.REQUESTS["revoke"]]),
 ]
 
 
@@ -500,7 +504,7 @@ def test_what_pykmip_and_we_both_read_we_read_alike(frame: bytes) -> None:
     """PyKMIP's server executes what it reads: of a broken message no more, and nothing else, than the gateway sees."""
     ours = read_if_possible(frame)
     try:
-        theirs = peer.read_request(frame)
+        theirs = pykmip_peer.read_request(frame)
     except Exception:  # noqa: BLE001 - PyKMIP has no one error of its own
         return
 

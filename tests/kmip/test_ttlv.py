@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.errors import ProtocolError
 from gateway.kmip import ttlv
 from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
-from tests.kmip.material import VENDOR_TAG, grows_in_proportion, nested, printed, raw, texts
+from tests.kit.messages import VENDOR_TAG, grows_in_proportion, nested, printed, raw, texts
 
 TAG = 0x420020  # the specification's examples all have it
 

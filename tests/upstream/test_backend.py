@@ -12,7 +12,7 @@ from gateway.upstream.backend import Backend, Traits
 from gateway.upstream.health import Verdict
 from gateway.upstream.keeper import keep_warm
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import FakeKeyManager, in_virtual_time, make_pool, use
+from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, make_pool, use
 
 CREDENTIALS = ("red", "green", "blue")
 

@@ -16,7 +16,7 @@ from gateway.upstream.balancer import Balancer
 from gateway.upstream.breaker import Breaker
 from gateway.upstream.health import Health, Verdict
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import in_virtual_time
+from tests.kit.fake_backends import in_virtual_time
 
 
 class FakePool:

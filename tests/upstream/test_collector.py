@@ -9,7 +9,7 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.collector import PoolCollector
 from gateway.upstream.health import Verdict
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import FakeKeyManager, in_virtual_time, lease, make_pool
+from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
 
 
 def backend(name: str, nursery: trio.Nursery, places: int = 2) -> Backend:

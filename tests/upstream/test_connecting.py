@@ -11,8 +11,8 @@ import trio
 from gateway.config import Address
 from gateway.upstream import connecting
 from gateway.upstream.connecting import connect, look_up, peer_of
-from tests.streams import cancelled_everywhere, descriptors
-from tests.upstream.names import Names
+from tests.kit.fake_names import Names
+from tests.kit.streams import cancelled_everywhere, descriptors
 
 DEADLINE = 10.0  # s, real ones, in which each of these must have come to its end
 NAME = "kms.example.com"

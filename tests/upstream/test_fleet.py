@@ -15,8 +15,8 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.fleet import Fleet, Member
 from gateway.upstream.session import Site, State
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import FakeKeyManager, in_virtual_time, lease, make_pool
-from tests.upstream.names import Names
+from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
+from tests.kit.fake_names import Names
 
 KMS = Address("kms.example.com", 5696)
 

@@ -6,7 +6,7 @@ import trio
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm
 from gateway.upstream.pool import PoolSettings
-from tests.upstream.fakes import Connection, FakeKeyManager, in_virtual_time, make_pool
+from tests.kit.fake_backends import Connection, FakeKeyManager, in_virtual_time, make_pool
 
 
 def test_several_closes_at_about_the_same_age_teach() -> None:

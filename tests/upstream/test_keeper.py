@@ -18,7 +18,7 @@ from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.keeper import keep_warm, watch
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import FakeKeyManager, in_virtual_time, lease, make_pool
+from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
 
 READ = Effect.READ
 WARM = PoolSettings(min_idle=1, idle_timeout=25.0, lifetime_spread=0.0)

@@ -18,8 +18,7 @@ from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.prober import Prober, ProberSettings
 from gateway.upstream.session import PROBES, Session
 from gateway.upstream.slots import Slots
-from tests.test_dispatcher import House, house
-from tests.upstream.fakes import (
+from tests.kit.fake_backends import (
     MAX_RESPONSE_SIZE,
     SETTINGS,
     Connection,
@@ -32,6 +31,7 @@ from tests.upstream.fakes import (
     proved,
     use,
 )
+from tests.test_dispatcher import House, house
 
 WARM = SETTINGS._replace(min_idle=1)
 

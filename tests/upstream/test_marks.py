@@ -19,7 +19,7 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.fleet import Member
 from gateway.upstream.marks import SIZE, Marks
 from gateway.upstream.slots import Slots
-from tests.kmip.material import (
+from tests.kit.messages import (
     Letter,
     authentication,
     batch_item,

@@ -10,7 +10,7 @@ from gateway.metrics import Metrics
 from gateway.policy import Effect
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.meter import Meter
-from tests.upstream.fakes import in_virtual_time
+from tests.kit.fake_backends import in_virtual_time
 
 
 class Watch:

@@ -9,7 +9,7 @@ from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
 from gateway.upstream.opening import Opening
 from gateway.upstream.session import Session
-from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeKeyManager, FakeStream, ask, hangs_up_after, in_virtual_time
+from tests.kit.fake_backends import MAX_RESPONSE_SIZE, FakeKeyManager, FakeStream, ask, hangs_up_after, in_virtual_time
 
 MAX_PAUSE = 4.0
 

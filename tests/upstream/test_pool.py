@@ -18,7 +18,7 @@ from gateway.upstream.keeper import keep_warm
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session, Site
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import (
+from tests.kit.fake_backends import (
     SETTINGS,
     Behaviour,
     Connection,

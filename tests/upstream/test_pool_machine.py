@@ -14,7 +14,7 @@ from gateway.upstream.keeper import keep_warm, validate
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Opener, Session, State, SupersededError
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import (
+from tests.kit.fake_backends import (
     MAX_RESPONSE_SIZE,
     SETTINGS,
     Connection,
@@ -25,7 +25,7 @@ from tests.upstream.fakes import (
     name_in,
     proved,
 )
-from tests.upstream.stepped import SteppedTrio
+from tests.kit.stepped import SteppedTrio
 
 CREDENTIALS: Final = ("red", "blue")
 TURN: Final = 0.25  # s between two rounds of the keeper

@@ -25,7 +25,7 @@ from gateway.upstream.pool import Pool
 from gateway.upstream.prober import Prober, ProberSettings
 from gateway.upstream.session import PROBES
 from gateway.upstream.slots import Slots
-from tests.upstream.fakes import (
+from tests.kit.fake_backends import (
     Behaviour,
     Connection,
     FakeKeyManager,

@@ -15,7 +15,7 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.session import Session, State, SupersededError
-from tests.upstream.fakes import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
+from tests.kit.fake_backends import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
 
 MAX_FIELDS = 100
 GET = ask("key-1")

@@ -25,7 +25,7 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
 from gateway.tcp import TcpTimeouts
 from gateway.upstream.session import PROBES, Site, State, Target, open_session
-from tests.upstream.fakes import MAX_RESPONSE_SIZE, answer_to, ask, name_in
+from tests.kit.fake_backends import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
 Answer = Callable[[Request], bytes | None]
 DEADLINE = 10.0  # s, real ones, in which each of these must have come to its end

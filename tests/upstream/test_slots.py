@@ -12,7 +12,7 @@ from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
 from gateway.upstream.keeper import keep_warm
 from gateway.upstream.slots import Ceiling, Slots
-from tests.upstream.fakes import SETTINGS, FakeKeyManager, in_virtual_time, lease, make_pool, use
+from tests.kit.fake_backends import SETTINGS, FakeKeyManager, in_virtual_time, lease, make_pool, use
 
 NEVER = float("inf")
 

@@ -26,8 +26,8 @@ from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.metrics import Metrics
-from tests.e2e.harness import Certificates
-from tests.streams import asking, serving
+from tests.kit.processes import Certificates
+from tests.kit.streams import asking, serving
 
 NAME = "kmip"
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import trio
 
-from tests.e2e.books import Books, Turn
-from tests.e2e.harness import Gateway
+from tests.kit.ledger import Books, Turn
+from tests.kit.processes import Gateway
 
 EJECTIONS: Final = "kmip_gateway_backend_ejections_total"
 STATE_CHANGES: Final = "kmip_gateway_backend_state_changes_total"

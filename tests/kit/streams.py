@@ -12,7 +12,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway.tls import TlsStream, client_context, server_context
-from tests.e2e.harness import Certificates
+from tests.kit.processes import Certificates
 
 TLS_1_2, TLS_1_3 = "TLSv1.2", "TLSv1.3"
 VERSIONS = {"TLSv1": SSL.TLS1_VERSION, "TLSv1.1": SSL.TLS1_1_VERSION, TLS_1_2: SSL.TLS1_2_VERSION, TLS_1_3: 0x304}

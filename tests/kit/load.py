@@ -13,8 +13,8 @@ from kmip_lab.client import Client, client_context, connect, create_key, get_key
 from gateway.errors import GatewayError
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation
-from tests.e2e.books import Asked, Books, Kind, Outcome, outcome_of
-from tests.e2e.harness import Gateway
+from tests.kit.ledger import Asked, Books, Kind, Outcome, outcome_of
+from tests.kit.processes import Gateway
 
 #: A unique identifier that no client can get: the conductor makes every key manager hang up on a Get of it.
 POISON = "poison"

@@ -13,10 +13,10 @@ import trio
 from kmip_lab.faults import Fault, FaultSetting
 
 from gateway.kmip.spec import Operation
-from tests.e2e.books import Books, Disturbance, Standby
-from tests.e2e.harness import KeyManagerProcess
-from tests.e2e.load import POISON
-from tests.e2e.relay import Relay, write_names
+from tests.kit.ledger import Books, Disturbance, Standby
+from tests.kit.load import POISON
+from tests.kit.processes import KeyManagerProcess
+from tests.kit.tcp_relay import Relay, write_names
 
 #: The fault that every key manager has all the time: no gateway can get an answer to this request.
 POISON_FAULT: Final = FaultSetting(

@@ -12,8 +12,8 @@ from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.health import Verdict
 from gateway.upstream.keeper import keep_warm
+from tests.kit.fake_backends import Connection, FakeKeyManager
 from tests.test_dispatcher import House, house
-from tests.upstream.fakes import Connection, FakeKeyManager
 
 
 class Replica(FakeKeyManager):

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from tests.e2e.harness import free_port
+from tests.kit.processes import free_port
 
 _CHUNK: Final = 65536  # bytes
 _BACKLOG: Final = 512

@@ -16,8 +16,8 @@ from gateway.upstream.keeper import keep_warm, watch
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.prober import Prober, ProberSettings
 from gateway.upstream.session import PROBES
+from tests.kit.fake_backends import ask
 from tests.test_dispatcher import House
-from tests.upstream.fakes import ask
 
 #: One session is kept warm for each credential.
 WARM: Final = PoolSettings(min_idle=1, lifetime_spread=0.0)

@@ -1,0 +1,1 @@
+"""The helpers that tests share. No test imports another test module."""
