@@ -25,7 +25,9 @@ from tests.kit.messages import (
 every_version = pytest.mark.parametrize(
     "version", [*VERSIONS, WITHOUT_COUNT], ids=lambda version: f"{version[0]}.{version[1]}"
 )
-peer_versions = pytest.mark.parametrize("version", peer.VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
+peer_versions = pytest.mark.parametrize(
+    "version", pykmip_peer.VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}"
+)
 
 #: Operations, and the Unique Batch Item IDs given with them.
 BATCH = [(Operation.CREATE, b"1"), (Operation.GET, b"22"), (Operation.DESTROY, None)]
@@ -141,7 +143,7 @@ def test_the_smallest_refusal_byte_by_byte() -> None:
 @pytest.mark.parametrize("name", ["create", "locate", "activate", "destroy"])
 def test_pykmip_reads_our_successes(name: str, version: Version) -> None:
     """The payload is PyKMIP's own, taken out of an answer that it wrote."""
-    speech = peer.RESPONSES[name]
+    speech = pykmip_peer.RESPONSES[name]
     written = decode_response(pykmip_peer.write_response(version, [speech]))
     start, end = written.items[0].fields[Tag.RESPONSE_PAYLOAD]
     result = compose.Result(ResultStatus.SUCCESS, speech.operation.value, b"7", payload=written.frame[start:end])

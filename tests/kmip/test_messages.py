@@ -408,7 +408,9 @@ def test_names_are_the_specifications_without_spaces() -> None:
 
 # PyKMIP's messages, read by us --------------------------------------------------------------------------------------
 
-peer_versions = pytest.mark.parametrize("version", peer.VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
+peer_versions = pytest.mark.parametrize(
+    "version", pykmip_peer.VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}"
+)
 
 
 @peer_versions
@@ -429,9 +431,9 @@ def test_reads_what_pykmip_asks(name: str, version: Version) -> None:
 
 
 @peer_versions
-@pytest.mark.parametrize("name", peer.RESPONSES)
+@pytest.mark.parametrize("name", pykmip_peer.RESPONSES)
 def test_reads_what_pykmip_answers(name: str, version: Version) -> None:
-    speech = peer.RESPONSES[name]
+    speech = pykmip_peer.RESPONSES[name]
 
     read = decode_response(pykmip_peer.write_response(version, [speech], [b"7"]))
 
