@@ -280,7 +280,7 @@ def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) ->
         },
     )
     metrics.memory_buffered.set_function(lambda: admission.buffered)
-    metrics.turns_waiting.set_function(lambda: admission.turns.waiting)
+    metrics.client_connections_queued.set_function(lambda: admission.turns.waiting)
     return [_build_listener(config, listener, dispatcher, admission, metrics) for listener in config.listeners]
 
 

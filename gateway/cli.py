@@ -33,9 +33,8 @@ def main() -> None:
 def run(config: Path) -> None:
     """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
     settings = _load(config)
-    file = log.configure(settings.log.level, settings.log.format)
+    log.configure(settings.log.level, settings.log.format)
     worker = Worker(settings)
-    worker.metrics.log_messages_dropped.set_function(lambda: file.dropped)
     mistakes: list[str] = []
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # until the worker listens to signals, and after

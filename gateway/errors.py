@@ -1,26 +1,25 @@
-"""The few errors that cross a room's door.
+"""The errors that cross the boundary between two packages of the gateway.
 
-An error says where and how far: what it was about, and at which stage it happened. It is translated into these once, at
-the boundary where it arises, and caught where someone can act.
+An error says which peer it is about and at which stage it happened. An error of a library is translated once, when
+it arises, and caught by the code that can act on it.
 """
 
 import errno
 from enum import IntEnum
 from typing import Final
 
-#: What the operating system says where this process, or its machine, has no more descriptors or memory.
+#: Error numbers of the operating system when this process, or the machine, is out of descriptors or memory.
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class GatewayError(Exception):
-    """Root of every error of this package."""
+    """The base class of every error of the gateway."""
 
 
 class ProtocolError(GatewayError):
     """Bytes that are not KMIP, or that break a limit.
 
-    ``version`` is the protocol version of the message, as (major, minor), where it could still be read: an answer then
-    carries it.
+    ``version`` is the message's protocol version, as (major, minor), for the answer; None if it could not be read.
     """
 
     def __init__(self, message: str, *, version: tuple[int, int] | None = None) -> None:
@@ -29,15 +28,15 @@ class ProtocolError(GatewayError):
 
 
 class MessageTooLargeError(ProtocolError):
-    """A message over a limit of this side: its declared length, or the number of its fields."""
+    """A message exceeds a limit of the gateway: its declared length, or the number of its fields."""
 
 
 class BuffersFullError(ProtocolError):
-    """A message that is fine, but the gateway holds too many bytes of messages just now."""
+    """The message is well-formed, but the gateway already holds as many bytes of messages as it may (max_buffered)."""
 
 
 class TlsError(GatewayError):
-    """A handshake or a record failed. ``reason`` is one short word of a closed set, fit for a metric's label."""
+    """A TLS handshake or record failed. ``reason`` is a short word of a closed set, fit for a metric's label."""
 
     def __init__(self, message: str, *, reason: str = "tls") -> None:
         super().__init__(message)
@@ -45,9 +44,9 @@ class TlsError(GatewayError):
 
 
 class StreamClosedError(GatewayError):
-    """The peer is gone: it closed, reset, or never took what was sent.
+    """The peer closed or reset the connection, or did not take in time what was sent.
 
-    ``nothing_sent`` is set where not a byte of what was to be sent was accepted.
+    ``nothing_sent`` is True if the kernel accepted not one byte of the message.
     """
 
     def __init__(self, message: str, *, nothing_sent: bool = False) -> None:
@@ -56,13 +55,13 @@ class StreamClosedError(GatewayError):
 
 
 class StreamInterruptedError(GatewayError):
-    """This side has stopped waiting for the peer. The stream is as it was, so that the wait may go on."""
+    """The gateway stopped waiting for the peer. The stream is unchanged, so that the wait may go on."""
 
 
 class Stage(IntEnum):
     """How far an attempt at a backend came, in order.
 
-    The stages decide what may be repeated: in CONNECT nothing of the request was sent; from SEND on the backend may
+    The stage decides if the request may be repeated: in CONNECT no byte of it was sent; from SEND on, the backend may
     have executed it.
     """
 
@@ -73,7 +72,7 @@ class Stage(IntEnum):
 
 
 class BackendError(GatewayError):
-    """An attempt at a backend failed, at ``stage``; ``reason`` is a short word of a closed set, fit for a label."""
+    """An attempt at a backend failed at ``stage``; ``reason`` is a short word of a closed set, fit for a label."""
 
     def __init__(self, message: str, *, backend: str, stage: Stage, reason: str) -> None:
         super().__init__(message)
@@ -86,7 +85,7 @@ class BackendError(GatewayError):
 
 
 class PoolBusyError(GatewayError):
-    """No session could be lent in time, or the queue is full. Nothing was sent."""
+    """The pool lent no session in time, or its queue is full. No byte of the request was sent."""
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -94,7 +93,7 @@ class PoolBusyError(GatewayError):
 
 
 class ConfigError(GatewayError):
-    """Everything that is wrong with a configuration, one line a mistake: file, key, what, and what to do."""
+    """All mistakes of a configuration, a line each: file, key, what is wrong, and what to do."""
 
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))

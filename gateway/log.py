@@ -1,7 +1,7 @@
-"""Events, one line each, to standard error: what happened, then what it was about.
+"""The log: a line for each event, to standard error, with the event's text first and its fields after it.
 
-Nothing that is logged comes out of a payload. Names of operations, backends, rules and reasons do; keys, identifiers of
-objects and credentials do not, at any level.
+No line has anything out of a payload, at any level: no keys, no identifiers of objects, no credentials. Names of
+operations, backends, rules and reasons are fine.
 """
 
 import logging
@@ -22,15 +22,15 @@ Log = FilteringBoundLogger
 
 _QUOTED: Final = 200  # characters of a peer's text that a line repeats
 _FIELD: Final = 2000  # characters of any field
-_TRACEBACK: Final = 20_000
+_TRACEBACK: Final = 20_000  # characters
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def quoted(text: str) -> str:
-    """Return a peer's text as a line may repeat it: on one line, without control characters, cut to 200 characters.
+    """Return a peer's text fit for a log line: in one line, without control characters, cut to 200 characters.
 
-    For Result Messages, names out of certificates and headers, and the words of exceptions that such text has caused.
+    For Result Messages, names out of certificates and headers, and messages of exceptions that such text has caused.
     """
     return _cut(_escaped(text[: _QUOTED + 1]), _QUOTED)
 
@@ -55,17 +55,17 @@ def _bounded(value: object, *, escapes: bool) -> object:
 
 
 def _bounds(form: str) -> Callable[[Any, str, Any], Any]:
-    """Return a processor that keeps every field short, and control characters out of lines of text.
+    """Return a structlog processor that cuts long fields, and escapes control characters if ``form`` is ``text``.
 
-    A terminal obeys escape sequences, and a line feed would begin a line that nobody has logged. JSON escapes them
-    itself. ``quoted`` is the rule for a peer's text; this is the net for what was forgotten.
+    A terminal obeys escape sequences, and a line feed would forge the beginning of a line. JSON escapes both
+    itself. Callers pass a peer's text through ``quoted``; this processor covers a call that forgot to.
     """
 
     def bound(_logger: Any, _method: str, event: Any) -> Any:
         for key, value in event.items():
             if key == "exception":
                 lines = _cut(_escaped(str(value), kept="\n"), _TRACEBACK).splitlines()
-                event[key] = "\n".join(f"  {line}" for line in lines)  # an event begins at a line's beginning
+                event[key] = "\n".join(f"  {line}" for line in lines)  # only an event begins in the first column
             elif key not in {"timestamp", "level"}:
                 event[key] = _bounded(value, escapes=form == "text")
         return event
@@ -74,55 +74,56 @@ def _bounds(form: str) -> Callable[[Any, str, Any], Any]:
 
 
 class Throttle:
-    """At most one line in ``interval`` seconds for each key; how many were left out is told with the next.
+    """Log at most one line in ``interval`` seconds for each key; the next line has the number skipped as ``left_out``.
 
-    Keys are few: reasons and the like, nothing that a client can choose.
+    Keys are kept for ever, so that they must be few: reasons, names of backends, nothing that a client can choose.
     """
 
     def __init__(self, interval: float = 1.0) -> None:
         self._interval = interval
-        self._said: dict[str, tuple[float, int]] = {}
+        self._logged: dict[str, tuple[float, int]] = {}  # when a key was logged last, and how many lines since
 
     def warn(self, log: Log, key: str, event: str, **fields: object) -> None:
-        """Log a warning, unless a line with this key was logged just now."""
-        self._say(log.warning, key, event, fields)
+        """Log a warning, unless a line with this key was logged less than ``interval`` seconds ago."""
+        self._log(log.warning, key, event, fields)
 
     def error(self, log: Log, key: str, event: str, **fields: object) -> None:
-        """Log an error, unless a line with this key was logged just now."""
-        self._say(log.error, key, event, fields)
+        """Log an error, unless a line with this key was logged less than ``interval`` seconds ago."""
+        self._log(log.error, key, event, fields)
 
-    def _say(self, say: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> None:
+    def _log(self, write: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> None:
         now = time.monotonic()
-        at, left_out = self._said.get(key, (float("-inf"), 0))
+        at, left_out = self._logged.get(key, (float("-inf"), 0))
         if now - at < self._interval:
-            self._said[key] = (at, left_out + 1)
+            self._logged[key] = (at, left_out + 1)
             return
-        self._said[key] = (now, 0)
-        say(event, **fields, **({"left_out": left_out} if left_out else {}))
+        self._logged[key] = (now, 0)
+        write(event, **fields, **({"left_out": left_out} if left_out else {}))
 
 
-_AT_ONCE: Final = select.PIPE_BUF  # bytes that a pipe takes without waiting, if it says that it takes some
+_AT_ONCE: Final = select.PIPE_BUF  # bytes that a pipe which polls as writable takes without blocking
 
 
 class LossyFile:
-    """A text file that drops what can't be written: a full disk, a closed pipe, or no file at all, stops no request.
+    """A text file that drops messages rather than block or raise, so that the log stops no request.
 
-    Nor does a pipe or a socket whose reader stands still. ``say_lost`` gives the line that says how many messages that
-    has cost, when it goes on.
+    Messages are dropped if the disk is full, the pipe is closed, there is no file at all, or the reader of a pipe or a
+    socket does not read. ``dropped`` counts them. When a pipe or a socket takes messages again, the line that
+    ``notice(number of messages dropped meanwhile)`` returns is written first.
     """
 
-    def __init__(self, file: TextIO | None, say_lost: Callable[[int], str] = str) -> None:
+    def __init__(self, file: TextIO | None, notice: Callable[[int], str] = str) -> None:
         self._file = file
-        self._say_lost = say_lost
-        self._take = _taker_of(file)
-        self._lost = 0  # messages since something was written
-        self._is_cut = False  # whether the last one was written in part
+        self._notice = notice
+        self._write_some = _nonblocking_write(file)
+        self._unannounced = 0  # messages dropped since the last successful write
+        self._is_cut = False  # True if the last message was written in part
         self.dropped = 0
 
     def write(self, text: str) -> int:
-        """Write, or count what could not be written. A text is a message."""
-        if self._take is not None:
-            self._offer(self._take, text.encode("utf-8", "backslashreplace"))
+        """Write a message, or drop and count it."""
+        if self._write_some is not None:
+            self._offer(self._write_some, text.encode("utf-8", "backslashreplace"))
             return len(text)
         try:
             if self._file is not None:
@@ -132,26 +133,26 @@ class LossyFile:
         self.dropped += 1
         return len(text)
 
-    def _offer(self, take: Callable[[bytes], int], message: bytes) -> None:
-        if self._lost:
-            message = self._say_lost(self._lost).encode() + b"\n" + message
+    def _offer(self, write_some: Callable[[bytes], int], message: bytes) -> None:
+        if self._unannounced:
+            message = self._notice(self._unannounced).encode() + b"\n" + message
         if self._is_cut:
             message = b"\n" + message
         written = 0
         try:
             while written < len(message):
-                written += take(message[written : written + _AT_ONCE])
-        except OSError:  # there is no room, or nobody reads any more
+                written += write_some(message[written : written + _AT_ONCE])
+        except OSError:  # the buffer is full, or the reader has closed
             pass
         if written:
             self._is_cut = written < len(message)
-            self._lost = 0
+            self._unannounced = 0
         if written < len(message):
-            self._lost += 1
+            self._unannounced += 1
             self.dropped += 1
 
     def flush(self) -> None:
-        """Flush, or count what could not be written."""
+        """Flush; count a dropped message if that fails."""
         try:
             if self._file is not None:
                 self._file.flush()
@@ -159,14 +160,14 @@ class LossyFile:
             self.dropped += 1
 
 
-def _taker_of(file: TextIO | None) -> Callable[[bytes], int] | None:
-    """What writes to a pipe or a socket without waiting, or raises OSError; None for a file that is neither."""
+def _nonblocking_write(file: TextIO | None) -> Callable[[bytes], int] | None:
+    """Return a function that writes to a pipe or a socket without blocking, or raises OSError; None for other files."""
     if file is None:
         return None
     try:
         descriptor = file.fileno()
         mode = os.fstat(descriptor).st_mode
-    except (OSError, ValueError):  # a file of Python's own
+    except (OSError, ValueError):  # a file object without a descriptor
         return None
     if stat.S_ISFIFO(mode):
         return partial(_write_to_pipe, descriptor)
@@ -174,9 +175,9 @@ def _taker_of(file: TextIO | None) -> Callable[[bytes], int] | None:
 
 
 def _write_to_pipe(descriptor: int, data: bytes) -> int:
-    room = select.poll()
-    room.register(descriptor, select.POLLOUT)
-    if not room.poll(0):
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if not poll.poll(0):
         raise BlockingIOError
     return os.write(descriptor, data)
 
@@ -189,12 +190,14 @@ def _send_to_socket(descriptor: int, data: bytes) -> int:
         sock.detach()
 
 
+_files: Final[list[LossyFile]] = []  # at most one: logging belongs to the process
+
+
 def configure(level: str, form: str) -> LossyFile:
-    """Set up logging for this process: ``level`` by name, ``form`` ``text`` or ``json``. Returns where lines go."""
-    file = LossyFile(
-        sys.stderr, lambda number: _rendered(processors, number)
-    )  # None where the process was started without
-    logging.basicConfig(stream=cast("TextIO", file), level=logging.WARNING)  # what libraries say must not wait either
+    """Set up logging for this process: ``level`` by name, ``form`` ``text`` or ``json``. Return the log's file."""
+    file = LossyFile(sys.stderr, lambda number: _drop_notice(processors, number))  # sys.stderr may be None
+    _files[:] = [file]
+    logging.basicConfig(stream=cast("TextIO", file), level=logging.WARNING)  # lines of libraries must not block either
     renderer: structlog.typing.Processor
     if form == "json":
         renderer = structlog.processors.JSONRenderer()
@@ -216,15 +219,24 @@ def configure(level: str, form: str) -> LossyFile:
     return file
 
 
-def _rendered(processors: Sequence[structlog.typing.Processor], number: int) -> str:
-    """The line that says what was lost. It is made where a line is being written, when no logger would take another."""
-    event: Any = {"event": "log messages lost: their reader stood still", "number": number, "room": "log"}
+def messages_dropped() -> int:
+    """Return how many messages were dropped since ``configure``; 0 if it was not called."""
+    return sum(file.dropped for file in _files)
+
+
+def _drop_notice(processors: Sequence[structlog.typing.Processor], number: int) -> str:
+    """Return the line about dropped messages. No logger renders it, because a line is being written then."""
+    event: Any = {
+        "event": "log messages dropped: standard error was not being read",
+        "number": number,
+        "component": "log",
+    }
     for processor in processors:
         event = processor(None, "warning", event)
     return str(event)
 
 
-def get(room: str) -> Log:
-    """The logger of a room."""
-    logger: Log = structlog.get_logger(room=room)
+def get(component: str) -> Log:
+    """Return a logger whose lines have the field ``component``."""
+    logger: Log = structlog.get_logger(component=component)
     return logger

@@ -1,10 +1,12 @@
-"""Every instrument, in one list; the names are Prometheus' own conventions (base units, ``_total`` for counters).
+"""The table of metrics: the name, kind, labels and help text of every metric that /metrics shows.
 
-Children are looked up once and kept: a request costs a few increments. No label is unbounded: what a client can choose
-freely is folded into ``Unknown`` or ``other``.
+Names follow Prometheus' conventions: base units, and ``_total`` for counters. No label is unbounded: of the values that
+a client chooses, an unknown one becomes ``Unknown`` or ``other``. Code that counts something for each request looks its
+child up once, with ``labels``, and keeps it.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,9 +18,16 @@ from prometheus_client import (
     generate_latest,
 )
 
+from gateway.fast_metrics import (
+    FastCounter,
+    FastCounterFamily,
+    FastHistogram,
+    FastHistogramFamily,
+    FunctionCounter,
+    FunctionGauge,
+)
 from gateway.kmip.messages import Request, Response, operation_name, reason_name
 from gateway.kmip.spec import ResultStatus
-from gateway.tallies import Count, Counts, Reading, Times, Timings
 
 REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -27,212 +36,189 @@ _SUCCESS: Final = int(ResultStatus.SUCCESS)
 _VERSIONS: Final = {(1, minor): f"1.{minor}" for minor in range(5)} | {(2, 0): "2.0", (2, 1): "2.1", (3, 0): "3.0"}
 
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the samples, for a question that nobody asks
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the samples, and no dashboard reads them
+
+
+class Row(NamedTuple):
+    """A line of the table; ``buckets`` are the upper bounds of a histogram's buckets, without infinity."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...]
+
+    def make(self, kind: Callable[..., Any], registry: CollectorRegistry) -> Any:
+        """Make the metric as an object of the class ``kind``, registered."""
+        buckets = {"buckets": self.buckets} if self.buckets else {}
+        return kind(self.name, self.help, self.labels, registry=registry, **buckets)
+
+
+def _row(name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = ()) -> Any:
+    """Return a Row. To a type checker it is the metric, by which ``Metrics`` replaces it."""
+    return Row(f"kmip_gateway_{name}", help_text, labels, buckets)
 
 
 class Metrics:
-    """The instruments of one process, in a registry of their own."""
+    """The metrics of a process, in a registry of their own.
+
+    The class body is the table, an entry for each metric: attribute, kind, name after ``kmip_gateway_``, help, labels.
+    An object has the metrics themselves under the same attributes.
+    """
+
+    # Clients' connections
+    client_connections: Gauge = _row("client_connections", "Open client connections.", "listener")
+    client_half_open: Gauge = _row(
+        "client_half_open_connections", "Client connections whose TLS handshake is not finished.", "listener"
+    )
+    client_connections_queued: Gauge = _row(
+        "client_connections_queued", "Client connections with unread data, waiting for their principal's turn."
+    )
+    accepting: Gauge = _row(
+        "accepting", "1 if new connections are accepted; 0 if draining or no backend is reachable.", "listener"
+    )
+    client_handshakes: Counter = _row(
+        "client_handshakes_total", "Client TLS handshakes completed.", "listener", "tls_version", "resumed"
+    )
+    client_handshake_duration: Histogram = _row(
+        "client_handshake_duration_seconds",
+        "Time from accepting a client to its completed TLS handshake.",
+        "resumed",
+        buckets=HANDSHAKE_BUCKETS,
+    )
+    client_connection_errors: Counter = _row(
+        "client_connection_errors_total", "Client connections rejected or cut off, by reason.", "listener", "reason"
+    )
+    client_requests_per_connection: Histogram = _row(
+        "client_requests_per_connection", "Requests on a client connection until it closed.", buckets=REUSE_BUCKETS
+    )
+
+    # Requests
+    requests: FastCounterFamily = _row(
+        "requests_total",
+        "Requests, by result: success, operation_failed, operation_pending, gateway_error or client_disconnected.",
+        "operation",
+        "result",
+        "protocol_version",
+    )
+    request_duration: FastHistogramFamily = _row(
+        "request_duration_seconds",
+        "Time from a request's last byte to the handover of its answer to TLS.",
+        "operation",
+        buckets=REQUEST_BUCKETS,
+    )
+    requests_in_flight: Gauge = _row("requests_in_flight", "Requests read and not yet answered.")
+    memory_buffered: Gauge = _row(
+        "memory_buffered_bytes", "Bytes of requests and answers held in memory; bounded by limits.max_buffered."
+    )
+    limit_rejections: Counter = _row(
+        "limit_rejections_total", "Requests and client connections rejected because of a limit.", "limit"
+    )
+    local_errors: Counter = _row("local_errors_total", "Errors that the gateway itself answered, by reason.", "reason")
+    local_answers: Counter = _row(
+        "local_answers_total", "Requests that the gateway itself answered successfully.", "operation"
+    )
+    result_reasons: Counter = _row(
+        "result_reasons_total", "Failed operations in backends' answers, by KMIP Result Reason.", "reason"
+    )
+
+    # Retries and replication
+    retries: Counter = _row("retries_total", "Requests sent again, by the reason of the failure before.", "reason")
+    retries_denied: Counter = _row(
+        "retries_denied_total", "Failed requests not sent again: unsafe, or over the retry budget.", "reason"
+    )
+    affinity_clients: Gauge = _row(
+        "affinity_clients", "Clients that stay on one backend for a while because they changed something."
+    )
+    fallback_lookups: Counter = _row(
+        "fallback_lookups_total",
+        "Reads of objects that the first backend did not have: found elsewhere, missing, or denied by the budget.",
+        "result",
+    )
+
+    # Backends
+    backend_up: FunctionGauge = _row(
+        "backend_up", "1 if the backend can serve at least one identity, as far as is known.", "backend"
+    )
+    backend_state: FunctionGauge = _row(
+        "backend_state",
+        "1 for the backend's current state: up, standby, down, ejected or half_open.",
+        "backend",
+        "state",
+    )
+    backend_state_changes: Counter = _row(
+        "backend_state_changes_total", "Changes of a backend to a state.", "backend", "state"
+    )
+    backend_ejections: Counter = _row(
+        "backend_ejections_total",
+        "Ejections of a backend after consecutive failures, by credential.",
+        "backend",
+        "credential",
+    )
+    backend_health_checks: Counter = _row(
+        "backend_health_checks_total", "Health checks, by result: serves, standby or fails.", "backend", "result"
+    )
+    backend_health_check_duration: Histogram = _row(
+        "backend_health_check_duration_seconds",
+        "Duration of health checks, answered or not.",
+        "backend",
+        buckets=REQUEST_BUCKETS,
+    )
+    backend_requests: FastCounterFamily = _row(
+        "backend_requests_total",
+        "Exchanges with a backend, by result: answered, or the stage and reason of the failure.",
+        "backend",
+        "result",
+    )
+    backend_request_duration: FastHistogramFamily = _row(
+        "backend_request_duration_seconds",
+        "Duration of answered exchanges with a backend.",
+        "backend",
+        buckets=REQUEST_BUCKETS,
+    )
+
+    # Sessions
+    sessions: FunctionGauge = _row("sessions", "Sessions, by state: idle, busy or opening.", "backend", "state")
+    sessions_max: FunctionGauge = _row("sessions_max", "Most sessions that a backend may have.", "backend")
+    pool_waiters: FunctionGauge = _row("pool_waiters", "Requests waiting for a session.", "backend")
+    session_idle_limit: FunctionGauge = _row(
+        "session_idle_limit_seconds",
+        "Longest time that a session may be idle; source is config or learned.",
+        "backend",
+        "source",
+    )
+    sessions_opened: Counter = _row("sessions_opened_total", "Sessions opened to a backend.", "backend")
+    session_open_failures: Counter = _row(
+        "session_open_failures_total", "Failed attempts to open a session, by reason.", "backend", "reason"
+    )
+    session_open_duration: Histogram = _row(
+        "session_open_duration_seconds",
+        "Time to open a session: connection, TLS handshake and first answer.",
+        "backend",
+        buckets=HANDSHAKE_BUCKETS,
+    )
+    sessions_closed: Counter = _row("sessions_closed_total", "Sessions closed, by reason.", "backend", "reason")
+
+    # The process
+    build_info: Gauge = _row("build_info", "Always 1; the label is the running version.", "version")
+    draining: Gauge = _row("draining", "1 if the gateway drains: it takes no new clients.")
+    certificate_not_after: Gauge = _row(
+        "certificate_not_after_timestamp_seconds", "End of a certificate in use, in Unix time.", "role", "name"
+    )
+    log_messages_dropped: FunctionCounter = _row(
+        "log_messages_dropped_total", "Log messages dropped: the disk was full, or standard error was not read."
+    )
 
     def __init__(self, version: str) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        Gauge("kmip_gateway_build_info", "The running version.", ["version"], registry=registry).labels(version).set(1)
-        self.client_connections = Gauge(
-            "kmip_gateway_client_connections", "Client connections open now.", ["listener"], registry=registry
-        )
-        self.client_half_open = Gauge(
-            "kmip_gateway_client_half_open_connections",
-            "Client connections whose TLS handshake is not finished; bounded by max_half_open.",
-            ["listener"],
-            registry=registry,
-        )
-        self.accepting = Gauge(
-            "kmip_gateway_accepting",
-            "1 while new connections are accepted, 0 while they are refused: draining, or no key manager reachable.",
-            ["listener"],
-            registry=registry,
-        )
-        self.client_handshakes = Counter(
-            "kmip_gateway_client_handshakes_total",
-            "Client handshakes that succeeded.",
-            ["listener", "tls_version", "resumed"],
-            registry=registry,
-        )
-        self.client_connection_errors = Counter(
-            "kmip_gateway_client_connection_errors_total",
-            "Client connections that ended before their first request, or were cut off, by reason.",
-            ["listener", "reason"],
-            registry=registry,
-        )
-        self.client_handshake_duration = Histogram(
-            "kmip_gateway_client_handshake_duration_seconds",
-            "Client handshakes, from accept to established.",
-            ["resumed"],
-            buckets=HANDSHAKE_BUCKETS,
-            registry=registry,
-        )
-        self.client_requests_per_connection = Histogram(
-            "kmip_gateway_client_requests_per_connection",
-            "Requests that a client connection carried until it closed.",
-            buckets=REUSE_BUCKETS,
-            registry=registry,
-        )
-        self.requests = Counts(
-            "kmip_gateway_requests_total",
-            "Requests answered; result is success, operation_failed, operation_pending, gateway_error or client_left.",
-            ["operation", "result", "protocol_version"],
-            registry=registry,
-        )
-        self.request_duration = Timings(
-            "kmip_gateway_request_duration_seconds",
-            "From a whole request to its answer handed to TLS.",
-            ["operation"],
-            bounds=REQUEST_BUCKETS,
-            registry=registry,
-        )
-        self.requests_in_flight = Gauge(
-            "kmip_gateway_requests_in_flight", "Requests that were read and not yet answered.", registry=registry
-        )
-        self.local_errors = Counter(
-            "kmip_gateway_local_errors_total",
-            "Answers of the gateway's own, by reason.",
-            ["reason"],
-            registry=registry,
-        )
-        self.result_reasons = Counter(
-            "kmip_gateway_kmip_result_reasons_total",
-            "Result Reasons of operations that key managers failed.",
-            ["reason"],
-            registry=registry,
-        )
-        self.backend_requests = Counts(
-            "kmip_gateway_backend_requests_total",
-            "Exchanges with a backend; result is answered, or the stage and reason of the failure.",
-            ["backend", "result"],
-            registry=registry,
-        )
-        self.backend_request_duration = Timings(
-            "kmip_gateway_backend_request_duration_seconds",
-            "Exchanges with a backend that were answered.",
-            ["backend"],
-            bounds=REQUEST_BUCKETS,
-            registry=registry,
-        )
-        self.sessions_opened = Counter(
-            "kmip_gateway_sessions_opened_total", "Sessions opened to a backend.", ["backend"], registry=registry
-        )
-        self.session_open_failures = Counter(
-            "kmip_gateway_session_open_failures_total",
-            "Sessions that could not be opened, by reason.",
-            ["backend", "reason"],
-            registry=registry,
-        )
-        self.session_open_duration = Histogram(
-            "kmip_gateway_session_open_duration_seconds",
-            "Connecting, handshake and first answer of a session.",
-            ["backend"],
-            buckets=HANDSHAKE_BUCKETS,
-            registry=registry,
-        )
-        self.sessions_closed = Counter(
-            "kmip_gateway_sessions_closed_total",
-            "Sessions closed, by reason.",
-            ["backend", "reason"],
-            registry=registry,
-        )
-        self.backend_state_changes = Counter(
-            "kmip_gateway_backend_state_changes_total",
-            "How often a backend turned to a state.",
-            ["backend", "state"],
-            registry=registry,
-        )
-        self.backend_ejections = Counter(
-            "kmip_gateway_backend_ejections_total",
-            "How often a backend was left alone because exchanges failed in a row, by credential.",
-            ["backend", "credential"],
-            registry=registry,
-        )
-        self.backend_probes = Counter(
-            "kmip_gateway_backend_probes_total",
-            "Probes, by verdict: serves, standby or fails.",
-            ["backend", "result"],
-            registry=registry,
-        )
-        self.backend_probe_duration = Histogram(
-            "kmip_gateway_backend_probe_duration_seconds",
-            "Probes, answered or not.",
-            ["backend"],
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
-        )
-        self.retries = Counter(
-            "kmip_gateway_retries_total",
-            "Requests that were sent again, by what had happened to them.",
-            ["reason"],
-            registry=registry,
-        )
-        self.retries_denied = Counter(
-            "kmip_gateway_retries_denied_total",
-            "Requests that were sent and not sent again: unsafe, or over the budget.",
-            ["reason"],
-            registry=registry,
-        )
-        self.local_answers = Counter(
-            "kmip_gateway_local_answers_total",
-            "Requests that the gateway answered in the key managers' place, by operation.",
-            ["operation"],
-            registry=registry,
-        )
-        self.affinity_clients = Gauge(
-            "kmip_gateway_affinity_clients",
-            "Clients whose requests go to one backend for a while, after a change.",
-            registry=registry,
-        )
-        self.fallback_lookups = Counter(
-            "kmip_gateway_fallback_lookups_total",
-            "Reads of which one backend knew nothing: found by others or missing, or denied by the budget.",
-            ["result"],
-            registry=registry,
-        )
-        self.client_aborts = Counter(
-            "kmip_gateway_client_aborts_total",
-            "Requests that were given up since their client had disconnected and others waited.",
-            registry=registry,
-        )
-        self.client_rejected = Counter(
-            "kmip_gateway_client_rejected_total",
-            "Requests and clients over a limit, by limit.",
-            ["reason"],
-            registry=registry,
-        )
-        self.memory_buffered = Gauge(
-            "kmip_gateway_memory_buffered_bytes",
-            "Requests and answers that are not complete, not yet answered or not yet taken; bounded by max_buffered.",
-            registry=registry,
-        )
-        self.turns_waiting = Gauge(
-            "kmip_gateway_turns_waiting",
-            "Client connections with something to read that wait for their principal's turn.",
-            registry=registry,
-        )
-        self.log_messages_dropped = Reading(
-            "kmip_gateway_log_messages_dropped_total",
-            "Log messages that could not be written: a full disk, or a reader that stands still.",
-            registry=registry,
-        )
-        self.certificate_not_after = Gauge(
-            "kmip_gateway_certificate_not_after_timestamp_seconds",
-            "When a certificate in use ends, in Unix seconds.",
-            ["role", "name"],
-            registry=registry,
-        )
-        self.draining = Gauge("kmip_gateway_draining", "1 while the gateway takes no new clients.", registry=registry)
-
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        for attribute, (kind, row) in TABLE.items():
+            setattr(self, attribute, row.make(kind, self.registry))
+        self.build_info.labels(version).set(1)
         self._handshakes: dict[tuple[str, str, bool], tuple[Counter, Histogram]] = {}
-        self._answered: dict[tuple[str, str, str], tuple[Count, Times]] = {}
+        self._answered: dict[tuple[str, str, str], tuple[FastCounter, FastHistogram]] = {}
 
     def handshake_succeeded(self, listener: str, tls_version: str, seconds: float, *, resumed: bool) -> None:
-        """Count a client's handshake."""
+        """Count a client's TLS handshake and its duration."""
         key = (listener, tls_version, resumed)
         if key not in self._handshakes:
             label = "true" if resumed else "false"
@@ -245,23 +231,26 @@ class Metrics:
         duration.observe(seconds)
 
     def request_answered(self, request: Request | None, result: str, seconds: float) -> None:
-        """Count an answer to a client; ``request`` is None where it could not be decoded."""
+        """Count an answer to a client and its duration; ``request`` is None if it could not be decoded."""
         operation = operation_label(request)
         version = "other" if request is None else _VERSIONS.get(request.version, "other")
         key = (operation, result, version)
-        instruments = self._answered.get(key)
-        if instruments is None:
-            instruments = self._answered[key] = self.requests.labels(*key), self.request_duration.labels(operation)
-        instruments[0].inc()
-        instruments[1].observe(seconds)
+        children = self._answered.get(key)
+        if children is None:
+            children = self._answered[key] = self.requests.labels(*key), self.request_duration.labels(operation)
+        children[0].inc()
+        children[1].observe(seconds)
 
-    def probed(self, backend: str, verdict: str, seconds: float) -> None:
-        """Count a probe."""
-        self.backend_probes.labels(backend, verdict).inc()
-        self.backend_probe_duration.labels(backend).observe(seconds)
+    def health_checked(self, backend: str, result: str, seconds: float) -> None:
+        """Count a health check and its duration."""
+        self.backend_health_checks.labels(backend, result).inc()
+        self.backend_health_check_duration.labels(backend).observe(seconds)
 
     def response_passed_on(self, response: Response) -> str:
-        """Count the Result Reasons of a key manager's answer; return what the answer is, as a label."""
+        """Count the Result Reasons in a backend's answer. Return the label ``result`` for the whole answer.
+
+        An answer with a failed operation is operation_failed; else, with a pending operation, operation_pending.
+        """
         result = "success"
         for item in response.items:
             status = item.status
@@ -275,12 +264,18 @@ class Metrics:
         return result
 
     def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
+#: The table by attribute: the kind of each metric, which is a class, and its row.
+TABLE: Final[dict[str, tuple[type, Row]]] = {
+    attribute: (kind, vars(Metrics)[attribute]) for attribute, kind in Metrics.__annotations__.items()
+}
+
+
 def operation_label(request: Request | None) -> str:
-    """What a request is called in metrics and logs: its operation, ``Batch`` for several, ``Invalid`` for none."""
+    """Return a request's name in metrics and logs: its operation, ``Batch`` for several, ``Invalid`` for None."""
     if request is None:
         return "Invalid"
     return operation_name(request.items[0].operation) if len(request.items) == 1 else "Batch"

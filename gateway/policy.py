@@ -257,7 +257,7 @@ class Refusal(Enum):
     OVERLOADED = "overloaded"
     BACKEND_FAILED = "backend_failed"
     OUTCOME_UNKNOWN = "outcome_unknown"
-    CLIENT_LEFT = "client_left"
+    CLIENT_DISCONNECTED = "client_disconnected"
     RESPONSE_TOO_LARGE = "response_too_large"
     UNKNOWN_ASYNCHRONOUS_VALUE = "unknown_asynchronous_value"
     UNKNOWN_CORRELATION_VALUE = "unknown_correlation_value"
@@ -279,7 +279,7 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.OVERLOADED: (ResultReason.GENERAL_FAILURE, ResultReason.SERVER_LIMIT_EXCEEDED),
     Refusal.BACKEND_FAILED: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.OUTCOME_UNKNOWN: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
-    Refusal.CLIENT_LEFT: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
+    Refusal.CLIENT_DISCONNECTED: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.RESPONSE_TOO_LARGE: (ResultReason.RESPONSE_TOO_LARGE, ResultReason.RESPONSE_TOO_LARGE),
     # 1.4 section 11 has this for a Poll about what the server does not know; it is not about an object
     Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: (

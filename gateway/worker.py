@@ -24,7 +24,7 @@ from gateway.front.listener import BACKLOG, TOLD_AT_ONCE, Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts
-from gateway.upstream.collector import PoolCollector
+from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
 
 _OTHER_DESCRIPTORS: Final = 64  # for probes, names being looked up, the admin's clients
@@ -100,7 +100,8 @@ class Worker:
                 listener.drain()
 
     def _instrument(self, fleet: Fleet, listeners: Sequence[Listener]) -> None:
-        self.metrics.registry.register(PoolCollector(lambda: fleet.backends))
+        collect_pools(self.metrics, lambda: fleet.backends)
+        self.metrics.log_messages_dropped.set_function(lambda: [((), log.messages_dropped())])
         in_flight = self.metrics.requests_in_flight
         in_flight.set_function(lambda: sum(listener.requests_in_flight for listener in listeners))
         for role, name, path in _certificates(self._config):

@@ -1,6 +1,7 @@
-"""Builds the dashboards: `python grafana/build.py` writes them beside itself, a test holds them to what this says.
+"""Build the Grafana dashboard: `python grafana/build.py` writes dashboards/kmip-gateway.json.
 
-Plain data in, plain JSON out: a row is a title and panels, a panel a title, a unit and its queries.
+A test compares the file with the result of this program. A row is a title and its panels, a panel a title, a unit and
+its queries.
 """
 
 import json
@@ -14,14 +15,14 @@ _RATE: Final = "[$__rate_interval]"
 
 
 class Query(NamedTuple):
-    """A PromQL expression and the legend of its series."""
+    """A PromQL expression, and the legend of its series as a template of labels."""
 
     expression: str
     legend: str
 
 
 class Panel(NamedTuple):
-    """``kind`` is a Grafana panel type; ``unit`` one of Grafana's units."""
+    """A panel of a row; ``kind`` is a Grafana panel type, ``unit`` a Grafana unit."""
 
     title: str
     unit: str
@@ -31,12 +32,12 @@ class Panel(NamedTuple):
 
 
 def rate(metric: str, by: str, selector: str = _SELECTOR) -> Query:
-    """The rate of a counter, by one label."""
+    """Return a query for the rate of a counter, summed by the label ``by``."""
     return Query(f"sum by ({by}) (rate({metric}{{{selector}}}{_RATE}))", f"{{{{{by}}}}}")
 
 
 def quantiles(histogram: str, selector: str = _SELECTOR) -> list[Query]:
-    """Median and 99th percentile of a histogram."""
+    """Return queries for the median and the 99th percentile of a histogram."""
     return [
         Query(f"histogram_quantile({q}, sum by (le) (rate({histogram}_bucket{{{selector}}}{_RATE})))", f"p{100 * q:g}")
         for q in (0.5, 0.99)
@@ -44,7 +45,7 @@ def quantiles(histogram: str, selector: str = _SELECTOR) -> list[Query]:
 
 
 def total(metric: str, selector: str = _SELECTOR) -> str:
-    """The sum of a gauge."""
+    """Return the expression for the sum of a gauge over its series."""
     return f"sum({metric}{{{selector}}})"
 
 
@@ -59,23 +60,25 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 "stat",
             ),
             Panel(
-                "Answered by key managers",
+                "Answered by backends",
                 "percentunit",
                 [
                     Query(
-                        f'sum(rate(kmip_gateway_requests_total{{{_SELECTOR},result!~"gateway_error|client_left"}}{_RATE}))'
-                        f' / sum(rate(kmip_gateway_requests_total{{{_SELECTOR},result!="client_left"}}{_RATE}))',
+                        f"sum(rate(kmip_gateway_requests_total{{{_SELECTOR},"
+                        f'result!~"gateway_error|client_disconnected"}}{_RATE}))'
+                        f" / sum(rate(kmip_gateway_requests_total{{{_SELECTOR},"
+                        f'result!="client_disconnected"}}{_RATE}))',
                         "",
                     )
                 ],
                 "stat",
-                "The rest are errors that the gateway itself answered. Requests whose client has left are not counted.",
+                "The rest are errors that the gateway itself answered. Abandoned requests are not counted.",
             ),
-            Panel("p99", "s", quantiles("kmip_gateway_request_duration_seconds")[1:], "stat"),
-            Panel("Clients", "short", [Query(total("kmip_gateway_client_connections"), "")], "stat"),
-            Panel("Key managers up", "short", [Query(total("kmip_gateway_backend_up"), "")], "stat"),
+            Panel("Duration, p99", "s", quantiles("kmip_gateway_request_duration_seconds")[1:], "stat"),
+            Panel("Client connections", "short", [Query(total("kmip_gateway_client_connections"), "")], "stat"),
+            Panel("Backends up", "short", [Query(total("kmip_gateway_backend_up"), "")], "stat"),
             Panel(
-                "Next certificate ends",
+                "Next certificate expires in",
                 "s",
                 [Query(f"min(kmip_gateway_certificate_not_after_timestamp_seconds{{{_SELECTOR}}}) - time()", "")],
                 "stat",
@@ -87,11 +90,17 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
         [
             Panel("Requests by operation", "reqps", [rate("kmip_gateway_requests_total", "operation")]),
             Panel("Requests by result", "reqps", [rate("kmip_gateway_requests_total", "result")]),
-            Panel("The gateway's own errors", "reqps", [rate("kmip_gateway_local_errors_total", "reason")]),
-            Panel("Key managers' Result Reasons", "reqps", [rate("kmip_gateway_kmip_result_reasons_total", "reason")]),
-            Panel("Duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
-            Panel("In flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),
-            Panel("Answered in their place", "reqps", [rate("kmip_gateway_local_answers_total", "operation")]),
+            Panel(
+                "Errors of the gateway itself, by reason", "reqps", [rate("kmip_gateway_local_errors_total", "reason")]
+            ),
+            Panel("Failed operations by Result Reason", "reqps", [rate("kmip_gateway_result_reasons_total", "reason")]),
+            Panel("Request duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
+            Panel("Requests in flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),
+            Panel(
+                "Answers of the gateway itself, by operation",
+                "reqps",
+                [rate("kmip_gateway_local_answers_total", "operation")],
+            ),
         ],
     ),
     (
@@ -106,23 +115,29 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 ],
             ),
             Panel(
-                "Waiting requests",
+                "Requests waiting for a session",
                 "short",
                 [Query(f"sum by (backend) (kmip_gateway_pool_waiters{{{_BACKEND}}})", "{{backend}}")],
             ),
-            Panel("Sessions opened", "ops", [rate("kmip_gateway_sessions_opened_total", "backend", _BACKEND)]),
-            Panel("Sessions closed", "ops", [rate("kmip_gateway_sessions_closed_total", "reason", _BACKEND)]),
-            Panel("Failures to open", "ops", [rate("kmip_gateway_session_open_failures_total", "reason", _BACKEND)]),
             Panel(
-                "Idle limit",
-                "s",
-                [Query(f"kmip_gateway_session_effective_idle_limit_seconds{{{_BACKEND}}}", "{{backend}} {{source}}")],
+                "Sessions opened by backend", "ops", [rate("kmip_gateway_sessions_opened_total", "backend", _BACKEND)]
             ),
-            Panel("Time to open", "s", quantiles("kmip_gateway_session_open_duration_seconds", _BACKEND)),
+            Panel("Sessions closed by reason", "ops", [rate("kmip_gateway_sessions_closed_total", "reason", _BACKEND)]),
+            Panel(
+                "Failures to open a session, by reason",
+                "ops",
+                [rate("kmip_gateway_session_open_failures_total", "reason", _BACKEND)],
+            ),
+            Panel(
+                "Idle limit of sessions",
+                "s",
+                [Query(f"kmip_gateway_session_idle_limit_seconds{{{_BACKEND}}}", "{{backend}} {{source}}")],
+            ),
+            Panel("Time to open a session", "s", quantiles("kmip_gateway_session_open_duration_seconds", _BACKEND)),
         ],
     ),
     (
-        "Key managers",
+        "Backends",
         [
             Panel("Up", "short", [Query(f"kmip_gateway_backend_up{{{_BACKEND}}}", "{{backend}}")], "state-timeline"),
             Panel(
@@ -131,38 +146,59 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 [Query(f"kmip_gateway_backend_state{{{_BACKEND}}} == 1", "{{backend}} {{state}}")],
                 "state-timeline",
             ),
-            Panel("Turns", "ops", [rate("kmip_gateway_backend_state_changes_total", "state", _BACKEND)]),
+            Panel("State changes", "ops", [rate("kmip_gateway_backend_state_changes_total", "state", _BACKEND)]),
             Panel("Ejections", "ops", [rate("kmip_gateway_backend_ejections_total", "backend", _BACKEND)]),
-            Panel("Probes", "ops", [rate("kmip_gateway_backend_probes_total", "result", _BACKEND)]),
-            Panel("Probe time", "s", quantiles("kmip_gateway_backend_probe_duration_seconds", _BACKEND)),
-            Panel("Sent again", "reqps", [rate("kmip_gateway_retries_total", "reason")]),
-            Panel("Not sent again", "reqps", [rate("kmip_gateway_retries_denied_total", "reason")]),
-            Panel("Asked elsewhere", "reqps", [rate("kmip_gateway_fallback_lookups_total", "result")]),
-            Panel("Clients kept together", "short", [Query(total("kmip_gateway_affinity_clients"), "clients")]),
-            Panel("Share of traffic", "reqps", [rate("kmip_gateway_backend_requests_total", "backend", _BACKEND)]),
-            Panel("Exchanges by result", "reqps", [rate("kmip_gateway_backend_requests_total", "result", _BACKEND)]),
-            Panel("Time to answer", "s", quantiles("kmip_gateway_backend_request_duration_seconds", _BACKEND)),
+            Panel(
+                "Health checks by result", "ops", [rate("kmip_gateway_backend_health_checks_total", "result", _BACKEND)]
+            ),
+            Panel(
+                "Duration of health checks",
+                "s",
+                quantiles("kmip_gateway_backend_health_check_duration_seconds", _BACKEND),
+            ),
+            Panel("Retries by reason", "reqps", [rate("kmip_gateway_retries_total", "reason")]),
+            Panel("Retries denied, by reason", "reqps", [rate("kmip_gateway_retries_denied_total", "reason")]),
+            Panel("Fallback lookups by result", "reqps", [rate("kmip_gateway_fallback_lookups_total", "result")]),
+            Panel(
+                "Clients with affinity to a backend",
+                "short",
+                [Query(total("kmip_gateway_affinity_clients"), "clients")],
+            ),
+            Panel("Requests by backend", "reqps", [rate("kmip_gateway_backend_requests_total", "backend", _BACKEND)]),
+            Panel(
+                "Requests to backends by result",
+                "reqps",
+                [rate("kmip_gateway_backend_requests_total", "result", _BACKEND)],
+            ),
+            Panel(
+                "Duration of answered requests to backends",
+                "s",
+                quantiles("kmip_gateway_backend_request_duration_seconds", _BACKEND),
+            ),
         ],
     ),
     (
         "Clients",
         [
-            Panel("Handshakes, full and resumed", "ops", [rate("kmip_gateway_client_handshakes_total", "resumed")]),
-            Panel("Handshakes by TLS version", "ops", [rate("kmip_gateway_client_handshakes_total", "tls_version")]),
-            Panel("Refused and broken", "ops", [rate("kmip_gateway_client_connection_errors_total", "reason")]),
-            Panel("Over a limit", "ops", [rate("kmip_gateway_client_rejected_total", "reason")]),
             Panel(
-                "Handshakes not finished",
+                "TLS handshakes, full (false) and resumed (true)",
+                "ops",
+                [rate("kmip_gateway_client_handshakes_total", "resumed")],
+            ),
+            Panel("TLS handshakes by version", "ops", [rate("kmip_gateway_client_handshakes_total", "tls_version")]),
+            Panel(
+                "Connections rejected or cut off, by reason",
+                "ops",
+                [rate("kmip_gateway_client_connection_errors_total", "reason")],
+            ),
+            Panel("Rejected because of a limit", "ops", [rate("kmip_gateway_limit_rejections_total", "limit")]),
+            Panel(
+                "Half-open connections",
                 "short",
                 [Query(f"kmip_gateway_client_half_open_connections{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
             ),
-            Panel(
-                "Left while waiting",
-                "ops",
-                [Query(f"sum(rate(kmip_gateway_client_aborts_total{{{_SELECTOR}}}{_RATE}))", "")],
-            ),
-            Panel("Handshake time", "s", quantiles("kmip_gateway_client_handshake_duration_seconds")),
-            Panel("Requests on a connection", "short", quantiles("kmip_gateway_client_requests_per_connection")),
+            Panel("Duration of TLS handshakes", "s", quantiles("kmip_gateway_client_handshake_duration_seconds")),
+            Panel("Requests per connection", "short", quantiles("kmip_gateway_client_requests_per_connection")),
         ],
     ),
     (
@@ -174,12 +210,14 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel("Memory", "bytes", [Query(f"process_resident_memory_bytes{{{_SELECTOR}}}", "{{instance}}")]),
             Panel("Open descriptors", "short", [Query(f"process_open_fds{{{_SELECTOR}}}", "{{instance}}")]),
             Panel(
-                "Held messages", "bytes", [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")]
+                "Requests and answers held",
+                "bytes",
+                [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")],
             ),
             Panel(
-                "Connections that wait for a turn",
+                "Connections waiting for their turn",
                 "short",
-                [Query(f"kmip_gateway_turns_waiting{{{_SELECTOR}}}", "{{instance}}")],
+                [Query(f"kmip_gateway_client_connections_queued{{{_SELECTOR}}}", "{{instance}}")],
             ),
             Panel(
                 "Log messages dropped",
@@ -197,12 +235,12 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
     ),
 ]
 
-_PER_LINE: Final = {"stat": 6}  # panels side by side; others stand three in a line
+_PER_LINE: Final = {"stat": 6}  # panels in a line; three of every other kind
 _WIDTH: Final = 24
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole dashboard as Grafana imports it."""
+    """Return the dashboard as Grafana imports it."""
     panels: list[dict[str, Any]] = []
     top = 0
     for title, row in ROWS:
@@ -271,7 +309,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def rendered() -> str:
-    """The dashboard as its file holds it."""
+    """Return the text of the dashboard's file."""
     return json.dumps(dashboard(), indent=1) + "\n"
 
 

@@ -606,7 +606,7 @@ async def test_who_waits_for_a_key_manager_whose_address_goes_is_served_by_the_o
                 clients.start_soon(create, number)
             await trio.sleep(0.5)  # one is on its way, the others wait
             it.balancer.backends = (after,)
-            before.close("gone")
+            before.close("removed")
 
         assert [answer.refusal for answer in given_to] == [None] * 5
         assert [len(key_manager.executed) for key_manager in it.key_managers] == [1, 4]

@@ -449,6 +449,6 @@ async def test_a_read_that_is_slow_everywhere_is_answered_by_the_first() -> None
 async def test_a_client_that_left_while_it_waited_is_not_executed() -> None:
     async with house(key_managers=1) as it:
         answer = await it.dispatcher.dispatch(ask("key", Operation.CREATE), PRINCIPAL, is_gone=lambda: True)
-        assert answer.refusal is Refusal.CLIENT_LEFT
+        assert answer.refusal is Refusal.CLIENT_DISCONNECTED
         assert it.executed == 0
         assert it.pools[0][0].statistics().busy == 0

@@ -1,13 +1,16 @@
-"""The log: one line for each event, lost rather than waited for, and nothing in it that came out of a payload."""
+"""The log: one line for each event, dropped rather than waited for, and nothing in it out of a payload."""
 
+import ast
 import io
 import json
 import os
+import re
 import select
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -26,7 +29,7 @@ from tests.test_dispatcher import house
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
+def _restored_configuration() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
@@ -45,7 +48,7 @@ def test_an_event_is_one_line_of_text(capsys: pytest.CaptureFixture[str]) -> Non
     assert "warning" in line
     assert "backend=atlanta" in line
     assert "reason=connect" in line
-    assert "room=upstream" in line
+    assert "component=upstream" in line
 
 
 def test_an_event_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +62,7 @@ def test_an_event_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert event == {
         "event": "can't open a session",
         "level": "warning",
-        "room": "upstream",
+        "component": "upstream",
         "reason": "connect",
         "detail": "line one\nline two",
     }
@@ -69,9 +72,7 @@ EVIL = "nope\n2026-01-01T00:00:00Z [info] key manager reached again\x1b[2J\x07\x
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_peer_s_text_can_not_forge_a_line_or_command_a_terminal(
-    capsys: pytest.CaptureFixture[str], form: str
-) -> None:
+def test_a_peers_text_cannot_forge_a_line_or_command_a_terminal(capsys: pytest.CaptureFixture[str], form: str) -> None:
     log.configure("info", form)
 
     log.get("upstream").warning("can't open a session", detail=EVIL, others=[EVIL, EVIL], bare="\x1b[2J")
@@ -104,9 +105,7 @@ def test_a_list_of_names_stays_readable_in_text_and_json(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_fault_is_written_with_its_way_and_without_what_was_in_its_variables(
-    capsys: pytest.CaptureFixture[str], form: str
-) -> None:
+def test_a_traceback_is_logged_without_values_of_variables(capsys: pytest.CaptureFixture[str], form: str) -> None:
     log.configure("info", form)
 
     def breaks(frame: bytes) -> None:
@@ -132,7 +131,7 @@ def test_a_fault_is_written_with_its_way_and_without_what_was_in_its_variables(
         ("error", ["error"]),
     ],
 )
-def test_what_is_below_the_level_is_not_written(
+def test_lines_below_the_level_are_not_written(
     capsys: pytest.CaptureFixture[str], level: str, expected: list[str]
 ) -> None:
     log.configure(level, "json")
@@ -144,7 +143,7 @@ def test_what_is_below_the_level_is_not_written(
     assert [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == expected
 
 
-def test_what_goes_on_is_said_once_a_second_for_each_reason_and_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_line_is_logged_once_a_second_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     said = LogCapture()
@@ -168,10 +167,45 @@ def test_what_goes_on_is_said_once_a_second_for_each_reason_and_how_often(monkey
     ]
 
 
-# Files that do not take it -------------------------------------------------------------------------------------------
+# Documentation -------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+TREES = [ast.parse(path.read_text()) for path in sorted((ROOT / "gateway").rglob("*.py"))]
 
 
-def test_what_can_be_written_is_written() -> None:
+def documented_lines() -> list[str]:
+    """Return the lines of the table in docs/operations.md."""
+    section = (ROOT / "docs" / "operations.md").read_text().partition("\n## Log lines\n")[2]
+    return [
+        line for row in re.findall(r"^\| (`.*?`) \| ", section, re.MULTILINE) for line in row.strip("`").split("`, `")
+    ]
+
+
+@pytest.mark.parametrize("line", documented_lines())
+def test_a_documented_line_is_logged(line: str) -> None:
+    texts = [node.value for tree in TREES for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+
+    assert any(isinstance(text, str) and text.startswith(line) for text in texts)
+
+
+def test_warnings_and_errors_are_documented() -> None:
+    events = [
+        str(node.args[-1].value)
+        for tree in TREES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args
+        if node.func.attr in {"warning", "error", "warn"} and isinstance(node.args[-1], ast.Constant)
+    ]
+    lines = tuple(documented_lines())
+
+    assert len(events) > 20
+    assert [event for event in events if not event.startswith(lines) and "a fault of the gateway" not in event] == []
+
+
+# Files that cannot be written -----------------------------------------------------------------------------------------
+
+
+def test_a_line_is_written_and_flushed() -> None:
     file = io.StringIO()
     lossy = LossyFile(file)
 
@@ -182,7 +216,7 @@ def test_what_can_be_written_is_written() -> None:
     assert lossy.dropped == 0
 
 
-def test_a_full_disk_loses_lines_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_drops_lines_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", buffering=1) as full:  # noqa: PTH123 - a device, with the buffering that stderr has
         monkeypatch.setattr(sys, "stderr", full)
         lossy = log.configure("info", "text")
@@ -195,7 +229,7 @@ def test_a_full_disk_loses_lines_and_stops_nobody(monkeypatch: pytest.MonkeyPatc
         _empty(full)
 
 
-def test_a_full_disk_is_found_at_the_flush_too() -> None:
+def test_a_full_disk_at_the_flush_drops_a_line() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123 - as above, with a buffer
         lossy = LossyFile(full)
 
@@ -206,23 +240,23 @@ def test_a_full_disk_is_found_at_the_flush_too() -> None:
         _empty(full)
 
 
-def test_a_closed_pipe_loses_lines_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_drops_lines_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", buffering=1) as pipe:
         monkeypatch.setattr(sys, "stderr", pipe)
         lossy = log.configure("info", "json")
-        log.get("test").info("heard")
+        log.get("test").info("read")
         os.close(reading)
 
-        log.get("test").info("not heard")
+        log.get("test").info("not read")
 
         assert lossy.dropped >= 1
         _empty(pipe)
 
 
 @pytest.fixture(params=["pipe", "socket"])
-def heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, log.LossyFile]]:
-    """A descriptor of which nobody has read yet, and the log, which is written there."""
+def unread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, log.LossyFile]]:
+    """The reading end of a pipe or socket, unread so far, and the log that is written to the other end."""
     if request.param == "pipe":
         reading, writing = os.pipe()
     else:
@@ -234,17 +268,17 @@ def heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def read_all(reading: int) -> list[str]:
-    """What is there to be read, in lines."""
+    """Return the lines that can be read at once."""
     said = b""
     while select.select([reading], [], [], 0)[0]:
         said += os.read(reading, 65536)
     return said.decode().splitlines()
 
 
-def test_a_reader_that_stands_still_stops_nobody_and_hears_what_it_missed(
-    heard: tuple[int, log.LossyFile],
+def test_an_unread_log_drops_lines_and_then_says_how_many(
+    unread: tuple[int, log.LossyFile],
 ) -> None:
-    reader, lossy = heard
+    reader, lossy = unread
     logger = log.get("test")
     for number in range(10_000):
         logger.info("happened", number=number, padding="x" * 100)
@@ -256,14 +290,25 @@ def test_a_reader_that_stands_still_stops_nobody_and_hears_what_it_missed(
     assert 100 < len(events) < 10_000
     assert lossy.dropped == 10_000 - len(events)
     notice, *after = [json.loads(line) for line in read_all(reader)]
-    assert (notice["event"], notice["number"]) == ("log messages lost: their reader stood still", lossy.dropped)
+    assert (notice["event"], notice["number"]) == (
+        "log messages dropped: standard error was not being read",
+        lossy.dropped,
+    )
     assert [event["event"] for event in after] == ["again", "and again"]
 
 
-def test_a_message_of_any_length_is_written_whole_where_there_is_room(
-    heard: tuple[int, log.LossyFile],
+def test_dropped_messages_are_counted_for_the_process(unread: tuple[int, log.LossyFile]) -> None:
+    _reader, lossy = unread
+    for number in range(10_000):
+        log.get("test").info("happened", number=number)
+
+    assert log.messages_dropped() == lossy.dropped > 0
+
+
+def test_a_long_message_is_written_whole_if_there_is_room(
+    unread: tuple[int, log.LossyFile],
 ) -> None:
-    reader, _lossy = heard
+    reader, _lossy = unread
     details = ["".join(chr(number) for number in range(begin, begin + 0x200)) for begin in range(0x100, 0x2000, 0x200)]
 
     log.get("test").info("happened", details=details)
@@ -272,10 +317,10 @@ def test_a_message_of_any_length_is_written_whole_where_there_is_room(
     assert json.loads(line)["details"] == details
 
 
-def test_a_message_for_which_there_is_no_room_is_cut_and_the_next_is_a_line_of_its_own(
-    heard: tuple[int, log.LossyFile],
+def test_a_message_without_room_is_cut_and_the_next_begins_a_line(
+    unread: tuple[int, log.LossyFile],
 ) -> None:
-    reader, lossy = heard
+    reader, lossy = unread
     logger = log.get("test")
 
     logger.info("too long", details=["x" * 2000] * 5000)
@@ -290,9 +335,7 @@ def test_a_message_for_which_there_is_no_room_is_cut_and_the_next_is_a_line_of_i
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_without_standard_error_lines_are_lost_and_nobody_is_stopped(
-    monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
+def test_without_standard_error_lines_are_dropped(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     lossy = log.configure("info", form)
 
@@ -302,7 +345,7 @@ def test_without_standard_error_lines_are_lost_and_nobody_is_stopped(
 
 
 def _empty(file: io.TextIOWrapper) -> None:
-    """Let a file that can't be written to be closed: what it holds goes to nobody."""
+    """Point the file at /dev/null, so that closing it can write the rest of its buffer."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)
@@ -316,7 +359,7 @@ PASSWORD = "correct horse battery staple"
 
 
 def register() -> Request:
-    """A Register of a key, with a name and with a password in its header."""
+    """Return a Register of a key, with a name as its identifier and a password in its header."""
     credential = ttlv.structure(
         Tag.CREDENTIAL,
         ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.USERNAME_AND_PASSWORD),
@@ -328,7 +371,7 @@ def register() -> Request:
 
 
 def traces_of(secret: bytes) -> Iterator[str]:
-    """Every four bytes of it as numbers, and every eight as text: the ways in which bytes get into logs."""
+    """Yield every four bytes of a secret as numbers, and every eight as text: the ways in which bytes get into logs."""
     for place in range(len(secret) - 3):
         part = secret[place : place + 4]
         yield from (part.hex(), part.hex(" "), part.hex(":"), str(int.from_bytes(part, "big")))
@@ -357,7 +400,7 @@ def answers_half(connection: Connection, request: Request) -> None:
 
 
 def answers_broken(connection: Connection, request: Request) -> None:
-    """Whole by its head, and in its items as if it had slipped by eight bytes."""
+    """Answer with a frame of the right length in which eight bytes stand at the wrong place."""
     answer = answer_to(request)
     connection.say(answer[:64] + answer[72:] + answer[64:72])
 
@@ -394,9 +437,7 @@ FAILURES: dict[str, Behaviour] = {
 
 @pytest.mark.parametrize("how", [*FAILURES, "refuses", "is unreachable"])
 @in_virtual_time
-async def test_no_secret_gets_into_the_log_however_a_request_fails(
-    how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_no_secret_gets_into_the_log_if_a_request_fails(how: str, capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("debug", "json")
     async with house("atlanta") as it:
         atlanta, pool = it.key_managers[0], it.backends[0].pools["red"]
@@ -409,7 +450,7 @@ async def test_no_secret_gets_into_the_log_however_a_request_fails(
         for _ in range(5):
             answer = await it.ask(register())
             log.get("front").warning("request refused", detail=answer.detail, answer=repr(answer.response))
-        log.get("test").debug("what there is", all=repr([register(), it.backends, pool, *pool._busy, *pool._idle]))
+        log.get("test").debug("state", all=repr([register(), it.backends, pool, *pool._busy, *pool._idle]))
     written = capsys.readouterr().err.lower()
 
     assert len(written.splitlines()) >= 5

@@ -40,7 +40,7 @@ NUMBERS = {
     "overloaded": (0x100, 0x3A),  # General Failure; Server Limit Exceeded
     "backend_failed": (0x100, 0x2A),
     "outcome_unknown": (0x100, 0x2A),
-    "client_left": (0x100, 0x2A),
+    "client_disconnected": (0x100, 0x2A),
     "response_too_large": (0x02, 0x02),  # Response Too Large
     "unknown_asynchronous_value": (0x01, 0x2B),  # Item Not Found; Invalid Asynchronous Correlation Value
     "unknown_correlation_value": (0x07, 0x2E),  # Invalid Field; Invalid Correlation Value

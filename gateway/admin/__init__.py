@@ -1,1 +1,1 @@
-"""What operators see."""
+"""The admin port: metrics, liveness and readiness."""

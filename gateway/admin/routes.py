@@ -1,4 +1,4 @@
-"""The answers of the admin port: GET /metrics, /livez and /readyz, and nothing else.
+"""The answers of the admin port to GET /metrics, /livez and /readyz; every other path is refused.
 
 Plain functions over a method, a target and a Host header; the connections are in ``server``.
 """
@@ -21,7 +21,7 @@ _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{
 
 
 class Answer(NamedTuple):
-    """A whole answer: status, body and further headers."""
+    """An answer: status, body, media type, and further headers."""
 
     status: HTTPStatus
     body: bytes
@@ -30,15 +30,15 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, status: HTTPStatus, text: str = "") -> "Answer":
-        """Return an answer of one line, which is the status's own phrase unless a text is given."""
+        """Return an answer of one line: ``text``, or the status's own phrase."""
         return cls(status, f"{text or status.phrase}\n".encode())
 
 
 class Rendering:
     """The exposition of /metrics, rendered at most once in RENDERING_INTERVAL seconds.
 
-    A request that comes earlier waits for the next rendering, which serves all requests that wait. So an answer is
-    never older than its request.
+    An earlier request waits for the next rendering, which serves all waiting requests. So an answer is never older than
+    its request.
     """
 
     def __init__(self, exposition: Callable[[], bytes]) -> None:
@@ -57,12 +57,12 @@ class Rendering:
 
 
 class Routes:
-    """The answer to each request.
+    """The paths and their answers.
 
-    ``unreadiness`` returns why no client should be sent here, or None. ``names`` are the host names under which the
-    port is known, besides localhost. A Host header with any other name is refused: a web page could otherwise have its
-    own name resolve to this machine, and read the answers (DNS rebinding). An IP address is always accepted: a page
-    that a browser loaded from a name sends this name.
+    ``unreadiness`` returns the reason for which no client should be sent here, or None. ``names`` are the host names of
+    the port, besides localhost. A Host header with any other name is refused: a web page could otherwise have its own
+    name resolve to this machine, and read the answers (DNS rebinding). An IP address is always accepted: a page that a
+    browser loaded from a name sends this name.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Routes:
         self._throttle = log.Throttle(interval=60.0)
 
     async def answer(self, method: str, target: str, host: str | None) -> Answer:
-        """Return the answer to a request. ``host`` is its Host header, which HTTP/1.0 may leave out."""
+        """Return the answer to a request. ``host`` is the Host header, which HTTP/1.0 may omit."""
         if (refusal := self._refuse_host(host)) is not None:
             return refusal
         route = self._routes.get(target.partition("?")[0])
@@ -106,7 +106,9 @@ class Routes:
             " it to admin.hosts",
             host=log.quoted(name),
         )
-        return Answer.of(HTTPStatus.MISDIRECTED_REQUEST, "this name is not known here; add it to admin.hosts")
+        return Answer.of(
+            HTTPStatus.MISDIRECTED_REQUEST, "unknown host name; if it is this gateway's, add it to admin.hosts"
+        )
 
     async def _metrics(self) -> Answer:
         return Answer(HTTPStatus.OK, await self._rendering.current(), _EXPOSITION_FORMAT)

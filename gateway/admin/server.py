@@ -1,9 +1,9 @@
 """The admin listener: HTTP/1.1 over plain TCP, for Prometheus and for the programs that start and stop the gateway.
 
 h11 reads and writes HTTP; this module owns the connections and their bounds. The port has no secrets and no login, and
-its default address is the machine's own. Somebody who reaches it costs the gateway's clients little: few connections,
-short deadlines, small requests without a body, a bounded rate of connections and of requests on each. Only HTTP/1.1 and
-1.0 are spoken: an upgrade is ignored, and HTTP/2 is refused.
+its default address is the machine's own. A stranger who reaches the port costs the gateway's clients little: few
+connections, short deadlines, small requests without a body, a bounded rate of connections and of requests on each. The
+server speaks HTTP/1.1 and 1.0 only: an upgrade is ignored, and HTTP/2 is refused.
 """
 
 import socket
@@ -18,9 +18,9 @@ import trio
 from gateway import log
 from gateway.admin.routes import Answer, Routes
 
-BACKLOG: Final = 64  # connections that wait to be accepted: more would wait longer than a probe's patience
+BACKLOG: Final = 64  # connections that wait to be accepted; more would exceed the timeouts of health checks
 _CHUNK: Final = 4096  # bytes read at once
-_GRACE: Final = 0.5  # s for answers under way once the server ends
+_GRACE: Final = 0.5  # s for answers under way when the server ends
 _LINGER: Final = 0.5  # s in which a refused client may finish sending, so that a reset does not destroy the answer
 _LINGER_BYTES: Final = 64 * 1024
 _PAUSE: Final = 0.1  # s after a failed accept
@@ -41,7 +41,7 @@ class AdminLimits(NamedTuple):
 
 
 class Pace:
-    """A rate that is kept by waiting: at most ``burst`` turns at once, and ``rate`` a second."""
+    """A rate limit that waits: at most ``burst`` turns at once, and ``rate`` turns a second."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._interval = 1 / rate
@@ -57,7 +57,7 @@ class Pace:
 
 
 class AdminConnection:
-    """One client of the admin port: one request after the other, each answered before the next is read."""
+    """A client of the admin port. Each request is answered before the next is read."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, routes: Routes, limits: AdminLimits) -> None:
         self._stream = stream
@@ -66,14 +66,14 @@ class AdminConnection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.request_size)
         self._pace = Pace(limits.requests_per_second, limits.request_burst)
         self._scope = trio.CancelScope()
-        self.served_at = trio.current_time()  # when it was accepted, or its last request was read
+        self.served_at = trio.current_time()  # time of acceptance, or of the last request
 
     def cancel(self) -> None:
         """Close the connection, also while a request is being answered."""
         self._scope.cancel()
 
     async def run(self) -> None:
-        """Serve until the client leaves, breaks a bound, or is cancelled. The stream is closed then."""
+        """Serve until the client disconnects, exceeds a bound, or is cancelled; then close the stream."""
         with self._scope:
             try:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -83,7 +83,7 @@ class AdminConnection:
                 await trio.aclose_forcefully(self._stream)
 
     async def _exchange(self) -> bool:
-        """Read a request and answer it; return True if another may follow."""
+        """Read a request and answer it; return True if the connection may carry a next request."""
         try:
             request = await self._receive()
             if request is None:
@@ -104,7 +104,7 @@ class AdminConnection:
         return True
 
     async def _receive(self) -> h11.Request | None:
-        """Return the next request's head; None if the client leaves or is too slow. Raises RemoteProtocolError."""
+        """Return the next request's head; None if the client disconnects or is too slow. Raise RemoteProtocolError."""
         with trio.move_on_after(self._limits.idle) as deadline:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 data = await self._stream.receive_some(_CHUNK)
@@ -124,8 +124,8 @@ class AdminConnection:
         host = next((value.decode("latin-1") for name, value in request.headers if name == b"host"), None)
         try:
             return await self._routes.answer(request.method.decode(), request.target.decode("latin-1"), host)
-        except Exception as error:  # noqa: BLE001 - a fault of one route must cost one answer
-            log.get("admin").error("admin request lost to a fault of the gateway", exc_info=error)
+        except Exception as error:  # noqa: BLE001 - a fault of a route must cost only its answer
+            log.get("admin").error("admin request failed: a fault of the gateway; please report it", exc_info=error)
             return Answer.of(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     async def _send(self, answer: Answer, *, head_only: bool = False, is_last: bool = False) -> None:
@@ -160,8 +160,8 @@ def _status(hint: int) -> HTTPStatus:
 class AdminServer:
     """The connections of the admin port.
 
-    If one more than ``limits.connections`` comes, the connection whose last request is the longest ago is closed, so
-    that silent clients can't keep others out.
+    When ``limits.connections`` are open and a client connects, the connection whose last request is the longest ago is
+    closed, so that silent clients can't keep out the rest.
     """
 
     def __init__(self, routes: Routes, limits: AdminLimits | None = None) -> None:
@@ -176,7 +176,7 @@ class AdminServer:
         return f"<AdminServer {len(self._connections)} connections>"
 
     async def run(self, listening: socket.socket, until: trio.Event) -> None:
-        """Serve on a listening socket, which stays the caller's, until the event."""
+        """Serve on a listening socket until the event. The caller keeps and closes the socket."""
         async with trio.open_nursery() as clients:
             with listening.dup() as duplicate:
                 async with trio.open_nursery() as accepting:
@@ -191,25 +191,25 @@ class AdminServer:
             try:
                 sock, _ = await listening.accept()
             except OSError as error:
-                self._throttle.warn(self._log, "accept", "can't accept admin clients", reason=error.strerror)
+                self._throttle.warn(self._log, "accept", "cannot accept admin clients", reason=error.strerror)
                 await trio.sleep(_PAUSE)
                 continue
             try:
                 stream = trio.SocketStream(sock)
-            except OSError:  # the client has left already
+            except OSError:  # the client has disconnected already
                 sock.close()
                 continue
-            self._make_room()
+            self._evict_oldest()
             connection = AdminConnection(stream, self._routes, self._limits)
             self._connections.add(connection)
             clients.start_soon(self._serve, connection)
 
-    def _make_room(self) -> None:
+    def _evict_oldest(self) -> None:
         if len(self._connections) >= self._limits.connections:
             self._throttle.warn(
                 self._log,
                 "connections",
-                "more admin connections than allowed: closed the one whose last request is the longest ago",
+                "too many admin connections: closed the connection whose last request is the longest ago",
                 allowed=self._limits.connections,
             )
             oldest = min(self._connections, key=lambda connection: connection.served_at)
@@ -219,7 +219,7 @@ class AdminServer:
     async def _serve(self, connection: AdminConnection) -> None:
         try:
             await connection.run()
-        except Exception as error:  # noqa: BLE001 - nobody who reaches this port may end the gateway
-            self._log.error("admin client lost to a fault of the gateway", exc_info=error)
+        except Exception as error:  # noqa: BLE001 - no client of this port may end the gateway
+            self._log.error("admin connection failed: a fault of the gateway; please report it", exc_info=error)
         finally:
             self._connections.discard(connection)

@@ -88,7 +88,7 @@ class Dispatcher:
             return await self._try_in_order(job)
         except ClientGoneError:
             message = "the client closed its side of the connection while the request waited"
-            return refusal(Refusal.CLIENT_LEFT, message, job.request)
+            return refusal(Refusal.CLIENT_DISCONNECTED, message, job.request)
         finally:
             job.retries.in_flight -= 1
             if job.has_token or job.breaks or job.kept:

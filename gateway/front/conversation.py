@@ -253,7 +253,7 @@ class Conversation:
             return
         limit = self._payer.hold(size - self._held)
         if limit is not None:
-            self._metrics.client_rejected.labels(limit.value).inc()
+            self._metrics.limit_rejections.labels(limit.value).inc()
             raise BuffersFullError(f"the gateway holds too many bytes just now ({limit.value}); try again later")
         self._held = size
 
@@ -264,7 +264,7 @@ class Conversation:
         """
         limit = self._payer.hold(size)
         if limit is not None:
-            self._metrics.client_rejected.labels(limit.value).inc()
+            self._metrics.limit_rejections.labels(limit.value).inc()
             raise UnreadError("the gateway holds too many bytes of answers just now")
         self._held += size
 
@@ -310,9 +310,8 @@ class Conversation:
         elif answer.refusal is None:
             result = "success"
             self._metrics.local_answers.labels(operation_label(request)).inc()
-        elif answer.refusal is Refusal.CLIENT_LEFT:
-            result = "client_left"
-            self._metrics.client_aborts.inc()
+        elif answer.refusal is Refusal.CLIENT_DISCONNECTED:
+            result = "client_disconnected"
         else:
             result = "gateway_error"
             self._note_refusal(answer, request)
@@ -348,7 +347,7 @@ class Conversation:
         return "not_authenticated"
 
     async def _refuse_over(self, limit: Limit, request: Request) -> None:
-        self._metrics.client_rejected.labels(limit.value).inc()
+        self._metrics.limit_rejections.labels(limit.value).inc()
         await self._refuse(Refusal.OVERLOADED, f"over the limit {limit.value}; try again later", request)
 
     async def _refuse_message(self, error: ProtocolError) -> str:

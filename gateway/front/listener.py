@@ -371,7 +371,7 @@ class Listener:
 
     def _reject(self, limit: Limit, peer: str) -> None:
         """Count a connection that is closed because of a limit, and log it."""
-        self._metrics.client_rejected.labels(limit.value).inc()
+        self._metrics.limit_rejections.labels(limit.value).inc()
         self._failed("limit")
         self._throttle.warn(
             self._log,

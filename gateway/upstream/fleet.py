@@ -160,7 +160,7 @@ class Fleet:
         for backend in come:
             nursery.start_soon(self._tend_one, backend)
         for backend in gone:
-            backend.close("gone")
+            backend.close("removed")
             if backend in self._scopes:
                 self._scopes[backend].cancel()
         if come or gone or (before and member.hosts != before):

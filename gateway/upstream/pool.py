@@ -487,7 +487,7 @@ class Pool:
         elif self.site.is_of(session):
             self._offer(session, now, self._greedy())
         else:
-            self._discard(session, "gone")
+            self._discard(session, "removed")
         self._slots.opened(seconds)
         self.open_if_wanted()
 
@@ -602,7 +602,7 @@ class Pool:
             if self.site.is_of(session):
                 self._idle.append(session)
             else:
-                self._discard(session, "gone")
+                self._discard(session, "removed")
         for session in self._busy:
             if not self.site.is_of(session):
                 session.expires_at = float("-inf")
@@ -617,7 +617,7 @@ class Pool:
 
 
 #: Why a pool may be closed, and the message to waiting requests.
-CLOSED: Final = {"drain": "the gateway is shutting down", "gone": "the key manager has left this address"}
+CLOSED: Final = {"drain": "the gateway is shutting down", "removed": "the key manager has left this address"}
 
 
 def _not_quiet(session: Session) -> str:

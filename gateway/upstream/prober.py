@@ -119,7 +119,7 @@ class Prober:
         else:
             self._backend.reached()
         self._backend.health.probed(*found)
-        self._metrics.probed(self._backend.name, found.verdict.value, time.perf_counter() - began)
+        self._metrics.health_checked(self._backend.name, found.verdict.value, time.perf_counter() - began)
 
     def _is_outweighed_by_answers(self, error: BackendError, began_at: float, began_before: float) -> bool:
         """Return whether clients have got answers since a check began that failed without an answer of its own.

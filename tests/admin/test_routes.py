@@ -1,4 +1,4 @@
-"""What the admin port answers, to which Host, and how often /metrics is rendered."""
+"""The answers of the admin port, the Hosts that get them, and how often /metrics is rendered."""
 
 from http import HTTPStatus
 
@@ -44,7 +44,7 @@ async def test_an_unknown_name_is_misdirected_on_every_path(host: str, target: s
 
 
 @pytest.mark.parametrize("host", ["", " ", "a b", "localhost:http", "::1", "[::1", "evil.example/@localhost", "\xff"])
-async def test_a_host_that_is_no_host_is_a_bad_request(host: str) -> None:
+async def test_a_malformed_host_is_a_bad_request(host: str) -> None:
     assert (await _routes().answer("GET", "/livez", host)).status == HTTPStatus.BAD_REQUEST
 
 

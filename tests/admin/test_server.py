@@ -1,4 +1,4 @@
-"""The admin port over plain HTTP: what operators see, and how little strangers can do to it."""
+"""The admin port over plain HTTP: its answers, and its bounds against strangers."""
 
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +17,7 @@ from tests.kit.streams import cancelled_everywhere, descriptors
 
 @dataclass
 class Admin:
-    """An admin server that runs."""
+    """A running admin server."""
 
     address: tuple[str, int]
     listening: socket.socket
@@ -26,11 +26,11 @@ class Admin:
     exposition: Callable[[], bytes] = lambda: b"answer 42\n"
 
     def expose(self) -> bytes:
-        """What the gateway's metrics would be."""
+        """Return the body of /metrics."""
         return self.exposition()
 
     async def send(self, data: bytes) -> bytes:
-        """Send bytes and read to the end, for a while; nothing where the connection is cut."""
+        """Send bytes and read to the end, for at most 0.2 s; return what was received before a reset."""
         stream = await trio.open_tcp_stream(*self.address)
         received = b""
         async with stream:
@@ -42,7 +42,7 @@ class Admin:
         return received
 
     async def ask(self, path: str, method: str = "GET", headers: str = "") -> bytes:
-        """The whole answer to a request."""
+        """Return the whole answer to a request, head and body."""
         request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
         stream = await trio.open_tcp_stream(*self.address)
         async with stream:
@@ -52,7 +52,7 @@ class Admin:
 
 @asynccontextmanager
 async def running(limits: AdminLimits | None = None) -> AsyncIterator[Admin]:
-    """An admin server for the length of a block."""
+    """Run an admin server for the length of a block."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         admin = Admin(listening.getsockname(), listening)
         routes = Routes(admin.expose, lambda: admin.unreadiness)
@@ -76,7 +76,7 @@ async def test_metrics_are_served_in_prometheus_format(admin: Admin) -> None:
     assert answer.endswith(b"\r\n\r\nanswer 42\n")
 
 
-async def test_readiness_has_its_reason_and_liveness_does_not_depend_on_it(admin: Admin) -> None:
+async def test_readiness_gives_a_reason_and_liveness_does_not_depend_on_it(admin: Admin) -> None:
     assert (await admin.ask("/readyz")).startswith(b"HTTP/1.1 200")
     admin.unreadiness = "no key manager can be reached"
     answer = await admin.ask("/readyz")
@@ -86,7 +86,7 @@ async def test_readiness_has_its_reason_and_liveness_does_not_depend_on_it(admin
 
 
 @pytest.mark.parametrize(("path", "method", "status"), [("/", "GET", 404), ("/metrics", "POST", 405)])
-async def test_there_is_nothing_else(admin: Admin, path: str, method: str, status: int) -> None:
+async def test_other_paths_and_methods_are_refused(admin: Admin, path: str, method: str, status: int) -> None:
     assert (await admin.ask(path, method)).startswith(f"HTTP/1.1 {status}".encode())
 
 
@@ -140,7 +140,7 @@ async def test_bad_requests_do_not_disturb_the_next_client(admin: Admin, what: s
         (b"GET /" + b"a" * 100_000, 431),
     ],
 )
-async def test_a_refused_request_is_told_why(admin: Admin, request_bytes: bytes, status: int) -> None:
+async def test_a_refused_request_gets_a_status(admin: Admin, request_bytes: bytes, status: int) -> None:
     assert (await admin.send(request_bytes)).startswith(f"HTTP/1.1 {status} ".encode())
 
 
@@ -174,7 +174,7 @@ async def test_pipelined_requests_are_answered_in_order(admin: Admin) -> None:
 # Bounds --------------------------------------------------------------------------------------------------------------
 
 
-async def test_one_connection_too_many_closes_the_connection_that_said_nothing_for_longest() -> None:
+async def test_one_connection_too_many_closes_the_longest_silent() -> None:
     async with running(AdminLimits(connections=3)) as admin:
         streams = []
         for _ in range(3):
@@ -192,7 +192,7 @@ async def test_one_connection_too_many_closes_the_connection_that_said_nothing_f
             await stream.aclose()
 
 
-async def test_a_client_that_holds_every_connection_keeps_nobody_out() -> None:
+async def test_a_client_that_holds_every_connection_blocks_no_other() -> None:
     async with running() as admin:
         before = descriptors()
         hogs = [await trio.open_tcp_stream(*admin.address) for _ in range(100)]
@@ -211,7 +211,7 @@ Memory = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 
 @asynccontextmanager
 async def connected(exposition: Callable[[], bytes] = lambda: b"") -> AsyncIterator[Memory]:
-    """The client's side of one connection in memory, in virtual time."""
+    """Yield the client's side of a connection in memory, in virtual time."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(AdminConnection(theirs, Routes(exposition, lambda: None), AdminLimits()).run)
@@ -240,7 +240,7 @@ async def test_a_kept_connection_is_closed_after_the_idle_time() -> None:
 
 
 @in_virtual_time
-async def test_a_request_that_drips_is_closed_after_the_read_time() -> None:
+async def test_a_slow_request_is_closed_after_the_read_time() -> None:
     async def drip() -> None:
         with suppress(trio.BrokenResourceError):
             while True:
@@ -254,7 +254,7 @@ async def test_a_request_that_drips_is_closed_after_the_read_time() -> None:
 
 
 @in_virtual_time
-async def test_pipelined_requests_are_served_at_the_pace_of_one_connection() -> None:
+async def test_pipelined_requests_are_served_at_the_connections_rate() -> None:
     limits = AdminLimits()
     async with connected() as client:
         began = trio.current_time()
@@ -266,7 +266,7 @@ async def test_pipelined_requests_are_served_at_the_pace_of_one_connection() -> 
 
 
 @in_virtual_time
-async def test_turns_come_at_once_up_to_the_burst_and_then_at_the_rate() -> None:
+async def test_a_burst_is_served_at_once_and_then_the_rate_holds() -> None:
     pace = Pace(rate=2.0, burst=3)
     began = trio.current_time()
     moments = []
@@ -285,7 +285,7 @@ async def test_turns_come_at_once_up_to_the_burst_and_then_at_the_rate() -> None
 # The end -------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_end_does_not_wait_for_clients_that_stay() -> None:
+async def test_the_end_does_not_wait_for_connected_clients() -> None:
     async with running() as admin:
         stream = await trio.open_tcp_stream(*admin.address)
         await stream.send_all(START + b"\r\n")
@@ -298,7 +298,7 @@ async def test_the_end_does_not_wait_for_clients_that_stay() -> None:
                     pass
 
 
-async def test_it_may_be_cancelled_at_any_step() -> None:
+async def test_a_cancellation_at_any_step_leaks_no_descriptor() -> None:
     async def story() -> None:
         async with running() as admin:
             await admin.ask("/livez")
@@ -309,7 +309,7 @@ async def test_it_may_be_cancelled_at_any_step() -> None:
     assert descriptors() == before
 
 
-async def test_the_listening_socket_stays_its_owner_s() -> None:
+async def test_the_listening_socket_is_not_closed() -> None:
     async with running() as admin:
         listening = admin.listening
         await admin.ask("/livez")

@@ -329,7 +329,7 @@ async def test_a_read_whose_client_left_gives_its_session_to_a_request_that_wait
             await trio.sleep(1)
             assert tally.outcomes == {"ok": 1}
             left = [leaver.answer.refusal for leaver in leavers if leaver.answer is not None]
-            assert set(left) == {Refusal.CLIENT_LEFT}
+            assert set(left) == {Refusal.CLIENT_DISCONNECTED}
             clients.cancel_scope.cancel()
         assert it.executed.count(("red", "key-1")) == len(names)
 

@@ -131,7 +131,7 @@ def test_over_its_rate_a_client_is_told_so_at_once(
                 told.append(failure)
         assert 13 <= len(told) <= 15
         assert {failure.reason for failure in told} == {enums.ResultReason.GENERAL_FAILURE}
-        assert gateway.total("kmip_gateway_client_rejected_total", reason="requests_per_second") == len(told)
+        assert gateway.total("kmip_gateway_limit_rejections_total", limit="requests_per_second") == len(told)
         with gateway.client("another") as other:  # a principal of its own
             other.locate()
 

@@ -439,7 +439,7 @@ async def test_client_without_identity_that_stays_silent_is_closed_after_3_s_and
         await is_closed(client)
         assert 2.5 < clock.current_time() < 5
     assert front.errors == {"not_authenticated": 1}
-    assert front.count("client_rejected_total", reason="max_clients") == 0
+    assert front.count("limit_rejections_total", limit="max_clients") == 0
 
 
 async def test_client_over_max_clients_that_stays_silent_is_closed_after_3_s_and_counted(
@@ -450,7 +450,7 @@ async def test_client_over_max_clients_that_stays_silent_is_closed_after_3_s_and
         await is_closed(client)
         assert 2.5 < clock.current_time() < 5
     assert front.errors == {"limit": 1}
-    assert front.count("client_rejected_total", reason="max_clients") == 1
+    assert front.count("limit_rejections_total", limit="max_clients") == 1
 
 
 async def test_refused_client_that_sends_one_byte_a_second_is_closed_after_3_s(
@@ -504,7 +504,7 @@ async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many
             await wait_all_tasks_blocked(0.01)
         held = min(most, 5)
         assert held * (8 << 20) < admission.buffered < held * (8 << 20) + (1 << 20)
-        assert front.count("client_rejected_total", reason="principal_max_buffered") == 5 - held
+        assert front.count("limit_rejections_total", limit="principal_max_buffered") == 5 - held
         assert front.errors == ({"unread": 5 - held} if held < 5 else {})
         front.desk.answer_size = 100
         async with front.client() as client:
@@ -520,11 +520,11 @@ async def test_one_client_that_fills_its_share_leaves_room_for_another(certifica
             client = await clients.enter_async_context(front.client())
             await client.stream.send_all(padded(1 << 20)[:1_000_000])
             await until(lambda: admission.buffered >= min(6, number) * 1_000_000)  # noqa: B023 - as above
-        await until(lambda: front.count("client_rejected_total", reason="principal_max_buffered") == 1)
+        await until(lambda: front.count("limit_rejections_total", limit="principal_max_buffered") == 1)
         async with front.client("bob") as calm:
             assert number_of(await calm.ask(padded(20_000, 7))) == 7
             assert number_of(await calm.ask(padded(800_000, 8))) == 8
-        assert front.count("client_rejected_total", reason="max_buffered") == 0
+        assert front.count("limit_rejections_total", limit="max_buffered") == 0
 
 
 async def test_requests_of_more_than_1_kib_and_what_follows_them_are_counted(certificates: Certificates) -> None:

@@ -274,7 +274,7 @@ async def test_at_most_64_clients_are_told_at_once_and_the_next_is_closed_withou
         async with front.client() as client:
             assert number_of(await client.ask(request(3))) == 3
     assert front.errors == {"limit": 65}
-    assert front.count("client_rejected_total", reason="listener_max_clients") == 65
+    assert front.count("limit_rejections_total", limit="listener_max_clients") == 65
     assert front.log.entries[0]["setting"] == "listeners.max_clients"
 
 
@@ -396,7 +396,7 @@ async def test_client_in_its_handshake_is_closed_for_another_only_after_a_second
         with knock(front) as early:
             await ends(early)
         assert front.errors == {"limit": 1}
-        assert front.count("client_rejected_total", reason="address_max_half_open") == 1
+        assert front.count("limit_rejections_total", limit="address_max_half_open") == 1
         await trio.sleep(1)
         async with front.client() as late:
             assert number_of(await late.ask(request(2))) == 2
@@ -433,7 +433,7 @@ async def test_connections_of_one_address_are_bounded_and_others_are_served(cert
     async with open_front(certificates, admission=admission) as front, front.client() as one, front.client() as two:
         with knock(front) as third:
             await ends(third)
-        assert front.count("client_rejected_total", reason="address_max_clients") == 1
+        assert front.count("limit_rejections_total", limit="address_max_clients") == 1
         assert front.log.entries[0]["setting"] == "per_address.max_clients"
         await is_served(front, asking(front.certificates), "127.0.0.2")
         for client in (one, two):
@@ -449,7 +449,7 @@ async def test_handshakes_a_second_of_one_address_are_bounded(certificates: Cert
                 await client.ask(request())
         with knock(front) as third:
             await ends(third)
-        assert front.count("client_rejected_total", reason="address_handshakes_per_second") == 1
+        assert front.count("limit_rejections_total", limit="address_handshakes_per_second") == 1
         await trio.sleep(2)
         async with front.client() as client:
             assert number_of(await client.ask(request(9))) == 9

@@ -1,12 +1,12 @@
 """A scrape sees the states of the pools at its moment."""
 
 import trio
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
-from gateway.upstream.collector import PoolCollector
+from gateway.upstream.collector import collect_pools
 from gateway.upstream.health import Verdict
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
@@ -21,11 +21,11 @@ def backend(name: str, nursery: trio.Nursery, places: int = 2) -> Backend:
     return Backend(name, slots, pools)
 
 
-def scrape(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
+def scrape(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
     """A family's samples, by the values of their labels."""
     return {
         tuple(sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for family in text_string_to_metric_families(metrics.exposition().decode())
         for sample in family.samples
         if sample.name == f"kmip_gateway_{name}"
     }
@@ -34,8 +34,8 @@ def scrape(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], floa
 @in_virtual_time
 async def test_a_scrape_counts_sessions_over_all_credentials(nursery: trio.Nursery) -> None:
     atlanta, london = backend("atlanta", nursery), backend("london", nursery, places=7)
-    registry = CollectorRegistry()
-    registry.register(PoolCollector(lambda: [atlanta, london]))
+    metrics = Metrics("test")
+    collect_pools(metrics, lambda: [atlanta, london])
     red, blue = atlanta.pools["red"], atlanta.pools["blue"]
     red.give_back(await lease(red))
     await lease(blue)
@@ -43,16 +43,16 @@ async def test_a_scrape_counts_sessions_over_all_credentials(nursery: trio.Nurse
     nursery.start_soon(lease, blue)
     await wait_all_tasks_blocked()
 
-    sessions = scrape(registry, "sessions")
+    sessions = scrape(metrics, "sessions")
     assert {labels: value for labels, value in sessions.items() if value} == {
         ("atlanta", "idle"): 1,
         ("atlanta", "busy"): 1,
     }
     assert len(sessions) == 6
-    assert scrape(registry, "pool_waiters") == {("atlanta",): 2, ("london",): 0}
-    assert scrape(registry, "sessions_max") == {("atlanta",): 2, ("london",): 7}
-    assert scrape(registry, "backend_up") == {("atlanta",): 1, ("london",): 1}
-    assert scrape(registry, "session_effective_idle_limit_seconds") == {
+    assert scrape(metrics, "pool_waiters") == {("atlanta",): 2, ("london",): 0}
+    assert scrape(metrics, "sessions_max") == {("atlanta",): 2, ("london",): 7}
+    assert scrape(metrics, "backend_up") == {("atlanta",): 1, ("london",): 1}
+    assert scrape(metrics, "session_idle_limit_seconds") == {
         ("atlanta", "config"): 25,
         ("london", "config"): 25,
     }
@@ -62,15 +62,15 @@ async def test_a_scrape_counts_sessions_over_all_credentials(nursery: trio.Nurse
 async def test_a_scrape_sees_the_states_of_its_moment(nursery: trio.Nursery) -> None:
     atlanta, london = backend("atlanta", nursery), backend("london", nursery)
     there = [atlanta, london]
-    registry = CollectorRegistry()
-    registry.register(PoolCollector(lambda: there))
-    assert scrape(registry, "backend_state")["atlanta", "up"] == 1
+    metrics = Metrics("test")
+    collect_pools(metrics, lambda: there)
+    assert scrape(metrics, "backend_state")["atlanta", "up"] == 1
 
     atlanta.health.probed(Verdict.FAILS)
     there.remove(london)
 
-    assert scrape(registry, "backend_up") == {("atlanta",): 0}
-    assert scrape(registry, "backend_state") == {
+    assert scrape(metrics, "backend_up") == {("atlanta",): 0}
+    assert scrape(metrics, "backend_state") == {
         ("atlanta", "up"): 0,
         ("atlanta", "standby"): 0,
         ("atlanta", "down"): 1,

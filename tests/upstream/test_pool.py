@@ -1402,7 +1402,7 @@ async def test_a_session_to_an_old_address_is_not_lent(nursery: trio.Nursery, at
 
     assert pool.take() is None
     pool.give_back(lent)
-    assert observer.closed == {"gone": 1, "lifetime": 1}
+    assert observer.closed == {"removed": 1, "lifetime": 1}
     pool.give_back(stays)
     assert pool.take() is stays
 
@@ -1420,7 +1420,7 @@ async def test_a_session_opened_to_an_old_address_is_replaced(nursery: trio.Nurs
 
     assert waiter.session is not None
     assert waiter.session.peer == "192.0.2.1"
-    assert observer.closed == {"gone": 1}
+    assert observer.closed == {"removed": 1}
     assert slots.used == 1
 
 
