@@ -1,0 +1,280 @@
+"""The layout of the tests: each module has its test at the mirrored path, and no test depends on a test module."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+MOST_CHARACTERS: Final = 75  # of a test's name
+#: Directories of tests that mirror no package.
+NOT_MIRRORED: Final = frozenset({"e2e", "kit", "fuzz", "benchmarks", "grafana"})
+#: Tests of the repository itself.
+OF_REPOSITORY: Final = frozenset({"tests/test_layout.py"})
+#: Files whose mistakes are allowed until they are moved, split or renamed.
+KNOWN: Final[frozenset[str]] = frozenset(
+    [
+        "gateway/building.py",
+        "gateway/config/crosschecks.py",
+        "gateway/config/files.py",
+        "gateway/config/loading.py",
+        "gateway/config/mistakes.py",
+        "gateway/config/model.py",
+        "gateway/config/secrecy.py",
+        "gateway/config/summary.py",
+        "gateway/config/validity.py",
+        "gateway/config/values.py",
+        "gateway/dispatcher/answer.py",
+        "gateway/dispatcher/job.py",
+        "gateway/dispatcher/knowledge.py",
+        "gateway/dispatcher/search.py",
+        "gateway/upstream/versions.py",
+        "lab/src/kmip_lab/certs_command.py",
+        "lab/src/kmip_lab/compare/backend.py",
+        "lab/src/kmip_lab/compare/cases.py",
+        "lab/src/kmip_lab/compare/configurations.py",
+        "lab/src/kmip_lab/compare/load.py",
+        "lab/src/kmip_lab/compare/places.py",
+        "lab/src/kmip_lab/compare/report.py",
+        "lab/src/kmip_lab/compare/running.py",
+        "lab/src/kmip_lab/cpu.py",
+        "lab/src/kmip_lab/keymanager/asking.py",
+        "lab/src/kmip_lab/keymanager/attributes.py",
+        "lab/src/kmip_lab/keymanager/batch.py",
+        "lab/src/kmip_lab/keymanager/call.py",
+        "lab/src/kmip_lab/keymanager/changes.py",
+        "lab/src/kmip_lab/keymanager/changing.py",
+        "lab/src/kmip_lab/keymanager/ciphering.py",
+        "lab/src/kmip_lab/keymanager/ciphers.py",
+        "lab/src/kmip_lab/keymanager/command.py",
+        "lab/src/kmip_lab/keymanager/costs.py",
+        "lab/src/kmip_lab/keymanager/deferred.py",
+        "lab/src/kmip_lab/keymanager/greeting.py",
+        "lab/src/kmip_lab/keymanager/journal.py",
+        "lab/src/kmip_lab/keymanager/keys.py",
+        "lab/src/kmip_lab/keymanager/lifecycle.py",
+        "lab/src/kmip_lab/keymanager/local.py",
+        "lab/src/kmip_lab/keymanager/making.py",
+        "lab/src/kmip_lab/keymanager/objects.py",
+        "lab/src/kmip_lab/keymanager/operations.py",
+        "lab/src/kmip_lab/keymanager/reading.py",
+        "lab/src/kmip_lab/keymanager/refusals.py",
+        "lab/src/kmip_lab/keymanager/replication.py",
+        "lab/src/kmip_lab/keymanager/roles.py",
+        "lab/src/kmip_lab/keymanager/sending.py",
+        "lab/src/kmip_lab/keymanager/server.py",
+        "lab/src/kmip_lab/keymanager/store.py",
+        "lab/src/kmip_lab/keymanager/tickets.py",
+        "lab/src/kmip_lab/keymanager/tree.py",
+        "lab/src/kmip_lab/keymanager/wire.py",
+        "lab/src/kmip_lab/speed/campaign.py",
+        "lab/src/kmip_lab/speed/discovery.py",
+        "lab/src/kmip_lab/speed/given.py",
+        "lab/src/kmip_lab/speed/making.py",
+        "lab/src/kmip_lab/speed/operations.py",
+        "lab/src/kmip_lab/speed/qclient_syntax.py",
+        "lab/src/kmip_lab/speed/report/charts.py",
+        "lab/src/kmip_lab/speed/report/command.py",
+        "lab/src/kmip_lab/speed/report/house.py",
+        "lab/src/kmip_lab/speed/report/links.py",
+        "lab/src/kmip_lab/speed/report/markdown.py",
+        "lab/src/kmip_lab/speed/report/results.py",
+        "lab/src/kmip_lab/speed/report/sections.py",
+        "lab/src/kmip_lab/speed/result.py",
+        "lab/src/kmip_lab/speed/running.py",
+        "lab/src/kmip_lab/speed/table.py",
+        "lab/src/kmip_lab/speed/target.py",
+        "lab/src/kmip_lab/speed/trouble.py",
+        "lab/src/kmip_lab/speed/worker.py",
+        "lab/tests/speed/test_ending.py",
+        "lab/tests/speed/test_qclient.py",
+        "lab/tests/test_batch.py",
+        "lab/tests/test_changes.py",
+        "lab/tests/test_changing.py",
+        "lab/tests/test_ciphering.py",
+        "lab/tests/test_cluster.py",
+        "lab/tests/test_command.py",
+        "lab/tests/test_costs.py",
+        "lab/tests/test_deferred.py",
+        "lab/tests/test_faults.py",
+        "lab/tests/test_greeting.py",
+        "lab/tests/test_journal.py",
+        "lab/tests/test_keymanager.py",
+        "lab/tests/test_lifecycle.py",
+        "lab/tests/test_making.py",
+        "lab/tests/test_reading.py",
+        "lab/tests/test_replication.py",
+        "lab/tests/test_server.py",
+        "lab/tests/test_store.py",
+        "lab/tests/test_tickets.py",
+        "tests/dispatcher/test_attempts.py",
+        "tests/dispatcher/test_dispatcher.py",
+        "tests/dispatcher/test_race.py",
+        "tests/e2e/test_replication.py",
+        "tests/front/test_behind_balancer.py",
+        "tests/front/test_conversation.py",
+        "tests/front/test_listener.py",
+        "tests/front/test_preface.py",
+        "tests/kit/clients.py",
+        "tests/kit/replicas.py",
+        "tests/kmip/test_compose.py",
+        "tests/kmip/test_decode.py",
+        "tests/kmip/test_framing.py",
+        "tests/test_cli.py",
+        "tests/test_config.py",
+        "tests/test_dispatcher.py",
+        "tests/test_failover.py",
+        "tests/test_knowledge.py",
+        "tests/test_log.py",
+        "tests/test_policy.py",
+        "tests/test_records.py",
+        "tests/test_right_key.py",
+        "tests/test_search.py",
+        "tests/upstream/test_affinity.py",
+        "tests/upstream/test_fleet.py",
+        "tests/upstream/test_load.py",
+        "tests/upstream/test_marks.py",
+        "tests/upstream/test_pool.py",
+        "tests/upstream/test_prober.py",
+    ]
+)
+
+
+def unknown(mistakes: Iterable[tuple[Path, str]]) -> list[str]:
+    """Return the mistakes in files that are not in KNOWN, each with the file's path from the root."""
+    paths = ((str(path.relative_to(ROOT)), mistake) for path, mistake in mistakes)
+    return sorted(f"{path} {mistake}" for path, mistake in paths if path not in KNOWN)
+
+
+class Tree(NamedTuple):
+    """A package and its tests, below the root of the repository."""
+
+    package: Path
+    tests: Path
+
+    def modules(self) -> set[Path]:
+        """Return the modules of the package that hold code, relative to the package."""
+        return {
+            path.relative_to(self.package)
+            for path in self.package.rglob("*.py")
+            if path.name not in {"__init__.py", "__main__.py"} and has_code(path)
+        }
+
+    def test_modules(self) -> set[Path]:
+        """Return the test modules that must mirror a module, relative to the directory of the tests."""
+        return {
+            path.relative_to(self.tests)
+            for path in self.tests.rglob("test_*.py")
+            if path.relative_to(self.tests).parts[0] not in NOT_MIRRORED
+            if str(path.relative_to(ROOT)) not in OF_REPOSITORY
+        }
+
+
+TREES: Final = (
+    Tree(ROOT / "gateway", ROOT / "tests"),
+    Tree(ROOT / "lab" / "src" / "kmip_lab", ROOT / "lab" / "tests"),
+)
+TESTS: Final = sorted(path for tree in TREES for path in tree.tests.rglob("*.py"))
+
+
+def has_code(path: Path) -> bool:
+    """Return True if a module defines a function or a method; constants and plain classes need no test."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(ast.parse(path.read_text()))
+    )
+
+
+def is_mirror(test: Path, module: Path) -> bool:
+    """Return True if a test module is test_x.py or test_x_*.py for the module x.py in the same directory."""
+    name = test.stem.removeprefix("test_")
+    return test.parent == module.parent and (name == module.stem or name.startswith(f"{module.stem}_"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the full name of everything that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def is_test_module(name: str) -> bool:
+    """Return True if an imported name is in a test module of this repository, or is one."""
+    parts = name.split(".")
+    return parts[0] in {"tests", "", "lab"} and any(part.startswith("test_") for part in parts[1:])
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.package.name)
+def test_every_module_has_a_test_at_the_mirrored_path(tree: Tree) -> None:
+    tests = tree.test_modules()
+
+    assert (
+        unknown(
+            (tree.package / module, "has no test")
+            for module in tree.modules()
+            if module.parent / f"test_{module.name}" not in tests
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.package.name)
+def test_every_test_module_mirrors_a_module(tree: Tree) -> None:
+    modules = {path.relative_to(tree.package) for path in tree.package.rglob("*.py")}
+
+    assert (
+        unknown(
+            (tree.tests / test, "mirrors no module")
+            for test in tree.test_modules()
+            if not any(is_mirror(test, module) for module in modules)
+        )
+        == []
+    )
+
+
+def test_no_test_imports_from_a_test_module() -> None:
+    assert unknown((path, f"imports {name}") for path in TESTS for name in imported(path) if is_test_module(name)) == []
+
+
+def test_names_of_tests_are_short() -> None:
+    assert (
+        unknown(
+            (path, f"has the long name {node.name}")
+            for path in TESTS
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if node.name.startswith("test_") and len(node.name) > MOST_CHARACTERS
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "module", "mirrors"),
+    [
+        ("test_log.py", "log.py", True),
+        ("upstream/test_pool.py", "upstream/pool.py", True),
+        ("upstream/test_pool_machine.py", "upstream/pool.py", True),
+        ("upstream/test_pools.py", "upstream/pool.py", False),
+        ("test_pool.py", "upstream/pool.py", False),
+    ],
+)
+def test_a_mirror_has_the_directory_and_the_name_of_its_module(test: str, module: str, mirrors: bool) -> None:
+    assert is_mirror(Path(test), Path(module)) is mirrors
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tests.test_dispatcher.house", True),
+        ("tests.upstream.test_pool.observer", True),
+        ("tests.upstream.test_pool", True),
+        ("tests.kit.front.Front", False),
+        ("trio.testing.test_support", False),
+    ],
+)
+def test_an_import_from_a_test_module_is_found(name: str, expected: bool) -> None:
+    assert is_test_module(name) is expected
