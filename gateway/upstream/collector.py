@@ -1,12 +1,13 @@
 """The gauges of backends and their pools, which are read during a scrape."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from gateway.fast_metrics import Reading
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 
-_STATES = ("up", "standby", "down", "ejected", "half_open")
+_STATES: Final = ("up", "standby", "down", "ejected", "half_open")
 
 
 def collect_pools(metrics: Metrics, backends: Callable[[], Sequence[Backend]]) -> None:
