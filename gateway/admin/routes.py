@@ -20,7 +20,7 @@ RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics, which s
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """An answer: status, body, media type, and further headers."""
 
     status: HTTPStatus
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, status: HTTPStatus, text: str = "") -> "Answer":
+    def of(cls, status: HTTPStatus, text: str = "") -> "HttpAnswer":
         """Return an answer of one line: ``text``, or the status's own phrase."""
         return cls(status, f"{text or status.phrase}\n".encode())
 
@@ -71,7 +71,7 @@ class Routes:
         self._rendering = Rendering(exposition)
         self._unreadiness = unreadiness
         self._names = {_plain(name) for name in ("localhost", *names)}
-        self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
+        self._routes: dict[str, Callable[[], Awaitable[HttpAnswer]]] = {
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -79,23 +79,23 @@ class Routes:
         self._log = log.get("admin")
         self._throttle = log.Throttle(interval=60.0)
 
-    async def answer(self, method: str, target: str, host: str | None) -> Answer:
+    async def answer(self, method: str, target: str, host: str | None) -> HttpAnswer:
         """Return the answer to a request. ``host`` is the Host header, which HTTP/1.0 may omit."""
         if (refusal := self._refuse_host(host)) is not None:
             return refusal
         route = self._routes.get(target.partition("?")[0])
         if route is None:
-            return Answer.of(HTTPStatus.NOT_FOUND)
+            return HttpAnswer.of(HTTPStatus.NOT_FOUND)
         if method not in {"GET", "HEAD"}:
-            return Answer.of(HTTPStatus.METHOD_NOT_ALLOWED)._replace(headers=(("Allow", "GET, HEAD"),))
+            return HttpAnswer.of(HTTPStatus.METHOD_NOT_ALLOWED)._replace(headers=(("Allow", "GET, HEAD"),))
         return await route()
 
-    def _refuse_host(self, host: str | None) -> Answer | None:
+    def _refuse_host(self, host: str | None) -> HttpAnswer | None:
         if host is None:
             return None
         match = _HOST.fullmatch(host)
         if match is None:
-            return Answer.of(HTTPStatus.BAD_REQUEST, "the Host header is not host:port")
+            return HttpAnswer.of(HTTPStatus.BAD_REQUEST, "the Host header is not host:port")
         name = match["name"]
         if _plain(name) in self._names or _is_address(name.strip("[]")):
             return None
@@ -106,19 +106,23 @@ class Routes:
             " it to admin.hosts",
             host=log.quoted(name),
         )
-        return Answer.of(
+        return HttpAnswer.of(
             HTTPStatus.MISDIRECTED_REQUEST, "unknown host name; if it is this gateway's, add it to admin.hosts"
         )
 
-    async def _metrics(self) -> Answer:
-        return Answer(HTTPStatus.OK, await self._rendering.current(), _EXPOSITION_FORMAT)
+    async def _metrics(self) -> HttpAnswer:
+        return HttpAnswer(HTTPStatus.OK, await self._rendering.current(), _EXPOSITION_FORMAT)
 
-    async def _livez(self) -> Answer:
-        return Answer.of(HTTPStatus.OK, "ok")
+    async def _livez(self) -> HttpAnswer:
+        return HttpAnswer.of(HTTPStatus.OK, "ok")
 
-    async def _readyz(self) -> Answer:
+    async def _readyz(self) -> HttpAnswer:
         reason = self._unreadiness()
-        return Answer.of(HTTPStatus.OK, "ok") if reason is None else Answer.of(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        return (
+            HttpAnswer.of(HTTPStatus.OK, "ok")
+            if reason is None
+            else HttpAnswer.of(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        )
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,7 @@ import h11
 import trio
 
 from gateway import log
-from gateway.admin.routes import Answer, Routes
+from gateway.admin.routes import HttpAnswer, Routes
 
 BACKLOG: Final = 64  # connections that wait to be accepted; more would exceed the timeouts of health checks
 _CHUNK: Final = 4096  # bytes read at once
@@ -40,7 +40,7 @@ class AdminLimits(NamedTuple):
     send: float = 5.0
 
 
-class Pace:
+class RateLimiter:
     """A rate limit that waits: at most ``burst`` turns at once, and ``rate`` turns a second."""
 
     def __init__(self, rate: float, burst: int) -> None:
@@ -64,7 +64,7 @@ class AdminConnection:
         self._routes = routes
         self._limits = limits
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.request_size)
-        self._pace = Pace(limits.requests_per_second, limits.request_burst)
+        self._rate = RateLimiter(limits.requests_per_second, limits.request_burst)
         self._scope = trio.CancelScope()
         self.served_at = trio.current_time()  # time of acceptance, or of the last request
 
@@ -78,7 +78,7 @@ class AdminConnection:
             try:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     while await self._exchange():
-                        await self._pace.turn()
+                        await self._rate.turn()
             finally:
                 await trio.aclose_forcefully(self._stream)
 
@@ -90,10 +90,10 @@ class AdminConnection:
                 return False
             refusal = self._refusal(request)
         except h11.RemoteProtocolError as error:
-            refusal = Answer.of(_status(error.error_status_hint))
+            refusal = HttpAnswer.of(_status(error.error_status_hint))
             request = None
         if request is None or refusal is not None:
-            await self._send(refusal or Answer.of(HTTPStatus.BAD_REQUEST), is_last=True)
+            await self._send(refusal or HttpAnswer.of(HTTPStatus.BAD_REQUEST), is_last=True)
             await self._linger()
             return False
         self.served_at = trio.current_time()
@@ -113,22 +113,22 @@ class AdminConnection:
             return event if isinstance(event, h11.Request) else None
         return None
 
-    def _refusal(self, request: h11.Request) -> Answer | None:
+    def _refusal(self, request: h11.Request) -> HttpAnswer | None:
         if request.http_version not in _VERSIONS:
-            return Answer.of(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+            return HttpAnswer.of(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         if not isinstance(self._http.next_event(), h11.EndOfMessage):
-            return Answer.of(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request here has no body")
+            return HttpAnswer.of(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request here has no body")
         return None
 
-    async def _answer(self, request: h11.Request) -> Answer:
+    async def _answer(self, request: h11.Request) -> HttpAnswer:
         host = next((value.decode("latin-1") for name, value in request.headers if name == b"host"), None)
         try:
             return await self._routes.answer(request.method.decode(), request.target.decode("latin-1"), host)
         except Exception as error:  # noqa: BLE001 - a fault of a route must cost only its answer
             log.get("admin").error("admin request failed: a fault of the gateway; please report it", exc_info=error)
-            return Answer.of(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return HttpAnswer.of(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    async def _send(self, answer: Answer, *, head_only: bool = False, is_last: bool = False) -> None:
+    async def _send(self, answer: HttpAnswer, *, head_only: bool = False, is_last: bool = False) -> None:
         headers = [
             ("Date", formatdate(usegmt=True)),
             ("Content-Type", answer.media_type),
@@ -167,7 +167,7 @@ class AdminServer:
     def __init__(self, routes: Routes, limits: AdminLimits | None = None) -> None:
         self._routes = routes
         self._limits = limits or AdminLimits()
-        self._pace = Pace(self._limits.connections_per_second, self._limits.connections)
+        self._rate = RateLimiter(self._limits.connections_per_second, self._limits.connections)
         self._connections: set[AdminConnection] = set()
         self._log = log.get("admin")
         self._throttle = log.Throttle(interval=60.0)
@@ -187,7 +187,7 @@ class AdminServer:
 
     async def _accept(self, listening: trio.socket.SocketType, clients: trio.Nursery) -> None:
         while True:
-            await self._pace.turn()
+            await self._rate.turn()
             try:
                 sock, _ = await listening.accept()
             except OSError as error:

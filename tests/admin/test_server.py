@@ -10,7 +10,7 @@ import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
 from gateway.admin.routes import Routes
-from gateway.admin.server import AdminConnection, AdminLimits, AdminServer, Pace
+from gateway.admin.server import AdminConnection, AdminLimits, AdminServer, RateLimiter
 from tests.kit.fake_backends import in_virtual_time
 from tests.kit.streams import cancelled_everywhere, descriptors
 
@@ -267,16 +267,16 @@ async def test_pipelined_requests_are_served_at_the_connections_rate() -> None:
 
 @in_virtual_time
 async def test_a_burst_is_served_at_once_and_then_the_rate_holds() -> None:
-    pace = Pace(rate=2.0, burst=3)
+    limiter = RateLimiter(rate=2.0, burst=3)
     began = trio.current_time()
     moments = []
     for _ in range(6):
-        await pace.turn()
+        await limiter.turn()
         moments.append(trio.current_time() - began)
     await trio.sleep(100)
     began = trio.current_time()
     for _ in range(4):
-        await pace.turn()
+        await limiter.turn()
         moments.append(trio.current_time() - began)
 
     assert moments == pytest.approx([0, 0, 0, 0.5, 1.0, 1.5, 0, 0, 0, 0.5])
