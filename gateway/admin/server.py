@@ -125,7 +125,7 @@ class AdminConnection:
         try:
             return await self._routes.answer(request.method.decode(), request.target.decode("latin-1"), host)
         except Exception as error:  # noqa: BLE001 - a fault of a route must cost only its answer
-            log.get("admin").error("admin request failed: a fault of the gateway; please report it", exc_info=error)
+            log.get("admin").error("internal error: admin request failed; report this bug", exc_info=error)
             return HttpAnswer.of(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     async def _send(self, answer: HttpAnswer, *, head_only: bool = False, is_last: bool = False) -> None:
@@ -220,6 +220,6 @@ class AdminServer:
         try:
             await connection.run()
         except Exception as error:  # noqa: BLE001 - no client of this port may end the gateway
-            self._log.error("admin connection failed: a fault of the gateway; please report it", exc_info=error)
+            self._log.error("internal error: admin connection closed; report this bug", exc_info=error)
         finally:
             self._connections.discard(connection)
