@@ -1,0 +1,95 @@
+"""The log of changes: numbers, what another lacks, and which of two changes stands."""
+
+import pytest
+from kmip_lab.keymanager import Store
+from kmip_lab.keymanager.attributes import ManagedObject, of_number, of_text
+from kmip_lab.keymanager.replication_log import Change, decode_object, encode_object
+
+KEY = ManagedObject("1", "alice", 2, 1, b"\x00key", (of_text("Object Group", "ours"), of_number("Fresh", True)))
+
+
+def store(name: str) -> Store:
+    return Store(logged_as=name)
+
+
+def save(where: Store, *objects: ManagedObject) -> None:
+    with where.transaction():
+        for one in objects:
+            where.save(one)
+
+
+def changes(where: Store) -> list[Change]:
+    assert where.log is not None
+    return where.log.after(where.log.origin, 0, 100)
+
+
+def test_an_object_comes_back_as_it_was() -> None:
+    for one in (KEY, ManagedObject("2", "bob", 8, None, None, ())):
+        assert decode_object(encode_object(one)) == one
+
+
+def test_changes_are_counted_when_they_are_committed() -> None:
+    atlanta = store("atlanta-001")
+    assert atlanta.log is not None
+    announced: list[int] = []
+    log = atlanta.log
+    log.on_change = lambda: announced.append(log.last)
+    save(atlanta, KEY, KEY)
+    with pytest.raises(AttributeError):
+        save(atlanta, KEY, None)  # type: ignore[arg-type]
+    save(atlanta, KEY)
+    with atlanta.transaction():
+        pass
+    assert announced == [2, 3]
+    assert [change.number for change in changes(atlanta)] == [1, 2, 3]
+    assert "key" not in repr(changes(atlanta))
+
+
+def test_the_later_change_stands_in_whichever_order_they_come() -> None:
+    atlanta, london, first, second = (store(name) for name in ("a", "l", "one", "two"))
+    save(atlanta, KEY)
+    later = KEY.put([of_text("Object Group", "theirs")])
+    save(london, later)
+    first.apply([*changes(atlanta), *changes(london)])
+    second.apply([*changes(london), *changes(atlanta), *changes(london)])
+    assert first.get("1") == second.get("1")
+    found = first.get("1")
+    assert found is not None
+    assert found.instances("Object Group") == later.instances("Object Group")
+
+
+def test_what_is_written_here_is_later_than_what_it_replaces() -> None:
+    ahead, behind = store("ahead"), store("behind")
+    save(ahead, KEY)
+    (change,) = changes(ahead)
+    behind.apply([change._replace(stamp=change.stamp + 10**18)])  # of a clock that is years ahead
+    save(behind, KEY.put([of_text("Object Group", "theirs")]))
+    ahead.apply(changes(behind))
+    assert ahead.get("1") == behind.get("1")
+
+
+def test_what_another_lacks_is_told_in_order_and_without_ones_own() -> None:
+    atlanta, london = store("a"), store("l")
+    save(atlanta, *[KEY] * 250)
+    save(london, KEY)
+    london.apply(changes(atlanta))
+    assert london.log is not None
+    have = london.log.last_numbers()
+    london.apply(atlanta.log.after(atlanta.log.origin, 100, 150) if atlanta.log is not None else [])
+    lacking = list(london.log.missing({changes(atlanta)[0].origin: 240}))
+    assert [change.number for change in lacking] == list(range(241, 251))
+    assert have[changes(atlanta)[0].origin] == 100
+
+
+def test_a_store_that_begins_anew_is_another_origin() -> None:
+    replica, before, after = store("r"), store("a"), store("a")
+    save(before, KEY)
+    replica.apply(changes(before))
+    save(after, KEY.put([of_text("Object Group", "anew")]))
+    replica.apply(changes(after))
+    assert replica.get("1") == after.get("1")
+
+
+def test_a_store_without_a_log_takes_nothing() -> None:
+    with pytest.raises(ValueError, match="not replicated"):
+        Store().apply([])

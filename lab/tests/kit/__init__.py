@@ -1,0 +1,1 @@
+"""Helpers that the laboratory's tests share."""
