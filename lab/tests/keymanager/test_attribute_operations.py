@@ -1,12 +1,10 @@
-"""Attributes added, modified, set and deleted, as 1.x writes it and as 2.x does."""
+"""Get Attributes, Get Attribute List, Add, Modify, Set and Delete Attribute, in 1.x and in 2.x."""
 
 import pytest
-from kmip_lab.keymanager.engine import Engine
 
 from gateway.kmip import ttlv
 from gateway.kmip.spec import Operation, ResultReason, Tag
 from lab.tests.kit.engine_client import (
-    AES_256,
     AttributeValue,
     EngineClient,
     OperationResult,
@@ -17,7 +15,6 @@ from lab.tests.kit.engine_client import (
     name,
     number,
     uid_of,
-    vendor_colour,
 )
 
 
@@ -37,7 +34,7 @@ def modify(
     after: AttributeValue,
     position: int | None = None,
 ) -> OperationResult:
-    """Modify one instance: by its value in 2.x, by its position in 1.x."""
+    """Modify the instance at ``position`` (1.x) or with the value of ``before`` (2.x)."""
     if client.version >= (2, 0):
         current = ttlv.structure(Tag.CURRENT_ATTRIBUTE, before.item(client.version))
         return client.ask(Operation.MODIFY_ATTRIBUTE, uid_of(made), current, new(client, after))
@@ -61,7 +58,7 @@ def groups(client: EngineClient, made: OperationResult) -> list[bytes]:
     return client.attributes(made).attribute_values.get("Object Group", [])
 
 
-def test_an_attribute_comes_changes_and_goes(client: EngineClient) -> None:
+def test_attribute_is_added_modified_and_deleted(client: EngineClient) -> None:
     made = client.create()
     assert add(client, made, contact("Ada")).uid == made.uid
     assert client.attributes(made).attribute_values["Contact Information"] == [b"Ada"]
@@ -71,7 +68,7 @@ def test_an_attribute_comes_changes_and_goes(client: EngineClient) -> None:
     assert "Contact Information" not in client.attributes(made).attribute_values
 
 
-def test_several_instances_are_told_apart(client: EngineClient) -> None:
+def test_instances_of_an_attribute_are_changed_one_by_one(client: EngineClient) -> None:
     made = client.create()
     for text in ("a", "b", "c"):
         assert add(client, made, group(text)).ok
@@ -79,11 +76,11 @@ def test_several_instances_are_told_apart(client: EngineClient) -> None:
     assert modify(client, made, group("b"), group("B"), 1).ok
     assert delete(client, made, group("a"), 0).ok
     assert groups(client, made) == [b"B", b"c"]
-    assert modify(client, made, group("c"), group("C"), 2).ok  # positions stay when others go
+    assert modify(client, made, group("c"), group("C"), 2).ok  # deleting an instance does not move later instances
     assert groups(client, made) == [b"B", b"C"]
 
 
-def test_1_x_answers_with_the_attribute(client_1_2: EngineClient) -> None:
+def test_1_x_answer_has_the_attribute(client_1_2: EngineClient) -> None:
     made = client_1_2.create()
     add(client_1_2, made, name("first"))
     added = add(client_1_2, made, name("second")).payload.structure(Tag.ATTRIBUTE)
@@ -95,12 +92,12 @@ def test_1_x_answers_with_the_attribute(client_1_2: EngineClient) -> None:
     assert deleted.encoded == added.encoded
 
 
-def test_2_x_answers_without_the_attribute(client_2_1: EngineClient) -> None:
+def test_2_x_answer_has_no_attribute(client_2_1: EngineClient) -> None:
     answer = add(client_2_1, client_2_1.create(), name("mine"))
     assert [node.tag for node in answer.payload.children] == [Tag.UNIQUE_IDENTIFIER]
 
 
-def test_what_may_be_there_once_is_not_added_twice(client: EngineClient) -> None:
+def test_adding_a_second_value_of_a_single_valued_attribute_fails(client: EngineClient) -> None:
     made = client.create()
     add(client, made, contact("Ada"))
     assert_failed(add(client, made, contact("Grace")), ResultReason.INVALID_FIELD, ResultReason.ATTRIBUTE_SINGLE_VALUED)
@@ -109,7 +106,7 @@ def test_what_may_be_there_once_is_not_added_twice(client: EngineClient) -> None
 @pytest.mark.parametrize(
     "attribute", [number("State", Tag.STATE, 2), length(128)], ids=lambda attribute: attribute.name
 )
-def test_what_is_not_the_clients_to_change(client: EngineClient, attribute: AttributeValue) -> None:
+def test_changing_a_read_only_attribute_fails(client: EngineClient, attribute: AttributeValue) -> None:
     made = client.create()
     before = client.attributes(made).attribute_values
     for answer in (modify(client, made, attribute, attribute), delete(client, made, attribute)):
@@ -117,7 +114,7 @@ def test_what_is_not_the_clients_to_change(client: EngineClient, attribute: Attr
     assert client.attributes(made).attribute_values == before
 
 
-def test_what_is_not_there_can_not_be_changed(client: EngineClient) -> None:
+def test_changing_a_missing_attribute_fails(client: EngineClient) -> None:
     made = client.create()
     missing = ResultReason.ITEM_NOT_FOUND, ResultReason.ATTRIBUTE_NOT_FOUND
     assert_failed(modify(client, made, contact("Ada"), contact("Grace")), *missing)
@@ -126,17 +123,17 @@ def test_what_is_not_there_can_not_be_changed(client: EngineClient) -> None:
     assert_failed(modify(client, made, group("b"), group("c"), 7), *missing)
 
 
-def test_an_attribute_of_the_wrong_type(client: EngineClient) -> None:
+def test_adding_a_value_of_the_wrong_type_fails(client: EngineClient) -> None:
     wrong = AttributeValue("Contact Information", Tag.CONTACT_INFORMATION, ttlv.integer, 7)
     assert_failed(add(client, client.create(), wrong), ResultReason.INVALID_FIELD, ResultReason.INVALID_DATA_TYPE)
 
 
-def test_an_attribute_that_does_not_exist(client: EngineClient) -> None:
+def test_adding_an_unknown_attribute_fails(client: EngineClient) -> None:
     unknown = AttributeValue("Colour", Tag.NONCE, ttlv.text, "red")
     assert_failed(add(client, client.create(), unknown), ResultReason.INVALID_FIELD, ResultReason.UNSUPPORTED_ATTRIBUTE)
 
 
-def test_a_change_is_dated(client: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_sets_last_change_date(client: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
     made = client.create()
     monkeypatch.setattr("time.time", lambda: 4_000_000_000.5)
     add(client, made, contact("Ada"))
@@ -144,7 +141,7 @@ def test_a_change_is_dated(client: EngineClient, monkeypatch: pytest.MonkeyPatch
     assert client.attributes(made).number("Initial Date") < 4_000_000_000
 
 
-def test_2_x_sets_what_there_is_one_of(client_2_1: EngineClient) -> None:
+def test_2_x_set_attribute_is_for_single_valued_attributes(client_2_1: EngineClient) -> None:
     made = client_2_1.create()
     for text in ("Ada", "Grace"):
         answer = client_2_1.ask(Operation.SET_ATTRIBUTE, uid_of(made), new(client_2_1, contact(text)))
@@ -159,7 +156,7 @@ def test_1_x_has_no_set_attribute(client_1_2: EngineClient) -> None:
     assert_failed(answer, ResultReason.OPERATION_NOT_SUPPORTED)
 
 
-def test_2_x_wants_to_know_which_of_several(client_2_1: EngineClient) -> None:
+def test_2_x_modify_needs_current_attribute_if_there_are_several(client_2_1: EngineClient) -> None:
     made = client_2_1.create()
     add(client_2_1, made, group("a"))
     which = client_2_1.ask(Operation.MODIFY_ATTRIBUTE, uid_of(made), new(client_2_1, group("b")))
@@ -168,7 +165,7 @@ def test_2_x_wants_to_know_which_of_several(client_2_1: EngineClient) -> None:
     assert_failed(other, ResultReason.INVALID_FIELD)
 
 
-def test_2_x_deletes_by_reference_all_that_there_are(client_2_1: EngineClient) -> None:
+def test_2_x_delete_by_reference_deletes_every_instance(client_2_1: EngineClient) -> None:
     made = client_2_1.create()
     add(client_2_1, made, group("a"))
     add(client_2_1, made, group("b"))
@@ -178,7 +175,7 @@ def test_2_x_deletes_by_reference_all_that_there_are(client_2_1: EngineClient) -
     assert_failed(client_2_1.ask(Operation.DELETE_ATTRIBUTE, uid_of(made), reference), ResultReason.ATTRIBUTE_NOT_FOUND)
 
 
-def test_attributes_by_name_and_their_list(client: EngineClient) -> None:
+def test_get_attributes_by_name_and_get_attribute_list(client: EngineClient) -> None:
     made = client.create()
     add(client, made, group("a"))
     add(client, made, group("b"))
@@ -191,45 +188,3 @@ def test_attributes_by_name_and_their_list(client: EngineClient) -> None:
         names = [node.as_text() for node in listed]
     assert sorted(names) == sorted(client.attributes(made).attribute_values)
     assert names.count("Object Group") == 1
-
-
-def test_a_version_sees_no_attributes_of_later_ones(engine: Engine) -> None:
-    made = EngineClient(engine, (2, 1)).create()
-    assert "Fresh" in EngineClient(engine, (1, 1)).attributes(made).attribute_values
-    assert "Fresh" not in EngineClient(engine, (1, 0)).attributes(made).attribute_values
-
-
-def test_2_x_sees_no_attributes_that_it_has_dropped(engine: Engine) -> None:
-    client_1_2 = EngineClient(engine, (1, 4))
-    made = client_1_2.create(
-        *AES_256, AttributeValue("Operation Policy Name", Tag.OPERATION_POLICY_NAME, ttlv.text, "default")
-    )
-    assert client_1_2.attributes(made).attribute_values["Operation Policy Name"] == [b"default"]
-    assert "Operation Policy Name" not in EngineClient(engine, (2, 0)).attributes(made).attribute_values
-
-
-def test_a_vendors_attribute_is_the_same_in_1_x_and_2_x(engine: Engine) -> None:
-    client_1_2, client_2_1 = EngineClient(engine, (1, 2)), EngineClient(engine, (2, 1))
-    made = client_1_2.create()
-    assert add(client_1_2, made, vendor_colour("red")).ok
-    reference = ttlv.structure(
-        Tag.ATTRIBUTE_REFERENCE, ttlv.text(Tag.VENDOR_IDENTIFICATION, "x"), ttlv.text(Tag.ATTRIBUTE_NAME, "colour")
-    )
-    told = client_2_1.ask(Operation.GET_ATTRIBUTES, uid_of(made), reference).payload.structure(Tag.ATTRIBUTES)
-    assert told is not None
-    (attribute,) = told.children
-    assert attribute.text(Tag.VENDOR_IDENTIFICATION) == "x"
-    assert attribute.text(Tag.ATTRIBUTE_NAME) == "colour"
-    assert attribute.text(Tag.ATTRIBUTE_VALUE) == "red"
-    listed = client_2_1.ask(Operation.GET_ATTRIBUTE_LIST, uid_of(made)).payload.children
-    assert reference in [node.encoded for node in listed]
-    changed = ttlv.structure(
-        Tag.ATTRIBUTE,
-        ttlv.text(Tag.VENDOR_IDENTIFICATION, "x"),
-        ttlv.text(Tag.ATTRIBUTE_NAME, "colour"),
-        ttlv.text(Tag.ATTRIBUTE_VALUE, "blue"),
-    )
-    current = ttlv.structure(Tag.CURRENT_ATTRIBUTE, attribute.encoded)
-    blue = ttlv.structure(Tag.NEW_ATTRIBUTE, changed)
-    assert client_2_1.ask(Operation.MODIFY_ATTRIBUTE, uid_of(made), current, blue).ok
-    assert client_1_2.attributes(made).attribute_values["x-colour"] == [b"blue"]

@@ -1,4 +1,4 @@
-"""The command: key managers in a process of their own."""
+"""The commands keymanager and promote: their options, and key managers in a process."""
 
 import signal
 import socket
@@ -29,13 +29,13 @@ def test_key_managers_of_one_command_share_a_store(certificates: Path, tmp_path:
             process.send_signal(sign)
             assert process.wait(10) == 0
     entries = read_journal(tmp_path / "journal")
-    assert [(one.server, one.operation, one.uids) for one in entries] == [
+    assert [(each.server, each.operation, each.uids) for each in entries] == [
         ("atlanta-001", "Create", [uid]),
         ("london-001", "Get", [uid]),
     ]
 
 
-def test_a_port_that_is_taken(certificates: Path) -> None:
+def test_a_port_in_use_is_an_error(certificates: Path) -> None:
     with running("--bind=127.0.0.1:0", *options(certificates)) as process:
         port = ready_port(process, "key-manager-1")
         result = CliRunner().invoke(keymanager, [f"--bind=127.0.0.1:{port}", *options(certificates)])
@@ -54,13 +54,13 @@ def test_a_port_that_is_taken(certificates: Path) -> None:
         (["--cost=Get=-1"], "0 or more"),
     ],
 )
-def test_mistakes_are_named(certificates: Path, arguments: list[str], words: str) -> None:
+def test_invalid_options_are_reported(certificates: Path, arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(keymanager, [*arguments, *options(certificates)])
     assert result.exit_code == 2
     assert words in result.output
 
 
-def test_a_key_that_does_not_belong_to_its_certificate(certificates: Path) -> None:
+def test_a_private_key_of_another_certificate_is_an_error(certificates: Path) -> None:
     wrong = [*options(certificates), f"--private-key={certificates / 'client.key'}"]
     result = CliRunner().invoke(keymanager, wrong)
     assert result.exit_code == 1
@@ -68,22 +68,22 @@ def test_a_key_that_does_not_belong_to_its_certificate(certificates: Path) -> No
 
 
 @pytest.mark.parametrize("option", ["--store", "--journal"])
-def test_a_file_that_can_not_be_made(certificates: Path, tmp_path: Path, option: str) -> None:
+def test_a_file_that_can_not_be_created_is_an_error(certificates: Path, tmp_path: Path, option: str) -> None:
     nowhere = f"{option}={tmp_path / 'nowhere' / 'file'}"
     result = CliRunner().invoke(keymanager, [nowhere, *options(certificates)])
     assert result.exit_code == 1
     assert result.output.startswith("Error: ")
 
 
-def test_help_says_what_it_is_not_for() -> None:
+def test_help_says_not_for_production() -> None:
     assert "NOT FOR PRODUCTION" in CliRunner().invoke(keymanager, ["--help"]).output
 
 
 @pytest.mark.parametrize(("option", "resumed"), [("--resumption", True), ("--no-resumption", False)])
-def test_sessions_are_resumed_unless_that_is_switched_off(certificates: Path, option: str, resumed: bool) -> None:
+def test_no_resumption_disables_session_resumption(certificates: Path, option: str, resumed: bool) -> None:
     context = ssl.create_default_context(cafile=certificates / "kms-ca.pem")
     context.load_cert_chain(certificates / "gateway-client.pem", certificates / "gateway-client.key")
-    context.maximum_version = ssl.TLSVersion.TLSv1_2  # where the session is there once hands are shaken
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # in 1.3, the session ticket comes after the handshake
     with running("--bind=127.0.0.1:0", "--name=one", option, *options(certificates)) as process:
         address = "127.0.0.1", ready_port(process, "one")
         with socket.create_connection(address) as sock, context.wrap_socket(sock, server_hostname="localhost") as first:
@@ -95,7 +95,7 @@ def test_sessions_are_resumed_unless_that_is_switched_off(certificates: Path, op
             assert second.session_reused is resumed
 
 
-def test_a_standby_is_promoted_by_command(tmp_path: Path) -> None:
+def test_promote_makes_a_standby_a_master(tmp_path: Path) -> None:
     write_roles(tmp_path, two_plus_two())
     where = ["--cluster", str(tmp_path)]
     ended = CliRunner().invoke(promote, ["atlanta-002", "--instead-of", "atlanta-001", *where])
@@ -114,13 +114,13 @@ def test_a_standby_is_promoted_by_command(tmp_path: Path) -> None:
         (["atlanta-002", "--instead-of", "paris-001"], "there is no key manager paris-001 in this cluster"),
     ],
 )
-def test_nobody_is_promoted_who_is_not_there(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_promoting_an_unknown_key_manager_changes_nothing(tmp_path: Path, arguments: list[str], says: str) -> None:
     write_roles(tmp_path, roles := two_plus_two())
     ended = CliRunner().invoke(promote, [*arguments, "--cluster", str(tmp_path)])
     assert (ended.exit_code, says in ended.output) == (1, True)
     assert read_roles(tmp_path) == roles
 
 
-def test_where_there_is_no_cluster_nobody_is_promoted(tmp_path: Path) -> None:
+def test_promote_without_roles_file_is_an_error(tmp_path: Path) -> None:
     ended = CliRunner().invoke(promote, ["atlanta-002", "--cluster", str(tmp_path)])
     assert (ended.exit_code, "roles.json" in ended.output) == (1, True)

@@ -1,4 +1,4 @@
-"""Key managers that replicate, each in a process of its own, and what is lost with one that is killed."""
+"""Key managers that replicate, each in a process of its own: the changes that are lost with a killed master."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from lab.tests.kit.keymanager_process import options, ready_port, running
 
 @contextlib.contextmanager
 def process_of(name: str, certificates: Path, directory: Path) -> Iterator[tuple[Address, "contextlib.ExitStack"]]:
-    """A key manager of the cluster in this directory: its address, and what kills it."""
+    """Run a key manager of the cluster in this directory; yield its address, and a stack whose close() kills it."""
     arguments = [f"--name={name}", "--bind=127.0.0.1:0", f"--cluster={directory}", *options(certificates)]
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(running(*arguments))
@@ -29,7 +29,7 @@ def process_of(name: str, certificates: Path, directory: Path) -> Iterator[tuple
 
 
 async def until_answered(client: Client, request: bytes, holds: Callable[[Response], bool]) -> None:
-    """Ask until the answer is as it is to be."""
+    """Send a request until its answer meets the condition."""
     while not holds(await client.ask(request)):
         pass
 
@@ -37,7 +37,7 @@ async def until_answered(client: Client, request: bytes, holds: Callable[[Respon
 @pytest.mark.parametrize(
     ("link", "kept"), [(Link(synchronous=True), True), (Link(delay=3600), False)], ids=["synchronous", "asynchronous"]
 )
-async def test_what_no_replica_had_is_lost_with_a_killed_master(
+async def test_a_killed_masters_unsent_change_is_missing_until_it_is_back(
     certificates: Path, tmp_path: Path, link: Link, kept: bool
 ) -> None:
     context = client_context(
@@ -61,7 +61,7 @@ async def test_what_no_replica_had_is_lost_with_a_killed_master(
             got = (await client.ask(get_key(made.unique_identifiers[0].decode()))).items[0]
             assert (got.status == ResultStatus.SUCCESS) == kept
             assert kept or got.reason == ResultReason.ITEM_NOT_FOUND
-        # Once it is master again, it sends what the others had not seen.
+        # Once the killed key manager is a master again, it sends the changes that it had not sent.
         with process_of("a", certificates, tmp_path):
             promote(tmp_path, "a")
             write_roles(tmp_path, {"a": Member(Role.MASTER), "b": Member(serves_reads=True)})
@@ -70,8 +70,8 @@ async def test_what_no_replica_had_is_lost_with_a_killed_master(
                 await until_answered(client, request, lambda response: not response.items[0].status)
 
 
-async def test_no_write_that_was_answered_is_lost_with_a_killed_master(certificates: Path, tmp_path: Path) -> None:
-    """Two writers that never pause: the master dies under them, and its partner has all that they know of."""
+async def test_no_answered_write_is_lost_with_a_killed_synchronous_master(certificates: Path, tmp_path: Path) -> None:
+    """Kill a master while two clients write: its synchronous replica has every object whose Create was answered."""
     context = client_context(
         certificates / "gateway-client.pem", certificates / "gateway-client.key", certificates / "kms-ca.pem"
     )
@@ -112,7 +112,9 @@ async def test_no_write_that_was_answered_is_lost_with_a_killed_master(certifica
         (["--name=a"], 1, "roles.json"),
     ],
 )
-def test_mistakes_are_named(certificates: Path, tmp_path: Path, arguments: list[str], status: int, words: str) -> None:
+def test_invalid_cluster_options_are_reported(
+    certificates: Path, tmp_path: Path, arguments: list[str], status: int, words: str
+) -> None:
     result = CliRunner().invoke(keymanager, [f"--cluster={tmp_path}", *arguments, *options(certificates)])
     assert result.exit_code == status
     assert words in result.output

@@ -1,4 +1,4 @@
-"""Encrypt and Decrypt: all at once, in parts, and parts that nobody here knows."""
+"""Encrypt and Decrypt: all data at once, in parts, and parts with an unknown correlation value."""
 
 import itertools
 
@@ -34,7 +34,7 @@ MODES = pytest.mark.parametrize("mode", [CBC_MODE, CTR_MODE, GCM_MODE], ids=["CB
 
 @pytest.fixture(params=[(1, 3), (1, 4), (2, 0), (2, 1)], ids=lambda version: "{}.{}".format(*version))
 def client(engine: Engine, request: pytest.FixtureRequest) -> EngineClient:
-    """A client of each version that has streams."""
+    """Return a client of each version that has streams."""
     return EngineClient(engine, request.param)
 
 
@@ -73,7 +73,7 @@ def active_key(client: EngineClient, bits: int = 0x0C) -> OperationResult:
 
 
 def expected(key: bytes, mode: int, plain: bytes) -> bytes:
-    """What another implementation makes of it: with the tag at the end, and padding of our own."""
+    """Return the output of `cryptography` for the same key, with GCM's tag at the end and PKCS5 padding for CBC."""
     if mode == GCM_MODE:
         return AESGCM(key).encrypt(IV, plain, b"header")
     padding = bytes([16 - len(plain) % 16]) * (16 - len(plain) % 16) if mode == CBC_MODE else b""
@@ -92,7 +92,7 @@ def parts(plain: bytes, size: int = 77) -> list[bytes]:
 def stream(
     client: EngineClient, operation: int, key: OperationResult, mode: int, pieces: list[bytes], tag: bytes = b""
 ) -> bytes:
-    """Parts, one after the other; what comes out, with GCM's tag behind it."""
+    """Process the pieces in parts; return the whole output, with GCM's tag at the end."""
     answer = client.ask(operation, uid_of(key), parameters(mode), data(pieces[0]), iv(IV), INIT, header(mode))
     output = octets(answer)
     for piece in pieces[1:-1]:
@@ -115,11 +115,11 @@ def test_data_in_parts_is_encrypted_and_decrypted(client: EngineClient, mode: in
 
 @MODES
 @pytest.mark.parametrize("version", [(1, 2), (1, 4), (2, 1)])
-def test_data_all_at_once(engine: Engine, mode: int, version: tuple[int, int]) -> None:
+def test_data_at_once_is_encrypted_and_decrypted(engine: Engine, mode: int, version: tuple[int, int]) -> None:
     client = EngineClient(engine, version)
     key = active_key(client)
     encrypted = client.ask(Operation.ENCRYPT, uid_of(key), parameters(mode), data(PLAIN))
-    nonce = octets(encrypted, Tag.IV_COUNTER_NONCE)  # made by the server
+    nonce = octets(encrypted, Tag.IV_COUNTER_NONCE)  # made by the key manager
     tag = encrypted.payload.octets(Tag.AUTHENTICATED_ENCRYPTION_TAG)
     seal = b"" if tag is None else ttlv.octets(Tag.AUTHENTICATED_ENCRYPTION_TAG, tag)
     assert (tag is not None) == (mode == GCM_MODE)
@@ -127,7 +127,7 @@ def test_data_all_at_once(engine: Engine, mode: int, version: tuple[int, int]) -
     assert octets(decrypted) == PLAIN
 
 
-def test_a_stream_is_known_to_its_owner_and_its_key_manager_only(client: EngineClient, store: Store) -> None:
+def test_a_stream_belongs_to_its_owner_operation_and_key_manager(client: EngineClient, store: Store) -> None:
     key = active_key(client)
     begun = client.ask(Operation.ENCRYPT, uid_of(key), parameters(CTR_MODE), data(PLAIN), INIT)
     bob = EngineClient(client.engine, client.version, owner="bob")
@@ -154,7 +154,7 @@ def test_two_streams_of_one_client_do_not_mix(client: EngineClient) -> None:
     assert outputs[0] == outputs[1] == expected(client.get(key).key, CTR_MODE, PLAIN)
 
 
-def test_what_can_not_be_encrypted_or_decrypted(client: EngineClient) -> None:
+def test_invalid_data_and_parameters_fail(client: EngineClient) -> None:
     key = active_key(client)
     cases = [
         (Operation.ENCRYPT, [parameters(CBC_MODE, NO_PADDING), data(b"odd")], ResultReason.CRYPTOGRAPHIC_FAILURE, None),
@@ -182,7 +182,7 @@ def test_what_can_not_be_encrypted_or_decrypted(client: EngineClient) -> None:
     assert_failed(forged, ResultReason.CRYPTOGRAPHIC_FAILURE)
 
 
-def test_keys_that_are_not_for_it(client: EngineClient) -> None:
+def test_keys_of_the_wrong_state_or_usage_fail(client: EngineClient) -> None:
     fresh = client.create(algorithm(AES), length(256), mask(0x0C))
     assert_failed(
         client.ask(Operation.ENCRYPT, uid_of(fresh), data(b"")),

@@ -1,4 +1,4 @@
-"""Whole messages: batches, their order and their failures, and what can't be read."""
+"""Whole messages: batches, their order and failures, and messages that can't be decoded."""
 
 import sqlite3
 from collections.abc import Callable
@@ -8,24 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kmip_lab.keymanager import Store
 from kmip_lab.keymanager.engine import Engine
-from kmip_lab.keymanager.protocol import UniqueIdentifier
 
 from gateway.kmip import ttlv
 from gateway.kmip.compose import Ask, encode_request
 from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Response
-from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from lab.tests.kit.engine_client import (
     AES_256,
-    EC,
     VERSIONS,
     EngineClient,
-    algorithm,
     assert_failed,
     creation,
-    length,
-    make_pair,
-    mask,
     name,
     uid_of,
 )
@@ -35,97 +29,23 @@ GET_NOTHING = Ask(Operation.GET, uid_of("none"))
 CONTINUE, STOP, UNDO = (ttlv.enumeration(Tag.BATCH_ERROR_CONTINUATION_OPTION, option) for option in (1, 2, 3))
 
 
-# The ID Placeholder -------------------------------------------------------------------------------------------------
-
-
-def test_the_id_placeholder_carries_a_key_through_a_batch(client: EngineClient) -> None:
-    made, activated, got = client.batch(creation(client.version), Ask(Operation.ACTIVATE), GET)
-    assert made.uid == activated.uid == got.uid
-    assert len(got.key) == 32
-
-
-def test_it_stands_for_the_private_key_of_a_pair(client_1_2: EngineClient) -> None:
-    payload = (
-        client_1_2.given(algorithm(EC), length(256), kind="COMMON")
-        + client_1_2.given(mask(1), kind="PRIVATE_KEY")
-        + client_1_2.given(mask(2), kind="PUBLIC_KEY")
-    )
-    made, got = client_1_2.batch(Ask(Operation.CREATE_KEY_PAIR, payload), GET)
-    assert got.uid == made.payload.text(Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER)
-
-
-def test_it_stands_for_the_one_object_that_was_located(client: EngineClient) -> None:
-    made = client.create(*AES_256, name("mine"))
-    criterion = name("mine").item(client.version)
-    if client.version >= (2, 0):
-        criterion = ttlv.structure(Tag.ATTRIBUTES, criterion)
-    located, got = client.batch(Ask(Operation.LOCATE, criterion), GET)
-    assert located.uids == [made.uid]
-    assert got.uid == made.uid
-    client.create()
-    located, got = client.batch(Ask(Operation.LOCATE), GET)
-    assert len(located.uids) == 2
-    assert_failed(got, ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND)
-
-
-def test_it_is_forgotten_with_the_batch_and_with_a_failure(client: EngineClient) -> None:
-    client.create()
-    assert_failed(client.ask(Operation.GET), ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND)
-    failing = Ask(Operation.CREATE, ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY))
-    made, failed, got = client.batch(creation(client.version), failing, GET, header=[CONTINUE])
-    assert made.ok
-    assert not failed.ok
-    assert not got.ok
-
-
-def test_2_x_names_what_earlier_operations_gave(client_2_1: EngineClient) -> None:
-    def named(which: UniqueIdentifier) -> Ask:
-        return Ask(Operation.GET, ttlv.enumeration(Tag.UNIQUE_IDENTIFIER, which))
-
-    def numbered(which: int) -> Ask:
-        return Ask(Operation.GET, ttlv.integer(Tag.UNIQUE_IDENTIFIER, which))
-
-    other = client_2_1.create()
-    made, *got = client_2_1.batch(
-        creation(client_2_1.version),
-        named(UniqueIdentifier.CREATE),
-        named(UniqueIdentifier.ID_PLACEHOLDER),
-        numbered(0),
-    )
-    assert {one.uid for one in got} == {made.uid} != {other.uid}
-    first, second, *got = client_2_1.batch(
-        creation(client_2_1.version), creation(client_2_1.version), numbered(0), numbered(-1)
-    )
-    assert [one.uid for one in got] == [first.uid, second.uid]
-    assert_failed(client_2_1.batch(numbered(5))[0], ResultReason.OBJECT_NOT_FOUND)
-    assert_failed(client_2_1.batch(named(UniqueIdentifier.REGISTER))[0], ResultReason.OBJECT_NOT_FOUND)
-
-
-def test_2_x_names_either_key_of_a_pair(client_2_1: EngineClient) -> None:
-    assert make_pair(client_2_1, EC, 256).ok
-    payload = client_2_1.given(algorithm(EC), length(256), mask(1), kind="COMMON")
-    public = ttlv.enumeration(Tag.UNIQUE_IDENTIFIER, UniqueIdentifier.CREATE_KEY_PAIR_PUBLIC_KEY)
-    made, got = client_2_1.batch(Ask(Operation.CREATE_KEY_PAIR, payload), Ask(Operation.GET, public))
-    assert got.uid == made.payload.text(Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER)
-
-
 # Failures in a batch ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("header", [(), (STOP,)], ids=["by default", "on demand"])
 def test_a_failure_stops_the_batch(client: EngineClient, header: tuple[bytes, ...]) -> None:
     answers = client.batch(creation(client.version), GET_NOTHING, creation(client.version), header=header)
-    assert [one.ok for one in answers] == [True, False]
+    assert [each.ok for each in answers] == [True, False]
     assert client.engine.store.count() == 1
 
 
-def test_a_failure_is_passed_over_on_demand(client: EngineClient) -> None:
+def test_continue_executes_the_items_after_a_failure(client: EngineClient) -> None:
     answers = client.batch(creation(client.version), GET_NOTHING, creation(client.version), header=[CONTINUE])
-    assert [one.ok for one in answers] == [True, False, True]
+    assert [each.ok for each in answers] == [True, False, True]
     assert client.engine.store.count() == 2
 
 
-def test_a_batch_that_is_to_be_undone_is_not_begun(client: EngineClient) -> None:
+def test_a_batch_with_option_undo_is_not_executed(client: EngineClient) -> None:
     answers = client.batch(creation(client.version), creation(client.version), header=[UNDO])
     assert len(answers) == 2
     for answer in answers:
@@ -133,26 +53,26 @@ def test_a_batch_that_is_to_be_undone_is_not_begun(client: EngineClient) -> None
     assert client.engine.store.count() == 0
 
 
-def test_items_are_answered_by_operation_and_id(client: EngineClient) -> None:
+def test_results_have_operation_and_unique_batch_item_id(client: EngineClient) -> None:
     asks = [
         creation(client.version)._replace(unique_batch_item_id=b"first"),
         GET_NOTHING._replace(unique_batch_item_id=b"\0\xff"),
     ]
     answers = client.batch(*asks)
-    assert [(one.item.operation, one.item.unique_batch_item_id) for one in answers] == [
+    assert [(each.item.operation, each.item.unique_batch_item_id) for each in answers] == [
         (Operation.CREATE, b"first"),
         (Operation.GET, b"\0\xff"),
     ]
 
 
-def test_an_operation_that_is_not_known_here(client: EngineClient) -> None:
+def test_an_unsupported_operation_fails(client: EngineClient) -> None:
     for operation in (Operation.SIGN, Operation.REKEY, 0x8000_0001):
         answer = client.ask(operation)
         assert_failed(answer, ResultReason.OPERATION_NOT_SUPPORTED)
         assert answer.item.operation == operation
 
 
-def test_an_answer_that_would_be_too_large(client: EngineClient) -> None:
+def test_a_response_larger_than_maximum_response_size_fails(client: EngineClient) -> None:
     made = client.create()
     enough = len(client.engine.handle(encode_request(client.version, [Ask(Operation.GET, uid_of(made))]), "alice"))
     fits, too_little = (ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, size) for size in (enough, enough - 1))
@@ -160,7 +80,7 @@ def test_an_answer_that_would_be_too_large(client: EngineClient) -> None:
     assert_failed(client.ask(Operation.GET, uid_of(made), header=[too_little]), ResultReason.RESPONSE_TOO_LARGE)
 
 
-def test_of_a_large_batch_what_fits_is_answered(client: EngineClient) -> None:
+def test_a_batch_is_answered_up_to_maximum_response_size(client: EngineClient) -> None:
     made = client.create()
     get = Ask(Operation.GET, uid_of(made))
     room = ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 900)
@@ -169,7 +89,7 @@ def test_of_a_large_batch_what_fits_is_answered(client: EngineClient) -> None:
     assert_failed(answers[-1], ResultReason.RESPONSE_TOO_LARGE)
 
 
-def test_a_store_that_fails_is_an_answer(client_1_2: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_store_is_answered(client_1_2: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
@@ -179,7 +99,7 @@ def test_a_store_that_fails_is_an_answer(client_1_2: EngineClient, monkeypatch: 
     assert client_1_2.create().ok
 
 
-def test_a_client_that_insists_on_asynchronous_answers(client_2_1: EngineClient) -> None:
+def test_mandatory_asynchronous_indicator_fails_unless_enabled(client_2_1: EngineClient) -> None:
     mandatory = ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 1)
     assert_failed(
         client_2_1.ask(Operation.GET, uid_of(client_2_1.create()), header=[mandatory]),
@@ -189,11 +109,11 @@ def test_a_client_that_insists_on_asynchronous_answers(client_2_1: EngineClient)
     assert client_2_1.ask(Operation.GET, uid_of(client_2_1.create()), header=[optional]).ok
 
 
-# What can't be read -------------------------------------------------------------------------------------------------
+# Messages that can't be decoded ---------------------------------------------------------------------------------------
 
 
-def the_one_refusal(answer: bytes) -> Response:
-    """An answer with one item without Operation: Invalid Message (1.4 section 11.1)."""
+def invalid_message(answer: bytes) -> Response:
+    """Return the response, which must be Invalid Message, with one item without Operation (1.4 section 11.1)."""
     response = decode_response(answer)
     (item,) = response.items
     assert item.operation == -1
@@ -203,9 +123,9 @@ def the_one_refusal(answer: bytes) -> Response:
 
 
 @pytest.mark.parametrize("version", [(0, 9), (1, 5), (2, 2), (3, 0), (9, 9)])
-def test_a_version_that_is_not_spoken(engine: Engine, version: tuple[int, int]) -> None:
+def test_an_unsupported_version_is_an_invalid_message(engine: Engine, version: tuple[int, int]) -> None:
     batch = engine.begin(encode_request(version, [GET]), "alice")
-    assert the_one_refusal(batch.answer()).version == (1, 0)
+    assert invalid_message(batch.answer()).version == (1, 0)
     assert batch.pending is None
     assert not batch.undecodable
 
@@ -220,19 +140,19 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_message_that_can_not_be_read(engine: Engine, how: str) -> None:
+def test_an_undecodable_message_is_an_invalid_message(engine: Engine, how: str) -> None:
     frame = encode_request((1, 2), [Ask(Operation.GET, uid_of("12345678"))])
     broken = BROKEN[how](frame)
     assert broken != frame
     batch = engine.begin(broken, "alice")
-    the_one_refusal(batch.answer())
+    invalid_message(batch.answer())
     assert batch.undecodable
 
 
-def test_nothing_of_a_batch_is_executed_that_can_not_be_read_to_its_end(client_1_2: EngineClient) -> None:
+def test_an_undecodable_batch_is_not_executed_in_part(client_1_2: EngineClient) -> None:
     bad = Ask(Operation.GET, uid_of("12345678")[:-12] + b"\0\0\1\0" + b"12345678")
     frame = encode_request((1, 2), [creation(client_1_2.version), bad])
-    the_one_refusal(client_1_2.engine.handle(frame, "alice"))
+    invalid_message(client_1_2.engine.handle(frame, "alice"))
     assert client_1_2.engine.store.count() == 0
 
 
@@ -245,8 +165,8 @@ def test_a_field_of_the_wrong_type_fails_its_item(client: EngineClient) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_request_is_without_an_answer(engine: Engine, data: st.DataObject) -> None:
-    """Requests with bytes changed anywhere: each has an answer that can be read, and none breaks the key manager."""
+def test_every_mutated_request_is_answered(engine: Engine, data: st.DataObject) -> None:
+    """Change bytes anywhere in valid requests: each request gets an answer that can be decoded."""
     client = EngineClient(engine, data.draw(st.sampled_from(VERSIONS)))
     made = client.create(*AES_256, name("mine"))
     criterion = name("mine").item(client.version)

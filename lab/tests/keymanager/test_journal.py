@@ -1,4 +1,4 @@
-"""The journal: a line for everything that was executed, by whichever process, and no key in it."""
+"""The journal: an entry for each executed operation, of any process, without key material."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,35 +25,35 @@ def client(path: Path, store: Store) -> Iterator[EngineClient]:
     journal.close()
 
 
-def test_every_operation_leaves_a_line(client: EngineClient, path: Path) -> None:
+def test_every_executed_operation_has_an_entry(client: EngineClient, path: Path) -> None:
     made = client.create()
     client.get(made)
     client.destroy(made)
     client.get(made)
     client.ask(Operation.QUERY)
     entries = read_journal(path)
-    assert [(one.operation, one.uids, one.result) for one in entries] == [
+    assert [(each.operation, each.uids, each.result) for each in entries] == [
         ("Create", [made.uid], "Success"),
         ("Get", [made.uid], "Success"),
         ("Destroy", [made.uid], "Success"),
         ("Get", [made.uid], "ItemNotFound"),
         ("Query", [], "Success"),
     ]
-    assert {(one.server, one.owner) for one in entries} == {("atlanta-001", "alice")}
-    assert [one.time for one in entries] == sorted(one.time for one in entries)
+    assert {(each.server, each.owner) for each in entries} == {("atlanta-001", "alice")}
+    assert [each.time for each in entries] == sorted(each.time for each in entries)
 
 
-def test_what_a_batch_did_not_come_to_is_not_there(client: EngineClient, path: Path) -> None:
+def test_items_after_a_failure_have_no_entry(client: EngineClient, path: Path) -> None:
     client.batch(Ask(Operation.GET, uid_of("none")), Ask(Operation.GET, uid_of("none either")))
-    assert [one.uids for one in read_journal(path)] == [["none"]]
+    assert [each.uids for each in read_journal(path)] == [["none"]]
 
 
-def test_what_could_not_be_read_is_not_there(client: EngineClient, path: Path) -> None:
+def test_an_undecodable_request_has_no_entry(client: EngineClient, path: Path) -> None:
     client.engine.handle(b"nonsense", "alice")
     assert read_journal(path) == []
 
 
-def test_it_holds_no_key_material(client: EngineClient, path: Path) -> None:
+def test_the_journal_has_no_key_material(client: EngineClient, path: Path) -> None:
     key = b"sixteen letters."
     made = client.register(ObjectType.SYMMETRIC_KEY, ttlv.structure(Tag.SYMMETRIC_KEY, key_block(key)))
     assert client.get(made).key == key
@@ -62,17 +62,17 @@ def test_it_holds_no_key_material(client: EngineClient, path: Path) -> None:
     assert key.hex().encode() not in text.lower()
 
 
-def test_key_managers_share_it(path: Path, store: Store) -> None:
+def test_key_managers_share_a_journal(path: Path, store: Store) -> None:
     journals = [Journal(path) for _ in range(2)]
     for name, journal in zip(("atlanta-001", "london-001"), journals, strict=True):
         EngineClient(Engine(name, store, journal)).create()
     EngineClient(Engine("atlanta-001", store, journals[0])).create()
-    assert [one.server for one in read_journal(path)] == ["atlanta-001", "london-001", "atlanta-001"]
+    assert [each.server for each in read_journal(path)] == ["atlanta-001", "london-001", "atlanta-001"]
     for journal in journals:
         journal.close()
 
 
-def test_a_line_is_one_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_is_one_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bytes] = []
     journal = Journal(path)
     monkeypatch.setattr("os.write", lambda _, data: written.append(data))
@@ -81,6 +81,6 @@ def test_a_line_is_one_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert written[0].endswith(b"}\n")
 
 
-def test_it_is_readable_by_its_owner_only(path: Path) -> None:
+def test_the_file_is_readable_by_its_owner_only(path: Path) -> None:
     Journal(path).close()
     assert path.stat().st_mode & 0o077 == 0

@@ -1,4 +1,4 @@
-"""Create, Create Key Pair, Register: what is made, and what is not."""
+"""Create, Create Key Pair, Register, Activate, Revoke, Destroy."""
 
 import sqlite3
 from typing import Any
@@ -46,14 +46,14 @@ def test_a_key_is_created(client: EngineClient, bits: int) -> None:
     assert client.attributes(made).number("State") == PRE_ACTIVE
 
 
-def test_every_key_is_another(client_2_1: EngineClient) -> None:
+def test_keys_and_identifiers_are_unique(client_2_1: EngineClient) -> None:
     made = [client_2_1.create() for _ in range(50)]
-    assert len({one.uid for one in made}) == 50
-    assert len({client_2_1.get(one).key for one in made}) == 50
+    assert len({each.uid for each in made}) == 50
+    assert len({client_2_1.get(each).key for each in made}) == 50
 
 
 @pytest.mark.parametrize("missing", range(3))
-def test_a_key_needs_algorithm_length_and_usage(client: EngineClient, missing: int) -> None:
+def test_create_needs_algorithm_length_and_usage_mask(client: EngineClient, missing: int) -> None:
     attributes = [algorithm(AES), length(256), mask(USE)]
     del attributes[missing]
     assert_failed(client.create(*attributes), ResultReason.INVALID_FIELD)
@@ -61,18 +61,18 @@ def test_a_key_needs_algorithm_length_and_usage(client: EngineClient, missing: i
 
 
 @pytest.mark.parametrize("attributes", [(algorithm(AES), length(200)), (algorithm(RSA), length(2048))])
-def test_other_keys_are_not_created(client: EngineClient, attributes: Any) -> None:
+def test_create_of_an_unsupported_key_fails(client: EngineClient, attributes: Any) -> None:
     in_2_x = ResultReason.UNSUPPORTED_CRYPTOGRAPHIC_PARAMETERS
     assert_failed(client.create(*attributes, mask(USE)), ResultReason.INVALID_FIELD, in_2_x)
 
 
-def test_what_is_the_servers_to_say_is_not_the_clients_to_give(client: EngineClient) -> None:
+def test_create_with_a_read_only_attribute_fails(client: EngineClient) -> None:
     state = number("State", Tag.STATE, ACTIVE)
     answer = client.create(algorithm(AES), length(256), mask(USE), state)
     assert_failed(answer, ResultReason.PERMISSION_DENIED, ResultReason.READ_ONLY_ATTRIBUTE)
 
 
-def test_what_there_is_one_of_is_not_given_twice(client: EngineClient) -> None:
+def test_create_with_two_values_of_a_single_valued_attribute_fails(client: EngineClient) -> None:
     answer = client.create(algorithm(AES), length(128), length(256), mask(USE))
     assert_failed(answer, ResultReason.INVALID_FIELD, ResultReason.ATTRIBUTE_SINGLE_VALUED)
 
@@ -85,7 +85,7 @@ def test_a_key_with_an_activation_date_in_the_past_is_active(client: EngineClien
     assert client.attributes(future).number("State") == PRE_ACTIVE
 
 
-def test_a_key_pair_on_a_curve(client: EngineClient) -> None:
+def test_a_key_pair_on_a_curve_is_created_and_linked(client: EngineClient) -> None:
     made = make_pair(client, EC, 256)
     private = made.payload.text(Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER) or ""
     public = made.payload.text(Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER) or ""
@@ -102,7 +102,7 @@ def test_a_key_pair_on_a_curve(client: EngineClient) -> None:
     assert client.locate(name("public")).uids == [public]
 
 
-def test_an_rsa_key_pair(client_2_1: EngineClient) -> None:
+def test_an_rsa_key_pair_is_created(client_2_1: EngineClient) -> None:
     made = make_pair(client_2_1, RSA, 2048)
     private = client_2_1.get(made.payload.text(Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER) or "")
     key = load_der_private_key(private.key, None)
@@ -110,12 +110,12 @@ def test_an_rsa_key_pair(client_2_1: EngineClient) -> None:
     assert key.key_size == 2048
 
 
-def test_other_key_pairs_are_not_made(client: EngineClient) -> None:
+def test_create_of_an_unsupported_key_pair_fails(client: EngineClient) -> None:
     answer = make_pair(client, RSA, 1024)
     assert_failed(answer, ResultReason.INVALID_FIELD, ResultReason.UNSUPPORTED_CRYPTOGRAPHIC_PARAMETERS)
 
 
-def test_the_keys_of_a_pair_are_of_one_kind(client: EngineClient) -> None:
+def test_a_key_pair_with_two_algorithms_fails(client: EngineClient) -> None:
     answer = client.ask(
         Operation.CREATE_KEY_PAIR,
         client.given(length(256), mask(1), kind="COMMON"),
@@ -125,7 +125,7 @@ def test_the_keys_of_a_pair_are_of_one_kind(client: EngineClient) -> None:
     assert_failed(answer, ResultReason.INVALID_FIELD)
 
 
-def test_of_a_pair_both_keys_are_kept_or_none(client_2_1: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_stores_neither_key_of_a_pair(client_2_1: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
     save = Store.save
 
     def fail_for_public_keys(store: Store, saved: ManagedObject) -> None:
@@ -149,7 +149,7 @@ def test_of_a_pair_both_keys_are_kept_or_none(client_2_1: EngineClient, monkeypa
         (ObjectType.PRIVATE_KEY, ttlv.structure(Tag.PRIVATE_KEY, key_block(b"private", 4, 2048))),
     ],
 )
-def test_what_is_registered_comes_back_byte_by_byte(
+def test_get_returns_a_registered_object_byte_by_byte(
     client: EngineClient, object_type: ObjectType, encoded: bytes
 ) -> None:
     made = client.register(object_type, encoded, name("mine"))
@@ -159,14 +159,14 @@ def test_what_is_registered_comes_back_byte_by_byte(
     assert client.locate(name("mine")).uids == [made.uid]
 
 
-def test_a_registered_key_is_described_by_its_key_block(client: EngineClient) -> None:
+def test_a_registered_key_has_the_attributes_of_its_key_block(client: EngineClient) -> None:
     made = client.register(ObjectType.SYMMETRIC_KEY, SYMMETRIC)
-    told = client.attributes(made, "Cryptographic Algorithm", "Cryptographic Length")
-    assert told.number("Cryptographic Algorithm") == AES
-    assert told.number("Cryptographic Length") == 256
+    returned = client.attributes(made, "Cryptographic Algorithm", "Cryptographic Length")
+    assert returned.number("Cryptographic Algorithm") == AES
+    assert returned.number("Cryptographic Length") == 256
 
 
-def test_what_can_not_be_registered(client: EngineClient) -> None:
+def test_register_of_a_wrong_or_unsupported_type_fails(client: EngineClient) -> None:
     assert_failed(client.register(ObjectType.SYMMETRIC_KEY, CERTIFICATE), ResultReason.MISSING_DATA)
     answer = client.register(ObjectType.PGP_KEY, CERTIFICATE)
     assert_failed(answer, ResultReason.INVALID_FIELD, ResultReason.INVALID_OBJECT_TYPE)
@@ -183,7 +183,7 @@ def state(client: EngineClient, which: OperationResult) -> int:
     return client.attributes(which, "State").number("State")
 
 
-def test_a_key_lives_and_dies(client: EngineClient) -> None:
+def test_a_key_is_activated_revoked_and_destroyed(client: EngineClient) -> None:
     made = client.create()
     assert client.activate(made).uid == made.uid
     assert state(client, made) == ACTIVE
@@ -203,7 +203,7 @@ def test_a_key_lives_and_dies(client: EngineClient) -> None:
     assert client.locate().uids == []
 
 
-def test_a_compromised_key(client: EngineClient) -> None:
+def test_a_key_is_compromised_before_activation(client: EngineClient) -> None:
     made = client.create()
     assert_failed(client.revoke(made), ResultReason.PERMISSION_DENIED, ResultReason.WRONG_KEY_LIFECYCLE_STATE)
     assert client.revoke(made, KEY_COMPROMISE).ok
@@ -213,7 +213,7 @@ def test_a_compromised_key(client: EngineClient) -> None:
     assert state(client, made) == DESTROYED_COMPROMISED
 
 
-def test_a_key_may_turn_out_compromised_after_its_end(client: EngineClient) -> None:
+def test_a_destroyed_key_can_be_compromised(client: EngineClient) -> None:
     made = client.create()
     client.destroy(made)
     assert client.revoke(made, KEY_COMPROMISE).ok
@@ -235,7 +235,7 @@ def test_a_revocation_needs_a_reason(client: EngineClient) -> None:
     assert state(client, made) == ACTIVE
 
 
-def test_destroyed_key_material_is_gone_from_the_store(client_2_1: EngineClient) -> None:
+def test_destroy_deletes_the_key_material_from_the_store(client_2_1: EngineClient) -> None:
     made = client_2_1.create()
     client_2_1.destroy(made)
     kept = client_2_1.engine.store.get(made.uid)

@@ -1,4 +1,4 @@
-"""Get, plain and wrapped; Locate; Check."""
+"""Get, plain and wrapped, and Check."""
 
 import pytest
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_unwrap_with_padding
@@ -9,30 +9,24 @@ from gateway.kmip import ttlv
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, Tag
 from lab.tests.kit.engine_client import (
     AES,
-    AES_256,
     CERTIFICATE,
-    SECRET,
     USE,
     WRAP,
     EngineClient,
     OperationResult,
     algorithm,
     assert_failed,
-    date,
     flag,
-    group,
     key_block,
     length,
     mask,
-    name,
-    number,
     uid_of,
 )
 
 ACTIVE = 2
 
 
-def test_nobody_gets_what_another_owns(engine: Engine, client: EngineClient) -> None:
+def test_a_client_can_not_use_an_object_of_another_owner(engine: Engine, client: EngineClient) -> None:
     made, mallory = client.create(), EngineClient(engine, client.version, "mallory")
     not_found = ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND
     assert_failed(mallory.get(made), *not_found)
@@ -43,7 +37,7 @@ def test_nobody_gets_what_another_owns(engine: Engine, client: EngineClient) -> 
     assert client.get(made).ok
 
 
-def test_a_key_is_given_in_the_format_that_it_has(client: EngineClient) -> None:
+def test_get_in_another_format_or_compressed_fails(client: EngineClient) -> None:
     made = client.create()
     raw, pkcs_8 = ttlv.enumeration(Tag.KEY_FORMAT_TYPE, 1), ttlv.enumeration(Tag.KEY_FORMAT_TYPE, 4)
     assert client.get(made, raw).key == client.get(made).key
@@ -52,7 +46,7 @@ def test_a_key_is_given_in_the_format_that_it_has(client: EngineClient) -> None:
     assert_failed(client.get(made, compressed), ResultReason.KEY_COMPRESSION_TYPE_NOT_SUPPORTED)
 
 
-def test_the_first_get_ends_freshness(client_2_1: EngineClient) -> None:
+def test_the_first_get_sets_fresh_to_false(client_2_1: EngineClient) -> None:
     made = client_2_1.create()
     assert client_2_1.attributes(made).number("Fresh") == 1
     assert client_2_1.get(made).ok
@@ -90,7 +84,7 @@ def wrapped_block(answer: OperationResult) -> Node:
     return block
 
 
-def test_a_key_is_wrapped_alone(client: EngineClient) -> None:
+def test_a_key_is_wrapped_without_encoding(client: EngineClient) -> None:
     made, wrapper = client.create(), wrapping_key(client)
     wrapped = client.get(made, wrapping(wrapper, NO_ENCODING))
     block = wrapped_block(wrapped)
@@ -105,7 +99,7 @@ def test_a_key_is_wrapped_alone(client: EngineClient) -> None:
 
 
 @pytest.mark.parametrize("options", [(), (TTLV_ENCODING,)], ids=["by default", "on demand"])
-def test_a_key_is_wrapped_with_its_key_value(client: EngineClient, options: tuple[bytes, ...]) -> None:
+def test_a_key_is_wrapped_in_its_ttlv_encoding(client: EngineClient, options: tuple[bytes, ...]) -> None:
     made, wrapper = client.create(), wrapping_key(client)
     value = wrapped_block(client.get(made, wrapping(wrapper, *options, mode=None))).find(Tag.KEY_VALUE)
     assert value is not None
@@ -123,7 +117,7 @@ def test_a_key_of_odd_length_is_wrapped_with_padding(client_2_1: EngineClient) -
     assert aes_key_unwrap_with_padding(client_2_1.get(wrapper).key, wrapped.key) == password
 
 
-def test_what_does_not_wrap(client: EngineClient) -> None:
+def test_wrapping_with_an_unfit_key_or_specification_fails(client: EngineClient) -> None:
     made = client.create()
     missing = ResultReason.ITEM_NOT_FOUND, ResultReason.WRAPPING_OBJECT_NOT_FOUND
     assert_failed(client.get(made, wrapping("none")), *missing)
@@ -147,7 +141,7 @@ def test_what_does_not_wrap(client: EngineClient) -> None:
     assert_failed(gone, ResultReason.ITEM_NOT_FOUND, ResultReason.WRAPPING_OBJECT_DESTROYED)
 
 
-def test_a_sensitive_key_leaves_wrapped_only(client_2_1: EngineClient) -> None:
+def test_a_sensitive_key_is_returned_wrapped_only(client_2_1: EngineClient) -> None:
     wrapper, attributes = wrapping_key(client_2_1), (algorithm(AES), length(256), mask(USE))
     sensitive = client_2_1.create(*attributes, flag("Sensitive", Tag.SENSITIVE, True))
     assert_failed(client_2_1.get(sensitive), ResultReason.SENSITIVE)
@@ -156,56 +150,7 @@ def test_a_sensitive_key_leaves_wrapped_only(client_2_1: EngineClient) -> None:
     assert_failed(client_2_1.get(kept, wrapping(wrapper)), ResultReason.NOT_EXTRACTABLE)
 
 
-# Locate and Check ----------------------------------------------------------------------------------------------------
-
-
-def test_locate_by_what_a_key_is(client: EngineClient) -> None:
-    small = client.create(algorithm(AES), length(128), mask(USE), name("small"), group("red"))
-    large = client.create(algorithm(AES), length(256), mask(WRAP), name("large"), group("red"), group("blue"))
-    client.activate(large)
-    secret = client.register(ObjectType.SECRET_DATA, SECRET)
-    everything = [secret.uid, large.uid, small.uid]
-    for wanted, found in (
-        ((), everything),
-        ((name("small"),), [small.uid]),
-        ((name("smal"),), []),
-        ((group("red"),), [large.uid, small.uid]),
-        ((group("red"), group("blue")), [large.uid]),
-        ((length(128), algorithm(AES)), [small.uid]),
-        ((mask(WRAP),), [large.uid]),
-        ((mask(0x10),), [large.uid]),
-        ((number("Object Type", Tag.OBJECT_TYPE, ObjectType.SECRET_DATA),), [secret.uid]),
-        ((number("State", Tag.STATE, ACTIVE),), [large.uid]),
-        ((date("Initial Date", Tag.INITIAL_DATE, 1), date("Initial Date", Tag.INITIAL_DATE, 2**33)), everything),
-        ((date("Initial Date", Tag.INITIAL_DATE, 1), date("Initial Date", Tag.INITIAL_DATE, 2)), []),
-    ):
-        assert client.locate(*wanted).uids == found, wanted
-
-
-def test_locate_gives_a_part(client: EngineClient) -> None:
-    made = [client.create().uid for _ in range(5)][::-1]
-    most, offset = ttlv.integer(Tag.MAXIMUM_ITEMS, 2), ttlv.integer(Tag.OFFSET_ITEMS, 1)
-    assert client.locate(items=[most]).uids == made[:2]
-    part = client.locate(items=[most, offset])
-    assert part.uids == made[1:3]
-    assert part.payload.integer(Tag.LOCATED_ITEMS) == (5 if client.version >= (1, 3) else None)
-
-
-def test_locate_finds_the_destroyed_on_demand(client_2_1: EngineClient) -> None:
-    living, dead = client_2_1.create(), client_2_1.create()
-    client_2_1.destroy(dead)
-    assert client_2_1.locate(items=[ttlv.integer(Tag.STORAGE_STATUS_MASK, 4)]).uids == [dead.uid]
-    assert client_2_1.locate(items=[ttlv.integer(Tag.STORAGE_STATUS_MASK, 5)]).uids == [dead.uid, living.uid]
-    assert client_2_1.locate(items=[ttlv.integer(Tag.STORAGE_STATUS_MASK, 2)]).uids == []
-
-
-def test_locate_finds_fresh_members_of_a_group(client_2_1: EngineClient) -> None:
-    used, fresh = client_2_1.create(*AES_256, group("pool")), client_2_1.create(*AES_256, group("pool"))
-    client_2_1.get(used)
-    assert client_2_1.locate(group("pool"), items=[ttlv.enumeration(Tag.OBJECT_GROUP_MEMBER, 1)]).uids == [fresh.uid]
-
-
-def test_check_says_what_stands_against_it(client: EngineClient) -> None:
+def test_check_returns_the_refused_usage_mask(client: EngineClient) -> None:
     made = client.create()
     allowed = client.ask(Operation.CHECK, uid_of(made), ttlv.integer(Tag.CRYPTOGRAPHIC_USAGE_MASK, 4))
     assert allowed.uid == made.uid

@@ -1,4 +1,4 @@
-"""The log of changes: numbers, what another lacks, and which of two changes stands."""
+"""The log of changes: numbers, the changes that a replica lacks, and which of two changes wins."""
 
 import pytest
 from kmip_lab.keymanager import Store
@@ -14,8 +14,8 @@ def store(name: str) -> Store:
 
 def save(where: Store, *objects: ManagedObject) -> None:
     with where.transaction():
-        for one in objects:
-            where.save(one)
+        for each in objects:
+            where.save(each)
 
 
 def changes(where: Store) -> list[Change]:
@@ -23,9 +23,9 @@ def changes(where: Store) -> list[Change]:
     return where.log.after(where.log.origin, 0, 100)
 
 
-def test_an_object_comes_back_as_it_was() -> None:
-    for one in (KEY, ManagedObject("2", "bob", 8, None, None, ())):
-        assert decode_object(encode_object(one)) == one
+def test_an_object_is_encoded_and_decoded() -> None:
+    for each in (KEY, ManagedObject("2", "bob", 8, None, None, ())):
+        assert decode_object(encode_object(each)) == each
 
 
 def test_changes_are_counted_when_they_are_committed() -> None:
@@ -45,7 +45,7 @@ def test_changes_are_counted_when_they_are_committed() -> None:
     assert "key" not in repr(changes(atlanta))
 
 
-def test_the_later_change_stands_in_whichever_order_they_come() -> None:
+def test_the_later_change_wins_in_any_order_of_arrival() -> None:
     atlanta, london, first, second = (store(name) for name in ("a", "l", "one", "two"))
     save(atlanta, KEY)
     later = KEY.put([of_text("Object Group", "theirs")])
@@ -58,7 +58,7 @@ def test_the_later_change_stands_in_whichever_order_they_come() -> None:
     assert found.instances("Object Group") == later.instances("Object Group")
 
 
-def test_what_is_written_here_is_later_than_what_it_replaces() -> None:
+def test_a_new_change_is_later_than_the_change_that_it_replaces() -> None:
     ahead, behind = store("ahead"), store("behind")
     save(ahead, KEY)
     (change,) = changes(ahead)
@@ -68,7 +68,7 @@ def test_what_is_written_here_is_later_than_what_it_replaces() -> None:
     assert ahead.get("1") == behind.get("1")
 
 
-def test_what_another_lacks_is_told_in_order_and_without_ones_own() -> None:
+def test_missing_yields_other_origins_changes_in_order() -> None:
     atlanta, london = store("a"), store("l")
     save(atlanta, *[KEY] * 250)
     save(london, KEY)
@@ -81,7 +81,7 @@ def test_what_another_lacks_is_told_in_order_and_without_ones_own() -> None:
     assert have[changes(atlanta)[0].origin] == 100
 
 
-def test_a_store_that_begins_anew_is_another_origin() -> None:
+def test_a_new_store_of_the_same_name_has_a_new_origin() -> None:
     replica, before, after = store("r"), store("a"), store("a")
     save(before, KEY)
     replica.apply(changes(before))
@@ -90,6 +90,6 @@ def test_a_store_that_begins_anew_is_another_origin() -> None:
     assert replica.get("1") == after.get("1")
 
 
-def test_a_store_without_a_log_takes_nothing() -> None:
+def test_a_store_without_a_log_applies_no_changes() -> None:
     with pytest.raises(ValueError, match="not replicated"):
         Store().apply([])

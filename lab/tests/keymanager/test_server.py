@@ -1,4 +1,4 @@
-"""The key manager on the network: what it counts, what its HSM costs, and clients that do as they like."""
+"""The key manager on the network: its counters, the cost of its HSM, and misbehaving clients."""
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,7 +11,6 @@ from kmip_lab.certs import Authority, common_name
 from kmip_lab.keymanager import Journal, KeyManager, Store, read_journal
 from kmip_lab.keymanager.costs import Hsm
 from OpenSSL import SSL
-from trio.testing import MockClock
 
 from gateway import tls
 from gateway.errors import StreamClosedError, TlsError
@@ -29,14 +28,14 @@ FOREVER = 3600.0  # seconds
 
 @pytest.fixture
 def context(certificates: Path) -> SSL.Context:
-    """Of a client: the gateway."""
+    """Return the TLS context of the gateway as a client."""
     return tls.client_context(
         certificates / "gateway-client.pem", certificates / "gateway-client.key", certificates / "kms-ca.pem"
     )
 
 
-class Client:
-    """A client that can do everything step by step."""
+class NetworkClient:
+    """A client on the network that sends any bytes, and reads responses one by one."""
 
     def __init__(self, stream: tls.TlsStream) -> None:
         self.stream = stream
@@ -58,7 +57,7 @@ class Client:
 @asynccontextmanager
 async def connected(
     key_manager: KeyManager, context: SSL.Context, session: SSL.Session | None = None
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[NetworkClient]:
     sock = await trio.to_thread.run_sync(socket.create_connection, ("127.0.0.1", key_manager.port))
     stream = tls.TlsStream(sock, context, server_side=False)
     if session is not None:
@@ -66,7 +65,7 @@ async def connected(
     try:
         with trio.fail_after(5):
             await stream.handshake()
-            yield Client(stream)
+            yield NetworkClient(stream)
     finally:
         stream.close_politely()
 
@@ -90,10 +89,10 @@ async def elapsed(work: Callable[[], Awaitable[object]]) -> float:
     return trio.current_time() - begin
 
 
-# What it counts and shares ------------------------------------------------------------------------------------------
+# Counters, store, journal, owners -------------------------------------------------------------------------------------
 
 
-async def test_it_counts_sessions_handshakes_and_requests(start: Start, context: SSL.Context) -> None:
+async def test_sessions_handshakes_and_requests_are_counted(start: Start, context: SSL.Context) -> None:
     key_manager = await start()
     for _ in range(2):
         async with connected(key_manager, context) as client:
@@ -117,7 +116,7 @@ async def test_key_managers_that_share_a_store_have_the_same_objects(start: Star
     assert answer.items[0]._raw(Tag.RESPONSE_PAYLOAD) == again.items[0]._raw(Tag.RESPONSE_PAYLOAD)
 
 
-async def test_what_was_answered_is_in_the_journal(start: Start, context: SSL.Context, tmp_path: Path) -> None:
+async def test_an_answered_request_is_in_the_journal(start: Start, context: SSL.Context, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     key_manager = await start(journal=journal)
     async with connected(key_manager, context) as client:
@@ -127,7 +126,7 @@ async def test_what_was_answered_is_in_the_journal(start: Start, context: SSL.Co
     journal.close()
 
 
-async def test_clients_are_told_apart_by_their_common_name(
+async def test_clients_are_identified_by_their_common_name(
     nursery: trio.Nursery, certificates: Path, store: Store, tmp_path: Path
 ) -> None:
     authority, contexts = Authority("clients"), []
@@ -146,47 +145,24 @@ async def test_clients_are_told_apart_by_their_common_name(
         assert (await bob.ask(get(uid))).items[0].reason == ResultReason.ITEM_NOT_FOUND
 
 
-def test_nobody_has_no_common_name() -> None:
+def test_no_certificate_has_no_common_name() -> None:
     assert common_name(None) is None
 
 
-# What the HSM costs -------------------------------------------------------------------------------------------------
-
-
-async def test_the_hsm_does_one_thing_at_a_time(autojump_clock: MockClock) -> None:
-    hsm = Hsm(handshake_cost=3, operation_cost=1)
-
-    async def work() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hsm.handshake)
-            nursery.start_soon(hsm.operation)
-            nursery.start_soon(hsm.operation)
-            await trio.sleep(0.5)
-            assert repr(hsm) == "<Hsm busy, 2 waiting>"
-
-    assert await elapsed(work) == 5
-    assert repr(hsm) == "<Hsm idle, 0 waiting>"
-    assert autojump_clock.current_time() == 5
-
-
-async def test_two_hsms_work_side_by_side(autojump_clock: MockClock) -> None:
-    async with trio.open_nursery() as nursery:
-        for hsm in (Hsm(operation_cost=2), Hsm(operation_cost=2)):
-            nursery.start_soon(hsm.operation)
-    assert autojump_clock.current_time() == 2
+# The cost of the HSM --------------------------------------------------------------------------------------------------
 
 
 async def test_full_handshakes_cost_and_wait_for_each_other(start: Start, context: SSL.Context) -> None:
     key_manager = await start(handshake_cost=COST)
 
-    async def one() -> None:
+    async def connect_once() -> None:
         async with connected(key_manager, context) as client:
             await client.ask(discover_versions())
 
     async def three() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(one)
+                nursery.start_soon(connect_once)
 
     assert await elapsed(three) >= 3 * COST
 
@@ -201,7 +177,7 @@ async def test_a_resumed_session_costs_nothing(start: Start, context: SSL.Contex
     key_manager.hsm = Hsm(handshake_cost=FOREVER)
     async with connected(key_manager, context, session) as client:
         await client.ask(discover_versions())
-        uid_in(await client.ask(CREATE))  # a resumed client is known by name, too
+        uid_in(await client.ask(CREATE))  # a resumed session has the client's name, too
     assert (key_manager.sessions_opened, key_manager.full_handshakes) == (2, 1)
 
 
@@ -216,14 +192,14 @@ async def test_operations_cost(start: Start, context: SSL.Context) -> None:
         assert await elapsed(work) >= 3 * COST
 
 
-async def test_greetings_are_free(start: Start, context: SSL.Context) -> None:
+async def test_query_and_discover_versions_are_free(start: Start, context: SSL.Context) -> None:
     key_manager = await start(operation_cost=FOREVER)
     async with connected(key_manager, context) as client:
         await client.ask(discover_versions())
         await client.ask(encode_request((1, 4), [Ask(Operation.QUERY)]))
 
 
-# Clients that do as they like ---------------------------------------------------------------------------------------
+# Misbehaving clients --------------------------------------------------------------------------------------------------
 
 
 async def still_serves(key_manager: KeyManager, context: SSL.Context) -> None:
@@ -232,7 +208,9 @@ async def still_serves(key_manager: KeyManager, context: SSL.Context) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x42\x00\x78\x01\xff\xff\xff\xf8", b"\x15\x03\x01"])
-async def test_what_is_no_message_is_answered_and_the_end(start: Start, context: SSL.Context, garbage: bytes) -> None:
+async def test_bytes_that_are_no_message_are_answered_and_end_the_session(
+    start: Start, context: SSL.Context, garbage: bytes
+) -> None:
     key_manager = await start()
     async with connected(key_manager, context) as client:
         response = await client.ask(garbage)
@@ -242,7 +220,7 @@ async def test_what_is_no_message_is_answered_and_the_end(start: Start, context:
     await still_serves(key_manager, context)
 
 
-async def test_a_message_that_can_not_be_decoded_is_answered_and_the_end(start: Start, context: SSL.Context) -> None:
+async def test_an_undecodable_message_is_answered_and_ends_the_session(start: Start, context: SSL.Context) -> None:
     key_manager = await start()
     async with connected(key_manager, context) as client:
         response = await client.ask(b"\x42\x00\x78\x01\x00\x00\x00\x08" + bytes(8))
@@ -250,7 +228,7 @@ async def test_a_message_that_can_not_be_decoded_is_answered_and_the_end(start: 
         assert await client.stream.receive_some() == b""
 
 
-async def test_a_version_that_is_not_spoken_is_not_the_end(start: Start, context: SSL.Context) -> None:
+async def test_an_unsupported_version_does_not_end_the_session(start: Start, context: SSL.Context) -> None:
     key_manager = await start()
     async with connected(key_manager, context) as client:
         response = await client.ask(discover_versions((9, 9)))
@@ -270,7 +248,7 @@ async def test_messages_come_in_pieces_or_together(start: Start, context: SSL.Co
         assert (await client.read()).items[0].reason == ResultReason.INVALID_MESSAGE
 
 
-async def test_a_client_that_leaves_in_the_middle_hurts_nobody(start: Start, context: SSL.Context) -> None:
+async def test_a_client_that_disconnects_does_not_affect_other_clients(start: Start, context: SSL.Context) -> None:
     key_manager = await start(operation_cost=COST)
     async with connected(key_manager, context) as other:
         async with connected(key_manager, context) as client:
@@ -284,7 +262,7 @@ async def test_a_client_that_leaves_in_the_middle_hurts_nobody(start: Start, con
     assert key_manager.requests == 3
 
 
-async def test_a_client_that_never_shakes_hands_is_shown_the_door(
+async def test_a_client_without_handshake_is_disconnected_after_timeout(
     start: Start, context: SSL.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kmip_lab.keymanager.server.HANDSHAKE_TIMEOUT", 0.5)
@@ -297,7 +275,7 @@ async def test_a_client_that_never_shakes_hands_is_shown_the_door(
     assert key_manager.sessions_opened == 1
 
 
-async def test_who_does_not_speak_tls_or_shows_a_foreign_certificate(
+async def test_clients_without_tls_or_a_known_certificate_are_refused(
     start: Start, context: SSL.Context, certificates: Path
 ) -> None:
     key_manager = await start()
@@ -313,7 +291,9 @@ async def test_who_does_not_speak_tls_or_shows_a_foreign_certificate(
     await still_serves(key_manager, context)
 
 
-async def test_it_ends_with_its_nursery(store: Store, server_context: SSL.Context, context: SSL.Context) -> None:
+async def test_cancelling_the_nursery_stops_the_key_manager(
+    store: Store, server_context: SSL.Context, context: SSL.Context
+) -> None:
     key_manager = KeyManager("atlanta-001", store, context=server_context)
     async with trio.open_nursery() as nursery:
         await nursery.start(key_manager.serve, ("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Query and Discover Versions: what a key manager says of itself."""
+"""Query, Discover Versions, Login and Logout."""
 
 from kmip_lab.keymanager import Store
 from kmip_lab.keymanager.engine import Engine
@@ -12,15 +12,15 @@ from lab.tests.kit.engine_client import (
 )
 
 
-def test_query_tells_what_it_is_asked(client: EngineClient) -> None:
+def test_query_returns_the_requested_functions(client: EngineClient) -> None:
     operations, objects, server = (ttlv.enumeration(Tag.QUERY_FUNCTION, asked) for asked in (1, 2, 3))
-    told = client.ask(Operation.QUERY, operations, objects, server).payload
-    supported = {node.as_number() for node in told.find_all(Tag.OPERATION)}
+    returned = client.ask(Operation.QUERY, operations, objects, server).payload
+    supported = {node.as_number() for node in returned.find_all(Tag.OPERATION)}
     assert {Operation.CREATE, Operation.GET, Operation.QUERY} <= supported
     assert (Operation.SET_ATTRIBUTE in supported) == (client.version >= (2, 0))
-    assert ObjectType.CERTIFICATE in {node.as_number() for node in told.find_all(Tag.OBJECT_TYPE)}
-    assert "not for production" in (told.text(Tag.VENDOR_IDENTIFICATION) or "")
-    information = told.structure(Tag.SERVER_INFORMATION)
+    assert ObjectType.CERTIFICATE in {node.as_number() for node in returned.find_all(Tag.OBJECT_TYPE)}
+    assert "not for production" in (returned.text(Tag.VENDOR_IDENTIFICATION) or "")
+    information = returned.structure(Tag.SERVER_INFORMATION)
     assert information is not None
     assert information.text(Tag.SERVER_NAME) == "atlanta-001"
     assert client.ask(Operation.QUERY, objects).payload.find(Tag.OPERATION) is None
@@ -34,12 +34,12 @@ def version_item(version: tuple[int, int]) -> bytes:
     )
 
 
-def test_discover_versions(client: EngineClient) -> None:
+def test_discover_versions_returns_the_common_versions(client: EngineClient) -> None:
     answer = client.ask(Operation.DISCOVER_VERSIONS)
-    if client.version == (1, 0):  # it came with 1.1
+    if client.version == (1, 0):  # Discover Versions came with 1.1
         assert_failed(answer, ResultReason.OPERATION_NOT_SUPPORTED)
         return
-    assert [node.encoded for node in answer.payload.children] == [version_item(one) for one in VERSIONS[::-1]]
+    assert [node.encoded for node in answer.payload.children] == [version_item(each) for each in VERSIONS[::-1]]
     some = client.ask(Operation.DISCOVER_VERSIONS, *map(version_item, [(1, 2), (9, 9), (2, 0)]))
     assert [node.encoded for node in some.payload.children] == [version_item((2, 0)), version_item((1, 2))]
 
@@ -85,11 +85,11 @@ def test_a_ticket_is_valid_at_its_key_manager_only(client_2_1: EngineClient, sto
     assert_failed(london.ask(Operation.LOCATE, header=[authentication(ticket)]), ResultReason.INVALID_TICKET)
 
 
-def test_there_are_no_tickets_in_1_x(client_1_2: EngineClient) -> None:
+def test_1_x_has_no_login(client_1_2: EngineClient) -> None:
     assert_failed(client_1_2.ask(Operation.LOGIN), ResultReason.OPERATION_NOT_SUPPORTED)
 
 
-def test_what_is_no_ticket(client_2_1: EngineClient) -> None:
+def test_logout_without_a_complete_ticket_fails(client_2_1: EngineClient) -> None:
     assert_failed(client_2_1.ask(Operation.LOGOUT), ResultReason.MISSING_DATA)
     half = ttlv.structure(Tag.TICKET, ttlv.enumeration(Tag.TICKET_TYPE, 1))
     assert_failed(client_2_1.ask(Operation.LOGOUT, half), ResultReason.MISSING_DATA)

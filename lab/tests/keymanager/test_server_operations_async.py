@@ -1,6 +1,6 @@
-"""Asynchronous operations: pending, polled, canceled; in virtual time."""
+"""Asynchronous operations, Poll and Cancel; in virtual time."""
 
-# ruff: noqa: ARG001 - the clock is asked for by having it as an argument
+# ruff: noqa: ARG001 - a test has virtual time if the clock is an argument
 
 import pytest
 import trio
@@ -24,8 +24,8 @@ CANCELED, UNABLE, COMPLETED, FAILED = 1, 2, 3, 4
 both_versions = pytest.mark.parametrize("version", [(1, 2), (2, 1)], ids=["1.2", "2.1"])
 
 
-class Client:
-    """A client of a key manager: its requests may be answered later."""
+class AsynchronousClient:
+    """A client of a key manager that asks for asynchronous operations."""
 
     def __init__(self, key_manager: KeyManager, version: Version, owner: str = "alice") -> None:
         self.key_manager = key_manager
@@ -70,7 +70,7 @@ def is_pending(answer: OperationResult) -> bool:
 async def test_an_operation_is_pending_until_it_is_polled(
     start: Start, version: Version, autojump_clock: MockClock
 ) -> None:
-    client = Client(await start(pending_for=SECONDS), version)
+    client = AsynchronousClient(await start(pending_for=SECONDS), version)
     (pending,) = await client.later(creation(version))
     assert is_pending(pending)
     assert pending.item.operation == Operation.CREATE
@@ -81,7 +81,7 @@ async def test_an_operation_is_pending_until_it_is_polled(
     made = await client.poll(pending)
     assert made.item.operation == Operation.CREATE
     assert (await client.ask(Operation.GET, uid_of(made))).ok
-    unknown = await client.poll(pending)  # a result is given out once
+    unknown = await client.poll(pending)  # a result is returned once
     assert_failed(unknown, ResultReason.ITEM_NOT_FOUND, ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE)
 
 
@@ -89,7 +89,7 @@ async def test_an_operation_is_pending_until_it_is_polled(
 async def test_a_batch_is_executed_in_order_with_its_placeholder(
     start: Start, version: Version, autojump_clock: MockClock
 ) -> None:
-    client = Client(await start(pending_for=SECONDS), version)
+    client = AsynchronousClient(await start(pending_for=SECONDS), version)
     answers = await client.later(creation(version), Ask(Operation.GET), Ask(Operation.QUERY))
     assert [is_pending(answer) for answer in answers] == [True, True, False]
     await trio.sleep(SECONDS + 0.1)
@@ -98,14 +98,14 @@ async def test_a_batch_is_executed_in_order_with_its_placeholder(
 
 
 @both_versions
-async def test_correlation_values_belong_to_owner_and_key_manager(
+async def test_a_correlation_value_belongs_to_its_owner_and_key_manager(
     start: Start, version: Version, autojump_clock: MockClock
 ) -> None:
     atlanta, london = await start("atlanta-001", pending_for=SECONDS), await start("london-001", pending_for=SECONDS)
-    alice = Client(atlanta, version)
+    alice = AsynchronousClient(atlanta, version)
     (pending,) = await alice.later(creation(version))
     await trio.sleep(SECONDS + 0.1)
-    for other in (Client(atlanta, version, "bob"), Client(london, version)):
+    for other in (AsynchronousClient(atlanta, version, "bob"), AsynchronousClient(london, version)):
         assert_failed(
             await other.poll(pending), ResultReason.ITEM_NOT_FOUND, ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE
         )
@@ -116,8 +116,8 @@ async def test_correlation_values_belong_to_owner_and_key_manager(
 
 
 @both_versions
-async def test_what_has_not_begun_is_canceled(start: Start, version: Version, autojump_clock: MockClock) -> None:
-    client = Client(await start(pending_for=SECONDS), version)
+async def test_a_waiting_operation_is_canceled(start: Start, version: Version, autojump_clock: MockClock) -> None:
+    client = AsynchronousClient(await start(pending_for=SECONDS), version)
     (pending,) = await client.later(creation(version))
     assert await client.cancel(pending) == CANCELED
     assert await client.cancel(pending) == CANCELED
@@ -127,8 +127,10 @@ async def test_what_has_not_begun_is_canceled(start: Start, version: Version, au
 
 
 @both_versions
-async def test_what_has_begun_can_not_be_canceled(start: Start, version: Version, autojump_clock: MockClock) -> None:
-    client = Client(await start(pending_for=SECONDS), version)
+async def test_a_started_operation_can_not_be_canceled(
+    start: Start, version: Version, autojump_clock: MockClock
+) -> None:
+    client = AsynchronousClient(await start(pending_for=SECONDS), version)
     client.key_manager.hsm = Hsm(operation_cost=1)
     (first,) = await client.later(creation(version))
     (second,) = await client.later(Ask(Operation.GET, uid_of("nobody's")))
@@ -141,26 +143,28 @@ async def test_what_has_begun_can_not_be_canceled(start: Start, version: Version
     assert_failed(await client.poll(second), ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND)
 
 
-async def test_only_who_must_be_answered_later_is_in_2_x(start: Start, autojump_clock: MockClock) -> None:
-    client = Client(await start(pending_for=SECONDS), (2, 1))
+async def test_2_x_optional_and_prohibited_are_answered_at_once(start: Start, autojump_clock: MockClock) -> None:
+    client = AsynchronousClient(await start(pending_for=SECONDS), (2, 1))
     for indicator in (2, 3):  # Optional, Prohibited
         client.asynchronous = ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, indicator)
         (answer,) = await client.later(creation((2, 1)))
         assert answer.ok
 
 
-async def test_without_the_setting_everything_is_answered_at_once(start: Start, autojump_clock: MockClock) -> None:
+async def test_without_pending_for_no_operation_is_deferred(start: Start, autojump_clock: MockClock) -> None:
     key_manager = await start()
-    (answer,) = await Client(key_manager, (1, 2)).later(creation((1, 2)))
+    (answer,) = await AsynchronousClient(key_manager, (1, 2)).later(creation((1, 2)))
     assert answer.ok
-    (answer,) = await Client(key_manager, (2, 1)).later(creation((2, 1)))
+    (answer,) = await AsynchronousClient(key_manager, (2, 1)).later(creation((2, 1)))
     assert_failed(answer, ResultReason.FEATURE_NOT_SUPPORTED)
 
 
-async def test_it_is_noted_when_it_is_executed(start: Start, tmp_path: object, autojump_clock: MockClock) -> None:
+async def test_a_deferred_operation_is_in_the_journal_once_executed(
+    start: Start, tmp_path: object, autojump_clock: MockClock
+) -> None:
     path = f"{tmp_path}/journal"
     journal = Journal(path)
-    client = Client(await start(pending_for=SECONDS, journal=journal), (1, 4))
+    client = AsynchronousClient(await start(pending_for=SECONDS, journal=journal), (1, 4))
     (pending,) = await client.later(creation((1, 4)))
     assert read_journal(path) == []
     client.key_manager.faults.set(FaultSetting(Fault.FREEZE))

@@ -1,4 +1,4 @@
-"""End to end: PyKMIP's own client and the simulated key manager, over mutual TLS on the loopback."""
+"""PyKMIP's client and a simulated key manager, over mutual TLS on the loopback interface."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,21 +37,21 @@ async def key_manager(start: Start) -> KeyManager:
 
 
 @pytest.fixture
-def tell(certificates: Path, key_manager: KeyManager, version: KMIPVersion) -> Callable[..., Any]:
-    """Runs a story with PyKMIP's client, which blocks, in a thread."""
+def with_client(certificates: Path, key_manager: KeyManager, version: KMIPVersion) -> Callable[..., Any]:
+    """Return a function that runs a test with PyKMIP's client in a thread, because the client blocks."""
 
-    async def run(story: Callable[[ProxyKmipClient], T]) -> T:
-        def told() -> T:
+    async def run(use: Callable[[ProxyKmipClient], T]) -> T:
+        def run_blocking() -> T:
             with pykmip_client(certificates, key_manager.port, version) as client:
-                return story(client)
+                return use(client)
 
-        return await trio.to_thread.run_sync(told)
+        return await trio.to_thread.run_sync(run_blocking)
 
     return run
 
 
-async def test_a_key_lives_its_life(tell: Any) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_a_key_is_created_activated_revoked_and_destroyed(with_client: Any) -> None:
+    def use(client: ProxyKmipClient) -> None:
         uid = client.create(AES, 256, name="mine")
         key = client.get(uid)
         assert isinstance(key, objects.SymmetricKey)
@@ -68,10 +68,10 @@ async def test_a_key_lives_its_life(tell: Any) -> None:
             client.get(uid)
         assert failure.value.reason in NOT_THERE
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_what_is_registered_comes_back(tell: Any) -> None:
+async def test_registered_objects_are_returned(with_client: Any) -> None:
     masks = [Mask.ENCRYPT, Mask.DECRYPT]
     registered = [
         objects.SymmetricKey(AES, 128, bytes(range(16)), masks),
@@ -80,18 +80,18 @@ async def test_what_is_registered_comes_back(tell: Any) -> None:
         objects.X509Certificate(b"DER", name="certificate"),
     ]
 
-    def story(client: ProxyKmipClient) -> None:
+    def use(client: ProxyKmipClient) -> None:
         for each in registered:
             got = client.get(client.register(each))
             assert type(got) is type(each)
             assert got.value == each.value
 
-    await tell(story)
+    await with_client(use)
 
 
 @pytest.mark.parametrize("algorithm", ["RSA", "EC"])
-async def test_a_key_pair_is_made(tell: Any, algorithm: str) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_a_key_pair_is_created(with_client: Any, algorithm: str) -> None:
+    def use(client: ProxyKmipClient) -> None:
         bits = 2048 if algorithm == "RSA" else 256
         public, private = client.create_key_pair(
             enums.CryptographicAlgorithm[algorithm],
@@ -105,11 +105,11 @@ async def test_a_key_pair_is_made(tell: Any, algorithm: str) -> None:
         assert load_der_private_key(ours.value, None).public_key() == load_der_public_key(theirs.value)
         assert ours.cryptographic_length == bits
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_a_key_is_wrapped(tell: Any) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_a_key_is_wrapped(with_client: Any) -> None:
+    def use(client: ProxyKmipClient) -> None:
         wrapping = client.create(AES, 256, cryptographic_usage_mask=[Mask.WRAP_KEY, Mask.UNWRAP_KEY])
         client.activate(wrapping)
         uid = client.create(AES, 128)
@@ -125,11 +125,11 @@ async def test_a_key_is_wrapped(tell: Any) -> None:
         assert aes_key_unwrap(client.get(wrapping).value, wrapped.value) == client.get(uid).value
         assert wrapped.key_wrapping_data["encryption_key_information"]["unique_identifier"] == wrapping
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_data_is_encrypted_and_decrypted(tell: Any, version: KMIPVersion) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_data_is_encrypted_and_decrypted(with_client: Any, version: KMIPVersion) -> None:
+    def use(client: ProxyKmipClient) -> None:
         uid = client.create(AES, 256, cryptographic_usage_mask=[Mask.ENCRYPT, Mask.DECRYPT])
         client.activate(uid)
         how = {
@@ -143,19 +143,19 @@ async def test_data_is_encrypted_and_decrypted(tell: Any, version: KMIPVersion) 
 
     if version in (KMIPVersion.KMIP_1_0, KMIPVersion.KMIP_1_1):
         with pytest.raises(KmipOperationFailure, match="OPERATION_NOT_SUPPORTED"):
-            await tell(story)
+            await with_client(use)
     else:
-        await tell(story)
+        await with_client(use)
 
 
 def attribute(kind: enums.AttributeType, value: object) -> Any:
     return AttributeFactory().create_attribute(kind, value)
 
 
-async def test_keys_are_located(tell: Any) -> None:
+async def test_keys_are_located(with_client: Any) -> None:
     kind = enums.AttributeType
 
-    def story(client: ProxyKmipClient) -> None:
+    def use(client: ProxyKmipClient) -> None:
         small, large = client.create(AES, 128, name="small"), client.create(AES, 256, name="large")
         client.activate(large)
         assert client.locate() == [large, small]
@@ -168,25 +168,25 @@ async def test_keys_are_located(tell: Any) -> None:
         symmetric = attribute(kind.OBJECT_TYPE, enums.ObjectType.SYMMETRIC_KEY)
         assert client.locate(attributes=[symmetric, attribute(kind.CRYPTOGRAPHIC_ALGORITHM, AES)]) == [large, small]
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_attributes_are_read(tell: Any) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_attributes_are_read(with_client: Any) -> None:
+    def use(client: ProxyKmipClient) -> None:
         uid = client.create(AES, 256, name="mine")
         _, everything = client.get_attributes(uid)
-        values = {one.attribute_name.value: one.attribute_value for one in everything}
+        values = {each.attribute_name.value: each.attribute_value for each in everything}
         assert values["Cryptographic Length"].value == 256
         assert values["State"].value == enums.State.PRE_ACTIVE
         assert values["Name"].name_value.value == "mine"
         _, some = client.get_attributes(uid, ["State", "Cryptographic Algorithm"])
-        assert {one.attribute_name.value for one in some} == {"State", "Cryptographic Algorithm"}
+        assert {each.attribute_name.value for each in some} == {"State", "Cryptographic Algorithm"}
         assert set(client.get_attribute_list(uid)) == set(values)
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_attributes_are_changed(tell: Any, version: KMIPVersion) -> None:
+async def test_attributes_are_changed(with_client: Any, version: KMIPVersion) -> None:
     def in_1_x(client: ProxyKmipClient, uid: str) -> None:
         new = attribute(enums.AttributeType.NAME, "yours")
         _, changed = client.modify_attribute(unique_identifier=uid, attribute=new)
@@ -208,40 +208,38 @@ async def test_attributes_are_changed(tell: Any, version: KMIPVersion) -> None:
         client.set_attribute(unique_identifier=uid, attribute_name="Contact Information", attribute_value="Ada")
         assert "Contact Information" in client.get_attribute_list(uid)
 
-    def story(client: ProxyKmipClient) -> None:
+    def use(client: ProxyKmipClient) -> None:
         uid = client.create(AES, 256, name="mine")
         (in_2_x if version == KMIPVersion.KMIP_2_0 else in_1_x)(client, uid)
         assert "Name" not in client.get_attribute_list(uid)
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_the_server_speaks_of_itself(tell: Any, version: KMIPVersion) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_query_and_discover_versions(with_client: Any, version: KMIPVersion) -> None:
+    def use(client: ProxyKmipClient) -> None:
         functions = [
             enums.QueryFunction.QUERY_OPERATIONS,
             enums.QueryFunction.QUERY_OBJECTS,
             enums.QueryFunction.QUERY_SERVER_INFORMATION,
         ]
-        told = client.proxy.query(query_functions=functions)
-        assert enums.Operation.CREATE in told.operations
-        assert enums.ObjectType.SYMMETRIC_KEY in told.object_types
-        assert "not for production" in told.vendor_identification
-        if (
-            version != KMIPVersion.KMIP_1_0
-        ):  # which has no Discover Versions; PyKMIP's client does not survive the refusal
+        returned = client.proxy.query(query_functions=functions)
+        assert enums.Operation.CREATE in returned.operations
+        assert enums.ObjectType.SYMMETRIC_KEY in returned.object_types
+        assert "not for production" in returned.vendor_identification
+        if version != KMIPVersion.KMIP_1_0:  # 1.0 has no Discover Versions, and PyKMIP's client fails on the refusal
             versions = client.proxy.discover_versions().protocol_versions
             assert versions[0] == ProtocolVersion(2, 1)
             assert versions[-1] == ProtocolVersion(1, 0)
 
-    await tell(story)
+    await with_client(use)
 
 
-async def test_check_says_yes_and_no(tell: Any) -> None:
-    def story(client: ProxyKmipClient) -> None:
+async def test_check_allows_and_refuses_usages(with_client: Any) -> None:
+    def use(client: ProxyKmipClient) -> None:
         uid = client.create(AES, 256, cryptographic_usage_mask=[Mask.ENCRYPT])
         assert client.check(uid, cryptographic_usage_mask=[Mask.ENCRYPT]) == uid
         with pytest.raises(KmipOperationFailure):
             client.check(uid, cryptographic_usage_mask=[Mask.SIGN])
 
-    await tell(story)
+    await with_client(use)

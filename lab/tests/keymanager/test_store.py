@@ -1,4 +1,4 @@
-"""The store: whole values in, the same values out, found by what they are, shared by whoever has the file."""
+"""The store: saved objects are returned, located by their attributes, and shared by the processes of a file."""
 
 import sqlite3
 from dataclasses import replace
@@ -18,14 +18,14 @@ def number(name: str, value: int) -> Attribute:
     return attributes.of_number(name, value)
 
 
-def test_what_is_saved_is_got(store: Store) -> None:
+def test_get_returns_the_saved_object(store: Store) -> None:
     saved = an_object("one", "alice", number("Cryptographic Length", 256), Attribute("x-own", 3, 7, b"red"))
     store.save(saved)
     assert store.get("one") == saved
     assert store.get("another") is None
 
 
-def test_a_later_value_takes_the_place_of_the_earlier(store: Store) -> None:
+def test_save_replaces_the_earlier_value(store: Store) -> None:
     first = an_object("one", "alice", attributes.of_text("Object Group", "a"), number("Cryptographic Length", 128))
     store.save(first)
     store.save(an_object("two"))
@@ -33,10 +33,10 @@ def test_a_later_value_takes_the_place_of_the_earlier(store: Store) -> None:
     store.save(later)
     assert store.get("one") == later
     assert store.count() == 2
-    assert store.locate("alice", [], destroyed=True) == ["two", "one"]  # its age is that of its first value
+    assert store.locate("alice", [], destroyed=True) == ["two", "one"]  # the order is that of the first save
 
 
-def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
+def test_a_failed_transaction_is_rolled_back(store: Store) -> None:
     def fail() -> None:
         with store.transaction():
             store.save(an_object())
@@ -81,7 +81,7 @@ def test_locate_meets_every_criterion(store: Store, criteria: list[Criterion], f
     assert store.locate("alice", criteria) == found
 
 
-def test_destroyed_objects_are_found_on_demand(store: Store) -> None:
+def test_locate_finds_destroyed_objects_if_asked(store: Store) -> None:
     store.save(an_object("living"))
     store.save(replace(an_object("destroyed"), material=None))
     assert store.locate("alice", []) == ["living"]
@@ -102,7 +102,7 @@ def test_two_processes_share_a_file(tmp_path: Path) -> None:
     there.close()
 
 
-def test_one_writes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_can_not_write_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kmip_lab.keymanager.store._BUSY_TIMEOUT", 0.01)
     here, there = Store(tmp_path / "store.db"), Store(tmp_path / "store.db")
     with here.transaction(), pytest.raises(sqlite3.OperationalError, match="locked"), there.transaction():
@@ -113,7 +113,7 @@ def test_one_writes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     there.close()
 
 
-def test_what_is_kept_survives_the_process(tmp_path: Path) -> None:
+def test_a_file_is_there_after_the_store_is_closed(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.db")
     store.save(an_object())
     store.close()
@@ -122,5 +122,5 @@ def test_what_is_kept_survives_the_process(tmp_path: Path) -> None:
     again.close()
 
 
-def test_nothing_shows_key_material() -> None:
+def test_repr_shows_no_key_material() -> None:
     assert "material" not in repr(an_object())

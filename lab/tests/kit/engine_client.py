@@ -195,7 +195,7 @@ class EngineClient:
         self.owner = owner
 
     def ask(self, operation: int, *items: bytes, header: Sequence[bytes] = ()) -> OperationResult:
-        """Execute one operation."""
+        """Execute an operation."""
         (answer,) = self.batch(Ask(operation, b"".join(items)), header=header)
         return answer
 
