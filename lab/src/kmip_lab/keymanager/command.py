@@ -109,7 +109,7 @@ time. To promote a standby:
 
 \b
 The file of --faults has the faults of each key manager from now on. A key
-manager that is not in the file has no faults; nor has any without the file:
+manager that is not in the file has no faults:
   {"atlanta-001": [{"fault": "slow", "seconds": 2, "operations": ["Get"]},
                    {"fault": "idle_close", "seconds": 30}],
    "london-001": [{"fault": "standby", "times": 3}]}
@@ -117,7 +117,7 @@ It is read again within 50 ms after each change. Replace it in one step (mv): a
 half-written file is reported as an error.
 
 A fault with "times" ends after that many requests. With "operations" it affects only requests that contain one of them;
-with "unique_identifiers", only requests that name one of these objects.
+with "unique_identifiers", only requests that name one of these objects. Parameters in brackets are optional.
 
 """ + "\n\n".join(_describe(fault, nature) for fault, nature in NATURES.items())
 

@@ -134,7 +134,10 @@ class Sender:
         return self._made_at.get(number, -math.inf) + self.link.delay
 
     def _acknowledge(self, last_numbers: dict[str, int]) -> None:
-        """Record the replica's last change; it is in sync if it has waited for no change longer than the timeout."""
+        """Record the replica's last change.
+
+        The replica is in sync if it has all changes, or if its next change was made less than the timeout ago.
+        """
         self._acknowledged = max(self._acknowledged, last_numbers.get(self._log.origin, 0))
         while self._made_at and next(iter(self._made_at)) <= self._acknowledged:
             self._made_at.popitem(last=False)
