@@ -97,13 +97,13 @@ def test_no_resumption_disables_session_resumption(certificates: Path, option: s
 
 def test_promote_makes_a_standby_a_master(tmp_path: Path) -> None:
     write_roles(tmp_path, two_plus_two())
-    where = ["--cluster", str(tmp_path)]
-    ended = CliRunner().invoke(promote, ["atlanta-002", "--instead-of", "atlanta-001", *where])
+    in_cluster = ["--cluster", str(tmp_path)]
+    ended = CliRunner().invoke(promote, ["atlanta-002", "--instead-of", "atlanta-001", *in_cluster])
     assert (ended.exit_code, ended.output) == (0, "atlanta-002 is master, and atlanta-001 is a standby\n")
     roles = read_roles(tmp_path)
     assert (roles["atlanta-001"].role, roles["atlanta-002"].role) == (Role.STANDBY, Role.MASTER)
 
-    CliRunner().invoke(promote, ["atlanta-001", *where])
+    CliRunner().invoke(promote, ["atlanta-001", *in_cluster])
     assert [member.role for member in read_roles(tmp_path).values()].count(Role.MASTER) == 3
 
 

@@ -83,8 +83,8 @@ def test_a_response_larger_than_maximum_response_size_fails(client: EngineClient
 def test_a_batch_is_answered_up_to_maximum_response_size(client: EngineClient) -> None:
     made = client.create()
     get = Ask(Operation.GET, uid_of(made))
-    room = ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 900)
-    answers = client.batch(*[get] * 6, header=[room])
+    limit = ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 900)
+    answers = client.batch(*[get] * 6, header=[limit])
     assert answers[0].ok
     assert_failed(answers[-1], ResultReason.RESPONSE_TOO_LARGE)
 

@@ -137,8 +137,8 @@ def test_wrapping_with_an_unfit_key_or_specification_fails(client: EngineClient)
     assert_failed(client.get(certificate, wrapping(wrapper)), ResultReason.ILLEGAL_OPERATION)
     client.revoke(wrapper)
     client.destroy(wrapper)
-    gone = client.get(made, wrapping(wrapper))
-    assert_failed(gone, ResultReason.ITEM_NOT_FOUND, ResultReason.WRAPPING_OBJECT_DESTROYED)
+    destroyed = client.get(made, wrapping(wrapper))
+    assert_failed(destroyed, ResultReason.ITEM_NOT_FOUND, ResultReason.WRAPPING_OBJECT_DESTROYED)
 
 
 def test_a_sensitive_key_is_returned_wrapped_only(client_2_1: EngineClient) -> None:

@@ -12,15 +12,15 @@ def store(name: str) -> Store:
     return Store(logged_as=name)
 
 
-def save(where: Store, *objects: ManagedObject) -> None:
-    with where.transaction():
+def save(target: Store, *objects: ManagedObject) -> None:
+    with target.transaction():
         for each in objects:
-            where.save(each)
+            target.save(each)
 
 
-def changes(where: Store) -> list[Change]:
-    assert where.log is not None
-    return where.log.after(where.log.origin, 0, 100)
+def changes(target: Store) -> list[Change]:
+    assert target.log is not None
+    return target.log.after(target.log.origin, 0, 100)
 
 
 def test_an_object_is_encoded_and_decoded() -> None:

@@ -174,7 +174,7 @@ def _check_request(request: Request, *, may_defer: bool) -> bytes | None:
 
 
 def _must_defer(request: Request) -> bool:
-    """Return whether the indicator is Mandatory, or in 1.x true, which 1.x has no stronger word for."""
+    """Return whether the request demands asynchronous operations: Mandatory in 2.x, true (as OPTIONAL) in 1.x."""
     indicator = request.asynchronous_indicator
     if indicator == AsynchronousIndicator.OPTIONAL:
         return request.version < (2, 0)
