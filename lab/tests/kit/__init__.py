@@ -1,1 +1,1 @@
-"""Helpers that the laboratory's tests share."""
+"""Helpers that several tests of the laboratory share."""
