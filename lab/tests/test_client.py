@@ -2,7 +2,7 @@
 
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from kmip_lab import client
-from kmip_lab.keymanager.batch import Engine
+from kmip_lab.keymanager.engine import Engine
 
 from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Response

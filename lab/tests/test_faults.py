@@ -22,8 +22,8 @@ from gateway.errors import ProtocolError, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
-from lab.tests.conftest import Start
-from lab.tests.test_command import options, ready_port, running
+from lab.tests.kit.key_managers import Start
+from lab.tests.kit.keymanager_process import options, ready_port, running
 
 SOON = 0.3  # s: what has not happened by then does not happen
 PATIENCE = 5.0  # s: what has not happened by then is a failure

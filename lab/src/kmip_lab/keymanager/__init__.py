@@ -1,15 +1,20 @@
 """A simulated key manager: a KMIP server over mutual TLS for the demo, the tests and the measurements.
 
-Unfit for production: keys are kept unprotected, and whoever holds a client certificate may make as many as they like.
-It speaks KMIP 1.0 to 2.1 and keeps its objects in a Store, which several key managers may share; or each has one of its
-own, and they replicate.
+Not for production: keys are kept unprotected, and every client with a certificate may make any number of them. It
+speaks KMIP 1.0 to 2.1 and keeps its objects in a store. Several key managers may share a store, or each has a store of
+its own and they replicate.
 
-From top to bottom: ``command`` starts them; ``server`` has the connections; ``costs`` is the HSM; ``batch`` executes a
-request item by item, by the table in ``operations``, and notes it in the ``journal``; ``making``, ``reading``,
-``changing``, ``lifecycle``, ``asking``, ``ciphering``, ``tickets`` and ``greeting`` are the operations; ``call`` is
-what they are given; ``local`` is what no other key manager knows: ``deferred`` operations, streams of ``ciphers``,
-tickets; ``keys`` and ``attributes`` know what objects are made of; ``store`` keeps ``objects``. For ``replication``, by
-the ``roles`` of a cluster, the store logs its ``changes``, and a master is ``sending`` them over the ``wire``.
+The modules, from top to bottom:
+
+* ``command`` starts key managers in a process; ``server`` serves the connections of one; ``costs`` is its HSM.
+* ``engine`` executes a request item by item, by its table of operations, and records it in the ``journal``.
+* ``object_operations``, ``attribute_operations``, ``crypto_operations`` and ``server_operations`` are the operations;
+  ``context`` is their argument, with the ``server_state`` that no other key manager knows.
+* ``replication`` is a key manager's part in a cluster, by its ``roles``: as a master it has a ``replication_sender``
+  for each replica.
+* ``store`` keeps the objects and, for replication, a ``replication_log`` of changes.
+* ``attributes`` defines objects and their attributes, ``crypto`` generates, wraps and uses keys, ``protocol`` has the
+  parts of KMIP that the gateway does not need.
 """
 
 from kmip_lab.keymanager.journal import Journal, read_journal

@@ -1,4 +1,4 @@
-"""The HSM: what its work costs, and that it does one thing at a time."""
+"""The HSM of a key manager: the time that its operations cost. It executes one operation at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -8,10 +8,9 @@ import trio
 
 from gateway.kmip.messages import operation_name
 from gateway.kmip.spec import Operation, Tag
-from kmip_lab.keymanager.numbers import CryptographicAlgorithm
-from kmip_lab.keymanager.tree import Node
+from kmip_lab.keymanager.protocol import CryptographicAlgorithm, Node
 
-#: Costs that can be told besides those of the operations, by their names as in ``CreateKeyPair``.
+#: Names of costs, in addition to the names of operations (as in ``CreateKeyPair``).
 HANDSHAKE: Final = "handshake"
 WRAP: Final = "Wrap"
 CREATE_RSA: Final = "CreateRSA"
@@ -22,9 +21,10 @@ _NO_COSTS: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 class Hsm:
-    """One HSM of one key manager. Costs are in seconds; whoever comes while it is busy waits in turn.
+    """The HSM of one key manager: callers wait in turn, each for the cost of its work, in seconds.
 
-    ``costs`` are by name (COST_NAMES), and come before the two others: those of a full handshake, and of any operation.
+    ``handshake_cost`` is for a full handshake, ``operation_cost`` for any operation; ``costs``, by name (COST_NAMES),
+    come before both.
     """
 
     def __init__(
@@ -34,29 +34,29 @@ class Hsm:
         self._operation_cost = operation_cost
         self._costs = costs
         self._lock = trio.Lock()
-        self._free_at = 0.0  # the moment at which the work so far is done
+        self._free_at = 0.0  # when the work so far is done
 
     def __repr__(self) -> str:
         waiting = self._lock.statistics().tasks_waiting
         return f"<Hsm {'busy' if self._lock.locked() else 'idle'}, {waiting} waiting>"
 
     async def handshake(self) -> None:
-        """Spend what a full handshake costs."""
+        """Wait for the cost of a full handshake."""
         await self._spend(self._handshake_cost)
 
     async def operation(self, names: Sequence[str] = (), *, charged: bool = True) -> None:
-        """Spend what one operation costs: by the first of its names that has a cost, or what any operation costs.
+        """Wait for the cost of an operation: of the first of its ``names`` that has a cost, or the operation cost.
 
-        One that is not ``charged`` costs nothing unless it has a cost by name.
+        Without ``charged``, an operation that has no cost by name is free.
         """
         default = self._operation_cost if charged else 0.0
         await self._spend(next((self._costs[name] for name in names if name in self._costs), default))
 
     async def _spend(self, seconds: float) -> None:
-        """Take so long, from when the work before is done, or from now.
+        """Wait until ``seconds`` after the work before is done, or after now.
 
-        What a timer is late by is not added up: timers are late by a millisecond, and a busy HSM would be slower by
-        that for everything it does.
+        Late timers are not added up: timers are late by a millisecond, and a busy HSM would be slower by that for each
+        operation.
         """
         if seconds:
             arrived = trio.current_time()
@@ -66,7 +66,7 @@ class Hsm:
 
 
 def cost_names(operation: int, payload: Node) -> tuple[str, ...]:
-    """The names under which an operation's cost may stand, the most precise first.
+    """Return the names under which an operation may have a cost, the most precise first.
 
     A Get that wraps is also a ``Wrap``, a Create Key Pair also a ``CreateRSA`` or ``CreateECC``.
     """
@@ -79,7 +79,7 @@ def cost_names(operation: int, payload: Node) -> tuple[str, ...]:
 
 
 def _algorithms(node: Node) -> Iterator[int]:
-    """Every Cryptographic Algorithm in a payload, in whichever template, as 1.x or 2.x writes it."""
+    """Yield every Cryptographic Algorithm in a payload, in any of its templates, as 1.x or 2.x encodes it."""
     if node.tag == Tag.CRYPTOGRAPHIC_ALGORITHM:
         yield node.as_number()
     names = node.find_all(Tag.ATTRIBUTE_NAME) if node.tag == Tag.ATTRIBUTE else []

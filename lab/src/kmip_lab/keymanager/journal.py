@@ -1,4 +1,4 @@
-"""What was executed: append-only JSON lines, for tests to count by. Never any key material."""
+"""The journal of executed operations: a file of JSON lines that tests count. It never has key material."""
 
 import json
 import os
@@ -10,11 +10,11 @@ SUCCESS: Final = "Success"
 
 
 class Entry(NamedTuple):
-    """One executed operation.
+    """An executed operation.
 
     ``time`` is in Unix seconds; ``server`` is the key manager's name, ``owner`` the common name of the client's
-    certificate; ``operation`` is written as in ``CreateKeyPair``; ``uids`` are the unique identifiers that it was
-    about; ``result`` is ``Success`` or the Result Reason, as in ``ItemNotFound``.
+    certificate; ``operation`` is written as in ``CreateKeyPair``; ``uids`` are the unique identifiers of its objects;
+    ``result`` is ``Success`` or the Result Reason, as in ``ItemNotFound``.
     """
 
     time: float
@@ -28,8 +28,8 @@ class Entry(NamedTuple):
 class Journal:
     """An append-only file that several key managers, also of several processes, may share.
 
-    Every entry is one write to a descriptor opened for appending, so that entries don't mix and none is lost with the
-    process that wrote it.
+    Each entry is one write to a descriptor opened for appending: entries don't mix, and a killed process loses none.
+    Raises OSError if the file can't be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,16 +40,16 @@ class Journal:
         return f"<Journal {self._path}>"
 
     def write(self, *, server: str, owner: str, operation: str, uids: list[str], result: str) -> None:
-        """Note one executed operation, now. Raises OSError."""
+        """Append an entry with the current time. Raises OSError."""
         entry = Entry(round(time.time(), 6), server, owner, operation, uids, result)
         os.write(self._descriptor, json.dumps(entry._asdict()).encode() + b"\n")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; no entry can be written any more."""
         os.close(self._descriptor)
 
 
 def read_journal(path: str | Path) -> list[Entry]:
-    """All entries, in the order in which they were written."""
+    """Return all entries, in the order in which they were written. Raises OSError."""
     with Path(path).open(encoding="utf-8") as lines:
         return [Entry(**json.loads(line)) for line in lines]

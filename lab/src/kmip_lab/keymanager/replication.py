@@ -1,11 +1,12 @@
-"""Replication: one key manager's part in a cluster, as a master that sends and as a replica that takes.
+"""Replication: one key manager of a cluster, as a master that sends changes and as a replica that stores them.
 
-For the laboratory: the key managers of a cluster, of one process or of several, meet in a directory. roles.json there
-has the roles. Each keeps its objects in NAME.sqlite, and takes changes, unprotected, on the Unix socket NAME.socket.
+For the laboratory only: the key managers of a cluster, in one process or several, share a directory. Its file
+roles.json has their roles. Each key manager keeps its objects in NAME.sqlite, and receives changes, unprotected, on the
+Unix socket NAME.socket.
 
-A replica first says what it has, is sent what it lacks, of masters that are gone, too, and from then on every change of
-this master, in the order in which they were made. What a master that is killed has not yet sent is lost to the others
-until it is master again.
+A replica first says which changes it has. Each master then sends the changes that the replica lacks, also those of
+masters that are down, and after them its own changes in the order in which they were made. Changes that a killed master
+had not sent are missing at the other key managers until it is a master again.
 """
 
 import socket
@@ -16,19 +17,28 @@ from typing import Final
 
 import trio
 
-from kmip_lab.keymanager.operations import Standing
-from kmip_lab.keymanager.roles import Link, Member, Role, Roles, read_roles, roles_file, roles_state, socket_path
-from kmip_lab.keymanager.sending import Sender
+from kmip_lab.keymanager.replication_sender import Lines, Sender, decode_change, encode_last_numbers
+from kmip_lab.keymanager.roles import (
+    Access,
+    Link,
+    Member,
+    Role,
+    Roles,
+    read_roles,
+    roles_file,
+    roles_file_state,
+    socket_path,
+)
 from kmip_lab.keymanager.store import Store
-from kmip_lab.keymanager.wire import Lines, decode_change, encode_have
 
-_LOOK: Final = 0.05  # s between two looks at the roles
+_RELOAD_INTERVAL: Final = 0.05  # seconds between checks of the roles' file
 
 
 class Replication:
-    """One key manager's part in the cluster of a directory: hand it to a KeyManager, which runs it.
+    """The replication of one key manager in the cluster of ``directory``. Pass it to a KeyManager, which runs it.
 
-    ``store`` is by default the file of the cluster's directory. Raises OSError, ValueError and sqlite3.Error.
+    ``store`` is by default the file NAME.sqlite in the directory. ``on_error`` is called with a message if the roles'
+    file can't be read later. Raises OSError, ValueError and sqlite3.Error.
     """
 
     def __init__(
@@ -37,7 +47,7 @@ class Replication:
         name: str,
         *,
         store: Store | None = None,
-        complain: Callable[[str], object] | None = None,
+        on_error: Callable[[str], object] | None = None,
     ) -> None:
         self.name = name
         self.directory = directory
@@ -45,127 +55,131 @@ class Replication:
         if self.store.log is None:
             raise ValueError(f"{self.store!r} keeps no log of its changes")
         self._log = self.store.log
-        self._log.announce = self._written
-        self._complain = complain or _keep_quiet
-        #: Waits out whatever keeps this key manager from moving.
+        self._log.on_change = self._on_change
+        self._on_error = on_error or _ignore
+        #: Waits while the fault "freeze" stops this key manager.
         self.thawed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-        self._seen: tuple[int, int, int] | None = None
+        self._file_state: tuple[int, int, int] | None = None
         self._roles: Roles = {}
-        self._changed = trio.Event()
+        self._roles_changed = trio.Event()
         self._senders: list[Sender] = []
-        self.look(strict=True)
+        self.reload(strict=True)
 
     def __repr__(self) -> str:
         return f"<Replication {self.name}: {self.role.value}, {self._senders}>"
 
     @property
     def member(self) -> Member:
-        """What the roles say of this key manager."""
+        """The entry of this key manager in roles.json."""
         return self._roles[self.name]
 
     @property
     def role(self) -> Role:
-        """This key manager's role."""
+        """The role of this key manager in roles.json, as last read."""
         return self.member.role
 
-    def standing(self) -> Standing:
-        """What this key manager serves, by the roles as they are written now."""
-        self.look()
+    def access(self) -> Access:
+        """Reload the roles, and return which operations this key manager executes."""
+        self.reload()
         if self.role is Role.MASTER:
-            return Standing.MASTER
-        return Standing.READING_STANDBY if self.member.serves_reads else Standing.STANDBY
+            return Access.FULL
+        return Access.READ_ONLY if self.member.serves_reads else Access.INFORMATION_ONLY
 
-    def look(self, *, strict: bool = False) -> None:
-        """Take over the roles if they have changed. What can't be read is complained of once, and changes nothing."""
-        seen = roles_state(self.directory)
-        if seen == self._seen and not strict:
+    def reload(self, *, strict: bool = False) -> None:
+        """Read the roles if the file has changed.
+
+        If it can't be read, the roles stay, and ``on_error`` is called once; with ``strict``, raises ValueError.
+        """
+        state = roles_file_state(self.directory)
+        if state == self._file_state and not strict:
             return
-        self._seen = seen
+        self._file_state = state
         try:
             roles = read_roles(self.directory, self.name)
         except (OSError, ValueError) as error:
             if strict:
                 raise ValueError(f"{roles_file(self.directory)}: {error}") from None
-            self._complain(f"{roles_file(self.directory)}: {error}; the roles stay as they were")
+            self._on_error(f"{roles_file(self.directory)}: {error}; the roles stay as they were")
             return
         if self._roles.get(self.name) != roles[self.name] or self._roles.keys() != roles.keys():
-            self._changed.set()
-            self._changed = trio.Event()
+            self._roles_changed.set()
+            self._roles_changed = trio.Event()
         for sender in self._senders:
-            # Of a master that is gone, one may have what another lacks. For this, no synchronous partner is left alone.
+            # This replica may lack changes of a master that is down: they are sent on connection. Synchronous links are
+            # not reconnected: meanwhile, writes would not wait for the replica.
             if not sender.link.synchronous:
-                sender.begin_anew()
+                sender.reconnect()
         self._roles = roles
 
     @property
     def in_step(self) -> tuple[str, ...]:
-        """The replicas that have all that was written here, but for what is under way just now.
+        """The replicas that have all changes of this key manager, except changes that are being sent now.
 
-        A synchronous one that is in step has all that was answered.
+        A synchronous replica that is in step has every change whose request was answered.
         """
         return tuple(sender.name for sender in self._senders if sender.in_step)
 
     async def synchronize(self) -> None:
-        """Wait until the synchronous replicas have all that was written here, or until patience with them is over."""
+        """Wait until the synchronous replicas that are in sync have all changes, or their timeouts have passed."""
         last = self._log.last
         for sender in self._senders:
             if sender.link.synchronous:
-                await sender.reach(last)
+                await sender.wait_for(last)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Replicate until cancelled. Raises OSError where the socket can't be had."""
+        """Replicate until cancelled. Raises OSError if the Unix socket can't be opened."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._listen)
-            nursery.start_soon(self._watch)
+            nursery.start_soon(self._watch_roles)
             task_status.started()
             while True:
-                changed = self._changed
-                async with trio.open_nursery() as sending:
+                changed = self._roles_changed
+                async with trio.open_nursery() as senders:
                     if self.role is Role.MASTER:
-                        self._send_to_all(sending)
+                        self._start_senders(senders)
                     await changed.wait()
                     self._senders.clear()
-                    sending.cancel_scope.cancel()
+                    senders.cancel_scope.cancel()
 
-    def _send_to_all(self, sending: trio.Nursery) -> None:
-        for other in self._roles:
-            if other != self.name:
-                link, path = self.member.links.get(other, Link()), socket_path(self.directory, other)
-                sender = Sender(other, self._log, link, path, self.thawed)
+    def _start_senders(self, nursery: trio.Nursery) -> None:
+        for replica in self._roles:
+            if replica != self.name:
+                link, path = self.member.links.get(replica, Link()), socket_path(self.directory, replica)
+                sender = Sender(replica, self._log, link, path, self.thawed)
                 self._senders.append(sender)
-                sending.start_soon(sender.run)
+                nursery.start_soon(sender.run)
 
-    async def _watch(self) -> None:
+    async def _watch_roles(self) -> None:
         while True:
-            self.look()
-            await trio.sleep(_LOOK)
+            self.reload()
+            await trio.sleep(_RELOAD_INTERVAL)
 
-    def _written(self) -> None:
+    def _on_change(self) -> None:
         for sender in self._senders:
-            sender.written()
+            sender.on_change()
 
-    # As a replica ---------------------------------------------------------------------------------------------------
+    # As a replica -----------------------------------------------------------------------------------------------------
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
         path = socket_path(self.directory, self.name)
-        path.unlink(missing_ok=True)  # of a process that was killed
+        path.unlink(missing_ok=True)  # left by a killed process
         sock = trio.socket.socket(socket.AF_UNIX)
         await sock.bind(str(path))
         sock.listen()
         task_status.started()
-        await trio.serve_listeners(self._take_all, [trio.SocketListener(sock)])
+        await trio.serve_listeners(self._receive_changes, [trio.SocketListener(sock)])
 
-    async def _take_all(self, stream: trio.SocketStream) -> None:
-        """Take one master's changes, until it leaves."""
+    async def _receive_changes(self, stream: trio.SocketStream) -> None:
+        """Store and acknowledge one master's changes, until it disconnects."""
         with suppress(trio.BrokenResourceError):
             await self.thawed()
-            await stream.send_all(encode_have(self._log.have()))
+            await stream.send_all(encode_last_numbers(self._log.last_numbers()))
             lines = Lines(stream)
             while changes := [decode_change(line) for line in await lines.receive()]:
                 await self.thawed()
-                self.store.take(changes)
-                await stream.send_all(encode_have({change.origin: change.number for change in changes}))
+                self.store.apply(changes)
+                await stream.send_all(encode_last_numbers({change.origin: change.number for change in changes}))
 
 
-def _keep_quiet(_words: str) -> None:
+def _ignore(_message: str) -> None:
     pass

@@ -1,10 +1,10 @@
-"""Roles: which key managers of a cluster are masters, and how each replicates to the others. A file that is watched."""
+"""Roles: which key managers of a cluster are masters, and how they replicate. They are in a file that is watched."""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import field, replace
-from enum import Enum
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -12,37 +12,49 @@ from pydantic import ConfigDict, NonNegativeFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 _FILE_NAME: Final = "roles.json"
-_LONGEST: Final = 107  # bytes of a Unix socket's name, which end with a zero
+_MAX_SOCKET_PATH: Final = 107  # bytes, without the final zero
 
 
 class Role(Enum):
-    """What a key manager is; Query tells it."""
+    """The role of a key manager in its cluster; Query returns it as ServerType."""
 
     MASTER = "master"
     STANDBY = "standby"
 
 
+class Access(Enum):
+    """The operations that a key manager executes.
+
+    FULL: all, as a master. READ_ONLY: all that do not write, as a standby that serves reads. INFORMATION_ONLY: Query
+    and Discover Versions, as a standby.
+    """
+
+    FULL = auto()
+    READ_ONLY = auto()
+    INFORMATION_ONLY = auto()
+
+
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Link:
-    """How a master replicates to one other key manager; raises ValueError for what makes no sense.
+    """The replication from a master to one replica. Raises ValueError for invalid values.
 
-    A change gets there ``delay`` seconds after it was made. Where the link is ``synchronous``, a write is answered once
-    the other has it, unless that takes ``patience`` seconds or the other is not there: then the master goes on alone,
-    and waits for the other again once that has caught up.
+    A change arrives ``delay`` seconds after it was made. On a ``synchronous`` link, a write is answered once the
+    replica has it. If that takes ``timeout`` seconds, or the replica is down, the master answers without waiting, and
+    waits again once the replica has caught up.
     """
 
     delay: NonNegativeFloat = 0.0
     synchronous: bool = False
-    patience: NonNegativeFloat = 1.0
+    timeout: NonNegativeFloat = 1.0
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Member:
-    """One key manager of a cluster.
+    """A key manager of a cluster.
 
-    ``links`` are those that it has as a master, by name; to all others it replicates asynchronously and at once. A
-    standby refuses all but Query and Discover Versions; with ``serves_reads`` it refuses changes only, as some vendors'
-    clones do.
+    ``links``, by the replica's name, apply while it is a master; to replicas without a link it replicates
+    asynchronously and without delay. A standby refuses all operations but Query and Discover Versions; with
+    ``serves_reads`` it refuses only writes, as some vendors' clones do.
     """
 
     role: Role = Role.STANDBY
@@ -57,49 +69,54 @@ _FILE: Final = TypeAdapter(Roles)
 
 
 def roles_file(directory: Path) -> Path:
-    """Where the roles of the cluster in this directory are written."""
+    """Return the path of the roles of the cluster in this directory."""
     return directory / _FILE_NAME
 
 
 def socket_path(directory: Path, name: str) -> Path:
-    """Where a key manager of the cluster in this directory takes changes."""
+    """Return the path of the Unix socket on which a key manager of this cluster receives changes."""
     return directory / f"{name}.socket"
 
 
-def roles_state(directory: Path) -> tuple[int, int, int] | None:
-    """What is another after every change of the roles' file; None where there is none."""
+def roles_file_state(directory: Path) -> tuple[int, int, int] | None:
+    """Return a value that differs after each change of the roles' file; None if there is no file."""
     try:
-        state = os.stat(directory / _FILE_NAME)  # noqa: PTH116 - for every request
+        state = os.stat(directory / _FILE_NAME)  # noqa: PTH116 - faster than pathlib, and called for every request
     except OSError:
         return None
     return state.st_mtime_ns, state.st_ino, state.st_size
 
 
 def read_roles(directory: Path, name: str | None = None) -> Roles:
-    """The roles of a cluster, which must know a key manager of this name. Raises OSError and one-line ValueError."""
+    """Return the roles of a cluster.
+
+    Raises OSError; and ValueError, with one line, for an invalid file, and if it has no key manager ``name``.
+    """
     try:
         roles = _FILE.validate_json(roles_file(directory).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        location = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from None
     if name is not None and name not in roles:
-        raise ValueError(f"there is no {name} in this cluster")
-    for one, member in roles.items():
-        if len(os.fsencode(socket_path(directory, one))) > _LONGEST:
+        raise ValueError(f"there is no key manager {name} in this cluster")
+    for key_manager, member in roles.items():
+        if len(os.fsencode(socket_path(directory, key_manager))) > _MAX_SOCKET_PATH:
             raise ValueError(
-                f"{socket_path(directory, one)} is longer than the {_LONGEST} bytes of a Unix socket's name"
+                f"{socket_path(directory, key_manager)} is longer than {_MAX_SOCKET_PATH} bytes, a Unix socket's limit"
             )
-        for other in member.links:
-            if other == one or other not in roles:
-                raise ValueError(f"{one} can't have a link to {other}: that is no other key manager of this cluster")
+        for replica in member.links:
+            if replica == key_manager or replica not in roles:
+                raise ValueError(
+                    f"{key_manager} can't have a link to {replica}: it must name a second key manager of this cluster"
+                )
     return roles
 
 
 def write_roles(directory: Path, roles: Mapping[str, Member]) -> None:
-    """Write the roles of a cluster, a line for each key manager; who watches sees the old ones or the new ones."""
+    """Replace the roles of a cluster in one step, a line for each key manager. Raises OSError."""
     written = _FILE.dump_python(dict(roles), mode="json", exclude_defaults=True)
-    # The role comes first and always, so that a shell's sed finds it.
+    # The role is always written, and first, so that a shell script can change it with sed.
     lines = (json.dumps({name: {"role": roles[name].role.value, **member}})[1:-1] for name, member in written.items())
     path = roles_file(directory)
     new = path.with_name(f".{path.name}.new")
@@ -108,9 +125,9 @@ def write_roles(directory: Path, roles: Mapping[str, Member]) -> None:
 
 
 def promote(directory: Path, name: str, *, instead_of: str | None = None) -> None:
-    """Make a standby of a cluster the master, and perhaps another one standby in the same stroke.
+    """Make a standby a master and, in the same step, ``instead_of`` a standby.
 
-    Raises KeyError where one of them is not of this cluster.
+    Raises KeyError if the cluster has no key manager of such a name, OSError, and ValueError for an invalid file.
     """
     roles = read_roles(directory)
     if instead_of is not None:
@@ -120,19 +137,19 @@ def promote(directory: Path, name: str, *, instead_of: str | None = None) -> Non
 
 
 def two_plus_two(near: float = 0.0, far: float = 0.0, *, serves_reads: bool = False) -> Roles:
-    """Two sites of a master and its synchronous standby: the Two-plus-two deployment of the application note.
+    """Return two sites, each of a master and its synchronous standby: the application note's Two-plus-two deployment.
 
-    Changes take ``near`` seconds within a site and ``far`` seconds between the two. Links are the same whoever is
-    master, so that a standby that is promoted replicates synchronously within its site, too.
+    Changes take ``near`` seconds within a site and ``far`` seconds between the sites. Standbys have links, too, so that
+    a promoted standby also replicates synchronously within its site.
     """
     names = [f"{site}-{number:03}" for site in ("atlanta", "london") for number in (1, 2)]
     roles = {}
     for name in names:
         site, _, number = name.partition("-")
         links = {
-            other: Link(near, synchronous=True) if other.startswith(site) else Link(far)
-            for other in names
-            if other != name
+            replica: Link(near, synchronous=True) if replica.startswith(site) else Link(far)
+            for replica in names
+            if replica != name
         }
         role = Role.MASTER if number == "001" else Role.STANDBY
         roles[name] = Member(role, links, serves_reads)

@@ -1,7 +1,7 @@
-"""A simulated key manager on the network: KMIP over mutual TLS. Unfit for production.
+"""A simulated key manager on the network: KMIP over mutual TLS. Not for production.
 
-Keys lie unprotected in memory or in a file, and nothing is audited. What is real is what a gateway meets: the handshake
-and its cost, the messages, the objects and their owners.
+Keys are kept unprotected in memory or in a file, and nothing is audited. The parts that a gateway meets are real: the
+handshake and its cost, the messages, the objects and their owners.
 """
 
 import errno
@@ -20,41 +20,44 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.spec import ResultReason, Tag
 from kmip_lab.certs import common_name
 from kmip_lab.faults import Exchange, Fault, Faults, FaultyStream, Point
-from kmip_lab.keymanager.batch import Batch, Engine
 from kmip_lab.keymanager.costs import CREATE_RSA, Hsm
-from kmip_lab.keymanager.deferred import Deferred
+from kmip_lab.keymanager.crypto import KeyPairPool, new_key_pair
+from kmip_lab.keymanager.engine import Batch, Engine
 from kmip_lab.keymanager.journal import Journal
-from kmip_lab.keymanager.keys import KeyPairPool, new_key_pair
-from kmip_lab.keymanager.operations import Standing
 from kmip_lab.keymanager.replication import Replication
+from kmip_lab.keymanager.roles import Access
+from kmip_lab.keymanager.server_state import DeferredOperation
 from kmip_lab.keymanager.store import Store
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds
 MAX_REQUEST_SIZE: Final = 1 << 20  # bytes
 _BACKLOG: Final = 512
-_LINGER: Final = 1.0  # seconds in which a client may finish sending what is not read any more
-_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PAUSE: Final = 0.1  # seconds before accepting again when there is no room for another connection
+_LINGER: Final = 1.0  # seconds in which a client may finish sending bytes that are not read
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE: Final = 0.1  # seconds before accepting again when descriptors or memory have run out
 
 
-class _Later(NamedTuple):
-    """An operation that was deferred, and when it is to be executed."""
+class _ScheduledOperation(NamedTuple):
+    """A deferred operation; ``due``, of trio's clock, is the time of its execution."""
 
     due: float
-    deferred: Deferred
+    deferred: DeferredOperation
     batch: Batch
 
 
 class KeyManager:
-    """One key manager: a name, an HSM of its own, and a store that it may share with others.
+    """A key manager: a name, an HSM of its own, and a store that it may share with other key managers.
 
-    ``context`` is a server's (tls.server_context). Costs are in seconds: ``handshake_cost`` is spent after every full
-    handshake, ``operation_cost`` before every operation but Query and Discover Versions, and ``costs``, by name
-    (costs.COST_NAMES), come before both; the HSM does one thing at a time. Where RSA key pairs have a cost of their
-    own, a KeyPairPool makes them. With ``replication``, the store is the replication's, and its roles say whether this
-    is a master. With ``pending_for``, seconds, an operation that is to be asynchronous is answered with Operation
-    Pending, and executed that much later. Clients are told apart by the common name of their certificate, and see their
-    own objects only. ``faults`` may be switched at any time.
+    Clients are identified by the common name of their certificate, and see only their own objects. ``faults`` may be
+    switched at any time.
+
+    * ``context`` is a server's (tls.server_context).
+    * Costs are in seconds: the HSM spends ``handshake_cost`` after every full handshake, and ``operation_cost`` before
+      every operation but Query and Discover Versions; ``costs``, by name (costs.COST_NAMES), come before both. If RSA
+      key pairs have a cost of their own, a KeyPairPool makes them.
+    * With ``replication``, ``store`` must be the replication's, and its roles decide whether this is a master.
+    * With ``pending_for``, seconds, an operation that must be asynchronous is answered with Operation Pending, and
+      executed that much later.
     """
 
     def __init__(
@@ -75,20 +78,20 @@ class KeyManager:
         self.hsm = Hsm(handshake_cost, operation_cost, costs or {})
         self.faults = Faults()
         self.replication = replication
-        self._send_deferred, self._deferred = trio.open_memory_channel[_Later](math.inf)
+        self._send_deferred, self._deferred = trio.open_memory_channel[_ScheduledOperation](math.inf)
         self._pending_for = pending_for or 0.0
         if pending_for is not None:
             self.engine.defer = self._defer
         if replication is not None:
             replication.thawed = self.faults.thawed
             self.engine.in_step = lambda: replication.in_step
-        #: The port that is listened on; 0 before ``serve`` has begun.
+        #: The port on which ``serve`` listens; 0 before it listens.
         self.port = 0
-        #: Sessions whose handshake succeeded; those of them that shook hands in full; those that are open now.
+        #: Sessions whose handshake succeeded; full handshakes among them; sessions that are open now.
         self.sessions_opened = 0
         self.full_handshakes = 0
         self.sessions = 0
-        #: Requests that were received whole, readable or not.
+        #: Requests that were received whole, decodable or not.
         self.requests = 0
         self._context = context
         self._streams: set[FaultyStream] = set()
@@ -97,11 +100,11 @@ class KeyManager:
         return f"<KeyManager {self.name} on port {self.port}: {self.sessions} sessions, {self.requests} requests>"
 
     def handle(self, frame: bytes, owner: str) -> bytes:
-        """Execute one request of the client ``owner`` and return the answer; no TLS, and no cost."""
+        """Execute a request of the client ``owner`` and return the answer, without TLS and without cost."""
         return self.engine.handle(frame, owner)
 
     async def ask(self, frame: bytes, owner: str) -> bytes:
-        """As ``handle``, with the HSM's cost, and answered when the synchronous replicas have what was written."""
+        """As ``handle``, after the HSM's cost; after a write, return once the synchronous replicas have it."""
         batch = self.engine.begin(frame, owner)
         await self._execute(batch)
         return batch.answer()
@@ -109,10 +112,10 @@ class KeyManager:
     async def serve(
         self, listener: socket.socket | tuple[str, int], *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled, on a listening socket or on a host and port (0: any free one).
+        """Serve until cancelled, on a listening socket or on a host and port (0: any free port).
 
-        Reports the port once connections are taken. Raises OSError where the address can't be had. To be started in a
-        nursery: ``await nursery.start(key_manager.serve, ("127.0.0.1", 0))``.
+        Start it in a nursery, which returns the port once it listens:
+        ``await nursery.start(key_manager.serve, ("127.0.0.1", 0))``. Raises OSError if the address is not available.
         """
         sock = listen(listener) if isinstance(listener, tuple) else listener
         host, self.port = sock.getsockname()[:2]
@@ -122,11 +125,11 @@ class KeyManager:
             connections.start_soon(self._execute_deferred)
             task_status.started(self.port)
             while True:
-                await self._accept_until_refused(sock, connections)
+                await self._accept_until_refuse_fault(sock, connections)
                 await self.faults.wait_off(Fault.REFUSE)
                 sock = listen((host, self.port))
 
-    async def _accept_until_refused(self, sock: socket.socket, connections: trio.Nursery) -> None:
+    async def _accept_until_refuse_fault(self, sock: socket.socket, connections: trio.Nursery) -> None:
         sock.setblocking(False)
         try:
             async with trio.open_nursery() as accepting:
@@ -149,14 +152,14 @@ class KeyManager:
             except (BlockingIOError, ConnectionError):
                 continue
             except OSError as error:
-                if error.errno not in _NO_ROOM:
+                if error.errno not in _OUT_OF_RESOURCES:
                     raise
-                await trio.sleep(_PAUSE)
+                await trio.sleep(_ACCEPT_PAUSE)
             else:
                 connections.start_soon(self._connection, connection)
 
     async def _connection(self, sock: socket.socket) -> None:
-        """Serve one client until it leaves. Whatever happens to its connection stays here."""
+        """Serve a client until it disconnects. An error of its connection ends this task only."""
         stream = FaultyStream(sock, self._context, self.faults)
         self._streams.add(stream)
         try:
@@ -183,9 +186,10 @@ class KeyManager:
             self.sessions -= 1
 
     async def _requests(self, stream: FaultyStream, owner: str) -> None:
-        """Answer requests in turn, up to the end of the stream or to bytes that are no request.
+        """Answer requests in turn, until the stream ends or has bytes that are not a request.
 
-        After the answer to those nothing more is read, so that closing must wait for the client to finish sending.
+        Those bytes get an answer, and nothing after them is read. Closing then waits up to a second for the client to
+        finish sending: closing at once would reset the connection, and the client could lose the answer.
         """
         reader = FrameReader(Tag.REQUEST_MESSAGE, MAX_REQUEST_SIZE)
         while data := await self._receive(stream):
@@ -208,7 +212,7 @@ class KeyManager:
             return await stream.receive_some()
 
     async def _request(self, stream: FaultyStream, frame: bytes, owner: str) -> bool:
-        """Answer one request; tell whether the connection is fit for another."""
+        """Answer one request; return False if the connection can't be used any more."""
         self.requests += 1
         batch = self.engine.begin(frame, owner)
         exchange = Exchange(stream, batch.operations, batch.unique_identifiers)
@@ -223,22 +227,22 @@ class KeyManager:
         return not batch.undecodable
 
     async def _execute(self, batch: Batch, *, standby: bool = False) -> None:
-        """Execute all of it, ``standby`` as a fault has it or as the roles have it at each item."""
+        """Execute all items. ``standby``: as a standby, because of a fault; otherwise as the roles say at each item."""
         while batch.pending is not None:
-            batch.standing = self._standing(standby)
+            batch.access = self._access(standby)
             names, charged = batch.cost
             await self.hsm.operation(names, charged=charged)
             await self.faults.thawed()
-            batch.standing = self._standing(standby)  # anew: it may have changed while the HSM was busy
+            batch.access = self._access(standby)  # again: the role may have changed while the HSM was busy
             batch.execute()
         if batch.wrote and self.replication is not None:
             await self.replication.synchronize()
 
-    def _defer(self, deferred: Deferred, batch: Batch) -> None:
-        self._send_deferred.send_nowait(_Later(trio.current_time() + self._pending_for, deferred, batch))
+    def _defer(self, deferred: DeferredOperation, batch: Batch) -> None:
+        self._send_deferred.send_nowait(_ScheduledOperation(trio.current_time() + self._pending_for, deferred, batch))
 
     async def _execute_deferred(self) -> None:
-        """Execute what was deferred, in turn."""
+        """Execute the deferred operations in the order of their requests, each when it is due."""
         async for due, deferred, batch in self._deferred:
             await trio.sleep_until(due)
             await self.faults.thawed()
@@ -246,15 +250,15 @@ class KeyManager:
                 await self._execute(batch)
                 deferred.finish(batch.results[0])
 
-    def _standing(self, standby: bool) -> Standing:
+    def _access(self, standby: bool) -> Access:
         if standby:
-            return Standing.STANDBY
+            return Access.INFORMATION_ONLY
         if self.replication is None:
-            return Standing.MASTER
-        return self.replication.standing()
+            return Access.FULL
+        return self.replication.access()
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
-    """A listening socket on a host, by name or IP address, and a port. Raises OSError."""
+    """Return a listening socket on a host, by name or IP address, and a port. Raises OSError."""
     family, *_ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address, family=family, backlog=_BACKLOG)

@@ -1,7 +1,7 @@
-"""Where managed objects are kept: SQLite, in memory or in a file.
+"""The store of managed objects: SQLite, in memory or in a file.
 
 Key managers in one process may share one Store, several processes one file; or each has a Store of its own, which logs
-its changes for replication. Nothing is ever synced to disk, since what is kept here is not worth it.
+its changes for replication. Writes are never synced to disk: test objects are not worth the time.
 """
 
 import sqlite3
@@ -11,8 +11,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kmip_lab.keymanager.changes import Change, ChangeLog
-from kmip_lab.keymanager.objects import Attribute, ManagedObject
+from kmip_lab.keymanager.attributes import Attribute, ManagedObject
+from kmip_lab.keymanager.replication_log import Change, ChangeLog
 
 _BUSY_TIMEOUT: Final = 5.0  # seconds to wait for another process's transaction
 
@@ -43,7 +43,7 @@ _SAVE: Final = """
 
 
 class Match(Enum):
-    """How a Criterion compares."""
+    """The comparison of a Criterion."""
 
     EQUAL = auto()
     BETWEEN = auto()
@@ -51,9 +51,9 @@ class Match(Enum):
 
 
 class Criterion(NamedTuple):
-    """What an attribute must be for Locate to find its object.
+    """A condition of Locate on one attribute.
 
-    ``values`` are encoded as in Attribute, two for BETWEEN, one otherwise. ``name`` may also be Unique Identifier,
+    ``values`` are encoded as in Attribute: two for BETWEEN, otherwise one. ``name`` may also be Unique Identifier,
     Object Type or State.
     """
 
@@ -65,9 +65,9 @@ class Criterion(NamedTuple):
 class Store:
     """Managed objects, by unique identifier.
 
-    ``path`` is a file that other processes may use too, or ``:memory:``. With ``logged_as``, a key manager's name,
-    there is a ``log`` of its changes for replication, and nobody shares the store. Methods are quick and don't wait,
-    except for another process's transaction, up to five seconds. They raise sqlite3.Error where that was not enough.
+    ``path`` is a file that other processes may use too, or ``:memory:``. With ``logged_as``, a key manager's name, the
+    store keeps a ``log`` of its changes for replication, and must not be shared. Methods block only for a transaction
+    of a different process, up to five seconds; then they raise sqlite3.Error.
     """
 
     def __init__(self, path: str | Path = ":memory:", *, logged_as: str | None = None) -> None:
@@ -83,19 +83,19 @@ class Store:
         return f"<Store {self._path}>"
 
     def count(self) -> int:
-        """How many objects there are, destroyed ones included."""
+        """Return the number of objects, including destroyed objects."""
         count: int = self._connection.execute("SELECT count(*) FROM objects").fetchone()[0]
         return count
 
     def close(self) -> None:
-        """Close the file; what was in memory is gone."""
+        """Close the file; objects in memory are lost."""
         self._connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Keep other processes from writing between what is read and what is written in the block.
+        """Execute a block as one transaction: other processes can't write meanwhile.
 
-        An error in the block undoes what was written. Blocks don't nest.
+        An error in the block rolls it back. Blocks can't be nested.
         """
         self._connection.execute("BEGIN IMMEDIATE")
         try:
@@ -103,14 +103,14 @@ class Store:
         except BaseException:
             self._connection.execute("ROLLBACK")
             if self.log is not None:
-                self.log.undone()
+                self.log.on_rollback()
             raise
         self._connection.execute("COMMIT")
         if self.log is not None:
-            self.log.committed()
+            self.log.on_commit()
 
     def get(self, uid: str) -> ManagedObject | None:
-        """The object with this unique identifier, whoever owns it."""
+        """Return the object with this unique identifier, of any owner; None if there is none."""
         row = self._connection.execute(
             "SELECT owner, object_type, state, material FROM objects WHERE uid = ?", (uid,)
         ).fetchone()
@@ -120,37 +120,40 @@ class Store:
         attributes = self._connection.execute(
             "SELECT name, position, type, value FROM attributes WHERE uid = ?", (uid,)
         ).fetchall()
-        return ManagedObject(uid, owner, object_type, state, material, tuple(Attribute(*one) for one in attributes))
+        return ManagedObject(uid, owner, object_type, state, material, tuple(Attribute(*row) for row in attributes))
 
     def save(self, saved: ManagedObject) -> None:
-        """Keep this value of an object in the place of any earlier one. To be called within a transaction."""
+        """Store an object in place of its earlier value. Call within a transaction."""
         self._write(saved)
         if self.log is not None:
-            self.log.note(saved)
+            self.log.record(saved)
 
-    def take(self, changes: Iterable[Change]) -> None:
-        """Keep changes that were made in other stores, but for those of objects of which a later one is here."""
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Log changes of other stores, and store each object whose change is later than the stored value.
+
+        Raises ValueError if this store has no log.
+        """
         if self.log is None:
             raise ValueError(f"{self!r} is not replicated")
         with self.transaction():
             for change in changes:
-                given = self.log.take(change)
-                if given is not None:
-                    self._write(given)
+                newer = self.log.accept(change)
+                if newer is not None:
+                    self._write(newer)
 
     def _write(self, saved: ManagedObject) -> None:
         self._connection.execute(_SAVE, (saved.uid, saved.owner, saved.object_type, saved.state, saved.material))
         self._connection.execute("DELETE FROM attributes WHERE uid = ?", (saved.uid,))
         self._connection.executemany(
-            "INSERT INTO attributes VALUES (?, ?, ?, ?, ?)", [(saved.uid, *one) for one in saved.attributes]
+            "INSERT INTO attributes VALUES (?, ?, ?, ?, ?)", [(saved.uid, *attribute) for attribute in saved.attributes]
         )
 
     def locate(
         self, owner: str, criteria: Sequence[Criterion], *, living: bool = True, destroyed: bool = False
     ) -> list[str]:
-        """Unique identifiers of an owner's objects that meet every criterion, the newest first.
+        """Return the unique identifiers of an owner's objects that meet every criterion, the newest first.
 
-        ``living`` and ``destroyed`` say whether objects with and without key material are looked at.
+        ``living`` includes objects that have key material, ``destroyed`` objects without.
         """
         clauses = ["owner = ?", _STORAGE[living, destroyed]]
         values: list[str | bytes | int] = [owner]
@@ -162,7 +165,7 @@ class Store:
         return [row[0] for row in self._connection.execute(query, values)]
 
 
-#: By (living, destroyed): the objects that are looked at.
+#: By (living, destroyed): the condition on key material.
 _STORAGE: Final = {
     (False, False): "FALSE",
     (False, True): "material IS NULL",
@@ -170,12 +173,12 @@ _STORAGE: Final = {
     (True, True): "TRUE",
 }
 
-#: Attributes that are columns of their own, and what makes a column's value of an encoded one.
+#: The attributes that are columns of ``objects``.
 _COLUMNS: Final = {"Unique Identifier": "uid", "Object Type": "object_type", "State": "state"}
 
 _CLAUSES: Final = {
     Match.EQUAL: "uid IN (SELECT uid FROM attributes WHERE name = ? AND value = ?)",
-    #: Dates: as bytes they sort as they do in time, from 1970 on.
+    #: For dates: encoded dates since 1970 sort in the order of time.
     Match.BETWEEN: "uid IN (SELECT uid FROM attributes WHERE name = ? AND value BETWEEN ? AND ?)",
     Match.ALL_BITS: "uid IN (SELECT uid FROM attributes WHERE name = ? AND covers(value, ?))",
 }
@@ -190,6 +193,6 @@ def _clause(criterion: Criterion) -> tuple[str, list[str | bytes | int]]:
 
 
 def _covers(value: bytes, asked: bytes) -> bool:
-    """Whether every bit that is asked for is set."""
+    """Return whether ``value`` has every bit of ``asked``."""
     bits = int.from_bytes(asked, "big")
     return int.from_bytes(value, "big") & bits == bits
