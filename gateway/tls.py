@@ -125,7 +125,7 @@ def server_context(
     context = _configured(ServerContext(resumption_lifetime), Policy[policy.upper()], certificate, private_key)
     _load_ca(context, client_ca)
     context.load_client_ca(str(client_ca).encode())
-    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_verification)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, note_verification)
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_session_id(_SESSION_ID_CONTEXT)  # without it, a client that resumes gets a fatal alert
     context.set_timeout(int(resumption_lifetime))
@@ -210,7 +210,7 @@ def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL
         context.set_verify(SSL.VERIFY_PEER, _accept_for_pin)
     else:
         _load_ca(context, ca)
-        context.set_verify(SSL.VERIFY_PEER, _note_verification)
+        context.set_verify(SSL.VERIFY_PEER, note_verification)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     return context
 
@@ -241,7 +241,7 @@ def _load_ca(context: SSL.Context, ca: Path) -> None:
         raise TlsError(f"CA file {ca}: {_words(error)}") from None
 
 
-class _Verification:
+class Verification:
     """The findings of OpenSSL's callbacks for one connection.
 
     ``ran`` and ``error`` are the verification's, which runs on full handshakes only, never on resumed ones.
@@ -260,8 +260,9 @@ class _Verification:
         self.is_whole = False
 
 
-def _note_verification(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
-    verification: _Verification = connection.get_app_data()
+def note_verification(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+    """Note a verification, as OpenSSL's callback, in the Verification that is the connection's application data."""
+    verification: Verification = connection.get_app_data()
     verification.ran = True
     verification.error = verification.error or error
     if verification.is_large and depth == 0:
@@ -271,7 +272,7 @@ def _note_verification(connection: SSL.Connection, certificate: crypto.X509, err
 
 
 def _accept_for_pin(connection: SSL.Connection, *_arguments: object) -> bool:
-    verification: _Verification = connection.get_app_data()
+    verification: Verification = connection.get_app_data()
     verification.ran = True
     return True
 
@@ -288,11 +289,16 @@ def check_server(stream: "TlsStream", server_name: str | None, pinned_sha256: fr
     if pinned_sha256 and certificate.fingerprint(hashes.SHA256()).hex() not in pinned_sha256:
         raise TlsError("the key manager's certificate is not the pinned one", reason="pin")
     if server_name:
-        verify = verify_ip_address if _is_ip_address(server_name) else verify_hostname
-        try:
-            verify(stream.connection, server_name)
-        except (VerificationError, CertificateError, *UNREADABLE_CERTIFICATE):
-            raise TlsError(f"the key manager's certificate is not for {server_name}", reason="hostname") from None
+        check_name(stream.connection, server_name)
+
+
+def check_name(connection: SSL.Connection, server_name: str) -> None:
+    """Raise TlsError if the peer's certificate is not for this DNS name or IP address."""
+    verify = verify_ip_address if is_ip_address(server_name) else verify_hostname
+    try:
+        verify(connection, server_name)
+    except (VerificationError, CertificateError, *UNREADABLE_CERTIFICATE):
+        raise TlsError(f"the key manager's certificate is not for {server_name}", reason="hostname") from None
 
 
 class TlsStream:
@@ -321,7 +327,7 @@ class TlsStream:
         self.has_news = False  # while bytes are there and the reader waits for what ``before_read`` returned
         self._server_side = server_side
         self.spoke_unasked = False
-        self._verification = _Verification()
+        self._verification = Verification()
         self._allowance = records.RecordAllowance()
         #: True once the peer has sent more records without data than it may; the stream is fit for closing only.
         self.is_flooded = False
@@ -333,7 +339,7 @@ class TlsStream:
             self.connection.set_accept_state()
             self.acknowledge()
         else:
-            if server_name is not None and not _is_ip_address(server_name):
+            if server_name is not None and not is_ip_address(server_name):
                 self.connection.set_tlsext_host_name(server_name.encode("idna"))
             self.connection.set_connect_state()
 
@@ -720,7 +726,8 @@ class TlsStream:
             self._socket.close()
 
 
-def _is_ip_address(name: str) -> bool:
+def is_ip_address(name: str) -> bool:
+    """Return True for an IPv4 or IPv6 address, False for a DNS name."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
