@@ -9,7 +9,7 @@ LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
 .PHONY: demo test check chaos report report-full mutants instructions growth outages attacks fuzz fmt lock clean
 
-demo: $(VENV)/lab  ## Four simulated key managers, the gateway, and what it gains
+demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
 
 test: $(VENV)/development  ## All tests; ARGS for pytest
@@ -18,7 +18,7 @@ test: $(VENV)/development  ## All tests; ARGS for pytest
 chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance; CHAOS_SECONDS, CHAOS_CLIENTS, SEED, ARGS for pytest
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
 
-report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for speed report
+report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for kmip-lab report
 	$(BIN)/kmip-lab report --save docs/speed-report.json $(ARGS)
 
 report-full: $(VENV)/development  ## The same at the note's own size: some hours

@@ -15,9 +15,10 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from kmip_lab.client import Client, client_context, connect, create_key, get_key
 from kmip_lab.keymanager import KeyManager, Store
 from kmip_lab.keymanager.journal import Journal, read_journal
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key, get_key
 from OpenSSL import SSL
 from trio.testing import wait_all_tasks_blocked
 
@@ -27,6 +28,7 @@ from gateway.config.files import mark_keys
 from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
+from gateway.tls import client_context
 from gateway.worker import Bound, Worker, _listen
 from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.kit.streams import descriptors

@@ -54,9 +54,9 @@ def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, host: str) -> ss
 
 
 @pytest.mark.parametrize("key_type", ["ecdsa", "rsa"])
-def test_a_development_set_works_on_both_legs(tmp_path: Path, key_type: str) -> None:
-    files = write_development_set(tmp_path, key_type)
-    assert {file.name for file in files} == NAMES
+def test_a_development_set_works_on_both_sides_of_the_gateway(tmp_path: Path, key_type: str) -> None:
+    write_development_set(tmp_path, key_type)
+    assert {file.name for file in tmp_path.iterdir()} == NAMES
     for client, client_ca, server, server_ca in (
         ("client", "clients-ca.pem", "server", "gateway-ca.pem"),
         ("gateway-client", "kms-clients-ca.pem", "kms", "kms-ca.pem"),
@@ -81,13 +81,13 @@ def test_a_foreign_client_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_private_keys_are_their_owners(tmp_path: Path) -> None:
-    for file in write_development_set(tmp_path):
+def test_only_the_owner_can_read_the_private_keys(tmp_path: Path) -> None:
+    for file in write_development_set(tmp_path).directory.iterdir():
         if file.suffix == ".key":
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_set_is_overwritten_only_by_force(tmp_path: Path) -> None:
+def test_a_set_is_overwritten_only_with_force(tmp_path: Path) -> None:
     write_development_set(tmp_path)
     before = (tmp_path / "kms.pem").read_bytes()
     (tmp_path / "kms.key").chmod(0o644)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from kmip_lab import cli
 
-_COMMANDS = ["certs", "compare", "cpu", "demo", "keymanager", "promote", "report", "speed"]
+_COMMANDS = ["certs", "compare", "demo", "keymanager", "promote", "report", "speed"]
 
 
 def call(*arguments: str | Path) -> tuple[int, str, str]:
@@ -34,7 +34,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert said.startswith(f"Usage: main {command}")
 
 
-def test_the_version_is_the_distribution_s() -> None:
+def test_the_version_is_that_of_the_distribution() -> None:
     assert call("--version") == (0, f"kmip-lab, version {version('kmip-gateway-lab')}\n", "")
 
 
@@ -44,7 +44,7 @@ def test_an_unknown_command_is_a_mistake() -> None:
     assert "sped" in said
 
 
-def test_it_is_a_module_too() -> None:
+def test_the_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "kmip_lab", "--help"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=30, check=False, env=os.environ | {"TERM": ""}

@@ -1,4 +1,4 @@
-"""Faults, over real TLS: what a client sees of each, and by the journal what was executed."""
+"""Faults over real TLS: the answers that a client gets, and the operations in the journal."""
 
 import json
 import socket
@@ -10,10 +10,11 @@ import pytest
 import trio
 from click.testing import CliRunner
 from kmip_lab.certs import write_development_set
-from kmip_lab.client import Client, activate, client_context, connect, create_key, get_key
 from kmip_lab.faults import NATURES, Fault, FaultFile, Faults, FaultSetting, read_faults, write_faults
 from kmip_lab.keymanager import Journal, KeyManager, Store, read_journal
 from kmip_lab.keymanager.command import keymanager
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import activate, create_key, get_key
 from OpenSSL import SSL
 
 from gateway import tls
@@ -22,6 +23,7 @@ from gateway.errors import ProtocolError, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
+from gateway.tls import client_context
 from lab.tests.kit.key_managers import Start
 from lab.tests.kit.keymanager_process import options, ready_port, running
 
@@ -45,7 +47,7 @@ async def key_manager(start: Start, journal: Journal) -> KeyManager:
 
 @pytest.fixture
 def context(certificates: Path) -> SSL.Context:
-    """Of a client: the gateway."""
+    """Return the TLS context of the gateway as a client."""
     return client_context(
         certificates / "gateway-client.pem", certificates / "gateway-client.key", certificates / "kms-ca.pem"
     )
@@ -53,7 +55,7 @@ def context(certificates: Path) -> SSL.Context:
 
 @pytest.fixture
 def executed(tmp_path: Path) -> Callable[[], list[str]]:
-    """What the journal has, failures left out."""
+    """Return the operations in the journal that succeeded."""
 
     def names() -> list[str]:
         return [entry.operation for entry in read_journal(tmp_path / "journal") if entry.result == "Success"]
@@ -66,7 +68,7 @@ Executed = Callable[[], list[str]]
 
 @asynccontextmanager
 async def connected(key_manager: KeyManager, context: SSL.Context) -> AsyncIterator[Client]:
-    """A session; whatever is done with it is done in time."""
+    """Open a session for a block that must end in time."""
     with trio.fail_after(PATIENCE):
         async with connect(Address("127.0.0.1", key_manager.port), context, server_name="localhost") as client:
             yield client
@@ -77,7 +79,7 @@ def is_success(response: Response) -> bool:
 
 
 async def nothing_within(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
-    """Expect that this has not ended after so many seconds, and give it up."""
+    """Expect that the block has not ended after so many seconds, and cancel it."""
     with trio.move_on_after(seconds):
         await work()
         raise AssertionError("something came")
@@ -167,7 +169,9 @@ async def test_a_fault_can_be_limited_to_objects(
 
 
 @pytest.mark.parametrize("size", [0, 1, 20])
-async def test_cut(key_manager: KeyManager, context: SSL.Context, executed: Executed, size: int) -> None:
+async def test_cut_sends_a_part_of_the_answer(
+    key_manager: KeyManager, context: SSL.Context, executed: Executed, size: int
+) -> None:
     key_manager.faults.set(FaultSetting(Fault.CUT, bytes=size))
     async with connected(key_manager, context) as client:
         await client.stream.send_all(CREATE)
@@ -179,7 +183,9 @@ async def test_cut(key_manager: KeyManager, context: SSL.Context, executed: Exec
 
 
 @pytest.mark.parametrize("size", [1, 200])
-async def test_garbage(key_manager: KeyManager, context: SSL.Context, executed: Executed, size: int) -> None:
+async def test_garbage_is_no_message(
+    key_manager: KeyManager, context: SSL.Context, executed: Executed, size: int
+) -> None:
     key_manager.faults.set(FaultSetting(Fault.GARBAGE, bytes=size))
     async with connected(key_manager, context) as client:
         await client.stream.send_all(CREATE)
@@ -200,7 +206,7 @@ async def test_extra_bytes_can_be_a_second_answer(key_manager: KeyManager, conte
     assert received[-3:] == received[:3]
 
 
-async def test_a_standby_greets_and_does_nothing_else(
+async def test_a_standby_answers_query_and_discover_versions_only(
     key_manager: KeyManager, context: SSL.Context, executed: Executed
 ) -> None:
     async with connected(key_manager, context) as client:
@@ -217,7 +223,9 @@ async def test_a_standby_greets_and_does_nothing_else(
     assert executed() == ["Query", "Query", "DiscoverVersions", "Create"]
 
 
-async def test_times_and_operations(key_manager: KeyManager, context: SSL.Context, executed: Executed) -> None:
+async def test_a_fault_can_be_limited_to_times_and_operations(
+    key_manager: KeyManager, context: SSL.Context, executed: Executed
+) -> None:
     get = get_key("nothing")
     operations = frozenset({Operation.GET, Operation.CREATE})
     key_manager.faults.set(FaultSetting(Fault.RESET_BEFORE_READING, times=2, operations=operations))
@@ -231,7 +239,7 @@ async def test_times_and_operations(key_manager: KeyManager, context: SSL.Contex
     assert repr(key_manager.faults) == "<Faults none>"
 
 
-async def test_several_at_once(key_manager: KeyManager, context: SSL.Context) -> None:
+async def test_several_faults_act_at_once(key_manager: KeyManager, context: SSL.Context) -> None:
     gets = frozenset({Operation.GET})
     key_manager.faults.set(
         FaultSetting(Fault.CUT, bytes=8, operations=gets),
@@ -273,7 +281,7 @@ async def test_refused_and_open_sessions_reset(key_manager: KeyManager, context:
             await kept.ask(QUERY)
 
 
-async def test_frozen_nothing_moves_and_nothing_is_lost(
+async def test_a_frozen_key_manager_continues_without_loss(
     key_manager: KeyManager, context: SSL.Context, executed: Executed
 ) -> None:
     async with connected(key_manager, context) as kept:
@@ -291,7 +299,7 @@ async def test_frozen_nothing_moves_and_nothing_is_lost(
     assert executed() == ["Query", "Create"]
 
 
-async def test_frozen_it_does_not_hang_up_either(key_manager: KeyManager, context: SSL.Context) -> None:
+async def test_a_frozen_key_manager_does_not_close_sessions(key_manager: KeyManager, context: SSL.Context) -> None:
     async with connected(key_manager, context) as kept:
         assert is_success(await kept.ask(QUERY))
         key_manager.faults.set(FaultSetting(Fault.FREEZE), FaultSetting(Fault.IDLE_CLOSE, seconds=0))
@@ -328,7 +336,9 @@ async def test_an_idle_session_is_closed(key_manager: KeyManager, context: SSL.C
         assert trio.current_time() - asked >= SOON
 
 
-async def test_an_idle_session_lives_on_when_it_is_lifted(key_manager: KeyManager, context: SSL.Context) -> None:
+async def test_an_idle_session_stays_open_once_the_fault_is_lifted(
+    key_manager: KeyManager, context: SSL.Context
+) -> None:
     key_manager.faults.set(FaultSetting(Fault.IDLE_CLOSE, seconds=SOON))
     async with connected(key_manager, context) as client:
         assert is_success(await client.ask(QUERY))
@@ -438,7 +448,9 @@ def test_every_fault_is_described() -> None:
         ({"fault": "deaf", "tmies": 1}, "a.0.tmies"),
     ],
 )
-def test_settings_without_sense_are_refused_by_name(tmp_path: Path, setting: dict[str, object], words: str) -> None:
+def test_parameters_that_a_fault_does_not_take_are_refused_by_name(
+    tmp_path: Path, setting: dict[str, object], words: str
+) -> None:
     path, complaints = tmp_path / "faults.json", list[str]()
     path.write_text(json.dumps({"a": [setting]}))
     FaultFile(path, {"a": Faults()}, complaints.append).look()
@@ -447,7 +459,7 @@ def test_settings_without_sense_are_refused_by_name(tmp_path: Path, setting: dic
     assert words in complaint
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_faults_are_the_same_after_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "faults.json"
     assert read_faults(path) == {}
     faults = {
@@ -463,7 +475,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["faults.json"]
 
 
-def test_a_file_switches_what_has_changed(tmp_path: Path) -> None:
+def test_a_changed_file_switches_only_the_faults_that_changed(tmp_path: Path) -> None:
     path, complaints = tmp_path / "faults.json", list[str]()
     atlanta, london = Faults(), Faults()
     file = FaultFile(path, {"atlanta-001": atlanta, "london-001": london}, complaints.append)

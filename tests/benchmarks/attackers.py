@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from kmip_lab.compare import wire
-from kmip_lab.compare.load import Job
+from kmip_lab.compare.load import LoadJob
 from OpenSSL import SSL
 
 from gateway.kmip import compose, ttlv
@@ -363,7 +363,7 @@ def over_the_limit(attack: Attack) -> Done:
 
 def busy(attack: Attack) -> Done:
     """Get a key on ``number`` kept connections, as fast as answers come."""
-    job = Job(
+    job = LoadJob(
         work="kept",
         addresses=[("127.0.0.1", attack.port)],
         certificate=attack.certificate,

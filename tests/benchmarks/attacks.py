@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 import click
 import trio
-from kmip_lab.client import connect
 from kmip_lab.compare import wire
+from kmip_lab.tools.clients import connect
 
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv

@@ -6,13 +6,15 @@ from typing import Final, NamedTuple
 from urllib.request import urlopen
 
 import trio
-from kmip_lab.client import Client, client_context, connect, create_key
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key
 from OpenSSL import SSL
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from gateway.errors import GatewayError
 from gateway.kmip.spec import ResultStatus
+from gateway.tls import client_context
 from tests.kit.processes import Gateway
 
 PATIENCE: Final = 40.0  # s that a client waits for an answer; more than the gateway's own deadline

@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 import click
 import trio
 from kmip_lab.certs import Authority
-from kmip_lab.client import connect, get_key
 from kmip_lab.faults import Fault, FaultSetting, write_faults
+from kmip_lab.tools.clients import connect
+from kmip_lab.tools.requests import get_key
 
 from gateway.errors import GatewayError
 from gateway.kmip import compose

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 import trio
 from kmip_lab.certs import Authority
-from kmip_lab.client import Client, client_context, connect, create_key, get_key, key_value
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key, get_key, key_value
 from OpenSSL import SSL
 
 from gateway.errors import GatewayError, StreamClosedError, TlsError
@@ -22,7 +23,7 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.compose import Ask
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
-from gateway.tls import TlsStream
+from gateway.tls import TlsStream, client_context
 from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway, running_key_managers
 
 HANDSHAKE = 2.0  # s; with a crowd at the door an honest one takes its time, too

@@ -11,14 +11,16 @@ import trio
 from kmip.core import enums
 from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
-from kmip_lab.client import Client, client_context, connect, create_key, get_key
 from kmip_lab.faults import Fault, FaultSetting
 from kmip_lab.keymanager.journal import read_journal
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key, get_key
 
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.tls import client_context
 from tests.kit.processes import (
     Certificates,
     Gateway,

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import trio
 from kmip_lab.certs import Authority
-from kmip_lab.client import Client, client_context, connect, get_key, key_value
 from kmip_lab.keymanager.journal import read_journal
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import get_key, key_value
 from OpenSSL import SSL
 
 from gateway.config import Address
 from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import ObjectType, Operation, ResultReason, ResultStatus, Tag
+from gateway.tls import client_context
 from tests.kit.processes import (
     Certificates,
     Gateway,

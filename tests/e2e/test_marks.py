@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from kmip_lab.client import Client, activate, client_context, connect, create_key, get_key, key_value
 from kmip_lab.keymanager.roles import Member, Role, write_roles
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import activate, create_key, get_key, key_value
 
 from gateway.kmip import compose, ttlv
 from gateway.kmip.binding import given
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
+from gateway.tls import client_context
 from tests.kit.processes import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
 
 MASTERS = ("kms-1", "kms-2", "kms-3")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from kmip_lab.client import connect, get_key
+from kmip_lab.tools.clients import connect
+from kmip_lab.tools.requests import get_key
 from OpenSSL import SSL
 
 from gateway.errors import GatewayError

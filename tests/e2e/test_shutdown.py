@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from kmip_lab.client import client_context, connect, create_key
+from kmip_lab.tools.clients import connect
+from kmip_lab.tools.requests import create_key
 
 from gateway.kmip.spec import ResultStatus
+from gateway.tls import client_context
 from tests.kit.processes import (
     Certificates,
     Gateway,

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-from kmip_lab.client import client_context, connect, create_key
+from kmip_lab.tools.clients import connect
+from kmip_lab.tools.requests import create_key
 
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus
+from gateway.tls import client_context
 from tests.kit.processes import (
     Certificates,
     Gateway,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from kmip_lab.client import Client
+from kmip_lab.tools.clients import Client
 from trio.testing import MockClock
 
 from gateway.front.admission import Admission

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
-from kmip_lab.client import Client
+from kmip_lab.tools.clients import Client
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config import MatchConfig

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from kmip_lab.certs import Authority
-from kmip_lab.client import Client, client_context, connect
+from kmip_lab.tools.clients import Client, connect
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -23,7 +23,7 @@ from gateway.front.admission import Admission, Allowance
 from gateway.front.listener import ListenerSettings
 from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import Operation, ResultReason
-from gateway.tls import TlsStream
+from gateway.tls import TlsStream, client_context
 from tests.kit.attackers import Attacker
 from tests.kit.front import NAME, Front, number_of, open_front, request, until
 from tests.kit.processes import HOSTS, Certificates

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 import trio
-from kmip_lab.client import Client, connect
+from kmip_lab.tools.clients import Client, connect
 from OpenSSL import SSL
 from structlog.testing import LogCapture
 from trio.testing import wait_all_tasks_blocked

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
-from kmip_lab.client import Client, client_context, connect, create_key, get_key, key_value
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key, get_key, key_value
 
 from gateway.errors import GatewayError
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation
+from gateway.tls import client_context
 from tests.kit.ledger import Asked, Books, Kind, Outcome, outcome_of
 from tests.kit.processes import Gateway
 

@@ -1,6 +1,6 @@
-"""A development CA: certificates for the demo, the tests and the measurements.
+"""Certificates for the demo, the tests and the measurements, and the command ``certs`` that writes a set of them.
 
-Unfit for production: private keys lie unencrypted beside their certificates, and nobody keeps the CAs' own keys, so
+Unfit for production: private keys lie unencrypted beside their certificates, and the CAs' own keys are not kept, so
 that a set is made anew rather than extended.
 """
 
@@ -12,11 +12,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import click
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
 
+from gateway import tls
 from gateway.errors import GatewayError
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -30,7 +33,7 @@ _LEAF_LIFETIME: Final = timedelta(days=365)
 
 
 class CertificatesExistError(GatewayError):
-    """A development set would overwrite files that are there already."""
+    """A development set would overwrite files that exist already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +46,26 @@ class Credential:
 
     @property
     def certificate(self) -> x509.Certificate:
-        """The certificate itself."""
+        """The certificate, parsed."""
         return x509.load_pem_x509_certificate(self.certificate_pem)
 
     @property
     def private_key(self) -> PrivateKey:
-        """The private key itself."""
+        """The private key, parsed."""
         key = serialization.load_pem_private_key(self.private_key_pem, None)
         assert isinstance(key, PrivateKey)  # noqa: S101 - it was made here
         return key
 
     def write(self, certificate: Path, private_key: Path) -> None:
-        """Write both files; the private key can be read by its owner only (mode 0600)."""
+        """Write both files; only the owner can read the private key (mode 0600)."""
         certificate.write_bytes(self.certificate_pem)
         _write_secret(private_key, self.private_key_pem)
 
 
 class Authority:
-    """A certificate authority of its own, self-signed, valid for ten years.
+    """A self-signed certificate authority, valid for ten years.
 
-    ``key_type`` is ``ecdsa`` (P-256) or ``rsa`` (2048 bits), for the CA and for all that it issues.
+    ``key_type`` is ``ecdsa`` (P-256) or ``rsa`` (2048 bits), for the CA and for all certificates that it issues.
     """
 
     def __init__(self, name: str, key_type: str = "ecdsa") -> None:
@@ -87,7 +90,7 @@ class Authority:
         not_before: datetime | None = None,
         not_after: datetime | None = None,
     ) -> Credential:
-        """A server's certificate; ``hosts`` are DNS names and IP addresses. Valid from an hour ago for a year."""
+        """Issue a server's certificate for DNS names and IP addresses. Valid from an hour ago for a year."""
         subject = _subject(common_name, None)
         names = [_host(host) for host in hosts]
         return self._issue(subject, names, ExtendedKeyUsageOID.SERVER_AUTH, not_before, not_after)
@@ -104,7 +107,7 @@ class Authority:
         not_before: datetime | None = None,
         not_after: datetime | None = None,
     ) -> Credential:
-        """A client's certificate, with the subject alternative names given. Valid from an hour ago for a year."""
+        """Issue a client's certificate with these subject alternative names. Valid from an hour ago for a year."""
         names: list[x509.GeneralName] = [
             *map(x509.DNSName, dns),
             *map(x509.RFC822Name, email),
@@ -139,19 +142,58 @@ class Authority:
 
 
 def common_name(certificate: x509.Certificate | None) -> str | None:
-    """The one common name of a certificate's subject; None where there is none, or more than one."""
+    """Return the common name of a certificate's subject; None if it has none, or more than one."""
     if certificate is None:
         return None
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else None
 
 
-def write_development_set(directory: Path, key_type: str = "ecdsa", *, force: bool = False) -> list[Path]:
-    """Write all certificates that a gateway, its key managers and one client need, and return the files' paths.
+@dataclass(frozen=True, slots=True)
+class DevelopmentSet:
+    """A directory with the certificates that a gateway, its key managers and one client need."""
 
-    Raises CertificatesExistError, and writes nothing, where one of the files is there already, unless ``force`` is set.
+    directory: Path
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the directory."""
+        return self.directory / name
+
+    def pair(self, name: str) -> tuple[Path, Path]:
+        """Return the paths of a certificate and of its private key."""
+        return self.file(f"{name}.pem"), self.file(f"{name}.key")
+
+    def client_context(self) -> SSL.Context:
+        """Return the TLS context of a client of the gateway."""
+        return tls.client_context(*self.pair("client"), self.file("gateway-ca.pem"))
+
+    def gateway_context(self) -> SSL.Context:
+        """Return the TLS context of the gateway as a client of the key managers."""
+        return tls.client_context(*self.pair("gateway-client"), self.file("kms-ca.pem"))
+
+
+@click.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--rsa", is_flag=True, help="RSA-2048 keys instead of ECDSA P-256.")
+@click.option("--force", is_flag=True, help="Overwrite a set that is already there.")
+def certs(directory: Path, *, rsa: bool, force: bool) -> None:
+    """Write certificates for development into DIRECTORY: CAs, and server, gateway and client certificates."""
+    try:
+        written = write_development_set(directory, "rsa" if rsa else "ecdsa", force=force)
+    except CertificatesExistError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"can't write {directory}: {error.strerror}; choose another directory") from None
+    for name in DEVELOPMENT_FILES:
+        click.echo(written.file(name))
+
+
+def write_development_set(directory: Path, key_type: str = "ecdsa", *, force: bool = False) -> DevelopmentSet:
+    """Write a development set; ``key_type`` is that of Authority.
+
+    Raises CertificatesExistError, and writes nothing, if one of the files exists already, unless ``force`` is set.
     """
-    files = [directory / name for name in _SET]
+    files = [directory / name for name in DEVELOPMENT_FILES]
     existing = [file.name for file in files if file.exists()]
     if existing and not force:
         raise CertificatesExistError(f"{directory} holds {', '.join(existing)} already; choose another directory")
@@ -160,11 +202,11 @@ def write_development_set(directory: Path, key_type: str = "ecdsa", *, force: bo
     for file in files:
         write = _write_secret if file.suffix == ".key" else Path.write_bytes
         write(file, contents[file.name])
-    return files
+    return DevelopmentSet(directory)
 
 
-#: The files of a development set, in the order of the message's way: client, gateway, key manager.
-_SET: Final = (
+#: The files of a development set, in the order of a request's way: client, gateway, key manager.
+DEVELOPMENT_FILES: Final = (
     "clients-ca.pem",  # issued client.pem; the gateway's listener asks for it
     "client.pem",
     "client.key",
@@ -181,7 +223,9 @@ _SET: Final = (
 
 
 def _development_set(key_type: str) -> dict[str, bytes]:
-    authorities = {name: Authority(f"development {name}", key_type) for name in _SET if name.endswith("-ca.pem")}
+    authorities = {
+        name: Authority(f"development {name}", key_type) for name in DEVELOPMENT_FILES if name.endswith("-ca.pem")
+    }
     credentials = {
         "client": authorities["clients-ca.pem"].issue_client("client"),
         "server": authorities["gateway-ca.pem"].issue_server("localhost"),
@@ -257,7 +301,7 @@ def _pem(key: PrivateKey) -> bytes:
 
 
 def _write_secret(file: Path, content: bytes) -> None:
-    """Write a file that never was readable to anybody but its owner."""
+    """Write a file that only its owner can read, at any time."""
     file.unlink(missing_ok=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as target:

@@ -6,21 +6,20 @@ from typing import Final
 
 import click
 
-#: Each command, and its module, which is imported only if the command is asked for.
+#: Each command and its module, which is imported when the command is used.
 _COMMANDS: Final = {
-    "certs": "kmip_lab.certs_command",
+    "certs": "kmip_lab.certs",
     "compare": "kmip_lab.compare.command",
-    "cpu": "kmip_lab.cpu",
     "demo": "kmip_lab.demo",
     "keymanager": "kmip_lab.keymanager.command",
     "promote": "kmip_lab.keymanager.command",
-    "report": "kmip_lab.speed.report.command",
+    "report": "kmip_lab.report.command",
     "speed": "kmip_lab.speed.command",
 }
 
 
 class _Commands(click.Group):
-    """The group of commands, each of which is imported when it is asked for."""
+    """A group of commands that imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_COMMANDS])

@@ -1,7 +1,7 @@
-"""Faults: the ways in which a simulated key manager misbehaves, switched while it runs.
+"""Faults: the ways in which a simulated key manager misbehaves, switched on and off while it runs.
 
-Each acts where the table of deeds puts it on a request's way: read, executed, about to be answered. Those of whole
-connections act in FaultyStream, and where the server accepts and waits.
+Faults of requests act at the stage of a request that the table of actions gives: read, executed, about to be answered.
+Faults of connections act in FaultyStream, and while the server accepts connections or waits for bytes.
 """
 
 import math
@@ -40,13 +40,13 @@ from gateway.tls import TlsStream
 from kmip_lab.certs import Authority, Credential, common_name
 
 _LOOK: Final = 0.05  # s between two looks at a file of faults
-_GARBAGE: Final = 64  # bytes, where the setting does not say
-_ELSEWHERE: Final = frozenset({"elsewhere.invalid"})  # whom a wrong certificate is for, where the setting does not say
+_GARBAGE: Final = 64  # bytes, by default
+_ELSEWHERE: Final = frozenset({"elsewhere.invalid"})  # names in a wrong certificate, by default
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing resets the connection
 
 
 class Fault(Enum):
-    """A way in which a simulated key manager misbehaves. NATURES says what each is."""
+    """A way in which a simulated key manager misbehaves. NATURES describes each."""
 
     REFUSE = "refuse"
     DEAF = "deaf"
@@ -65,39 +65,43 @@ class Fault(Enum):
 
 
 class Nature(NamedTuple):
-    """What a fault does, what it must be told, and what it may be told besides."""
+    """The description of a fault, and the parameters that it needs or may take."""
 
     does: str
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
 
 
-_SOME: Final = ("times", "operations", "unique_identifiers")  # faults of requests need not meet all of them
+_SOME: Final = ("times", "operations", "unique_identifiers")  # limit the requests that a fault meets
 
 NATURES: Final = {
-    Fault.REFUSE: Nature("nobody listens; with reset, open sessions are reset, too", takes=("reset",)),
-    Fault.DEAF: Nature("shakes hands, and answers nothing any more on a session that has asked", takes=_SOME),
-    Fault.FREEZE: Nature("nothing moves; once lifted, all goes on where it was"),
-    Fault.SLOW: Nature("executes, and answers seconds later", ("seconds",), _SOME),
-    Fault.RESET_BEFORE_READING: Nature("resets the connection in the place of executing", takes=_SOME),
-    Fault.RESET_AFTER_EXECUTING: Nature("executes, and resets the connection in the place of answering", takes=_SOME),
-    Fault.HANG_UP: Nature("closes the session with close_notify in the place of executing", takes=_SOME),
+    Fault.REFUSE: Nature("listens on no port; with reset, open sessions are reset, too", takes=("reset",)),
+    Fault.DEAF: Nature(
+        "completes handshakes, and never answers again on a session that has sent a request", takes=_SOME
+    ),
+    Fault.FREEZE: Nature("sends and reads nothing; once lifted, all sessions continue"),
+    Fault.SLOW: Nature("executes, and answers after so many seconds", ("seconds",), _SOME),
+    Fault.RESET_BEFORE_READING: Nature("resets the connection instead of executing", takes=_SOME),
+    Fault.RESET_AFTER_EXECUTING: Nature("executes, and resets the connection instead of answering", takes=_SOME),
+    Fault.HANG_UP: Nature("closes the session with close_notify instead of executing", takes=_SOME),
     Fault.CUT: Nature(
         "executes, sends so many bytes of the answer, and closes without close_notify", ("bytes",), _SOME
     ),
-    Fault.GARBAGE: Nature("executes, and sends random bytes, 64 or so many, for an answer", takes=("bytes", *_SOME)),
-    Fault.EXTRA: Nature("behind the answer, sends so many bytes of it again", ("bytes",), _SOME),
-    Fault.IDLE_CLOSE: Nature("closes sessions on which nothing has come for seconds", ("seconds",)),
-    Fault.WRONG_CERTIFICATE: Nature("shows new clients one of another CA, for other names", takes=("names",)),
-    Fault.REFUSE_CREDENTIAL: Nature("turns away new clients with these common names", ("names",)),
-    Fault.STANDBY: Nature("is not master: says so in Query, fails all but Query and Discover Versions", takes=_SOME),
+    Fault.GARBAGE: Nature("executes, and answers with random bytes, 64 or so many", takes=("bytes", *_SOME)),
+    Fault.EXTRA: Nature("sends so many bytes of the answer again behind it", ("bytes",), _SOME),
+    Fault.IDLE_CLOSE: Nature("closes sessions that were idle for so many seconds", ("seconds",)),
+    Fault.WRONG_CERTIFICATE: Nature("shows new clients a certificate of another CA, for other names", takes=("names",)),
+    Fault.REFUSE_CREDENTIAL: Nature("rejects new clients with these common names", ("names",)),
+    Fault.STANDBY: Nature(
+        "is a standby: reports that in Query, and fails all but Query and Discover Versions", takes=_SOME
+    ),
 }
 
 _OPERATIONS: Final = {operation_name(operation): operation for operation in Operation}
 
 
 def _operation(value: object) -> object:
-    """An operation, also by the name that the journal has for it."""
+    """Return an operation, also by the name that the journal has for it."""
     return _OPERATIONS.get(value, value) if isinstance(value, str) else value
 
 
@@ -106,11 +110,11 @@ _NamedOperation = Annotated[Operation, BeforeValidator(_operation), PlainSeriali
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FaultSetting:
-    """A fault, to be switched on in this way; raises ValueError for what makes no sense.
+    """A fault with its parameters; raises ValueError for parameters that the fault does not take, or lacks.
 
-    What ``seconds``, ``bytes``, ``names`` and ``reset`` are for depends on the fault. It lifts itself after ``times``
-    requests. It meets only requests that contain one of ``operations``, if any are given, and only requests whose
-    payloads name one of the objects in ``unique_identifiers``, if any are given.
+    ``seconds``, ``bytes``, ``names`` and ``reset`` are explained in NATURES. The fault lifts itself after ``times``
+    requests. It meets only requests that contain any of ``operations``, and only requests whose payloads name any of
+    the objects in ``unique_identifiers``, if these are given.
     """
 
     fault: Fault
@@ -134,7 +138,7 @@ class FaultSetting:
         return self
 
     def meets(self, operations: Collection[int], unique_identifiers: Collection[str] = ()) -> bool:
-        """Return whether it concerns a request of these operations on these objects."""
+        """Return True if the fault meets a request of these operations on these objects."""
         return not (
             (self.operations and self.operations.isdisjoint(operations))
             or (self.unique_identifiers and self.unique_identifiers.isdisjoint(unique_identifiers))
@@ -142,16 +146,16 @@ class FaultSetting:
 
 
 class Point(Enum):
-    """Where on a request's way through a key manager faults act."""
+    """The stages of a request in a key manager at which faults act."""
 
-    REQUEST = auto()  # read whole; nothing of it is executed
+    REQUEST = auto()  # the request is read, and not executed
     EXECUTED = auto()  # executed, and noted in the journal
     ANSWER = auto()  # about to be answered
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way, for faults to spoil."""
+    """One request and its answer, for faults to change."""
 
     stream: "FaultyStream"
     operations: Collection[int]
@@ -161,31 +165,33 @@ class Exchange:
 
 
 class Faults:
-    """The faults of one key manager: which are on, and who waits for that to change."""
+    """The faults of one key manager that are on, and the tasks that wait for a change."""
 
     def __init__(self) -> None:
-        self._left: dict[FaultSetting, float] = {}  # how many requests each may still meet
+        self._left: dict[FaultSetting, float] = {}  # the number of requests that each fault may still meet
         self._changed = trio.lowlevel.ParkingLot()
-        self._idle: dict[trio.CancelScope, float] = {}  # sessions that wait for a request, and since when
+        self._idle: dict[
+            trio.CancelScope, float
+        ] = {}  # sessions that wait for a request, and the time since which they wait
 
     def __repr__(self) -> str:
         return f"<Faults {', '.join(setting.fault.value for setting in self._left) or 'none'}>"
 
     def set(self, *settings: FaultSetting) -> None:
-        """Switch these on, and all others off."""
+        """Switch these faults on, and all others off."""
         self._left = {setting: setting.times or math.inf for setting in settings}
         self._announce()
 
     def clear(self) -> None:
-        """Switch all off."""
+        """Switch all faults off."""
         self.set()
 
     def get(self, fault: Fault) -> FaultSetting | None:
-        """How a fault is on; None while it is off."""
+        """Return the setting of a fault that is on, or None."""
         return next((setting for setting in self._left if setting.fault is fault), None)
 
     async def wait_on(self, fault: Fault) -> FaultSetting:
-        """Wait until a fault is on."""
+        """Wait until a fault is on, and return its setting."""
         while (setting := self.get(fault)) is None:
             await self._changed.park()
         return setting
@@ -196,27 +202,27 @@ class Faults:
             await self._changed.park()
 
     async def thawed(self) -> None:
-        """Wait out FREEZE: for all places from which something moves."""
+        """Wait until FREEZE is off; to be called before anything is read or sent."""
         await self.wait_off(Fault.FREEZE)
 
     async def at(self, point: Point, exchange: Exchange) -> None:
-        """Let the faults of this point act on a request. Raises StreamClosedError where one ends its session."""
+        """Let the faults of this stage act on a request. Raises StreamClosedError if a fault ends the session."""
         await self.thawed()
         if self._left:
-            for fault, deed in _DEEDS[point].items():
+            for fault, act in _ACTIONS[point].items():
                 setting = self._take(fault, exchange)
                 if setting is not None:
-                    await deed(setting, exchange)
+                    await act(setting, exchange)
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """Bound the wait for a client's bytes by IDLE_CLOSE, also where that is set meanwhile.
+        """Limit the wait for a client's bytes by IDLE_CLOSE, also if that is set meanwhile.
 
-        Raises StreamClosedError where it took too long.
+        Raises StreamClosedError if the session was idle for too long.
         """
         with trio.CancelScope() as scope:
             self._idle[scope] = trio.current_time()
-            self._bound(scope)
+            self._limit(scope)
             try:
                 yield
             finally:
@@ -237,23 +243,23 @@ class Faults:
     def _announce(self) -> None:
         self._changed.unpark_all()
         for scope in self._idle:
-            self._bound(scope)
+            self._limit(scope)
 
-    def _bound(self, scope: trio.CancelScope) -> None:
+    def _limit(self, scope: trio.CancelScope) -> None:
         setting = self.get(Fault.IDLE_CLOSE)
         seconds = math.inf if setting is None or setting.seconds is None else setting.seconds
         scope.deadline = self._idle[scope] + seconds
 
 
-# What the faults of requests do ---------------------------------------------------------------------------------------
+# Actions of the faults of requests ------------------------------------------------------------------------------------
 
-_Deed = Callable[[FaultSetting, Exchange], Awaitable[None]]
+_Action = Callable[[FaultSetting, Exchange], Awaitable[None]]
 
 
 async def _deaf(_setting: FaultSetting, exchange: Exchange) -> None:
     while await exchange.stream.receive_some():
         pass
-    raise StreamClosedError("the client has waited long enough")
+    raise StreamClosedError("deaf: the client has closed")
 
 
 async def _standby(_setting: FaultSetting, exchange: Exchange) -> None:
@@ -275,13 +281,13 @@ async def _hang_up(setting: FaultSetting, exchange: Exchange) -> None:
 
 
 async def _garbage(setting: FaultSetting, exchange: Exchange) -> None:
-    """Random, but for the first byte, which no message begins with: it is garbage at any length."""
+    """Answer with random bytes behind a byte that no message begins with: garbage at any length."""
     size = _GARBAGE if setting.bytes is None else setting.bytes
     exchange.answer = (b"\xff" + random.randbytes(size))[:size]  # noqa: S311 - not for secrets
 
 
 async def _extra(setting: FaultSetting, exchange: Exchange) -> None:
-    """As many bytes as the answer has are a second one, whole and well-formed: the worst of all to take for another."""
+    """Append bytes of the answer: as many as the answer has are a second well-formed answer, the worst case."""
     extra = setting.bytes or 0
     exchange.answer += (exchange.answer * (extra // max(len(exchange.answer), 1) + 1))[:extra]
 
@@ -292,8 +298,8 @@ async def _cut(setting: FaultSetting, exchange: Exchange) -> None:
     raise StreamClosedError(setting.fault.value)
 
 
-#: The faults that act at each point, in this order, and what they do.
-_DEEDS: Final[dict[Point, dict[Fault, _Deed]]] = {
+#: The faults that act at each stage, in this order, and their actions.
+_ACTIONS: Final[dict[Point, dict[Fault, _Action]]] = {
     Point.REQUEST: {
         Fault.HANG_UP: _hang_up,
         Fault.DEAF: _deaf,
@@ -309,7 +315,7 @@ _DEEDS: Final[dict[Point, dict[Fault, _Deed]]] = {
 
 
 class FaultyStream(TlsStream):
-    """A key manager's side of a connection, which its faults can freeze, reset, or open with a wrong certificate."""
+    """A key manager's side of a connection, which faults can freeze, reset, or open with a wrong certificate."""
 
     def __init__(self, sock: socket.socket, context: SSL.Context, faults: Faults) -> None:
         super().__init__(sock, context, server_side=True)
@@ -322,7 +328,7 @@ class FaultyStream(TlsStream):
             self._disguise(setting.names or _ELSEWHERE)
 
     async def handshake(self) -> None:
-        """As in TlsStream; an unwanted client is told only behind it, in TLS 1.3 by an alert."""
+        """Complete the handshake, and reject an unwanted client only after it, in TLS 1.3 by an alert."""
         await super().handshake()
         if self.resumed and common_name(self.peer_certificate()) in self._unwanted:  # nothing was verified
             raise StreamClosedError("unwanted")
@@ -347,7 +353,7 @@ class FaultyStream(TlsStream):
         return bool(valid) and not unwanted
 
     def _disguise(self, names: frozenset[str]) -> None:
-        """Show a certificate of the same kind, so that it takes the place of the right one for all cipher suites."""
+        """Show a wrong certificate of the same key type, which replaces the right one for all cipher suites."""
         own = self.connection.get_certificate(as_cryptography=True)
         is_rsa = own is not None and isinstance(own.public_key(), rsa.RSAPublicKey)
         wrong = _foreign("rsa" if is_rsa else "ecdsa", names)
@@ -367,14 +373,14 @@ _FILE: Final = TypeAdapter(dict[str, list[FaultSetting]])
 
 
 def write_faults(path: Path, faults: Mapping[str, Sequence[FaultSetting]]) -> None:
-    """Write the faults of key managers, by name, to a file; who watches it sees the old ones or the new ones."""
+    """Write the faults of key managers, by name, to a file. Its readers see the old or the new faults, never a part."""
     new = path.with_name(f".{path.name}.new")
     new.write_bytes(_FILE.dump_json({name: list(settings) for name, settings in faults.items()}, exclude_defaults=True))
     new.replace(path)
 
 
 def read_faults(path: Path) -> dict[str, list[FaultSetting]]:
-    """The faults of key managers, by name; none where there is no such file. Raises OSError and ValueError."""
+    """Read the faults of key managers, by name; none if the file does not exist. Raises OSError and ValueError."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -385,7 +391,7 @@ def read_faults(path: Path) -> dict[str, list[FaultSetting]]:
 class FaultFile:
     """A file of faults, applied to the key managers of this process whenever it changes.
 
-    A key manager whose entry has stayed the same keeps its faults as they are: what has lifted itself stays off.
+    A key manager whose entry is unchanged keeps its faults as they are: a fault that has lifted itself stays off.
     """
 
     def __init__(self, path: Path, faults: Mapping[str, Faults], complain: Callable[[str], object]) -> None:
@@ -399,13 +405,13 @@ class FaultFile:
         return f"<FaultFile {self._path}>"
 
     async def watch(self) -> None:
-        """Look at the file every 50 ms, for ever."""
+        """Read the file every 50 ms if it has changed, for ever."""
         while True:
             self.look()
             await trio.sleep(_LOOK)
 
     def look(self) -> None:
-        """Apply the file if it has changed. What can't be read is complained of once, and changes nothing."""
+        """Apply the file if it has changed. A file that can't be read is reported once, and changes nothing."""
         seen = _state(self._path)
         if seen == self._seen:
             return
@@ -431,9 +437,9 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _words(error: Exception) -> str:
-    """Of a file's mistakes, the first."""
+    """Return the first of a file's mistakes."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]

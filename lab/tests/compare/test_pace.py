@@ -1,13 +1,13 @@
 """The pace of an even load: who asks when, on a clock that the test turns."""
 
-from kmip_lab.compare.pace import Pace
+from kmip_lab.compare.pace import LoadPace
 
 FOUR_A_SECOND = 4.0
 
 
-def waiting() -> Pace:
+def waiting() -> LoadPace:
     """Two clients, both before their first time: 10.0 and 10.25; each asks every half second."""
-    pace = Pace(FOUR_A_SECOND, 2, 10.0)
+    pace = LoadPace(FOUR_A_SECOND, 2, 10.0)
     assert [pace.ready(client, 9.0) for client in (0, 1)] == [None, None]
     return pace
 
@@ -22,7 +22,7 @@ def test_clients_are_evenly_staggered() -> None:
     assert asked == [(10.0, 0), (10.25, 1), (10.5, 0), (10.75, 1), (11.0, 0), (11.25, 1)]
 
 
-def test_one_waits_until_the_next_is_due_but_no_longer_than_the_caller_would() -> None:
+def test_the_delay_ends_when_a_request_is_due_or_at_the_callers_limit() -> None:
     pace = waiting()
     assert pace.delay(9.5, 2.0) == 0.5
     assert pace.delay(9.5, 0.125) == 0.125
@@ -31,14 +31,14 @@ def test_one_waits_until_the_next_is_due_but_no_longer_than_the_caller_would() -
     assert pace.delay(11.0, 2.0) == 2.0
 
 
-def test_who_has_no_answer_yet_is_not_named_and_asks_as_soon_as_it_has() -> None:
+def test_a_client_without_an_answer_is_due_as_soon_as_it_has_one() -> None:
     pace = waiting()
     assert list(pace.due(10.0)) == [0]
     assert list(pace.due(10.75)) == [1]
     assert pace.ready(0, 10.75) == 10.5  # its time counts from when it should have asked
 
 
-def test_what_was_late_is_made_up_for_and_does_not_move_the_schedule() -> None:
+def test_late_requests_are_sent_later_and_do_not_move_the_schedule() -> None:
     pace = waiting()
     assert list(pace.due(10.0)) == [0]
     assert [pace.ready(0, 11.25) for _ in range(3)] == [10.5, 11.0, None]
@@ -47,7 +47,7 @@ def test_what_was_late_is_made_up_for_and_does_not_move_the_schedule() -> None:
     assert pace.delay(11.25, 1.0) == 0.25
 
 
-def test_who_lost_its_connection_is_not_named_until_it_is_ready_again() -> None:
+def test_a_client_without_a_connection_is_not_due_until_it_is_ready() -> None:
     pace = waiting()
     pace.leave(0)
     assert list(pace.due(10.25)) == [1]

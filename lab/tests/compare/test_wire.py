@@ -1,7 +1,7 @@
 """The Get of the comparison and its answers, as the gateway's own code reads them."""
 
-from kmip_lab.client import key_value
 from kmip_lab.compare import wire
+from kmip_lab.tools.requests import key_value
 
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
@@ -16,7 +16,7 @@ def test_the_load_is_one_get_and_one_key() -> None:
     assert 300 <= len(wire.ANSWER) <= 340
 
 
-def test_the_questions_of_a_gateway_are_answered_properly() -> None:
+def test_health_checks_of_a_gateway_are_answered() -> None:
     versions = decode_response(wire.answer(compose.discover_versions())).items[0]
     assert versions.status == ResultStatus.SUCCESS
     assert Tag.RESPONSE_PAYLOAD in versions.fields
@@ -25,7 +25,7 @@ def test_the_questions_of_a_gateway_are_answered_properly() -> None:
     assert decode_response(wire.answer(compose.query())).items[0].operation == Operation.QUERY
 
 
-def test_an_answer_belongs_to_its_request() -> None:
+def test_an_answer_has_the_versions_and_ids_of_its_request() -> None:
     asks = [compose.Ask(Operation.GET, b"", b"1"), compose.Ask(Operation.LOCATE, b"", b"2")]
     answer = decode_response(wire.answer(compose.encode_request((1, 4), asks)))
     assert answer.version == (1, 4)
@@ -33,12 +33,12 @@ def test_an_answer_belongs_to_its_request() -> None:
     assert [item.operation for item in answer.items] == [Operation.GET, Operation.LOCATE]
 
 
-def test_what_is_no_request_is_refused() -> None:
+def test_a_message_that_is_no_request_is_refused() -> None:
     answer = decode_response(wire.answer(wire.ANSWER))
     assert answer.items[0].status == ResultStatus.OPERATION_FAILED
 
 
-def test_a_message_is_whole_when_its_length_says_so() -> None:
+def test_the_size_of_a_message_is_in_its_header() -> None:
     assert wire.size(b"") > 0
     assert wire.size(wire.REQUEST[:7]) > 7
     assert wire.size(wire.REQUEST[:8]) == wire.size(wire.REQUEST) == 152

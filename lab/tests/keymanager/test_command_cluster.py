@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import trio
 from click.testing import CliRunner
-from kmip_lab.client import Client, client_context, connect, create_key, get_key
 from kmip_lab.keymanager import Link, Member, Role, Store, promote, write_roles
 from kmip_lab.keymanager.command import keymanager
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key, get_key
 
 from gateway.config import Address
 from gateway.errors import StreamClosedError
 from gateway.kmip.compose import query
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import ResultReason, ResultStatus
+from gateway.tls import client_context
 from lab.tests.kit.keymanager_process import options, ready_port, running
 
 

@@ -1,4 +1,4 @@
-"""``speed`` against a real key manager: every operation, every kind of session, and what goes wrong."""
+"""``speed`` with a simulated key manager: every operation, every kind of session, and errors."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from kmip_lab.cli import main
 from kmip_lab.keymanager import read_journal
 from kmip_lab.speed.operations import OPERATIONS
 
-from lab.tests.speed.conftest import Serve, Server
+from lab.tests.kit.speed_server import Serve, SpeedServer
 
 ALL = [f"--{name}" for name in OPERATIONS]
 
@@ -28,20 +28,20 @@ def speed(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["speed", *arguments])
 
 
-def measured(server: Server, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
+def measured(server: SpeedServer, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
     result = speed(*server.options, "--json", *arguments)
     assert result.exit_code == status, result.output
     measurements: list[dict[str, Any]] = json.loads(result.stdout)["measurements"]
     return measurements
 
 
-def executed(server: Server) -> Counter[str]:
-    """How often each operation was executed with success."""
+def executed(server: SpeedServer) -> Counter[str]:
+    """Return how often each operation was executed with success."""
     return Counter(entry.operation for entry in read_journal(server.journal) if entry.result == "Success")
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.4", "2.1"])
-def test_every_operation_is_measured_and_nothing_stays(serve: Serve, version: str) -> None:
+def test_every_operation_is_measured_and_all_keys_are_destroyed(serve: Serve, version: str) -> None:
     with serve() as server:
         found = measured(server, *ALL, "--repeat=3", "--clients=2", f"--kmip-version={version}")
         count = executed(server)
@@ -85,7 +85,7 @@ def test_a_range_of_clients_and_keys_that_are_left(serve: Serve) -> None:
     assert "Destroy" not in count
 
 
-def test_a_table_for_people(serve: Serve) -> None:
+def test_a_table_is_printed_without_json(serve: Serve) -> None:
     with serve() as server:
         result = speed(*server.options, "--get", "--repeat=2")
     assert result.exit_code == 0
@@ -112,8 +112,8 @@ def test_a_qclient_configuration_file_with_an_encrypted_key(serve: Serve, tmp_pa
                 assert len(result.stderr.splitlines()) == 1
 
 
-def test_files_of_a_qclient_configuration_file_that_are_no_pem(tmp_path: Path) -> None:
-    """Each is told with the line that names it; what an option gives in its place is not."""
+def test_each_file_of_a_qclient_configuration_that_is_no_pem_is_a_line(tmp_path: Path) -> None:
+    """Each is reported with the line that names it, unless an option replaces it."""
     (tmp_path / "empty.pem").touch()
     files = [f"{name}=PEM:'empty.pem'" for name in ("CA_Cert", "Public", "Private")]
     (tmp_path / "kmip.cfg").write_text("Session={Host=localhost,\n" + ",\n".join(files) + "}")
@@ -127,7 +127,7 @@ def test_files_of_a_qclient_configuration_file_that_are_no_pem(tmp_path: Path) -
     ]
 
 
-# What goes wrong ----------------------------------------------------------------------------------------------------
+# Errors and mistakes --------------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_refuses_is_counted_by_its_reason(serve: Serve) -> None:
@@ -137,7 +137,7 @@ def test_a_server_that_refuses_is_counted_by_its_reason(serve: Serve) -> None:
     (error,) = one["errors"]
     assert (one["operations"], error["kind"], error["count"]) == (0, "refused: GeneralFailure", 6)
     assert "standby" in error["example"]
-    assert one["full_handshakes"] == 2  # a session that hears a refusal is a good session
+    assert one["full_handshakes"] == 2  # a refusal leaves the session usable
     assert one["p50_ms"] is None
     assert "3 x refused: GeneralFailure" in result.stdout
     assert result.exit_code == 1
@@ -152,7 +152,7 @@ def test_some_errors_among_many_operations(serve: Serve) -> None:
     assert not any("trust" in error["example"] for error in one["errors"])
 
 
-def test_a_client_gives_up_and_says_how_much_it_left_out(serve: Serve) -> None:
+def test_operations_that_a_client_left_out_are_counted(serve: Serve) -> None:
     with serve({"fault": "deaf", "operations": ["Get"]}) as server:
         (one,) = measured(server, "--get", "--repeat=15", "--timeout=0.1", status=1)
     assert one["errors"][0]["kind"] == "no answer in time"
@@ -160,10 +160,10 @@ def test_a_client_gives_up_and_says_how_much_it_left_out(serve: Serve) -> None:
     assert one["left_out"] == 5
 
 
-def test_nobody_listens(certificates: Path) -> None:
+def test_a_port_without_a_server_is_an_error(certificates: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        server = Server(f"127.0.0.1:{unused.getsockname()[1]}", certificates, certificates)
+        server = SpeedServer(f"127.0.0.1:{unused.getsockname()[1]}", certificates, certificates)
         result = speed(*server.options, "--get")
     assert result.exit_code == 1
     assert result.stderr == f"Error: can't connect to {server.address}: Connection refused\n"
@@ -186,9 +186,9 @@ def test_the_servers_certificate_is_of_another_ca(serve: Serve) -> None:
         (b"220 mail.example.com ESMTP ready\r\n", "wrong version number"),
     ],
 )
-def test_who_listens_there_is_no_kmip_server(certificates: Path, greeting: bytes, words: str) -> None:
+def test_a_server_that_does_not_speak_tls_is_an_error(certificates: Path, greeting: bytes, words: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(f"127.0.0.1:{listener.getsockname()[1]}", certificates, certificates)
+        server = SpeedServer(f"127.0.0.1:{listener.getsockname()[1]}", certificates, certificates)
 
         def greet() -> None:
             with listener.accept()[0] as client:
@@ -229,7 +229,7 @@ def test_the_server_does_not_know_the_client(serve: Serve) -> None:
         (["repot"], "'repot' is no command and no configuration file"),
         (["--get", "--clients=0"], "'0' is not within 1 to 1000"),
         (["--get", "--clients=many"], "'many' is no number of clients; write 5, 1-10 or 1,2,5"),
-        (["--get", "--kmip-version=1.9"], "'1.9' is not spoken here; choose from 1.0"),
+        (["--get", "--kmip-version=1.9"], "'1.9' is not supported; choose from 1.0"),
         (["--get", "--address=here"], "has no port"),
         (["--get", "--server-name=a..b"], "'a..b' is no host name, and no IP address"),
         (["--get", "--server-name="], "'' is no host name"),

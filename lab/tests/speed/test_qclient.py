@@ -5,27 +5,11 @@ from pathlib import Path
 
 import pytest
 from kmip_lab.speed.qclient import read
-from kmip_lab.speed.qclient_syntax import parse
 
 from gateway.config import Address
 from gateway.errors import ConfigError
+from lab.tests.kit.qclient_file import THE_NOTES_OWN
 
-#: "Example qClient 100 SDK configuration information", verbatim, with the typographic quotes as they stand there.
-THE_NOTES_OWN = r"""
-Modules={
-Search_Path= ‘E:\\usr\\local\\lib’:’C:\\Windows\\System32’},
-Presentation={
-Protocol=KMIP, Version=’1.3’:’1.2’:’1.1’:’1.0’, Format=TTLV},
-Session = {
-Protocol=SSL,
-Host=’kmip.mydomain.com’,
-Port=’5696’,
-Certificate=PEM:’E:/usr/local/etc/certs/my-cert.pem’,
-CA_Cert=PEM:’E:/usr/local/etc/certs/ca-cert.pem’,
-Public=PEM:’E:/usr/local/etc/certs/my-cert.pem’,
-Private=PEM:’E:/usr/local/etc/certs/my-key.pem’:’password’,
-Authenticate}
-"""
 FILES = ("my-cert.pem", "ca-cert.pem", "my-key.pem")
 HERE = THE_NOTES_OWN.replace("E:/usr/local/etc/certs/", "")
 
@@ -44,31 +28,12 @@ def written(directory: Path, text: str) -> Path:
 
 
 def mistakes(path: Path) -> list[str]:
-    """What is wrong, without the name of the file."""
+    """Return the mistakes, without the name of the file."""
     with pytest.raises(ConfigError) as caught:
         read(path)
     assert all(mistake.startswith(f"{path}") for mistake in caught.value.mistakes)
     assert not any("\n" in mistake for mistake in caught.value.mistakes)
     return [mistake.removeprefix(f"{path}") for mistake in caught.value.mistakes]
-
-
-def test_the_notes_own_text_is_read() -> None:
-    sections = parse(THE_NOTES_OWN)
-    values = {name: setting.values for section in sections.values() for name, setting in section.settings.items()}
-    assert list(sections) == ["Modules", "Presentation", "Session"]
-    assert values == {
-        "Search_Path": (r"E:\usr\local\lib", r"C:\Windows\System32"),
-        "Protocol": ("SSL",),
-        "Version": ("1.3", "1.2", "1.1", "1.0"),
-        "Format": ("TTLV",),
-        "Host": ("kmip.mydomain.com",),
-        "Port": ("5696",),
-        "Certificate": ("PEM", "E:/usr/local/etc/certs/my-cert.pem"),
-        "CA_Cert": ("PEM", "E:/usr/local/etc/certs/ca-cert.pem"),
-        "Public": ("PEM", "E:/usr/local/etc/certs/my-cert.pem"),
-        "Private": ("PEM", "E:/usr/local/etc/certs/my-key.pem", "password"),
-        "Authenticate": (),
-    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +47,7 @@ def test_the_notes_own_text_is_read() -> None:
     ],
     ids=["typographic", "plain", "double", "one line", "of Windows"],
 )
-def test_what_it_means(directory: Path, text: str) -> None:
+def test_the_settings_of_a_file_make_a_target(directory: Path, text: str) -> None:
     target = read(written(directory, text))
     assert target.addresses == (Address("kmip.mydomain.com", 5696),)
     assert [target.certificate, target.ca, target.private_key] == [directory / name for name in FILES]
@@ -111,8 +76,8 @@ def test_port_version_and_modules_may_be_left_out(directory: Path) -> None:
         ("’5696’", "’kmip’", ":9: Session: Port: is no port; write a number from 1 to 65535"),
         ("’5696’", "’0’", ":9: Session: Port: is no port"),
         ("’5696’", "’5696’:’5697’", ":9: Session: Port: must have one value"),
-        ("’1.3’:", "’1.7’:", ":5: Presentation: Version: number 1 is not spoken here; choose from 1.0, 1.1"),
-        ("’1.3’:’1.2’:’1.1’:’1.0’", "", ":5: Presentation: Version: ',' stands where a value should be; write one"),
+        ("’1.3’:", "’1.7’:", ":5: Presentation: Version: number 1 is not supported; choose from 1.0, 1.1"),
+        ("’1.3’:’1.2’:’1.1’:’1.0’", "", ":5: Presentation: Version: ',' stands instead of a value; write one"),
         ("=KMIP", "=PKCS11", ":5: Presentation: Protocol: must be KMIP"),
         ("=TTLV", "=JSON", ":5: Presentation: Format: must be TTLV"),
         ("=SSL", "=TCP", ":7: Session: Protocol: must be SSL or TLS"),
@@ -128,8 +93,8 @@ def test_port_version_and_modules_may_be_left_out(directory: Path) -> None:
         ("’password’", "’password", ":13: a quote is opened and not closed on the same line; close it"),
         ("Authenticate}", "Authenticate", "Session: the file ends behind Authenticate; a comma or } should be there"),
         ("Session = {", "Session {", ":6: '{' stands after Session; = should be there"),
-        ("Port=’5696’", "Port=", ":9: Session: Port: ',' stands where a value should be; write one there, in quotes"),
-        ("TTLV},", "TTLV}", ":6: 'Session' stands where a comma or the end should be"),
+        ("Port=’5696’", "Port=", ":9: Session: Port: ',' stands instead of a value; write one there, in quotes"),
+        ("TTLV},", "TTLV}", ":6: 'Session' stands instead of a comma or the end"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(directory: Path, old: str, new: str, expected: str) -> None:
@@ -150,9 +115,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         (HERE.replace("Session", "Sesion"), ":6: a section on this line is not known; there are Modules, "),
     ],
 )
-def test_a_file_without_a_session_is_one_mistake_and_not_one_for_each_of_its_settings(
-    directory: Path, text: str, mistake: str
-) -> None:
+def test_a_file_without_a_session_section_is_a_single_mistake(directory: Path, text: str, mistake: str) -> None:
     (found,) = mistakes(written(directory, text))
     assert found.startswith(mistake)
 
@@ -186,6 +149,6 @@ def test_passwords_are_not_repeated_wherever_a_quote_is_missing(directory: Path,
         assert not any("secret" in one for one in mistakes(written(directory, text)))
 
 
-def test_a_quote_is_missing_before_a_password(directory: Path) -> None:
+def test_a_missing_quote_before_a_password_is_reported_without_it(directory: Path) -> None:
     found = mistakes(written(directory, HERE.replace("my-key.pem’:", "my-key.pem:").replace("’", "'")))
     assert found == [":13: Session: a word stands behind Private; a comma or } should be there"]

@@ -1,4 +1,4 @@
-"""Sessions by themselves: what they say of a server that was well before."""
+"""Sessions, and the hints in their errors."""
 
 import json
 from collections.abc import Callable
@@ -6,29 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kmip_lab.speed import operations
-from kmip_lab.speed.session import Dialler
-from kmip_lab.speed.trouble import TroubleError
+from kmip_lab.speed.errors import OperationError
+from kmip_lab.speed.session import Dialer
 
-from lab.tests.speed.conftest import Serve
+from gateway.kmip import compose
+from lab.tests.kit.speed_server import Serve
 
 
-def test_who_has_answered_is_not_suspected_of_not_trusting_the_client(serve: Serve, tmp_path: Path) -> None:
-    """Not even where a fresh session is reset before the first answer in it."""
+def test_a_server_that_has_answered_is_not_said_to_distrust_the_client(serve: Serve, tmp_path: Path) -> None:
+    """A fresh session is reset before the first answer in it."""
     with serve() as server:
-        dialler = Dialler(replace(server.target, discover=False))
-        query = operations.server((1, 4))
+        dialer = Dialer(replace(server.target, discover=False))
+        query = compose.query((1, 4))
 
         def ask() -> None:
-            session = dialler.open()
+            session = dialer.open()
             try:
                 session.ask(query)
             finally:
-                dialler.close(session)
+                dialer.close(session)
 
         ask()
         (tmp_path / "faults.json").write_text(json.dumps({"atlanta-001": [{"fault": "reset_before_reading"}]}))
-        with pytest.raises(TroubleError, match=rf"^connection with {server.address}: \w+$"):
+        with pytest.raises(OperationError, match=rf"^connection with {server.address}: \w+$"):
             _for_ever(ask)  # until the faults have been read
 
 

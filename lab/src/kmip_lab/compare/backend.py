@@ -1,8 +1,8 @@
 """Key managers that cost next to nothing: one process, one epoll, a fixed answer to a Get over mutual TLS.
 
 ``python -m kmip_lab.compare.backend CERTIFICATE KEY CLIENT_CA PORT...`` listens on each port of 127.0.0.1 until it
-is killed. The simulated key manager does all that KMIP asks for, which costs as much as a proxy does; measured behind
-it, all proxies would look alike.
+is killed. The simulated key manager does all that KMIP requires, which costs as much as a proxy does: measured in
+front of it, all proxies would look alike.
 """
 
 import select
@@ -21,7 +21,7 @@ _BACKLOG: Final = 1024
 
 
 class _Connection:
-    """One client: its TLS connection, and what has come of its next request."""
+    """One client: its TLS connection, and the bytes so far of its next request."""
 
     __slots__ = ("connection", "is_handshaken", "received", "sock")
 
@@ -35,12 +35,12 @@ class _Connection:
         self.received = b""
 
     def step(self) -> bool:
-        """Go on with what has arrived; False where the connection is over."""
+        """Continue with the bytes that have arrived. Return False if the connection is over."""
         try:
             if not self.is_handshaken:
                 self.connection.do_handshake()
                 self.is_handshaken = True
-                return True  # epoll tells of what came with it
+                return True  # epoll reports bytes that came with it
             data = self.received + self.connection.recv(_RECORD)
             while wire.size(data) <= len(data):
                 end = wire.size(data)
@@ -62,14 +62,14 @@ class _Connection:
 def serve(context: SSL.Context, listeners: list[socket.socket]) -> None:
     """Answer every client of these listening sockets, for ever."""
     poll = select.epoll()
-    doors = {listener.fileno(): listener for listener in listeners}
+    listening = {listener.fileno(): listener for listener in listeners}
     connections: dict[int, _Connection] = {}
-    for number in doors:
+    for number in listening:
         poll.register(number, select.EPOLLIN)
     while True:
         for number, _event in poll.poll():
-            if number in doors:
-                sock = doors[number].accept()[0]
+            if number in listening:
+                sock = listening[number].accept()[0]
                 connections[sock.fileno()] = _Connection(sock, context)
                 poll.register(sock.fileno(), select.EPOLLIN)
             elif not connections[number].step():
@@ -83,7 +83,7 @@ def serve(context: SSL.Context, listeners: list[socket.socket]) -> None:
 @click.argument("ports", type=int, nargs=-1)
 @click.option("--resumption/--no-resumption", default=True)
 def main(certificate: Path, private_key: Path, client_ca: Path, ports: tuple[int, ...], resumption: bool) -> None:
-    """Serve as the command line says."""
+    """Answer Gets on every port of 127.0.0.1 that is given."""
     context = wire.server_context(certificate, private_key, client_ca, resumes=resumption)
     serve(context, [socket.create_server(("127.0.0.1", port), backlog=_BACKLOG) for port in ports])
 

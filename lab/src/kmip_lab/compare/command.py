@@ -9,28 +9,33 @@ import click
 import trio
 from OpenSSL import SSL
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kmip_lab.compare import report
-from kmip_lab.compare.cases import CASES, Case
+from kmip_lab.compare import output
+from kmip_lab.compare.cases import CASES, LoadCase
 from kmip_lab.compare.figures import Figures, Sample
 from kmip_lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, interpreter, missing, version
-from kmip_lab.compare.running import Plan
-from kmip_lab.compare.running import compare as run_all
-from kmip_lab.ending import unless_ended
+from kmip_lab.compare.runner import Plan
+from kmip_lab.compare.runner import compare as run_all
+from kmip_lab.tools.interrupts import run_until_signal
+from kmip_lab.tools.progress import progress_bar
+from kmip_lab.tools.tables import show
 
-_QUIET: Final = 0.5  # processes that want a processor, before anything was begun
+_QUIET: Final = 0.5  # load average of an idle machine, before the comparison begins
 _ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
 _ABOUT_OTHERS: Final = f"""\b
-HAProxy and nginx come from Debian's packages, and are left out where they are missing:
+HAProxy and nginx come from Debian's packages. A proxy that is missing is left out:
   {INSTALL}
 Their services may be stopped and disabled; both are run with configurations of
 this command's own, on free ports, and end with it."""
 
 
 @click.command(epilog=f"{_ABOUT_CASES}\n\n{_ABOUT_OTHERS}")
-@click.option("--seconds", default=1.8, show_default=True, type=click.FloatRange(0.2), help="How long each run counts.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="How often; medians are shown.")
+@click.option(
+    "--seconds", default=1.8, show_default=True, type=click.FloatRange(0.2), help="Measured time of each run."
+)
+@click.option(
+    "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each case; medians are shown."
+)
 @click.option("--only", "names", multiple=True, type=click.Choice(list(CASES)), help="This case; may be repeated.")
 @click.option(
     "--proxy",
@@ -40,9 +45,11 @@ this command's own, on free ports, and end with it."""
     help="This proxy, beside direct connections; may be repeated.",
 )
 @click.option("--idle", default=1000, show_default=True, type=click.IntRange(1, 3000), help="Clients of the case idle.")
-@click.option("--tls", type=click.Choice(["1.2", "1.3"]), default="1.3", show_default=True, help="What clients speak.")
-@click.option("--pin/--no-pin", default=True, show_default=True, help="Whether each proxy has a processor of its own.")
-@click.option("--json", "as_json", is_flag=True, help="Print every run and the marks as JSON.")
+@click.option(
+    "--tls", type=click.Choice(["1.2", "1.3"]), default="1.3", show_default=True, help="The clients' version of TLS."
+)
+@click.option("--pin/--no-pin", default=True, show_default=True, help="Give each proxy a processor of its own.")
+@click.option("--json", "as_json", is_flag=True, help="Print every run and the limits as JSON.")
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
 def compare(
     seconds: float,
@@ -58,70 +65,51 @@ def compare(
     """Measure the gateway beside HAProxy, nginx and direct connections, on the same work.
 
     One process or thread each, mutual TLS on both sides, two key managers behind. Rates, times, and the proxies' own
-    CPU time for each Get, as medians over rounds and as ratios within them; then the marks that the gateway is held
-    to.
+    CPU time for each Get, on kept connections (kept) and on a new connection each (fresh), as medians over rounds and
+    as ratios within them; then the limits that the gateway is held to.
     """
     asked = [*(proxies or PROXIES), DIRECT]
     absent = {name: why for name in asked if (why := missing(name)) is not None}
-    there = [name for name in dict.fromkeys(asked) if name not in absent]
-    plan = Plan(_cases(names), there, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin)
+    installed = [name for name in dict.fromkeys(asked) if name not in absent]
+    plan = Plan(_cases(names), installed, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin)
     about = _about(plan, absent)
     figures = Figures(_run(plan))
     if as_json:
-        click.echo(report.as_json(figures, about))
+        click.echo(output.as_json(figures, about))
     elif markdown:
-        click.echo("\n".join(about) + "\n\n" + report.markdown(report.sheets(figures)))
+        click.echo("\n".join(about) + "\n\n" + output.markdown(output.tables(figures)))
     else:
         console = Console()
         for line in about:
             console.print(line, highlight=False, soft_wrap=True)
-        report.show(console, report.sheets(figures))
-    for line in figures.troubles():
+        show(console, output.tables(figures))
+    for line in figures.problems():
         click.echo(line, err=True)
 
 
-def _cases(names: Sequence[str]) -> list[Case]:
-    """In the order of the table."""
+def _cases(names: Sequence[str]) -> list[LoadCase]:
+    """Return the cases of these names, or all, in the order of the table."""
     return [case for case in CASES.values() if not names or case.name in names]
 
 
 def _run(plan: Plan) -> list[Sample]:
-    mistakes: list[click.ClickException] = []
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, refresh_per_second=1, disable=not console.is_terminal
-    ) as progress:
+    with progress_bar(is_sparing=True) as progress:
         task = progress.add_task("starting", total=plan.steps())
         begun = 0
 
-        def tell(what: str) -> None:
+        def on_run(description: str) -> None:
             nonlocal begun
-            progress.update(task, description=what, completed=begun)
+            progress.update(task, description=description, completed=begun)
             begun += 1
 
-        samples: list[Sample] | None = None
-        try:
-            samples = trio.run(unless_ended, partial(run_all, plan, tell))
-        except* click.ClickException as errors:
-            mistakes = _leaves(errors)
-    if mistakes:
-        raise mistakes[0]
+        samples = trio.run(run_until_signal, partial(run_all, plan, on_run))
     if samples is None:
         raise click.Abort
     return samples
 
 
-def _leaves(group: BaseExceptionGroup[click.ClickException]) -> list[click.ClickException]:
-    """The exceptions in nested groups."""
-    found: list[click.ClickException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
-
-
 def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
-    """What was measured on, and what is missing."""
+    """Return lines about the machine and the programs, and about proxies that are missing."""
     library = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1]
     versions = [f"gateway on {interpreter()}, OpenSSL {library}"] if GATEWAY in plan.proxies else []
     versions += [version(name) for name in plan.proxies if name not in {GATEWAY, DIRECT}]
@@ -131,6 +119,8 @@ def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
         f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {rounds}; idle clients are measured once.",
     ]
     if os.getloadavg()[0] > _QUIET:
-        lines.append(f"Load average {os.getloadavg()[0]:.1f} at the beginning: the work of others is in these figures.")
-    lines += [f"{why}: it is left out. To have it: {INSTALL}" for why in absent.values()]
+        lines.append(
+            f"Load average {os.getloadavg()[0]:.1f} at the beginning: other processes took part of the processors."
+        )
+    lines += [f"{why}: it is left out. To install it: {INSTALL}" for why in absent.values()]
     return lines

@@ -1,4 +1,4 @@
-"""The configurations of the comparison: what each proxy is told, as a good operator would tell it.
+"""The configuration of each proxy, as a good operator would write it.
 
 All have one thread, require client certificates, resume clients' sessions by ticket and by cache, show a client
 certificate to the backends and verify theirs, and keep no access log. HAProxy and nginx resume their sessions to
@@ -7,38 +7,11 @@ backends; neither is burdened with active health checks, which the gateway makes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from gateway.config import Address
-
-_GATEWAY: Final = """
-[[listeners]]
-name = "kmip"
-bind = "{front}"
-certificate = "server.pem"
-private_key = "server.key"
-client_ca = "clients-ca.pem"
-
-[[identities]]
-name = "client"
-match = {{ subject_cn = "client" }}
-certificate = "gateway-client.pem"
-private_key = "gateway-client.key"
-
-[admin]
-bind = "{admin}"
-
-[log]
-level = "error"
-"""
-_GATEWAY_BACKEND: Final = """
-[[backends]]
-name = "{name}"
-address = "{address}"
-ca = "kms-ca.pem"
-server_name = "localhost"
-"""
+from kmip_lab.certs import DevelopmentSet
+from kmip_lab.tools.configurations import gateway_toml
 
 _HAPROXY: Final = """
 global
@@ -114,38 +87,36 @@ _NGINX_BACKEND: Final = "        server {address};\n"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a proxy is to do: listen on ``front``, for ``backends``; ``directory`` holds a development set.
+class ProxySettings:
+    """Listen on ``front``, connect to ``backends``; ``spare`` is the address of the gateway's admin port."""
 
-    ``spare`` is an address for anything else that it listens on.
-    """
-
-    directory: Path
+    files: DevelopmentSet
     front: Address
     spare: Address
     backends: Sequence[Address]
 
     def each_backend(self, text: str) -> str:
-        """A piece of configuration, once for every backend."""
+        """Return a piece of configuration, once for every backend."""
         return "".join(text.format(name=f"kms-{n}", address=address) for n, address in enumerate(self.backends, 1))
 
 
-def gateway(setting: Setting) -> str:
-    """The gateway's; the paths in it are relative to the directory, where it must lie."""
-    return _GATEWAY.format(front=setting.front, admin=setting.spare) + setting.each_backend(_GATEWAY_BACKEND)
+def gateway(settings: ProxySettings) -> str:
+    """Return the gateway's configuration. Its paths are relative to the directory of the certificates."""
+    backends = {f"kms-{number}": address for number, address in enumerate(settings.backends, 1)}
+    return gateway_toml(settings.front, settings.spare, backends, client="client")
 
 
-def haproxy(setting: Setting) -> str:
-    """HAProxy's; it wants certificate and private key in one file each, named "-pair.pem"."""
-    text = _HAPROXY.format(front=setting.front, directory=setting.directory)
-    return text + setting.each_backend(_HAPROXY_BACKEND)
+def haproxy(settings: ProxySettings) -> str:
+    """Return HAProxy's configuration. It names files "-pair.pem" that hold a certificate and its private key."""
+    text = _HAPROXY.format(front=settings.front, directory=settings.files.directory)
+    return text + settings.each_backend(_HAPROXY_BACKEND)
 
 
-def nginx(setting: Setting, module: str) -> str:
-    """The configuration of nginx; ``module`` is the line that loads its stream module, if one is needed."""
+def nginx(settings: ProxySettings, module: str) -> str:
+    """Return nginx's configuration; ``module`` is the line that loads its stream module, if it must be loaded."""
     return _NGINX.format(
-        front=setting.front,
-        directory=setting.directory,
+        front=settings.front,
+        directory=settings.files.directory,
         module=module,
-        backends=setting.each_backend(_NGINX_BACKEND),
+        backends=settings.each_backend(_NGINX_BACKEND),
     )

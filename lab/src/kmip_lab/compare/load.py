@@ -1,7 +1,8 @@
 """The load: clients that get a key, over and over, in one process with one epoll.
 
-``python -m kmip_lab.compare.load`` reads a Job as JSON from standard input and writes a Measured as JSON to standard
-output. It reads the proxy's CPU time and memory itself, at the very moments at which it begins and ends to count.
+``python -m kmip_lab.compare.load`` reads a LoadJob as JSON from standard input and writes a LoadResult as JSON to
+standard output. The load reads the proxy's CPU time and memory itself, in the moments in which counting begins and
+ends.
 """
 
 import json
@@ -17,19 +18,21 @@ from typing import Final
 
 from OpenSSL import SSL
 
-from kmip_lab.compare import usage, wire
-from kmip_lab.compare.pace import Pace
+from kmip_lab.compare import wire
+from kmip_lab.compare.pace import LoadPace
+from kmip_lab.tools import usage
+from kmip_lab.tools.statistics import percentile
 
 _RECORD: Final = 16384
-_PATIENCE: Final = 10.0  # s for one step of an idle client, and for a connection to be taken
+_TIMEOUT: Final = 10.0  # s for one step of an idle client, and for a connection to be accepted
 _SETTLE: Final = 1.0  # s before memory is read
-_WARM_IDLE: Final = 50  # idle clients that are there before memory is read first: what a proxy needs anyway
+_WARM_IDLE: Final = 50  # idle clients before memory is first read, whose memory a proxy needs in any case
 _ERROR_PAUSE: Final = 0.05  # s; a proxy that refuses everything must not be refused in a loop
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to do: ``work`` is fresh, resumed, kept or idle; ``request`` is hexadecimal; ``sessions``, the proxy's.
+class LoadJob:
+    """One run: ``work`` is fresh, resumed, kept or idle; ``request`` is hexadecimal; ``sessions`` are the proxy's.
 
     ``rate`` is for kept: Gets a second of all clients together, or 0 for as many as they can.
     """
@@ -49,11 +52,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What came of it: times in seconds, ``cpu`` of the whole proxy, ``memory`` in bytes for one idle client.
+class LoadResult:
+    """The outcome: times in seconds, ``cpu`` of the whole proxy, ``memory`` in bytes for one idle client.
 
-    ``full_handshakes`` is counted where sessions are resumed, and should be none. ``opened`` is how many sessions the
-    gateway opened to backends meanwhile, which is told by whoever runs the load.
+    ``full_handshakes`` is counted if sessions are resumed, and should be none. ``opened`` is how many sessions the
+    gateway opened to backends meanwhile; the caller of the load adds it.
     """
 
     operations: int = 0
@@ -68,9 +71,9 @@ class Measured:
 
 
 class _Load:
-    """Everything that the clients of one job share."""
+    """The state that all clients of one job share."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: LoadJob) -> None:
         self.job = job
         self.request = bytes.fromhex(job.request)
         self.context = wire.client_context(
@@ -81,7 +84,7 @@ class _Load:
         self.poll = select.epoll()
         self.clients: dict[int, _Client] = {}
         self.team = [_Client(self, number) for number in range(job.clients)]
-        self.pace = Pace(job.rate, job.clients, time.perf_counter()) if job.rate else None
+        self.pace = LoadPace(job.rate, job.clients, time.perf_counter()) if job.rate else None
         self.durations: list[float] = []
         self.errors = 0
         self.full_handshakes = 0
@@ -89,11 +92,11 @@ class _Load:
             self.context.set_verify(SSL.VERIFY_PEER, self._count)
 
     def _count(self, _connection: SSL.Connection, _certificate: object, _error: int, depth: int, ok: int) -> bool:
-        """OpenSSL verifies certificates in full handshakes only."""
+        """Count a full handshake: OpenSSL verifies certificates in no other."""
         self.full_handshakes += depth == 0
         return bool(ok)
 
-    def measure(self) -> Measured:
+    def measure(self) -> LoadResult:
         """Run the clients, first to warm up, then to count."""
         for client in self.team:
             client.connect()
@@ -105,11 +108,11 @@ class _Load:
         self._run(self.job.seconds)
         seconds, cpu = time.perf_counter() - began, usage.cpu_seconds(numbers) - cpu
         durations = sorted(self.durations)
-        return Measured(
+        return LoadResult(
             operations=len(durations),
             seconds=seconds,
-            p50=percentile(durations, 0.5),
-            p99=percentile(durations, 0.99),
+            p50=percentile(durations, 0.5) or 0.0,
+            p99=percentile(durations, 0.99) or 0.0,
             cpu=cpu,
             errors=self.errors,
             full_handshakes=self.full_handshakes,
@@ -124,11 +127,11 @@ class _Load:
             for number, _event in poll.poll(left):
                 clients[number].step()
 
-    def _paced(self, pace: Pace, left: float) -> float:
-        """Wait until an answer or somebody's time has come, let those ask, and say how long epoll may wait: not at all.
+    def _paced(self, pace: LoadPace, left: float) -> float:
+        """Wait for an answer or a due request, send what is due, and return how long epoll may wait: not at all.
 
-        epoll's timeout is rounded up to milliseconds, in which four Gets are due; that of select is not. To turn round
-        until the time comes would take the processor from the backends.
+        epoll's timeout is rounded up to milliseconds, in which four Gets are due; that of select is not. A busy loop
+        would take the processor from the backends.
         """
         select.select([self.poll], [], [], pace.delay(time.perf_counter(), left))
         for number in pace.due(time.perf_counter()):
@@ -137,7 +140,7 @@ class _Load:
 
 
 class _Client:
-    """One client: connects, asks, reads, and begins anew."""
+    """One client: it connects, sends a request, reads the answer, and begins again."""
 
     __slots__ = (
         "address",
@@ -155,16 +158,16 @@ class _Client:
     def __init__(self, load: _Load, number: int) -> None:
         self.load = load
         self.number = number
-        #: Each takes turns by itself: it has a session with every address as soon as it has connected to each once.
+        #: Each client takes the addresses in turn by itself, so that it has a session to resume with each of them.
         self.turns = islice(cycle(load.job.addresses), number % len(load.job.addresses), None)
         self.sessions: dict[tuple[str, int], SSL.Session] = {}
 
     def connect(self) -> None:
-        """Begin a connection. On loopback it is taken at once, or there is nobody."""
+        """Begin a connection. On the loopback interface it is accepted or refused at once."""
         load = self.load
         self.began = time.perf_counter()
         self.address = next(self.turns)
-        self.sock = socket.create_connection(self.address, timeout=_PATIENCE)
+        self.sock = socket.create_connection(self.address, timeout=_TIMEOUT)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = SSL.Connection(load.context, self.sock)
@@ -178,7 +181,7 @@ class _Client:
         self.step()
 
     def step(self) -> None:
-        """Go on with what has arrived."""
+        """Continue with the bytes that have arrived."""
         try:
             if not self.is_handshaken:
                 self.connection.do_handshake()
@@ -209,14 +212,14 @@ class _Client:
             self._ask_or_wait(time.perf_counter())
 
     def _ask_or_wait(self, since: float) -> None:
-        """Ask at once, or when the pace says so; where that is past, the wait for the last answer counts, too."""
+        """Send at once, or when the pace says so; if that time is past, the wait for the last answer counts, too."""
         pace = self.load.pace
         began = since if pace is None else pace.ready(self.number, time.perf_counter())
         if began is not None:
             self.ask(began)
 
     def ask(self, began: float) -> None:
-        """Send a Get that takes its time from ``began`` on."""
+        """Send a Get whose duration counts from ``began`` on."""
         self.began = began
         try:
             self.connection.send(self.load.request)
@@ -243,8 +246,8 @@ class _Client:
         self.sock.close()
 
 
-def measure_idle(job: Job) -> Measured:
-    """Memory for each of ``clients`` that have asked once and then stay."""
+def measure_idle(job: LoadJob) -> LoadResult:
+    """Measure the memory for each of ``clients`` that send one request and stay connected."""
     load = _Load(job)
     numbers = usage.processes(job.sessions)
     turns = cycle(job.addresses)
@@ -253,11 +256,11 @@ def measure_idle(job: Job) -> Measured:
     before = usage.memory(numbers)
     kept += [_idle_client(load, next(turns)) for _ in range(job.clients)]
     time.sleep(_SETTLE)
-    return Measured(operations=len(kept), memory=(usage.memory(numbers) - before) / job.clients)
+    return LoadResult(operations=len(kept), memory=(usage.memory(numbers) - before) / job.clients)
 
 
 def _idle_client(load: _Load, address: tuple[str, int]) -> SSL.Connection:
-    sock = socket.create_connection(address, timeout=_PATIENCE)
+    sock = socket.create_connection(address, timeout=_TIMEOUT)
     sock.settimeout(None)
     connection = SSL.Connection(load.context, sock)
     connection.set_connect_state()
@@ -269,15 +272,10 @@ def _idle_client(load: _Load, address: tuple[str, int]) -> SSL.Connection:
     return connection
 
 
-def percentile(ordered: list[float], fraction: float) -> float:
-    """Of values in order; 0 where there are none."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
-
-
 def main() -> None:
-    """Do the job that standard input describes."""
-    job = Job(**json.load(sys.stdin))
-    job = Job(**{**asdict(job), "addresses": [(host, port) for host, port in job.addresses]})
+    """Run the job that standard input describes."""
+    job = LoadJob(**json.load(sys.stdin))
+    job = LoadJob(**{**asdict(job), "addresses": [(host, port) for host, port in job.addresses]})
     measured = measure_idle(job) if job.work == "idle" else _Load(job).measure()
     json.dump(asdict(measured), sys.stdout)
 

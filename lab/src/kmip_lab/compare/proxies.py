@@ -1,4 +1,4 @@
-"""The proxies of the comparison: which are there, of which version, and the command lines that run them."""
+"""The proxies of the comparison: which are installed, in which version, and the command lines that run them."""
 
 import platform
 import re
@@ -12,59 +12,63 @@ from pathlib import Path
 from typing import Final
 
 from kmip_lab.compare import configurations
-from kmip_lab.compare.configurations import Setting
+from kmip_lab.compare.configurations import ProxySettings
 
 GATEWAY, HAPROXY, NGINX = "gateway", "haproxy", "nginx"
 #: No proxy at all.
 DIRECT: Final = "direct"
-#: What to type on Debian and Ubuntu where a proxy is missing. Their services are not needed, and may be stopped.
+#: The command that installs both on Debian and Ubuntu. Their services are not needed, and may be stopped.
 INSTALL: Final = "apt-get install -y --no-install-recommends haproxy nginx-light libnginx-mod-stream"
-#: Where Debian keeps what is not on every user's path.
-_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+#: Directories of Debian that are not on every user's path.
+_DIRECTORIES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _MODULES: Final = "/usr/lib/nginx/modules"
 
 
 @dataclass(frozen=True)
-class Program:
+class CommandLines:
     """The command line that runs a proxy in the foreground, and the one that only checks its configuration."""
 
     run: list[str]
     check: list[str]
 
 
-def _gateway(setting: Setting) -> Program:
-    file = _write(setting, "toml", configurations.gateway(setting))
+def _gateway(settings: ProxySettings) -> CommandLines:
+    file = _write(settings, "toml", configurations.gateway(settings))
     command = [sys.executable, "-m", "gateway"]
-    return Program([*command, "run", file], [*command, "check", file])
+    return CommandLines([*command, "run", file], [*command, "check", file])
 
 
-def _haproxy(setting: Setting) -> Program:
+def _haproxy(settings: ProxySettings) -> CommandLines:
     for name in ("server", "gateway-client"):
-        pair = setting.directory / f"{name}-pair.pem"
+        pair = settings.files.directory / f"{name}-pair.pem"
         pair.touch(mode=0o600)
-        pair.write_bytes(b"".join((setting.directory / f"{name}.{end}").read_bytes() for end in ("pem", "key")))
-    command = [_found("haproxy") or "haproxy", "-f", _write(setting, "cfg", configurations.haproxy(setting))]
-    return Program([*command, "-db"], [*command, "-c"])
+        pair.write_bytes(b"".join((settings.files.directory / f"{name}.{end}").read_bytes() for end in ("pem", "key")))
+    command = [_found("haproxy") or "haproxy", "-f", _write(settings, "cfg", configurations.haproxy(settings))]
+    return CommandLines([*command, "-db"], [*command, "-c"])
 
 
-def _nginx(setting: Setting) -> Program:
-    file = _write(setting, "conf", configurations.nginx(setting, _stream_module(_nginx_build()) or ""))
-    command = [_found("nginx") or "nginx", "-p", str(setting.directory), "-e", "stderr", "-c", file]
-    return Program(command, [*command, "-t"])
+def _nginx(settings: ProxySettings) -> CommandLines:
+    file = _write(settings, "conf", configurations.nginx(settings, _stream_module(_nginx_build()) or ""))
+    command = [_found("nginx") or "nginx", "-p", str(settings.files.directory), "-e", "stderr", "-c", file]
+    return CommandLines(command, [*command, "-t"])
 
 
-def _write(setting: Setting, ending: str, text: str) -> str:
-    file = setting.directory / f"proxy-{setting.front.port}.{ending}"
+def _write(settings: ProxySettings, ending: str, text: str) -> str:
+    file = settings.files.directory / f"proxy-{settings.front.port}.{ending}"
     file.write_text(text)
     return str(file)
 
 
-#: How to run each of them; in the order in which they are shown.
-PROXIES: Final[dict[str, Callable[[Setting], Program]]] = {GATEWAY: _gateway, HAPROXY: _haproxy, NGINX: _nginx}
+#: The command lines of each proxy, in the order in which proxies are shown.
+PROXIES: Final[dict[str, Callable[[ProxySettings], CommandLines]]] = {
+    GATEWAY: _gateway,
+    HAPROXY: _haproxy,
+    NGINX: _nginx,
+}
 
 
 def missing(name: str) -> str | None:
-    """Why a proxy can't be run here, or None where it can."""
+    """Return why a proxy can't be run here, or None if it can."""
     if name == HAPROXY and _found("haproxy") is None:
         return "HAProxy is not installed"
     if name == NGINX and _found("nginx") is None:
@@ -75,7 +79,7 @@ def missing(name: str) -> str | None:
 
 
 def version(name: str) -> str:
-    """The version of HAProxy or nginx, and of the OpenSSL that it runs on, in its own words."""
+    """Return the version of HAProxy or nginx, and of the OpenSSL that it runs on, as the program prints them."""
     if name == HAPROXY:
         said = _output([_found("haproxy") or "haproxy", "-vv"])
         number, library = r"HAProxy version (\S+)", r"Running on OpenSSL version : OpenSSL (\S+)"
@@ -87,17 +91,17 @@ def version(name: str) -> str:
 
 
 def interpreter() -> str:
-    """The Python that the gateway runs on: version, and how it was built."""
+    """Return the version of the Python that the gateway runs on, and how it was built."""
     options = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     built = f"{platform.python_compiler()}, {platform.python_build()[1]}"
     return f"Python {platform.python_version()} ({_build(options)}; {built})"
 
 
 def _build(options: str) -> str:
-    """Whether Python was optimised by a profile, as far as the options of its build tell.
+    """Return whether Python was optimised by a profile, as far as the options of its build say so.
 
-    Debian and Ubuntu do that without the option, by a target of their own; their builds are known by where they keep
-    wheels.
+    Debian and Ubuntu do that without the option, by a make target of their own; their builds are known by the
+    directory of their wheels.
     """
     if "--enable-optimizations" in options:
         return "optimised by a profile"
@@ -110,16 +114,16 @@ def _nginx_build() -> str:
 
 
 def _stream_module(build: str) -> str | None:
-    """The line that loads the stream module: empty where it is built in, None where there is none."""
+    """Return the line that loads the stream module: empty if it is built in, None if it is not installed."""
     if re.search(r"--with-stream(\s|$)", build):
         return ""
-    place = re.search(r"--modules-path=(\S+)", build)
-    file = Path(place[1] if place else _MODULES) / "ngx_stream_module.so"
+    found = re.search(r"--modules-path=(\S+)", build)
+    file = Path(found[1] if found else _MODULES) / "ngx_stream_module.so"
     return f"load_module {file};" if file.exists() else None
 
 
 def _found(program: str) -> str | None:
-    return shutil.which(program) or shutil.which(program, path=_PLACES)
+    return shutil.which(program) or shutil.which(program, path=_DIRECTORIES)
 
 
 def _output(command: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What goes over the wire in the comparison: one Get, its answer, and the TLS contexts of both ends.
+"""The messages of the comparison, one Get and its answer, and the TLS contexts of both ends.
 
 The contexts do what any client and any key manager must, and no more: no callbacks into Python, so that load generator
 and backends stay cheaper than what they measure.
@@ -15,7 +15,7 @@ from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
-from kmip_lab.client import get_key
+from kmip_lab.tools.requests import get_key
 
 _IDENTIFIER: Final = "1b4e28ba-2fa1-4ad2-883f-0016d3cca427"
 _VERSION: Final[Version] = (1, 2)
@@ -27,14 +27,14 @@ _RELEASE_BUFFERS: Final = 0x10
 _RAW, _AES = 1, 3
 
 HEADER: Final = 8  # bytes of a message's tag, type and length
-#: What every answer holds that is a success: the Result Status of its one item.
+#: The bytes by which a successful answer is known: the Result Status of its only item.
 SUCCESS: Final = ttlv.enumeration(Tag.RESULT_STATUS, ResultStatus.SUCCESS)
 #: The load of the comparison, 152 bytes.
 REQUEST: Final = get_key(_IDENTIFIER, _VERSION)
 
 
 def _key() -> bytes:
-    """The payload of an answer to a Get: an AES-256 key, in the clear (1.4 sections 2.1.3 and 4.11)."""
+    """Return the payload of an answer to a Get: an AES-256 key, in the clear (1.4 sections 2.1.3 and 4.11)."""
     material = ttlv.structure(Tag.KEY_VALUE, ttlv.octets(Tag.KEY_MATERIAL, bytes(range(32))))
     block = ttlv.structure(
         Tag.KEY_BLOCK,
@@ -62,13 +62,13 @@ def _success(version: Version, operation: int, payload: bytes) -> bytes:
 ANSWER: Final = _success(_VERSION, Operation.GET, _key())
 
 
-#: A longer request is an attack's Encrypt, and is answered unread: what it costs a proxy must not cost a backend.
+#: A longer request is an attack's Encrypt, and is answered unread: its cost to a proxy must not be a cost to a backend.
 _LONG: Final = 64 * 1024
 _ENCRYPTED: Final = _success(_VERSION, Operation.ENCRYPT, b"")
 
 
 def answer(frame: bytes) -> bytes:
-    """The answer to a request: to Get, Discover Versions and Query a true one, to all else a success that is empty."""
+    """Answer Get, Discover Versions and Query properly, and every other operation with an empty success."""
     if frame == REQUEST:
         return ANSWER
     if len(frame) > _LONG:
@@ -101,12 +101,12 @@ _PAYLOADS: Final[dict[int, bytes]] = {
 
 
 def size(data: bytes | bytearray) -> int:
-    """Bytes of the message that begins here, once its header is there; else more than there are."""
+    """Return the size of the message at the beginning of ``data``; more than len(data) if its header is incomplete."""
     return HEADER + int.from_bytes(data[4:HEADER], "big") if len(data) >= HEADER else len(data) + 1
 
 
 def server_context(certificate: Path, private_key: Path, client_ca: Path, *, resumes: bool = True) -> SSL.Context:
-    """For the free backends: TLS 1.2 and 1.3, a client certificate required."""
+    """Return a context for the free backends: TLS 1.2 and 1.3, a client certificate required."""
     context = _context(certificate, private_key, client_ca)
     context.load_client_ca(str(client_ca).encode())
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
@@ -118,7 +118,7 @@ def server_context(certificate: Path, private_key: Path, client_ca: Path, *, res
 
 
 def client_context(certificate: Path, private_key: Path, ca: Path, *, is_tls_1_3: bool = True) -> SSL.Context:
-    """For the load: one version of TLS, and P-256 alone, so that every proxy is asked for the same key exchange."""
+    """Return a context for the load: one version of TLS, and P-256 alone, so that all do the same key exchange."""
     context = _context(certificate, private_key, ca)
     context.set_verify(SSL.VERIFY_PEER)
     context.set_max_proto_version(SSL.TLS1_3_VERSION if is_tls_1_3 else SSL.TLS1_2_VERSION)

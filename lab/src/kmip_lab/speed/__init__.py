@@ -1,9 +1,8 @@
-"""``kmip-lab speed``: how many operations a minute a KMIP server does, measured as the application note does it.
+"""``kmip-lab speed``: measure how many operations a minute a KMIP server does, as the application note's s_speed does.
 
-From top to bottom: ``command`` is the command line, and ``given`` its options; ``table`` shows results; ``campaign``
-does several measurements; ``running`` starts the client processes and gathers what they count; ``worker`` is one of
-them; ``making`` makes the keys that are needed, and takes them away; ``operations`` has what can be measured;
-``session`` talks to the server, and ``discovery`` agrees on a version; ``trouble`` is what goes wrong, ``result``
-what comes out; ``target`` says which server, and ``qclient`` reads that from a qClient configuration file. ``report``
-repeats the note's experiment.
+From top to bottom: ``command`` is the command line, and ``options`` the options that name the server; ``campaign`` does
+several measurements; ``processes`` starts the client processes and gathers their counts; ``client_process`` is the body
+of a client process; ``measured_keys`` makes the keys that operations need, and destroys them; ``operations`` lists the
+operations; ``session`` talks to the server; ``errors`` are the ways to fail, ``result`` holds counts and durations;
+``target`` describes the server, and ``qclient`` reads that from a qClient configuration file.
 """

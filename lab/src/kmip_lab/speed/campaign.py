@@ -1,25 +1,24 @@
-"""Measurements one after the other: with the keys that they need, and with progress shown."""
+"""Several measurements one after the other, with the keys that they need, and a progress bar."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from kmip_lab.speed.making import Maker
+from kmip_lab.speed.client_process import ClientPlan
+from kmip_lab.speed.measured_keys import MeasuredKeys
 from kmip_lab.speed.operations import OPERATIONS, Keys
+from kmip_lab.speed.processes import measure
 from kmip_lab.speed.result import Measurement
-from kmip_lab.speed.running import measure
 from kmip_lab.speed.target import Target
-from kmip_lab.speed.worker import Plan
+from kmip_lab.tools.progress import progress_bar
 
 
 class Campaign:
-    """Several measurements of one target, with the keys for them; progress is shown on stderr.
+    """Several measurements of one target, with the keys for them.
 
-    ``measurements`` are those that have come to their end. ``warnings`` holds a line for each kind of trouble beside
-    them.
+    ``measurements`` are the finished measurements. ``warnings`` holds a line for each problem with keys.
     """
 
     def __init__(self, target: Target, sessions: str, repeat: int, *, keep: bool) -> None:
@@ -29,68 +28,61 @@ class Campaign:
         self._sessions = sessions
         self._repeat = repeat
         self._keep = keep
-        self._maker = Maker(target)
+        self._keys = MeasuredKeys(target)
 
     def all(self, names: Sequence[str], clients: Sequence[int]) -> None:
-        """Measure each operation with each number of clients, and take away the keys that were made.
+        """Measure each operation with each number of clients, and destroy the keys that were made.
 
-        Raises TroubleError, ClientDiedError and KeyboardInterrupt: what was measured until then is there.
+        Raises OperationError, ClientDiedError and KeyboardInterrupt; finished measurements are kept.
         """
         try:
-            keys = self._maker.prepare(names)
-            with _progress() as progress:
+            keys = self._keys.prepare(names)
+            with progress_bar() as progress:
                 for name in names:
                     for count in clients:
                         self._one(name, count, keys, progress)
         finally:
-            self._tidy()
+            self._destroy_keys()
 
     def _one(self, name: str, clients: int, keys: Keys, progress: Progress) -> None:
         title = f"{name}, {clients} {'client' if clients == 1 else 'clients'}"
         task = progress.add_task(title, total=clients * self._repeat)
-        plan = Plan(self._target, name, self._repeat, self._sessions, keys)
+        plan = ClientPlan(self._target, name, self._repeat, self._sessions, keys)
         done = 0
 
-        def tell(count: int) -> None:
+        def on_progress(count: int) -> None:
             nonlocal done
             done = count
             progress.update(task, completed=count)
 
         try:
-            measurement, made = measure(plan, clients, tell)
+            measurement, made = measure(plan, clients, on_progress)
         except BaseException:
             if OPERATIONS[name].makes_keys:
-                begun = min(done + clients, clients * self._repeat)  # each client may have had one under way
-                left = f"what it made in up to {begun} operations is left on the server"
+                begun = min(done + clients, clients * self._repeat)  # each client may have had an operation under way
+                left = f"the keys of up to {begun} operations are left on the server"
                 self.warnings.append(f"{title}: broke off; {left}")
             raise
-        self._maker.made += made
+        self._keys.made += made
         self.measurements.append(measurement)
 
-    def _tidy(self) -> None:
-        if self._keep or not self._maker.made:
+    def _destroy_keys(self) -> None:
+        if self._keep or not self._keys.made:
             return
-        with _progress() as progress, suppress(KeyboardInterrupt):  # whoever says it now will not wait for this
-            task = progress.add_task("destroying the keys made", total=len(self._maker.made))
-            self._maker.destroy(lambda: progress.advance(task))
-        failed = dict(self._maker.failed)
-        if self._maker.made:
-            failed["not tried any more"] = len(self._maker.made)
+        with progress_bar() as progress, suppress(KeyboardInterrupt):  # a second Ctrl-C ends this, too
+            task = progress.add_task("destroying the keys made", total=len(self._keys.made))
+            self._keys.destroy(lambda: progress.advance(task))
+        failed = dict(self._keys.failed)
+        if self._keys.made:
+            failed["not tried any more"] = len(self._keys.made)
         self.warnings += [f"keys that could not be destroyed: {count} ({why})" for why, count in failed.items()]
 
     def as_json(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """Return the object that ``--json`` prints."""
         return {
             "addresses": [str(address) for address in self._target.addresses],
-            "kmip_version": "{}.{}".format(*self._maker.version),
+            "kmip_version": "{}.{}".format(*self._keys.version),
             "discover": self._target.discover,
-            "measurements": [one.as_json() for one in self.measurements],
+            "measurements": [measurement.as_json() for measurement in self.measurements],
             "warnings": self.warnings,
         }
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield progress

@@ -9,15 +9,15 @@ import click
 from rich.console import Console
 
 from gateway.errors import ConfigError
-from kmip_lab.ending import interrupted_by_sigterm
 from kmip_lab.speed.campaign import Campaign
-from kmip_lab.speed.given import clients_option, target_of, target_options
+from kmip_lab.speed.errors import OperationError
 from kmip_lab.speed.operations import OPERATIONS
-from kmip_lab.speed.running import ClientDiedError
-from kmip_lab.speed.table import show
-from kmip_lab.speed.trouble import TroubleError
+from kmip_lab.speed.options import clients_option, target_of, target_options
+from kmip_lab.speed.processes import ClientDiedError
+from kmip_lab.speed.result import show
+from kmip_lab.tools.interrupts import interrupted_by_sigterm
 
-_MISTAKE: Final = 2  # exit status where what was given is to blame
+_MISTAKE: Final = 2  # exit status for wrong options or files
 
 
 def _operation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,12 +29,14 @@ def _operation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_operation_options
-@click.option("--repeat", default=100, show_default=True, type=click.IntRange(1), help="How often each client does it.")
+@click.option("--repeat", default=100, show_default=True, type=click.IntRange(1), help="Operations of each client.")
 @click.option("--no-reuse", is_flag=True, help='A fresh session for every operation (the note\'s "not cached").')
 @click.option("--resume", is_flag=True, help="As --no-reuse, but each session resumes the TLS session before it.")
 @clients_option("1")
 @target_options
-@click.option("--keep", is_flag=True, help="Leave the keys that were made; else they are destroyed after measuring.")
+@click.option(
+    "--keep", is_flag=True, help="Leave the keys that were made; by default they are destroyed after measuring."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def speed(
     *,
@@ -49,12 +51,12 @@ def speed(
     """Measure operations a minute against a KMIP server, or a gateway, as the application note's s_speed does.
 
     The server and the client's certificate come from options, or from a qClient configuration file, given as @FILE;
-    options go before what the file says. Clients are processes; they begin together, and each repeats the operation.
+    options override the file. Clients are processes; they begin together, and each repeats the operation.
     Sessions are kept open between operations unless --no-reuse or --resume is given. The keys that --get and --wrap
     need are made before. Operations a minute are those of all clients, from the common start to the end of the last.
-    Ctrl-C and SIGTERM end it: what has been measured until then is shown, and keys are destroyed.
+    Ctrl-C and SIGTERM end the command: finished measurements are shown, and keys are destroyed.
 
-    Exit status: 0, 1 where an operation failed or not everything was measured, 2 where options or files are wrong.
+    Exit status: 0; 1 if an operation failed or not everything was measured; 2 if options or files are wrong.
     """
     names = [name for name in OPERATIONS if given.pop(name.replace("-", "_"))]
     if not names:
@@ -74,7 +76,7 @@ def speed(
             campaign.all(names, clients)
     except KeyboardInterrupt:
         broken_off = "ended before everything was measured"
-    except (TroubleError, ClientDiedError) as error:
+    except (OperationError, ClientDiedError) as error:
         broken_off = str(error)
     if as_json and (campaign.measurements or not broken_off):
         click.echo(json.dumps(campaign.as_json(), indent=2))
@@ -84,4 +86,4 @@ def speed(
         click.echo(warning, err=True)
     if broken_off:
         raise click.ClickException(broken_off)
-    sys.exit(0 if all(one.faultless for one in campaign.measurements) else 1)
+    sys.exit(0 if all(measurement.faultless for measurement in campaign.measurements) else 1)

@@ -1,4 +1,4 @@
-"""From a qClient configuration file to a Target: what its settings mean, and what may be wrong with them."""
+"""Read a Target from a qClient configuration file, and report mistakes in its settings."""
 
 import re
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 from gateway.config import Address
 from gateway.errors import ConfigError
 from gateway.kmip.messages import Version
-from kmip_lab.speed.qclient_syntax import KNOWN, MistakeError, Section, Setting, parse, told
+from kmip_lab.speed.qclient_syntax import KNOWN, QclientSetting, QclientSyntaxError, Section, as_printed, parse
 from kmip_lab.speed.target import KNOWN_VERSIONS, VERSIONS, Target
 
 _DEFAULT_PORT: Final = "5696"  # assigned by IANA for KMIP
 
-#: What can be told of a server that is measured here; anything else could not be done.
+#: The values that can be measured; any other value is a mistake.
 _CHOICES: Final = {
     ("Presentation", "Protocol"): ("KMIP",),
     ("Presentation", "Format"): ("TTLV",),
@@ -22,9 +22,9 @@ _CHOICES: Final = {
 
 
 def read(path: Path) -> Target:
-    """The target of a file; the files that it names are relative to its directory.
+    """Return the target of a file. The files that it names are relative to its directory.
 
-    Raises ConfigError, a line for each mistake: file and line, section and setting, what is wrong, what to do.
+    Raises ConfigError, a line for each mistake: file and line, section and setting, the mistake, and what to do.
     """
     try:
         sections = parse(path.read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def read(path: Path) -> Target:
         raise ConfigError([f"{path}: {error.strerror}; give a qClient configuration file"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: is not UTF-8; write it anew in that encoding"]) from None
-    except MistakeError as mistake:
+    except QclientSyntaxError as mistake:
         raise ConfigError([f"{path}:{mistake}"]) from None
     reader = _Reader(path, sections)
     target = reader.target()
@@ -42,15 +42,15 @@ def read(path: Path) -> Target:
 
 
 class _File(NamedTuple):
-    """A file, the password that is given with it, and where in the configuration file it is named."""
+    """A file, its password, and the place in the configuration file at which it is named."""
 
     path: Path
     password: str | None
-    where: str
+    place: str
 
 
 class _Reader:
-    """Reads one file's sections, and collects mistakes on the way; what values say is in none of them."""
+    """Reads the sections of one file and collects mistakes. A mistake never repeats a value of the file."""
 
     def __init__(self, path: Path, sections: dict[str, Section]) -> None:
         self.mistakes: list[str] = []
@@ -58,7 +58,7 @@ class _Reader:
         self._sections = sections
 
     def target(self) -> Target | None:
-        """The target; where it is None, there are mistakes."""
+        """Return the target; None if there are mistakes."""
         self._check_known()
         versions = self._versions()
         if "Session" not in self._sections:
@@ -77,23 +77,23 @@ class _Reader:
             ca.path,
             password=private_key.password,
             versions=versions,
-            named_by={"certificate": certificate.where, "private_key": private_key.where, "ca": ca.where},
+            named_by={"certificate": certificate.place, "private_key": private_key.place, "ca": ca.place},
         )
 
     def _check_known(self) -> None:
         for section in self._sections.values():
             if section.name not in KNOWN:
-                self._blame(section.line, _unknown(section.name, "section", KNOWN))
+                self._report(section.line, _unknown(section.name, "section", KNOWN))
                 continue
             known = KNOWN[section.name]
             for setting in section.settings.values() if known else ():
                 if setting.name not in known:
-                    self._blame(setting.line, f"{section.name}: {_unknown(setting.name, 'setting', known)}")
+                    self._report(setting.line, f"{section.name}: {_unknown(setting.name, 'setting', known)}")
         for (section_name, name), choices in _CHOICES.items():
             found = self._setting(section_name, name)
             if found is not None and (len(found.values) != 1 or found.values[0].upper() not in choices):
-                must = f"must be {' or '.join(choices)}; nothing else is spoken"
-                self._blame(found.line, f"{section_name}: {name}: {must}")
+                must = f"must be {' or '.join(choices)}; nothing else is supported"
+                self._report(found.line, f"{section_name}: {name}: {must}")
 
     def _versions(self) -> tuple[Version, ...]:
         setting = self._setting("Presentation", "Version")
@@ -104,9 +104,9 @@ class _Reader:
             found = re.fullmatch(r"([0-9])\.([0-9])", text)
             version = (int(found[1]), int(found[2])) if found else (0, 0)
             if version not in KNOWN_VERSIONS:
-                spoken = ", ".join("{}.{}".format(*one) for one in sorted(KNOWN_VERSIONS))
-                words = f"Presentation: Version: number {len(versions) + 1} is not spoken here; choose from {spoken}"
-                self._blame(setting.line, words)
+                spoken = ", ".join("{}.{}".format(*known) for known in sorted(KNOWN_VERSIONS))
+                words = f"Presentation: Version: number {len(versions) + 1} is not supported; choose from {spoken}"
+                self._report(setting.line, words)
             versions.append(version)
         return tuple(versions)
 
@@ -115,12 +115,12 @@ class _Reader:
         if host is None or port is None:
             return None
         if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-            self._blame(self._line("Port"), "Session: Port: is no port; write a number from 1 to 65535")
+            self._report(self._line("Port"), "Session: Port: is no port; write a number from 1 to 65535")
             return None
         try:
             return Address.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except ValueError:
-            self._blame(self._line("Host"), "Session: Host: is no host name, and no IP address; write one")
+            self._report(self._line("Host"), "Session: Host: is no host name, and no IP address; write one")
             return None
 
     def _text(self, name: str, default: str | None = None) -> str | None:
@@ -130,53 +130,55 @@ class _Reader:
                 self._missing(name)
             return default
         if len(setting.values) != 1 or not setting.values[0]:
-            words = "must have one value; put it in quotes where it holds a colon"
-            self._blame(setting.line, f"Session: {name}: {words}")
+            words = "must have one value; put it in quotes if it holds a colon"
+            self._report(setting.line, f"Session: {name}: {words}")
             return None
         return setting.values[0]
 
     def _file(self, name: str, *, instead: str | None = None) -> _File | None:
-        """The file of a setting. ``instead`` is taken where ``name`` is left out."""
+        """Return the file of a setting, or of the setting ``instead`` if ``name`` is left out."""
         setting = self._setting("Session", name) or (self._setting("Session", instead) if instead else None)
         if setting is None:
             self._missing(name)
             return None
-        where = f"Session: {setting.name}"
+        label = f"Session: {setting.name}"
         form = f"write {setting.name}=PEM:'file'" + (" or PEM:'file':'password'" if name == "Private" else "")
         if len(setting.values) not in {2, 3 if name == "Private" else 2}:
-            self._blame(setting.line, f"{where}: is not of this form; {form}")
+            self._report(setting.line, f"{label}: is not of this form; {form}")
             return None
         path = self._path.parent / setting.values[1]
         if setting.values[0].upper() != "PEM":
-            self._blame(setting.line, f"{where}: is not of the kind PEM, and only that is read: convert it, and {form}")
+            self._report(
+                setting.line, f"{label}: is not of the kind PEM, and only that is read: convert it, and {form}"
+            )
         elif not path.is_file():
             here = self._path.parent
-            self._blame(setting.line, f"{where}: its file is not in {here}, or no file; {form}, relative to {here}")
+            self._report(setting.line, f"{label}: its file is not in {here}, or no file; {form}, relative to {here}")
         else:
             password = setting.values[2] if len(setting.values) == 3 else None
-            return _File(path, password, f"{self._path}:{setting.line}: {where}")
+            return _File(path, password, f"{self._path}:{setting.line}: {label}")
         return None
 
-    def _setting(self, section: str, name: str) -> Setting | None:
+    def _setting(self, section: str, name: str) -> QclientSetting | None:
         found = self._sections.get(section)
         return None if found is None else found.settings.get(name)
 
     def _line(self, name: str) -> int:
-        """Where a setting of Session stands, or Session itself where it has none of that name."""
+        """Return the line of a setting of Session, or that of Session if it has no such setting."""
         section = self._sections["Session"]
         setting = section.settings.get(name)
         return section.line if setting is None else setting.line
 
     def _missing(self, name: str) -> None:
-        self._blame(self._line(name), f"Session: {name} is missing; add it")
+        self._report(self._line(name), f"Session: {name} is missing; add it")
 
-    def _blame(self, line: int, words: str) -> None:
+    def _report(self, line: int, words: str) -> None:
         self.mistakes.append(f"{self._path}:{line}: {words}")
 
 
 def _unknown(name: str, what: str, known: Iterable[str]) -> str:
-    """That a name is not known. It is repeated where it is one that is known but for capital letters."""
+    """Return a message for an unknown name. The name is repeated only if it is a known name but for capital letters."""
     meant = [each for each in known if each.casefold() == name.casefold()]
     if meant:
         return f"{name} is not known; write it as {meant[0]}"
-    return f"{told(name, f'a {what} on this line')} is not known; there are {', '.join(known)}"
+    return f"{as_printed(name, f'a {what} on this line')} is not known; there are {', '.join(known)}"

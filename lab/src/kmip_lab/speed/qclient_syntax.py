@@ -6,8 +6,8 @@
 Quotes are typographic ones or plain ones, in any mixture; a backslash stands before a quote or a backslash that is
 meant itself. Line ends mean nothing.
 
-A file may hold a password, and where a quote is missing, any of its words may be a part of that. So a mistake is told
-with its line, with the signs of the form, and with names that are known; other words of the file are never repeated.
+A file may hold a password, and if a quote is missing, any of its words may be a part of that. So a message about a
+mistake has the line, the signs of the form, and known names; other words of the file are never repeated.
 """
 
 import re
@@ -36,14 +36,14 @@ KNOWN: Final[dict[str, tuple[str, ...]]] = {
 _NAMES: Final = frozenset({*KNOWN, *(name for names in KNOWN.values() for name in names)})
 
 
-class MistakeError(Exception):
-    """Something in the file that can't be so: where, what, and what to do."""
+class QclientSyntaxError(Exception):
+    """A mistake in the file; the text says the line, what is wrong, and what to do."""
 
     def __init__(self, line: int, words: str) -> None:
         super().__init__(f"{line}: {words}")
 
 
-class Setting(NamedTuple):
+class QclientSetting(NamedTuple):
     """``name=value:value``, or a name alone, which has no values."""
 
     name: str
@@ -56,7 +56,7 @@ class Section(NamedTuple):
 
     name: str
     line: int
-    settings: dict[str, Setting]
+    settings: dict[str, QclientSetting]
 
 
 class _Token(NamedTuple):
@@ -66,7 +66,7 @@ class _Token(NamedTuple):
 
 
 def parse(text: str) -> dict[str, Section]:
-    """The sections of a file by name. Raises MistakeError for the first thing that is not of this form."""
+    """Return the sections of a file by name. Raises QclientSyntaxError for the first mistake."""
     return _Parser(text).sections()
 
 
@@ -79,48 +79,48 @@ class _Parser:
         found: dict[str, Section] = {}
         while self._next.text != _END or self._next.kind != "end":
             name = self._word("a section, as Session={...}")
-            section = told(name.text, "a section")
+            section = as_printed(name.text, "a section")
             self._sign("=", f"after {section}")
             self._sign("{", f"after {section}=")
             if name.text in found:
-                raise MistakeError(name.line, f"{section} stands twice; leave one out")
+                raise QclientSyntaxError(name.line, f"{section} stands twice; leave one out")
             found[name.text] = Section(name.text, name.line, self._settings(section))
             if not self._skip(",") and self._next.kind != "end":
-                raise MistakeError(self._next.line, f"{_seen(self._next)} where a comma or the end should be")
+                raise QclientSyntaxError(self._next.line, f"{_seen(self._next)} instead of a comma or the end")
         return found
 
-    def _settings(self, section: str) -> dict[str, Setting]:
-        found: dict[str, Setting] = {}
+    def _settings(self, section: str) -> dict[str, QclientSetting]:
+        found: dict[str, QclientSetting] = {}
         while not self._skip("}"):
             name = self._word(f"a setting of {section}")
-            setting = told(name.text, "a setting")
+            setting = as_printed(name.text, "a setting")
             if name.text in found:
-                raise MistakeError(name.line, f"{section}: {setting} stands twice; leave one out")
+                raise QclientSyntaxError(name.line, f"{section}: {setting} stands twice; leave one out")
             values: list[str] = []
             if self._skip("="):
                 values.append(self._value(section, setting))
                 while self._skip(":"):
                     values.append(self._value(section, setting))
-            found[name.text] = Setting(name.text, name.line, tuple(values))
+            found[name.text] = QclientSetting(name.text, name.line, tuple(values))
             if not self._skip(",") and self._next.text != "}":
                 words = f"{section}: {_seen(self._next)} behind {setting}; a comma or }} should be there"
-                raise MistakeError(self._next.line, words)
+                raise QclientSyntaxError(self._next.line, words)
         return found
 
     def _word(self, what: str) -> _Token:
         if self._next.kind != "word":
-            raise MistakeError(self._next.line, f"{_seen(self._next)} where {what}, should be")
+            raise QclientSyntaxError(self._next.line, f"{_seen(self._next)} instead of {what}")
         return self._advance()
 
     def _value(self, section: str, setting: str) -> str:
         if self._next.kind not in {"word", "text"}:
-            words = f"{section}: {setting}: {_seen(self._next)} where a value should be; write one there, in quotes"
-            raise MistakeError(self._next.line, words)
+            words = f"{section}: {setting}: {_seen(self._next)} instead of a value; write one there, in quotes"
+            raise QclientSyntaxError(self._next.line, words)
         return self._advance().text
 
-    def _sign(self, sign: str, where: str) -> None:
+    def _sign(self, sign: str, place: str) -> None:
         if not self._skip(sign):
-            raise MistakeError(self._next.line, f"{_seen(self._next)} {where}; {sign} should be there")
+            raise QclientSyntaxError(self._next.line, f"{_seen(self._next)} {place}; {sign} should be there")
 
     def _skip(self, sign: str) -> bool:
         found = self._next.kind == "sign" and self._next.text == sign
@@ -138,7 +138,7 @@ def _tokens(text: str) -> Iterator[_Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise MistakeError(line, "a quote is opened and not closed on the same line; close it")
+            raise QclientSyntaxError(line, "a quote is opened and not closed on the same line; close it")
         kind = str(match.lastgroup)
         if kind in {"single", "double"}:
             yield _Token("text", _ESCAPED.sub(r"\1", match[kind]), line)
@@ -149,13 +149,13 @@ def _tokens(text: str) -> Iterator[_Token]:
     yield _Token("end", _END, line)
 
 
-def told(name: str, otherwise: str) -> str:
-    """A name as a message may have it: itself where it is known, since any other may be a part of a password."""
+def as_printed(name: str, otherwise: str) -> str:
+    """Return a name as a message may print it: a known name as it is, since any other may be a part of a password."""
     return name if name in _NAMES else otherwise
 
 
 def _seen(token: _Token) -> str:
-    """What stands there, in words that are no part of a password."""
+    """Describe a token without repeating a part of a password."""
     if token.kind == "end":
         return "the file ends"
     if token.kind == "text":

@@ -1,43 +1,40 @@
-"""Sessions as a simple client has them: a blocking socket, one request and its answer at a time."""
+"""Sessions of a simple client: a blocking socket, one request and its answer at a time."""
 
-import ipaddress
 import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from OpenSSL import SSL, crypto
-from service_identity import CertificateError, VerificationError
-from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from OpenSSL import SSL
 
 from gateway.config import Address
-from gateway.errors import ProtocolError
+from gateway.errors import ProtocolError, TlsError
 from gateway.kmip.decode import decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Response, ResponseItem, Version, reason_name
 from gateway.kmip.spec import ResultStatus, Tag
-from gateway.tls import UNREADABLE_CERTIFICATE
-from kmip_lab.speed.discovery import discovery, spoken_versions
+from gateway.tls import Verification, check_name, is_ip_address, note_verification
+from kmip_lab.speed.errors import REFUSED, OperationError, operation_error
 from kmip_lab.speed.target import Target
-from kmip_lab.speed.trouble import REFUSED, TroubleError, trouble_of
+from kmip_lab.tools.clients import MAX_RESPONSE_SIZE
+from kmip_lab.tools.requests import discover_versions, versions_in
 
-#: With TLS 1.3 a client hears only after its handshake that its certificate is refused, and maybe just a reset.
+#: With TLS 1.3 a client learns only after its handshake that its certificate is refused, maybe just by a reset.
 _UNTRUSTED: Final = "does the server trust the client's certificate?"
 _NO_TLS: Final = "is it the port of a KMIP server, which speaks TLS?"
 _UNKNOWN_CA: Final = "its certificate does not come from {ca}; give the right --ca, or CA_Cert in a configuration file"
-#: What is wrong with the server's certificate, by X509_V_ERR_* of OpenSSL's x509_vfy.h.
+#: Hints about the server's certificate, by X509_V_ERR_* of OpenSSL's x509_vfy.h.
 _UNVERIFIED: Final = {
     **dict.fromkeys((2, 18, 19, 20, 21), _UNKNOWN_CA),
     9: "its certificate is not valid yet; is this machine's clock right?",
     10: "its certificate has expired; the server needs a new one",
 }
 _RECORD: Final = 16384
-_MAX_RESPONSE_SIZE: Final = 16 << 20
 
 
-class Session:
-    """One TLS session. Made by Dialler."""
+class ClientSession:
+    """One TLS session, opened by a Dialer."""
 
     def __init__(
         self, connection: SSL.Connection, sock: socket.socket, address: Address, answered: set[Address]
@@ -45,28 +42,28 @@ class Session:
         self.connection = connection
         self.address = address
         self._socket = sock
-        self._answered = answered  # those that have answered in any session, and so take the client's certificate
-        self._reader = FrameReader(Tag.RESPONSE_MESSAGE, _MAX_RESPONSE_SIZE)
+        self._answered = answered  # addresses that have answered in any session, and so accept the certificate
+        self._reader = FrameReader(Tag.RESPONSE_MESSAGE, MAX_RESPONSE_SIZE)
 
     def ask(self, frame: bytes) -> ResponseItem:
-        """Send a request of one operation and return the answer to it. Raises TroubleError, also where it failed."""
+        """Send a request of one operation and return its answer. Raises OperationError, also if it failed."""
         try:
             self.connection.sendall(frame)
             response = self._read()
         except SSL.Error as error:
-            trouble = trouble_of(error, "connection", self.address)
+            failure = operation_error(error, "connection", self.address)
             raise (
-                trouble if self.address in self._answered else trouble.hinted(f"before any answer; {_UNTRUSTED}")
+                failure if self.address in self._answered else failure.hinted(f"before any answer; {_UNTRUSTED}")
             ) from None
         except ProtocolError as error:
-            raise TroubleError("unreadable answer", str(error)) from None
+            raise OperationError("unreadable answer", str(error)) from None
         self._answered.add(self.address)
         if not response.items:
-            raise TroubleError("unreadable answer", "an answer without a result")
+            raise OperationError("unreadable answer", "an answer without a result")
         item = response.items[0]
         if item.status != ResultStatus.SUCCESS:
             reason = "without a reason" if item.reason is None else reason_name(item.reason)
-            raise TroubleError(f"{REFUSED}{reason}", item.message or "the server gave no message")
+            raise OperationError(f"{REFUSED}{reason}", item.message or "the server gave no message")
         return item
 
     def _read(self) -> Response:
@@ -76,16 +73,16 @@ class Session:
         return decode_response(frame)
 
     def close(self) -> None:
-        """Say close_notify and close."""
+        """Send close_notify and close."""
         with suppress(SSL.Error):
             self.connection.shutdown()
         self._socket.close()
 
 
-class Dialler:
+class Dialer:
     """Opens sessions to a target's addresses in turn, beginning with number ``offset``, and counts the handshakes.
 
-    With ``resume`` a session resumes the TLS session of the one before it to the same address, if the server will.
+    With ``resume`` a session resumes the TLS session of the last session to the same address, if the server does so.
     """
 
     def __init__(self, target: Target, *, offset: int = 0, resume: bool = False) -> None:
@@ -96,13 +93,13 @@ class Dialler:
         self._turn = offset
         self._resume = resume
         self._context = target.context()
-        self._context.set_verify(SSL.VERIFY_PEER, _note_verification)
+        self._context.set_verify(SSL.VERIFY_PEER, note_verification)
         self._checked: set[bytes] = set()
         self._answered: set[Address] = set()
         self._last: dict[Address, SSL.Session] = {}
 
-    def open(self) -> Session:
-        """A session, after Discover Versions where the target has it so. Raises TroubleError."""
+    def open(self) -> ClientSession:
+        """Open a session, with Discover Versions first if the target says so. Raises OperationError."""
         address = self._target.addresses[self._turn % len(self._target.addresses)]
         self._turn += 1
         sock = self._connect(address)
@@ -115,8 +112,8 @@ class Dialler:
             raise
         return session
 
-    def close(self, session: Session) -> None:
-        """Close a session, and keep what resumes it: the tickets of TLS 1.3 have come by now."""
+    def close(self, session: ClientSession) -> None:
+        """Close a session, and keep its TLS session for resumption: the tickets of TLS 1.3 have come by now."""
         if self._resume and (last := session.connection.get_session()) is not None:
             self._last[session.address] = last
         session.close()
@@ -126,7 +123,7 @@ class Dialler:
             sock = socket.create_connection((address.host, address.port), self._target.timeout)
         except OSError as error:
             words = error.strerror or str(error)
-            raise TroubleError(f"can't connect: {words.lower()}", f"can't connect to {address}: {words}") from None
+            raise OperationError(f"can't connect: {words.lower()}", f"can't connect to {address}: {words}") from None
         seconds, fraction = divmod(self._target.timeout, 1)
         limit = struct.pack("ll", int(seconds), int(1e6 * fraction))
         sock.settimeout(None)  # the kernel keeps the time, so that OpenSSL may block
@@ -135,12 +132,12 @@ class Dialler:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
-    def _handshake(self, sock: socket.socket, address: Address) -> Session:
+    def _handshake(self, sock: socket.socket, address: Address) -> ClientSession:
         name = self._target.server_name or address.host
         connection = SSL.Connection(self._context, sock)
-        verification = _Verification()
+        verification = Verification()
         connection.set_app_data(verification)
-        if not _is_ip_address(name):
+        if not is_ip_address(name):
             connection.set_tlsext_host_name(name.encode("idna"))
         if address in self._last:
             connection.set_session(self._last.pop(address))
@@ -148,76 +145,52 @@ class Dialler:
         try:
             connection.do_handshake()
         except SSL.Error as error:
-            trouble = trouble_of(error, "handshake", address)
-            raise trouble.hinted(self._hint(trouble, verification.error)) from None
+            failure = operation_error(error, "handshake", address)
+            raise failure.hinted(self._hint(failure, verification.error)) from None
         if verification.ran:
             self.full_handshakes += 1
             self._check_name(connection, name)
         else:
             self.resumed_handshakes += 1
-        return Session(connection, sock, address, self._answered)
+        return ClientSession(connection, sock, address, self._answered)
 
-    def _hint(self, trouble: TroubleError, error: int) -> str:
-        """What to do about a handshake that failed; ``error`` is what OpenSSL has against the server's certificate."""
+    def _hint(self, failure: OperationError, error: int) -> str:
+        """Return a hint about a failed handshake; ``error`` is OpenSSL's number for the server's certificate, or 0."""
         if error:
             return _UNVERIFIED.get(error, f"its certificate does not hold: X509_V_ERR {error}").format(
                 ca=self._target.ca
             )
-        return _UNTRUSTED if "alert" in trouble.kind else _NO_TLS
+        return _UNTRUSTED if "alert" in failure.kind else _NO_TLS
 
     def _check_name(self, connection: SSL.Connection, name: str) -> None:
-        """Whether the certificate is for this name; each certificate is looked at once."""
+        """Check that the certificate is for this name, once for each certificate. Raises OperationError."""
         certificate = connection.get_peer_certificate()
         fingerprint = b"" if certificate is None else certificate.digest("sha256")
         if fingerprint in self._checked:
             return
-        verify = verify_ip_address if _is_ip_address(name) else verify_hostname
         try:
-            verify(connection, name)
-        except (VerificationError, CertificateError, *UNREADABLE_CERTIFICATE):
+            check_name(connection, name)
+        except TlsError:
             words = f"the server's certificate is not for {name}; give the name that it is for as server name"
-            raise TroubleError("handshake: wrong server name", words) from None
+            raise OperationError("handshake: wrong server name", words) from None
         self._checked.add(fingerprint)
 
 
-def _agree(session: Session, wanted: Sequence[Version]) -> Version:
-    """The first of these versions that the server speaks, too. Raises TroubleError.
+def _agree(session: ClientSession, wanted: Sequence[Version]) -> Version:
+    """Return the first of these versions that the server speaks. Raises OperationError.
 
-    A server that does not know the question speaks 1.0.
+    A server that does not know Discover Versions speaks 1.0.
     """
     try:
-        spoken = spoken_versions(session.ask(discovery(wanted)))
-    except TroubleError as trouble:
-        if trouble.kind not in {f"{REFUSED}OperationNotSupported", f"{REFUSED}InvalidMessage"}:
+        spoken = versions_in(session.ask(discover_versions(wanted)))
+    except ProtocolError:
+        raise OperationError("unreadable answer", "the answer to Discover Versions can't be read") from None
+    except OperationError as failure:
+        if failure.kind not in {f"{REFUSED}OperationNotSupported", f"{REFUSED}InvalidMessage"}:
             raise
         spoken = [(1, 0)]
     for version in wanted:
         if version in spoken:
             return version
     words = ", ".join("{}.{}".format(*version) for version in wanted)
-    raise TroubleError("no common version", f"the server speaks none of KMIP {words}")
-
-
-class _Verification:
-    """Whether OpenSSL looked at a certificate in a handshake, and what was wrong; it does not in one that resumes."""
-
-    __slots__ = ("error", "ran")
-
-    def __init__(self) -> None:
-        self.ran = False
-        self.error = 0
-
-
-def _note_verification(connection: SSL.Connection, _certificate: crypto.X509, error: int, _depth: int, ok: int) -> bool:
-    verification: _Verification = connection.get_app_data()
-    verification.ran = True
-    verification.error = verification.error or error
-    return bool(ok)
-
-
-def _is_ip_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    raise OperationError("no common version", f"the server speaks none of KMIP {words}")

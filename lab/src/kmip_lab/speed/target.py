@@ -1,4 +1,4 @@
-"""Which server is measured, and what is shown to it."""
+"""The server that is measured, and the credential that clients show it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from gateway.config import Address
 from gateway.errors import ConfigError
 from gateway.kmip.messages import Version
 
-#: The versions that are asked for where nothing is said, the preferred one first.
+#: The versions that are asked for by default, the preferred version first.
 VERSIONS: Final[tuple[Version, ...]] = ((1, 4), (1, 3), (1, 2), (1, 1), (1, 0))
-#: Every version that requests can be written in.
+#: All versions that requests can be encoded in.
 KNOWN_VERSIONS: Final[frozenset[Version]] = frozenset({*VERSIONS, (2, 0), (2, 1)})
 
-#: What the files are called where a command line has named them.
-_CALLED: Final = {"certificate": "certificate", "private_key": "private key", "ca": "CA"}
+#: The names of the files in messages if options have named the files.
+_FILE_NAMES: Final = {"certificate": "certificate", "private_key": "private key", "ca": "CA"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Target:
     """A KMIP server, or several that sessions go to in turn, and the client's credential.
 
     ``server_name`` is checked against the server's certificate; without one, the address's host is. ``versions`` are
-    acceptable, the preferred one first. ``discover``: every session begins with Discover Versions, as qClient's do.
-    ``timeout`` is in seconds, for connecting and for each answer. ``named_by`` says where a configuration file names
-    the files, by the attributes ``certificate``, ``private_key`` and ``ca``: mistakes in them begin with it.
+    acceptable, the preferred version first. ``discover``: every session begins with Discover Versions, as qClient's do.
+    ``timeout`` is in seconds, for connecting and for each answer. ``named_by`` has the place in a configuration file
+    at which each of ``certificate``, ``private_key`` and ``ca`` is named: messages about the file begin with it.
     """
 
     addresses: tuple[Address, ...]
@@ -44,7 +44,7 @@ class Target:
     named_by: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def context(self) -> SSL.Context:
-        """A client's TLS context. Raises ConfigError with a line for each file that can't be used."""
+        """Return a client's TLS context. Raises ConfigError with a line for each file that can't be used."""
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(tls.Policy.COMPATIBLE.minimum_version)
         context.set_cipher_list(tls.Policy.COMPATIBLE.ciphers)
@@ -56,8 +56,8 @@ class Target:
             try:
                 load(context)
             except _UnusableError as unusable:
-                where = f"{self.named_by[name]}:" if name in self.named_by else _CALLED[name]
-                mistakes.append(f"{where} {getattr(self, name)}: {unusable}")
+                place = f"{self.named_by[name]}:" if name in self.named_by else _FILE_NAMES[name]
+                mistakes.append(f"{place} {getattr(self, name)}: {unusable}")
         if mistakes:
             raise ConfigError(mistakes)
         return context
@@ -98,4 +98,4 @@ class Target:
 
 
 class _UnusableError(Exception):
-    """A file that can't be used: why, and what to do."""
+    """A file can't be used; the text says why, and what to do."""

@@ -1,0 +1,123 @@
+"""The output of a comparison: tables for a terminal, the same in Markdown, and all figures as JSON."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Final
+
+from kmip_lab.compare.cases import CASES, LoadCase
+from kmip_lab.compare.figures import HEADROOM, Figures, cpu, memory, p50, p99, rate
+from kmip_lab.compare.limits import checks
+from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX
+from kmip_lab.tools.tables import NONE, TextTable, fixed
+
+_NOT_COUNTED: Final = (
+    "Figures in brackets are limited by the load generator or the backends, not by the proxy; times of clients that "
+    "never wait only repeat the rates."
+)
+_COUNTS: Final = f"A proxy's rate counts if the fastest proxy reaches 1/{HEADROOM:g} of this at the most."
+_ALONE: Final = (
+    "Alone, load and backends do both ends of each handshake, on one processor if the machine has two. Behind the "
+    "gateway the backends do none, so that the rule is stricter than it must be."
+)
+_QUEUES: Final = (
+    "Each key manager does one thing at a time: p50 depends on how the ten clients happen to be split between the two, "
+    "and says nothing if the rates are the same."
+)
+
+
+def tables(figures: Figures) -> list[TextTable]:
+    """Return all tables that are not empty."""
+    made = [_alone(figures), *(_case(figures, case) for case in CASES.values()), _ratios(figures), _limits(figures)]
+    return [table for table in made if table.rows]
+
+
+def markdown(shown: Iterable[TextTable]) -> str:
+    """Return the tables as a part of a Markdown page."""
+    return "\n\n".join(table.as_markdown() for table in shown)
+
+
+def as_json(figures: Figures, about: Sequence[str]) -> str:
+    """Return every run as it was measured, in seconds and bytes, and the limits."""
+    runs = [
+        {"case": run.case, "proxy": run.proxy, "round": run.round, **asdict(run.measured)} for run in figures.samples
+    ]
+    limits = [
+        {"limit": check.limit.title, "value": check.value, "bound": check.limit.bound, "met": check.met}
+        for check in checks(figures)
+    ]
+    counts = {case: figures.rates_count(case) for case in CASES if figures.proxies(case)}
+    return json.dumps({"about": list(about), "runs": runs, "rates_count": counts, "limits": limits}, indent=1)
+
+
+def _alone(figures: Figures) -> TextTable:
+    names = [name for name in ("fresh", "resumed", "kept") if figures.ceiling(name)]
+    rows = [[CASES[name].title, fixed(figures.ceiling(name), 0)] for name in names]
+    return TextTable("Load generator and free backends alone", ("case", "Gets/s"), rows, [_COUNTS, _ALONE])
+
+
+def _case(figures: Figures, case: LoadCase) -> TextTable:
+    names = figures.proxies(case.name)
+    title = f"{case.name}: {case.title}"
+    if case.work == "idle":
+        return TextTable(
+            title,
+            ("", "KiB each"),
+            [[name, fixed(figures.median(case.name, name, memory), 1, 1 / 1024)] for name in names],
+        )
+    rows = [_row(figures, case, name) for name in names]
+    notes = []
+    if names != [DIRECT] and not figures.times_count(case.name):
+        notes.append(_NOT_COUNTED)
+    if not case.backends.is_free:
+        notes.append(_QUEUES)
+    return TextTable(title, ("", "Gets/s", "p50 ms", "p99 ms", "CPU us/Get"), rows, notes)
+
+
+def _row(figures: Figures, case: LoadCase, name: str) -> list[str]:
+    """Return a proxy's figures; those that do not count are in brackets."""
+    rate_counts = name == DIRECT or figures.rates_count(case.name)
+    times_count = name == DIRECT or figures.times_count(case.name)
+    return [
+        name,
+        _bracketed(fixed(figures.median(case.name, name, rate), 0), counts=rate_counts),
+        _bracketed(fixed(figures.median(case.name, name, p50), 2, 1e3), counts=times_count),
+        _bracketed(fixed(figures.median(case.name, name, p99), 2, 1e3), counts=times_count),
+        fixed(figures.median(case.name, name, cpu), 0 if case.work != "kept" else 1, 1e6),
+    ]
+
+
+def _bracketed(found: str, *, counts: bool) -> str:
+    return found if counts or found == NONE else f"({found})"
+
+
+def _ratios(figures: Figures) -> TextTable:
+    rows = []
+    for case in CASES.values():
+        if GATEWAY in figures.proxies(case.name):
+            rows += _ratio_rows(figures, case)
+    columns = ("the gateway's", "/ nginx", "/ HAProxy", "/ the best of both", "/ direct")
+    notes = ["Medians of the ratios of each round. Less than 1 is better for CPU, times and memory, more for rates."]
+    return TextTable("Ratios", columns, rows, notes)
+
+
+def _ratio_rows(figures: Figures, case: LoadCase) -> list[list[str]]:
+    if case.work == "idle":
+        kinds = [("memory", memory, "min")]
+    else:
+        kinds = [("CPU per Get", cpu, "min")]
+        if figures.times_count(case.name):
+            kinds += [("p50", p50, "min"), ("p99", p99, "min")]
+        if figures.rates_count(case.name) and case.compares_rates:
+            kinds.append(("rate", rate, "max"))
+    rows = []
+    for title, value, best in kinds:
+        others = ((NGINX,), (HAPROXY,), (NGINX, HAPROXY), (DIRECT,))
+        found = [figures.ratio(case.name, GATEWAY, each, value, best=best) for each in others]
+        if any(each is not None for each in found):
+            rows.append([f"{case.name}: {title}", *(fixed(each, 2) for each in found)])
+    return rows
+
+
+def _limits(figures: Figures) -> TextTable:
+    return TextTable("Limits", ("", "found", "limit", ""), [check.words() for check in checks(figures)])

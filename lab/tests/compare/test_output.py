@@ -1,0 +1,51 @@
+"""The tables of a comparison, and the rates and times that are compared in them."""
+
+import json
+
+from kmip_lab.compare import output
+from kmip_lab.compare.figures import Figures, Sample
+from kmip_lab.compare.load import LoadResult
+
+
+def test_rates_that_the_load_fixes_are_not_compared() -> None:
+    runs = [
+        Sample(case, proxy, 0, LoadResult(4000, 1.0, p50=0.001, p99=0.002, cpu=0.1))
+        for case in ("fresh", "kept-even")
+        for proxy in ("gateway", "nginx")
+    ]
+    alone = [Sample(case, "direct", 0, LoadResult(9000, 1.0)) for case in ("fresh", "kept")]
+    said = output.markdown(output.tables(Figures([*runs, *alone])))
+    assert "| fresh: rate |" in said
+    assert "| fresh: p50 | 1.00 |" in said
+    assert "| kept-even: CPU per Get | 1.00 |" in said
+    assert "| kept-even: p99 | 1.00 |" in said
+    assert "kept-even: rate" not in said
+
+
+def test_times_that_only_repeat_a_rate_that_does_not_count_are_not_compared() -> None:
+    """Times of many clients that never wait are not compared; those of one client, or at a given rate, are."""
+    runs = [
+        Sample(case, proxy, 0, LoadResult(4000, 1.0, p50=0.001, p99=0.002, cpu=0.1))
+        for case in ("fresh", "fresh-1", "kept-even")
+        for proxy in ("gateway", "nginx")
+    ]
+    alone = [Sample(case, "direct", 0, LoadResult(7999, 1.0, p50=0.001)) for case in ("fresh", "kept")]
+    said = output.markdown(output.tables(Figures([*runs, *alone])))
+    assert "| fresh: CPU per Get | 1.00 |" in said
+    assert "fresh: p50" not in said
+    assert "fresh: p99" not in said
+    assert "| fresh-1: p50 | 1.00 |" in said
+    assert "| kept-even: p99 | 1.00 |" in said
+    assert "| gateway | (4000) | (1.00) | (2.00) | 25 |" in said
+    assert "| direct | 7999 | 1.00 | - | - |" in said
+    assert "| gateway | (4000) | 1.00 | 2.00 | 25 |" in said
+    assert said.count("Figures in brackets are limited by") == 1
+
+
+def test_json_has_every_run_and_every_limit() -> None:
+    run = Sample("kept-1", "gateway", 0, LoadResult(4000, 1.0, p50=0.001))
+    printed = json.loads(output.as_json(Figures([run]), ["2 processors"]))
+    assert printed["about"] == ["2 processors"]
+    (found,) = printed["runs"]
+    assert (found["case"], found["proxy"], found["operations"]) == ("kept-1", "gateway", 4000)
+    assert {each["met"] for each in printed["limits"]} == {None}

@@ -1,0 +1,52 @@
+"""Processor time and memory, read from real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kmip_lab.tools import usage
+
+_BUSY = "import time, sys\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\nsys.stdin.read()"
+
+
+def ticks(number: int) -> float:
+    """User and system time in seconds, as /proc has them."""
+    fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_all_processes_of_a_session_are_found_with_their_time_and_memory() -> None:
+    command = ["sh", "-c", f'{sys.executable} -c "$0"; true', _BUSY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = usage.processes([process.pid])
+        assert process.pid in found
+        assert len(found) == 2
+        assert usage.cpu_seconds(found) >= 0.2
+        by_ticks = sum(map(ticks, found))
+        assert usage.cpu_seconds(found) == pytest.approx(by_ticks, abs=0.05)  # two times two, each cut to a hundredth
+        assert usage.memory(found) > 1 << 20
+        process.stdin.close()
+    assert usage.processes([process.pid]) == []
+    assert os.getpid() in usage.processes([os.getsid(0)])
+
+
+def test_without_a_clock_of_the_process_its_ticks_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_clock(_number: int) -> float:
+        raise OSError
+
+    exact = usage.cpu_seconds([os.getpid()])
+    monkeypatch.setattr(time, "clock_gettime", no_clock)
+    assert usage.cpu_seconds([os.getpid()]) == pytest.approx(exact, abs=0.05)
+
+
+def test_the_share_of_busy_processors_is_between_none_and_all() -> None:
+    use = usage.MachineUse()
+    assert use.busy() == 0 or 0 <= use.busy() <= 1
+    time.sleep(0.05)
+    assert 0 <= use.busy() <= 1
