@@ -1,1 +1,1 @@
-"""The language: KMIP's encoding and messages. No I/O; knows nothing of the house."""
+"""KMIP: its encoding and its messages. No I/O, and no import of other packages of the gateway but ``errors``."""

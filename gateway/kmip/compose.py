@@ -1,4 +1,4 @@
-"""The messages that the gateway writes itself: refusals to clients, and its own questions to key managers."""
+"""Encoding of the gateway's own messages: errors for clients, and requests to key managers."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 
 
 class Ask(NamedTuple):
-    """One operation to ask for: its payload's items, encoded, one after the other."""
+    """An operation of a request; ``payload`` holds the encoded items of the payload."""
 
     operation: int
     payload: bytes = b""
@@ -20,7 +20,7 @@ class Ask(NamedTuple):
 
 
 def encode_request(version: Version, asks: Sequence[Ask], *, header: Iterable[bytes] = ()) -> bytes:
-    """A request of these operations. ``header`` holds encoded fields that stand between version and Batch Count."""
+    """Encode a request. ``header`` holds encoded fields that go between Protocol Version and Batch Count."""
     items = [
         ttlv.structure(
             Tag.BATCH_ITEM,
@@ -36,7 +36,7 @@ def encode_request(version: Version, asks: Sequence[Ask], *, header: Iterable[by
 
 
 def discover_versions(version: Version = (1, 1)) -> bytes:
-    """Ask which versions a server speaks (1.4 section 4.26); a payload without versions asks for all of them."""
+    """Encode a request for all protocol versions of a server (1.4 section 4.26)."""
     return encode_request(version, [Ask(Operation.DISCOVER_VERSIONS)])
 
 
@@ -44,13 +44,13 @@ _QUERY_SERVER_INFORMATION: Final = 3  # 1.4 section 9.1.3.2.24
 
 
 def query(version: Version = (1, 0)) -> bytes:
-    """Ask who a server is (1.4 section 4.25)."""
+    """Encode a Query for the server's vendor and information (1.4 section 4.25)."""
     payload = ttlv.enumeration(Tag.QUERY_FUNCTION, _QUERY_SERVER_INFORMATION)
     return encode_request(version, [Ask(Operation.QUERY, payload)])
 
 
 class Result(NamedTuple):
-    """The outcome of one operation: ``payload`` holds its items, encoded, one after the other."""
+    """The outcome of an operation; ``payload`` holds the encoded items of the payload."""
 
     status: int
     operation: int | None = None
@@ -62,7 +62,7 @@ class Result(NamedTuple):
 
 
 def encode_response(version: Version, results: Sequence[Result], *, now: float | None = None) -> bytes:
-    """A response with these results, in the order of 1.4 section 7.2; ``now``, in Unix seconds, is its Time Stamp."""
+    """Encode a response, in the order of 1.4 section 7.2; ``now``, in Unix seconds, is its Time Stamp."""
     items = [
         ttlv.structure(
             Tag.BATCH_ITEM,
@@ -83,7 +83,7 @@ def encode_response(version: Version, results: Sequence[Result], *, now: float |
 
 
 def versions_discovered(request: Request, versions: Iterable[Version]) -> bytes:
-    """The answer to a Discover Versions (1.4 section 4.26), the preferred version first."""
+    """Encode the answer to a Discover Versions (1.4 section 4.26), the preferred version first."""
     item = request.items[0]
     payload = b"".join(_encode_version(version) for version in versions)
     result = Result(ResultStatus.SUCCESS, item.operation, item.unique_batch_item_id, payload=payload)
@@ -91,10 +91,10 @@ def versions_discovered(request: Request, versions: Iterable[Version]) -> bytes:
 
 
 def failure(request: Request | None, reason: int, message: str, *, version: Version = FALLBACK_VERSION) -> bytes:
-    """The gateway's own answer: Operation Failed, for every item of the request.
+    """Encode an error of the gateway's own: Operation Failed, for every item of the request.
 
-    Version, Operation and Unique Batch Item ID are the request's. A request that could not be decoded (None) gets one
-    item without Operation (1.4 section 11.1), labelled with ``version``.
+    Version, Operation and Unique Batch Item ID are the request's. For a request that could not be decoded (None), the
+    response has a single item without Operation (1.4 section 11.1), and the version ``version``.
     """
     if request is None:
         return encode_response(version, [Result(ResultStatus.OPERATION_FAILED, reason=reason, message=message)])

@@ -1,7 +1,7 @@
 """Requests and responses: shallow, read-only views of whole messages (KMIP 1.4 sections 6 and 7).
 
-A view knows where the fields of header and batch items lie; ``decode`` found them. What lies deeper is read when
-somebody asks. The message itself is never changed.
+A view has the spans of the fields of header and batch items, as found by ``decode``. Deeper fields are read when a
+property needs them. The message itself is never changed.
 """
 
 from typing import Final
@@ -19,14 +19,14 @@ from gateway.kmip.spec import (
 
 Version = tuple[int, int]
 
-#: What an answer says of its version when the request's could not be read.
+#: The version of an answer to a request whose version could not be read.
 FALLBACK_VERSION: Final[Version] = (1, 0)
 
 #: Tags of the identifiers in payloads.
 UNIQUE_IDENTIFIERS: Final = frozenset(
     {int(Tag.UNIQUE_IDENTIFIER), int(Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER), int(Tag.PUBLIC_KEY_UNIQUE_IDENTIFIER)}
 )
-#: The fields of payloads that the gateway reads; what a property below asks for must be here.
+#: The fields of payloads that the gateway reads, for the properties below.
 _PAYLOAD_FIELDS: Final = UNIQUE_IDENTIFIERS | {
     int(tag)
     for tag in (
@@ -40,17 +40,17 @@ _PAYLOAD_FIELDS: Final = UNIQUE_IDENTIFIERS | {
     )
 }
 
-# A member of an enumeration is slow to come by; these are needed in every message.
+# To look up a member of an enumeration is slow, and every message needs these.
 _OPERATION: Final = int(Tag.OPERATION)
 _UNIQUE_BATCH_ITEM_ID: Final = int(Tag.UNIQUE_BATCH_ITEM_ID)
 _RESULT_STATUS: Final = int(Tag.RESULT_STATUS)
 
 Fields = dict[int, tuple[int, int]]
-"""Of each known field: the positions where its value begins and ends."""
+"""The positions at which the value of each known field begins and ends."""
 
 
 class _Fields:
-    """Shared by everything that was read out of a frame: the frame, and where its known fields lie."""
+    """A frame, and the spans of its known fields."""
 
     __slots__ = ("fields", "frame")
 
@@ -68,12 +68,12 @@ class _Fields:
 
 
 class _Item(_Fields):
-    """A batch item: what requests' and responses' have in common."""
+    """A batch item of a request or a response."""
 
     __slots__ = ("_payload", "operation")
 
     PAYLOAD: Tag
-    _payload: list[ttlv.Item] | ProtocolError  # not there until it is asked for
+    _payload: list[ttlv.Item] | ProtocolError  # set when the payload is walked
 
     def __init__(self, frame: bytes, fields: Fields) -> None:
         self.frame = frame
@@ -88,9 +88,9 @@ class _Item(_Fields):
 
     @property
     def unique_identifiers(self) -> list[bytes]:
-        """Unique identifiers that stand in the payload, as they are encoded: text mostly, since 2.0 also a number.
+        """Unique identifiers in the payload, as they are encoded: usually a text, since 2.0 also a number.
 
-        A text is given without the padding that some clients count in: both spellings name the same object.
+        A text is returned without padding that some clients count in its length: it is the same identifier.
         """
         return self.identifiers(UNIQUE_IDENTIFIERS)
 
@@ -100,7 +100,7 @@ class _Item(_Fields):
 
     @property
     def has_unique_identifier(self) -> bool:
-        """Whether the payload holds a unique identifier; of thousands, only the first is looked at."""
+        """True if the payload has a unique identifier; reads no further than the first."""
         span = self.fields.get(self.PAYLOAD)
         return span is not None and any(True for _ in ttlv.walk(self.frame, *span, UNIQUE_IDENTIFIERS))
 
@@ -110,9 +110,9 @@ class _Item(_Fields):
         return self._payload_bytes(Tag.CORRELATION_VALUE)
 
     def payload_fields(self) -> list[ttlv.Item]:
-        """The fields at the payload's first level that the gateway reads.
+        """Return the fields at the payload's first level that the gateway reads.
 
-        The payload is walked once, at the first question. Raises ProtocolError where it can't be walked.
+        The first call walks the payload. Raises ProtocolError if it can't be walked.
         """
         try:
             found = self._payload
@@ -130,7 +130,7 @@ class _Item(_Fields):
             return error
 
     def _payload_item(self, tag: Tag, item_type: ItemType) -> ttlv.Item | None:
-        """The one item with this tag. Two would let the gateway read the first, and the key manager the second."""
+        """Return the item with this tag, or None. Two raise ProtocolError: the key manager might read the second."""
         if tag not in _PAYLOAD_FIELDS:
             raise ValueError(f"{tag.name} is not among the fields that are read")
         found = None
@@ -139,7 +139,7 @@ class _Item(_Fields):
                 if item.type != item_type:
                     raise ProtocolError(f"{tag.name} has type {item.type}, not {item_type.name}")
                 if found is not None:
-                    raise ProtocolError(f"{tag.name} stands twice")
+                    raise ProtocolError(f"{tag.name} occurs twice")
                 found = item
         return found
 
@@ -153,9 +153,9 @@ class _Item(_Fields):
 
 
 class RequestItem(_Item):
-    """One operation of a request.
+    """An operation of a request.
 
-    Every property but ``operation`` reads the payload when asked, and raises ProtocolError where that can't be walked.
+    Every property but ``operation`` reads the payload, and raises ProtocolError if it can't be walked.
     """
 
     __slots__ = ()
@@ -174,12 +174,12 @@ class RequestItem(_Item):
 
     @property
     def object_type(self) -> int | None:
-        """Object Type, where the payload carries it itself."""
+        """Object Type, if it is at the payload's first level."""
         return self._payload_number(Tag.OBJECT_TYPE, ItemType.ENUMERATION)
 
     @property
     def object_group_member(self) -> int | None:
-        """Object Group Member of a Locate: asking for a fresh one may make one (1.4 section 4.9)."""
+        """Object Group Member of a Locate: a request for a fresh member may create an object (1.4 section 4.9)."""
         return self._payload_number(Tag.OBJECT_GROUP_MEMBER, ItemType.ENUMERATION)
 
     def _payload_flag(self, tag: Tag) -> bool | None:
@@ -188,7 +188,7 @@ class RequestItem(_Item):
 
 
 class ResponseItem(_Item):
-    """The answer to one operation. ``operation`` is -1 where the key manager left it out."""
+    """The answer to an operation. ``operation`` is -1 if the key manager left it out."""
 
     __slots__ = ()
 
@@ -196,29 +196,29 @@ class ResponseItem(_Item):
 
     @property
     def status(self) -> int:
-        """Result Status; a response is not decoded without one."""
+        """Result Status, which every decoded response has."""
         status = self._number(_RESULT_STATUS)
         return ResultStatus.OPERATION_FAILED if status is None else status
 
     @property
     def reason(self) -> int | None:
-        """Result Reason, given with failures."""
+        """Result Reason of a failure."""
         return self._number(Tag.RESULT_REASON)
 
     @property
     def message(self) -> str | None:
-        """Result Message: the key manager's own words."""
+        """Result Message, the key manager's text; bytes that are not UTF-8 are replaced."""
         raw = self._raw(Tag.RESULT_MESSAGE)
         return None if raw is None else raw.rstrip(b"\0").decode(errors="replace")
 
     @property
     def located_items(self) -> int | None:
-        """Located Items: how many a Locate found, of which it may list fewer (1.3 and later)."""
+        """Located Items: the number of objects that a Locate found; it may list fewer (1.3 and later)."""
         return self._payload_number(Tag.LOCATED_ITEMS, ItemType.INTEGER)
 
     @property
     def asynchronous_correlation_value(self) -> bytes | None:
-        """Given with Operation Pending."""
+        """Asynchronous Correlation Value of an Operation Pending."""
         return self._raw(Tag.ASYNCHRONOUS_CORRELATION_VALUE)
 
 
@@ -232,7 +232,7 @@ class _Message(_Fields):
 
     @property
     def batch_count(self) -> int | None:
-        """Batch Count; 3.0 has none."""
+        """Batch Count; messages of 3.0 have none."""
         return self._number(Tag.BATCH_COUNT)
 
     @property
@@ -243,7 +243,7 @@ class _Message(_Fields):
 
 
 class Request(_Message):
-    """A request, as far as the gateway needs it. ``frame`` is the message itself, to be forwarded unchanged."""
+    """A request. ``frame`` is the message itself, to be forwarded unchanged."""
 
     __slots__ = ("items",)
 
@@ -259,7 +259,7 @@ class Request(_Message):
 
     @property
     def maximum_response_size(self) -> int | None:
-        """Maximum Response Size, in bytes."""
+        """Maximum Response Size that the client accepts, in bytes."""
         return self._number(Tag.MAXIMUM_RESPONSE_SIZE)
 
     @property
@@ -269,10 +269,10 @@ class Request(_Message):
 
     @property
     def asynchronous_indicator(self) -> AsynchronousIndicator:
-        """Asynchronous Indicator; where missing, PROHIBITED.
+        """Asynchronous Indicator; PROHIBITED if missing.
 
-        The Boolean of 1.x reads as OPTIONAL where true: the server may answer later. An unknown number reads as
-        MANDATORY, the least convenient, as does any number in 1.x: a server that reads a Boolean there finds it true.
+        The Boolean of 1.x is OPTIONAL if true: the server may answer later. An unknown number is MANDATORY, the
+        strictest value, as is any number in 1.x: a server that reads the number as a Boolean finds it true.
         """
         span = self.fields.get(Tag.ASYNCHRONOUS_INDICATOR)
         if span is None:
@@ -289,18 +289,18 @@ class Request(_Message):
 
     @property
     def batch_error_continuation_option(self) -> int | None:
-        """Batch Error Continuation Option; where missing, Stop."""
+        """Batch Error Continuation Option; None means Stop."""
         return self._number(Tag.BATCH_ERROR_CONTINUATION_OPTION)
 
     @property
     def batch_order_option(self) -> bool:
-        """Batch Order Option; where missing, false in 1.x and true from 2.0 on."""
+        """Batch Order Option; if missing, false in 1.x and true from 2.0 on."""
         number = self._number(Tag.BATCH_ORDER_OPTION)
         return self.version >= (2, 0) if number is None else bool(number)
 
     @property
     def has_authentication(self) -> bool:
-        """Whether the header carries Authentication."""
+        """True if the header has Authentication."""
         return Tag.AUTHENTICATION in self.fields
 
 
@@ -321,23 +321,23 @@ class Response(_Message):
 
 
 def read_version(frame: bytes, item: ttlv.Item) -> Version:
-    """A Protocol Version (1.4 section 6.1). Raises ProtocolError for what is none."""
+    """Read a Protocol Version (1.4 section 6.1). Raises ProtocolError for any other item."""
     if item.tag != Tag.PROTOCOL_VERSION or item.type != ItemType.STRUCTURE:
-        raise ProtocolError("not a Protocol Version")
+        raise ProtocolError("the item is no Protocol Version")
     major = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MAJOR)
     minor = ttlv.find(frame, item.start, item.end, Tag.PROTOCOL_VERSION_MINOR)
     if major is None or minor is None:
-        raise ProtocolError("a Protocol Version without Major or Minor")
+        raise ProtocolError("the Protocol Version has no Major or no Minor")
     return ttlv.read_integer(frame, major), ttlv.read_integer(frame, minor)
 
 
 def operation_name(number: int) -> str:
-    """An operation's name as the specification writes it, without spaces; ``Unknown`` for any other number."""
+    """Return an operation's name as the specification writes it, without spaces; ``Unknown`` for an unknown number."""
     return _OPERATION_NAMES.get(number, "Unknown")
 
 
 def reason_name(number: int) -> str:
-    """A Result Reason's name, without spaces; ``Unknown`` for any other number."""
+    """Return a Result Reason's name, without spaces; ``Unknown`` for an unknown number."""
     return _REASON_NAMES.get(number, "Unknown")
 
 

@@ -1,7 +1,7 @@
 """The numbers of KMIP: tags, item types, operations, statuses and reasons.
 
-Facts only. The section numbers are those of the OASIS specification 1.4 (section 9.1.3, "Tag-Type-Length-Value
-encoding", and its tables), or of 2.1 (section 11) where a number is newer.
+The section numbers are those of the OASIS specification 1.4 (section 9.1.3, "Tag-Type-Length-Value encoding", and its
+tables), or of 2.1 (section 11) for newer numbers.
 """
 
 from enum import IntEnum
@@ -27,7 +27,7 @@ class ItemType(IntEnum):
     NAME_REFERENCE = 0x0E
 
 
-#: Types whose value has one length only, in bytes (1.4 section 9.1.1.3, table 252).
+#: The length of the values of each type with a fixed length, in bytes (1.4 section 9.1.1.3, table 252).
 FIXED_LENGTH: Final[dict[int, int]] = {
     ItemType.INTEGER: 4,
     ItemType.LONG_INTEGER: 8,

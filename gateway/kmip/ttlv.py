@@ -1,12 +1,13 @@
-"""The encoding: Tag, Type, Length, Value (KMIP 1.4 section 9.1).
+"""The encoding TTLV: Tag, Type, Length, Value (KMIP 1.4 section 9.1).
 
-An item is a tag of three bytes, a type of one, a length of four, and a value padded with zeros to a multiple of eight
-bytes. Tag and type are read as one number of 32 bits, the *word*, since a tag with another type is another thing.
+An item is a tag of three bytes, a type of one byte, a length of four, and a value padded with zeros to a multiple of
+eight bytes. Tag and type are read as a single number of 32 bits, the *word*, since the same tag with a wrong type is
+a different field.
 
-Reading is done in place, on the bytes of the message, with positions instead of objects. It is strict where the gateway
-relies on what it reads, and blind elsewhere: a value that overruns its parent is an error only in a structure that is
-walked, and missing padding at the end of a structure is nobody's loss. Where something follows it is an error: one
-reader finds the next item behind the padding, another without it.
+Items are read in place, by positions in the bytes of the message. Reading is strict in the structures that the gateway
+walks, and all other bytes are opaque: a value that ends beyond its parent is an error only in a structure that is
+walked. Missing padding is accepted at the end of a structure. Before a further item it is an error, since readers would
+disagree on the position of that item.
 """
 
 import struct
@@ -20,7 +21,7 @@ from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 HEADER_SIZE: Final = 8
 STRUCTURE: Final = int(ItemType.STRUCTURE)
 
-#: Types whose length is a multiple of eight by itself (section 9.1.1.3), so that some readers look for no padding.
+#: Types whose length is always a multiple of eight (section 9.1.1.3), so that some readers skip no padding.
 UNPADDED: Final = frozenset({int(ItemType.STRUCTURE), int(ItemType.BIG_INTEGER)})
 _LENGTHS: Final = {int(item_type): length for item_type, length in FIXED_LENGTH.items()}
 
@@ -35,12 +36,12 @@ _HEAD_LONG: Final = struct.Struct(">IIq")
 
 
 _KNOWN_TAGS: Final = frozenset(Tag)
-_IN_OUTERMOST: Final = 2  # ends that are open within an outermost structure: the span's, and its own
+_IN_OUTERMOST: Final = 2  # open ends within an outermost structure: the end of the span, and that of the structure
 unpack_head = HEAD.unpack_from
 
 
 class Item(NamedTuple):
-    """Where an item lies in its buffer: ``start`` and ``end`` bound the value, without head and padding."""
+    """An item in its buffer; ``start`` and ``end`` are the positions of its value, without head and padding."""
 
     tag: int
     type: int
@@ -49,17 +50,17 @@ class Item(NamedTuple):
 
 
 def tag_name(tag: int) -> str:
-    """A tag's name, for a text that may be logged: what is no known tag may be anybody's bytes, and is not told."""
+    """Return a tag's name for an error or the log; unknown tags may be bytes of a secret, and are not written."""
     return Tag(tag).name if tag in _KNOWN_TAGS else "of an unknown tag"
 
 
 def word(tag: int, item_type: int) -> int:
-    """Tag and type as the one number that an item begins with."""
+    """Return the word with which an item begins: tag and type."""
     return tag << 8 | item_type
 
 
 def padded(length: int) -> int:
-    """A value's length with its padding (section 9.1.1.4)."""
+    """Return a value's length with its padding (section 9.1.1.4)."""
     return (length + 7) & ~7
 
 
@@ -71,47 +72,47 @@ class _Anything:
 
 
 def walk(buffer: bytes, start: int, end: int, tags: Container[int] = _Anything()) -> Iterator[Item]:
-    """Yield the items that lie side by side between two positions, those with one of these tags.
+    """Yield the items with these tags between two positions, at the first level.
 
-    Raises ProtocolError for an item that overruns ``end``, for a length that its type does not have, and where it is
-    not certain at which position the next item begins.
+    Raises ProtocolError for an item that ends beyond ``end``, for a length that its type does not have, and for a
+    length after which readers may disagree on the position of the next item.
     """
     position = start
     while position < end:
         if end - position < HEADER_SIZE:
-            raise ProtocolError(f"{end - position} stray bytes where an item should begin")
+            raise ProtocolError(f"{end - position} bytes are too few for an item")
         tag_and_type, length = unpack_head(buffer, position)
         position += HEADER_SIZE
         item_type = tag_and_type & 0xFF
         if length > end - position:
-            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} overruns the structure that holds it")
+            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} ends beyond its structure")
         if _LENGTHS.get(item_type, length) != length:
             raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length")
         next_position = position + padded(length)
         if length & 7 and item_type in UNPADDED and next_position < end:
-            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length, and is not last")
+            raise ProtocolError(f"item {tag_name(tag_and_type >> 8)} has a wrong length, and items follow it")
         if tag_and_type >> 8 in tags:
             yield Item(tag_and_type >> 8, item_type, position, position + length)
         position = next_position
 
 
 def find(buffer: bytes, start: int, end: int, tag: int) -> Item | None:
-    """The first item with this tag between two positions, or None. Raises as walk does."""
+    """Return the first item with this tag between two positions, or None. Raises as ``walk`` does."""
     return next((item for item in walk(buffer, start, end) if item.tag == tag), None)
 
 
 def check_depth(buffer: bytes, start: int, end: int, limit: int) -> None:
-    """Raise ProtocolError where structures between two positions nest deeper than ``limit`` levels.
+    """Raise ProtocolError if structures between two positions nest deeper than ``limit`` levels.
 
-    Depth costs eight bytes a level, so that a shorter span need not be looked at, nor one in which fewer words could be
-    the head of a structure. Otherwise as ``check_size``.
+    Each level takes eight bytes, so that a short span is not examined, nor a span in which at most ``limit`` words
+    could be the head of a structure. All other spans are checked as by ``check_size``.
     """
     if end - start > limit * HEADER_SIZE and buffer[start + 3 : end : HEADER_SIZE].count(STRUCTURE) > limit:
         check_size(buffer, start, end, max_depth=limit, max_fields=end - start)
 
 
 class Group(NamedTuple):
-    """A structure that may stand ``at_most`` times in the outermost one; each allows ``fields`` items more."""
+    """A structure that may occur ``at_most`` times in the outermost structure; each allows ``fields`` more items."""
 
     word: int
     at_most: int
@@ -128,11 +129,11 @@ def check_size(
 ) -> None:
     """Raise an error if the items between two positions nest too deeply, or if they are too many, at any depth.
 
-    The error is ProtocolError if structures nest deeper than ``max_depth`` levels, or if a ``group`` stands too often;
+    The error is ProtocolError if structures nest deeper than ``max_depth`` levels, or if a ``group`` occurs too often;
     it is MessageTooLargeError if there are more than ``max_fields`` items.
 
-    Linear in the number of items, without recursion, and ends at the first item too many. What can't be read as items
-    is opaque here: it is not the gateway's to judge.
+    The time is linear in the number of items, without recursion; the check ends at the first item too many. Bytes that
+    can't be read as items are skipped.
     """
     for _ in check_size_in_steps(buffer, start, end, max_depth=max_depth, max_fields=max_fields, group=group):
         pass
@@ -141,7 +142,7 @@ def check_size(
 def check_size_in_steps(
     buffer: bytes, start: int, end: int, *, max_depth: int, max_fields: int, group: Group = _NO_GROUP
 ) -> Iterator[None]:
-    """Check as ``check_size``, and yield once in ITEMS_PER_STEP items, so that other work may come between."""
+    """Check as ``check_size`` does, and yield after every ITEMS_PER_STEP items, so that other tasks may run."""
     open_ends = [end]
     resume_at = [end]
     position = start
@@ -180,54 +181,54 @@ def check_size_in_steps(
 
 
 def read_integer(buffer: bytes, item: Item) -> int:
-    """Integer: 32 bits, signed. The item comes from walk, which has checked its length."""
+    """Read an Integer: 32 bits, signed. ``walk`` has checked the item's length."""
     _expect(item, ItemType.INTEGER)
     value: int = _INT.unpack_from(buffer, item.start)[0]
     return value
 
 
 def read_enumeration(buffer: bytes, item: Item) -> int:
-    """Enumeration: 32 bits, unsigned."""
+    """Read an Enumeration: 32 bits, unsigned."""
     _expect(item, ItemType.ENUMERATION)
     value: int = _UINT.unpack_from(buffer, item.start)[0]
     return value
 
 
 def read_long_integer(buffer: bytes, item: Item) -> int:
-    """Long Integer: 64 bits, signed."""
+    """Read a Long Integer: 64 bits, signed."""
     _expect(item, ItemType.LONG_INTEGER)
     value: int = _LONG.unpack_from(buffer, item.start)[0]
     return value
 
 
 def read_date_time(buffer: bytes, item: Item) -> int:
-    """Date-Time: seconds since 1970 UTC, 64 bits, signed."""
+    """Read a Date-Time: seconds since 1970 UTC, 64 bits, signed."""
     _expect(item, ItemType.DATE_TIME)
     value: int = _LONG.unpack_from(buffer, item.start)[0]
     return value
 
 
 def read_interval(buffer: bytes, item: Item) -> int:
-    """Interval: seconds, 32 bits, unsigned."""
+    """Read an Interval: seconds, 32 bits, unsigned."""
     _expect(item, ItemType.INTERVAL)
     value: int = _UINT.unpack_from(buffer, item.start)[0]
     return value
 
 
 def read_boolean(buffer: bytes, item: Item) -> bool:
-    """Boolean: 64 bits, of which anything but zero counts as true."""
+    """Read a Boolean: 64 bits, true if they are not zero."""
     _expect(item, ItemType.BOOLEAN)
     return any(buffer[item.start : item.end])
 
 
 def read_big_integer(buffer: bytes, item: Item) -> int:
-    """Big Integer: two's complement, any multiple of eight bytes."""
+    """Read a Big Integer: two's complement, any multiple of eight bytes."""
     _expect(item, ItemType.BIG_INTEGER)
     return int.from_bytes(buffer[item.start : item.end], "big", signed=True)
 
 
 def read_text(buffer: bytes, item: Item) -> str:
-    """Text String: UTF-8, without the padding that some clients count in. Raises ProtocolError."""
+    """Read a Text String: UTF-8, without padding that some clients count in the length. Raises ProtocolError."""
     _expect(item, ItemType.TEXT_STRING)
     try:
         return buffer[item.start : item.end].rstrip(b"\0").decode()
@@ -236,7 +237,7 @@ def read_text(buffer: bytes, item: Item) -> str:
 
 
 def read_bytes(buffer: bytes, item: Item) -> bytes:
-    """Byte String."""
+    """Read a Byte String, of any length."""
     _expect(item, ItemType.BYTE_STRING)
     return buffer[item.start : item.end]
 
@@ -250,10 +251,10 @@ def _expect(item: Item, item_type: ItemType) -> None:
 
 
 def splice(buffer: bytes, values: Mapping[int, bytes]) -> bytes:
-    """A copy in which other values stand, and every structure around them has the length that follows.
+    """Return a copy with new values, and with the lengths of all structures around them corrected.
 
-    ``values`` maps the positions where values begin, as ``walk`` gives them, to what is to stand there. All else is
-    kept as it is, byte by byte. Raises ProtocolError where a structure on the way to a value can't be walked.
+    ``values`` maps the positions at which values begin, as ``walk`` yields them, to the new values. All other bytes
+    stay the same. Raises ProtocolError if a structure around a value can't be walked.
     """
     return _splice(buffer, 0, len(buffer), sorted(values), values)
 
@@ -277,55 +278,55 @@ def _splice(buffer: bytes, start: int, end: int, positions: list[int], values: M
 
 
 def structure(tag: int, *parts: bytes) -> bytes:
-    """A Structure of items that are encoded already."""
+    """Encode a Structure of encoded items."""
     value = b"".join(parts)
     return HEAD.pack(tag << 8 | STRUCTURE, len(value)) + value
 
 
 def integer(tag: int, value: int) -> bytes:
-    """An Integer, -2^31 to 2^31-1."""
+    """Encode an Integer, -2^31 to 2^31-1."""
     return HEAD_INT.pack(tag << 8 | ItemType.INTEGER, 4, value)
 
 
 def enumeration(tag: int, value: int) -> bytes:
-    """An Enumeration, 0 to 2^32-1."""
+    """Encode an Enumeration, 0 to 2^32-1."""
     return _HEAD_UINT.pack(tag << 8 | ItemType.ENUMERATION, 4, value)
 
 
 def long_integer(tag: int, value: int) -> bytes:
-    """A Long Integer, -2^63 to 2^63-1."""
+    """Encode a Long Integer, -2^63 to 2^63-1."""
     return _HEAD_LONG.pack(tag << 8 | ItemType.LONG_INTEGER, 8, value)
 
 
 def date_time(tag: int, value: int) -> bytes:
-    """A Date-Time, in seconds since 1970 UTC."""
+    """Encode a Date-Time, in seconds since 1970 UTC."""
     return _HEAD_LONG.pack(tag << 8 | ItemType.DATE_TIME, 8, value)
 
 
 def interval(tag: int, value: int) -> bytes:
-    """An Interval, in seconds."""
+    """Encode an Interval, in seconds."""
     return _HEAD_UINT.pack(tag << 8 | ItemType.INTERVAL, 4, value)
 
 
 def boolean(tag: int, value: bool) -> bytes:
-    """A Boolean."""
+    """Encode a Boolean, in eight bytes."""
     return _HEAD_LONG.pack(tag << 8 | ItemType.BOOLEAN, 8, int(value))
 
 
 def big_integer(tag: int, value: int) -> bytes:
-    """A Big Integer, in the fewest multiples of eight bytes that hold it and its sign."""
+    """Encode a Big Integer, in the fewest multiples of eight bytes that hold the number and its sign."""
     bits = value.bit_length() if value >= 0 else (value + 1).bit_length()
     encoded = value.to_bytes((bits // 64 + 1) * 8, "big", signed=True)
     return HEAD.pack(tag << 8 | ItemType.BIG_INTEGER, len(encoded)) + encoded
 
 
 def text(tag: int, value: str) -> bytes:
-    """A Text String."""
+    """Encode a Text String, in UTF-8."""
     return _string(tag << 8 | ItemType.TEXT_STRING, value.encode())
 
 
 def octets(tag: int, value: bytes) -> bytes:
-    """A Byte String."""
+    """Encode a Byte String, with its padding."""
     return _string(tag << 8 | ItemType.BYTE_STRING, value)
 
 

@@ -189,7 +189,7 @@ async def test_garbage_is_no_message(
     key_manager.faults.set(FaultSetting(Fault.GARBAGE, bytes=size))
     async with connected(key_manager, context) as client:
         await client.stream.send_all(CREATE)
-        with pytest.raises(ProtocolError, match="not a Response Message"):
+        with pytest.raises(ProtocolError, match="the bytes are no Response Message"):
             await client.read_response()
     assert executed() == ["Create"]
 

@@ -1,4 +1,4 @@
-"""What the tests of the language share: messages, whole and broken, and ways to look at them."""
+"""Helpers for tests of KMIP: messages, whole and broken, and functions that read all of them."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ UNKNOWN_TYPE: Final = 0x0F
 
 
 def printed(text: str) -> bytes:
-    """Bytes as the specification prints them: 42 00 20 | 02 | 00 00 00 04 | 00 00 00 08 00 00 00 00."""
+    """Return bytes from the specification's notation: 42 00 20 | 02 | 00 00 00 04 | 00 00 00 08 00 00 00 00."""
     return bytes.fromhex(text.replace("|", " "))
 
 
@@ -69,20 +69,20 @@ def request_message(*parts: bytes) -> bytes:
 
 
 def request(*items: bytes, version: Version = (1, 4), header: Iterable[bytes] = ()) -> bytes:
-    """A request of these encoded items, with these encoded fields in its header."""
+    """Return a request of encoded items, with further encoded fields in its header."""
     count = () if version >= (3, 0) else (batch_count(len(items)),)
     return request_message(request_header(protocol_version(version), *header, *count), *items)
 
 
 def response(*items: bytes, version: Version = (1, 4), header: Iterable[bytes] = ()) -> bytes:
-    """A response of these encoded items."""
+    """Return a response of encoded items."""
     count = () if version >= (3, 0) else (batch_count(len(items)),)
     head = ttlv.structure(Tag.RESPONSE_HEADER, protocol_version(version), *header, *count)
     return ttlv.structure(Tag.RESPONSE_MESSAGE, head, *items)
 
 
 def success(number: int | None = Operation.GET, batch_id: bytes | None = None, *fields: bytes) -> bytes:
-    """A response's item that says Success, with whatever it echoes."""
+    """Return a response's item with Success, and the fields that it echoes."""
     return batch_item(
         *([] if number is None else [operation(number)]),
         *([] if batch_id is None else [ttlv.octets(Tag.UNIQUE_BATCH_ITEM_ID, batch_id)]),
@@ -92,12 +92,12 @@ def success(number: int | None = Operation.GET, batch_id: bytes | None = None, *
 
 
 def raw(tag: int, item_type: int, length: int, value: bytes) -> bytes:
-    """An item exactly as told, right or wrong."""
+    """Return an item with these parts, valid or not."""
     return ttlv.HEAD.pack(ttlv.word(tag, item_type), length) + value
 
 
 def nested(depth: int) -> bytes:
-    """So many structures, one inside the other."""
+    """Return ``depth`` nested structures."""
     heads = [raw(Tag.ATTRIBUTE, ItemType.STRUCTURE, 8 * below, b"") for below in reversed(range(depth))]
     return b"".join(heads)
 
@@ -111,7 +111,7 @@ def properties(view: object) -> list[str]:
 
 
 def look(view: Request | Response) -> int:
-    """Ask a message and its items for everything they have; count what could not be read. Only that may be refused."""
+    """Read all properties of a message and its items; return the number that raised ProtocolError."""
     refused = 0
     repr(view)
     for part in (view, *view.items):
@@ -124,7 +124,7 @@ def look(view: Request | Response) -> int:
 
 
 def read_if_possible(frame: bytes) -> Request | Response | None:
-    """Decode a frame as what it says it is, and look at all of it. Anything raised but ProtocolError gets out."""
+    """Decode a frame by its tag, and read all of it. Raises all errors but ProtocolError."""
     decode: Callable[[bytes], Request | Response]
     decode = decode_response if frame[:3] == Tag.RESPONSE_MESSAGE.to_bytes(3, "big") else decode_request
     try:
@@ -136,7 +136,7 @@ def read_if_possible(frame: bytes) -> Request | Response | None:
 
 
 def steps(run: Callable[[], object]) -> int:
-    """How many lines of the language run in a call: a measure of its work that no clock disturbs."""
+    """Return the number of lines of gateway.kmip that a call runs: a measure of work without a clock."""
     count = 0
 
     def trace(frame: FrameType, _event: str, _argument: object) -> Callable[..., Any] | None:
@@ -156,7 +156,7 @@ def steps(run: Callable[[], object]) -> int:
 
 
 def grows_in_proportion(make: Callable[[int], Callable[[], object]], size: int = 50) -> bool:
-    """Whether work grows by the same number of steps for every further ``size``. ``make`` gives the call for a size."""
+    """Return True if each further ``size`` adds the same number of steps. ``make`` returns the call for a size."""
     first, second, third = (steps(make(times * size)) for times in (1, 2, 3))
     assert second > first > size, "the work does not depend on the size: nothing was measured"
     return third - second <= second - first + 10
@@ -166,12 +166,12 @@ def grows_in_proportion(make: Callable[[int], Callable[[], object]], size: int =
 
 
 class Habits(NamedTuple):
-    """How a careless key manager reads. Each habit has been seen, or is easy to imagine."""
+    """The habits of a careless key manager. Each habit was seen, or is likely."""
 
     pads_structures: bool = True  # no: the next item begins right behind a structure or a big integer, padded or not
     trusts_lengths: bool = True  # no: an integer takes 16 bytes, whatever its head says
     by_position: bool = False  # yes: what stands first in an item is its operation, what stands behind the header items
-    last_wins: bool = False  # yes: of a field that stands twice, the second counts
+    last_wins: bool = False  # yes: of a field that occurs twice, the second counts
 
 
 CARELESS: Final = [
@@ -209,7 +209,7 @@ def _pick(items: _Items, tag: int, habits: Habits) -> bytes | None:
 
 
 class Understood(NamedTuple):
-    """What a careless key manager makes of one batch item."""
+    """A batch item, as read by a careless key manager."""
 
     operation: int
     identifiers: list[bytes]
@@ -217,7 +217,7 @@ class Understood(NamedTuple):
 
 
 def understand(frame: bytes, habits: Habits) -> list[Understood] | None:
-    """The batch items that a key manager of these habits would execute; None where even it finds the message wrong."""
+    """Return the batch items that a key manager with these habits would execute; None if it refuses the message."""
     try:
         (_, _, header), *parts = _children(frame[8:], habits)
         count = _pick(_children(header, habits), Tag.BATCH_COUNT, habits)
@@ -255,7 +255,7 @@ tags = st.sampled_from([*Tag, VENDOR_TAG, VENDOR_TAG + 1])
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, 2**32 - 1)
 
-#: What stands in messages and means nothing to the gateway: vendors' fields, types of tomorrow, deep structures.
+#: Items that mean nothing to the gateway: vendors' fields, unknown types, deep structures.
 strange_items = st.one_of(
     st.builds(ttlv.octets, st.just(VENDOR_TAG), st.binary(max_size=20)),
     st.builds(ttlv.text, st.just(VENDOR_TAG), texts),
@@ -270,12 +270,12 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def tickets_of(read: Request) -> list[bytes]:
-    """The tickets that a request shows."""
+    """Return the tickets in a request."""
     return [read.frame[bound.start : bound.end] for bound in credentials(read)]
 
 
 class Wish(NamedTuple):
-    """One batch item of a generated request: what a view must find in it."""
+    """A batch item of a generated request, and the values that its view must have."""
 
     operation: int
     unique_batch_item_id: bytes | None
@@ -322,7 +322,7 @@ wishes = st.builds(
 
 
 class Letter(NamedTuple):
-    """A generated request: what a view must find in it."""
+    """A generated request, and the values that its view must have."""
 
     version: Version
     maximum_response_size: int | None
@@ -370,7 +370,7 @@ def authentication(*credentials: bytes) -> bytes:
 
 
 def credential(kind: int, *value: bytes) -> bytes:
-    """A credential of a type; its value is a structure of these fields."""
+    """Return a credential of a type; its value is a structure of these fields."""
     return ttlv.structure(
         Tag.CREDENTIAL,
         ttlv.enumeration(Tag.CREDENTIAL_TYPE, kind),
@@ -384,7 +384,7 @@ def ticket_credential(value: bytes) -> bytes:
 
 
 class Reply(NamedTuple):
-    """One batch item of a generated response: what it is composed of, and what its payload holds."""
+    """A batch item of a generated response: its result, and the contents of its payload."""
 
     result: compose.Result
     unique_identifiers: list[str]
@@ -417,7 +417,7 @@ frames = st.builds(Letter.encode, letters) | st.builds(
     st.lists(replies(), min_size=1, max_size=3),
 )
 
-#: Whole requests with something of everything in them, to be broken.
+#: Whole requests with all kinds of fields, to be broken.
 WHOLE_REQUESTS: Final = [
     request(get()),
     request(get("1"), get("22"), batch_item(operation(Operation.DESTROY), payload(identifier("333")))),

@@ -1,4 +1,4 @@
-"""PyKMIP as a second opinion: its own classes write messages for us to read, and read what we write."""
+"""PyKMIP as a second implementation: its classes encode messages for the gateway, and decode the gateway's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -25,7 +25,7 @@ KEY: Final = bytes(range(32))
 
 
 class Speech(NamedTuple):
-    """A payload of PyKMIP's, and the unique identifiers that it carries."""
+    """A payload of PyKMIP's, and its unique identifiers."""
 
     operation: Any
     payload: Callable[[], Any]
@@ -156,14 +156,14 @@ RESPONSES: Final = {
 
 
 def password(username: str = "fred", word: str = "secret") -> Any:
-    """Credentials of name and password, as they stand in a header."""
+    """Return credentials of name and password, as fields of a header."""
     value = objects.UsernamePasswordCredential(username=username, password=word)
     kind = enums.CredentialType.USERNAME_AND_PASSWORD
     return contents.Authentication([objects.Credential(credential_type=kind, credential_value=value)])
 
 
 def write_request(version: Version, speeches: Sequence[Speech], ids: Sequence[bytes] = (), **header: Any) -> bytes:
-    """A request of these speeches, in PyKMIP's own hand; ``header`` holds fields of its header."""
+    """Return a request encoded by PyKMIP; ``header`` holds fields of its header."""
     items = [
         messages.RequestBatchItem(
             operation=contents.Operation(speech.operation),
@@ -179,7 +179,7 @@ def write_request(version: Version, speeches: Sequence[Speech], ids: Sequence[by
 
 
 def write_response(version: Version, speeches: Sequence[Speech], ids: Sequence[bytes] = ()) -> bytes:
-    """Success for each of these, in PyKMIP's own hand."""
+    """Return a response encoded by PyKMIP, with Success for each item."""
     items = [
         messages.ResponseBatchItem(
             operation=contents.Operation(speech.operation),
@@ -193,7 +193,7 @@ def write_response(version: Version, speeches: Sequence[Speech], ids: Sequence[b
 
 
 def write_failure(version: Version, operation: Any, reason: Any, message: str) -> bytes:
-    """One failed item, in PyKMIP's own hand."""
+    """Return a response encoded by PyKMIP, with a single failed item."""
     item = messages.ResponseBatchItem(
         operation=None if operation is None else contents.Operation(operation),
         result_status=contents.ResultStatus(enums.ResultStatus.OPERATION_FAILED),
@@ -219,14 +219,14 @@ def _write(message: Any, version: Version) -> bytes:
 
 
 def read_request(frame: bytes) -> Any:
-    """The request, as PyKMIP's server reads it. Raises whatever PyKMIP raises."""
+    """Decode a request as PyKMIP's server does. Raises PyKMIP's errors."""
     message = messages.RequestMessage()
     message.read(BytearrayStream(frame))
     return message
 
 
 def read_response(frame: bytes) -> Any:
-    """The response, as PyKMIP's client reads it. Raises whatever PyKMIP raises."""
+    """Decode a response as PyKMIP's client does. Raises PyKMIP's errors."""
     message = messages.ResponseMessage()
     message.read(BytearrayStream(frame))
     return message

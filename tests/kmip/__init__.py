@@ -1,1 +1,1 @@
-"""Tests of gateway.kmip, the language."""
+"""Tests of gateway.kmip."""

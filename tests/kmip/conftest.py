@@ -1,4 +1,4 @@
-"""No clock decides over a test: not Hypothesis' deadline for an example either."""
+"""Turn Hypothesis' deadline for an example off: no test depends on the machine's speed."""
 
 from hypothesis import settings
 

@@ -1,4 +1,4 @@
-"""What the gateway writes itself: refusals to clients and its own questions; read back by us and by PyKMIP."""
+"""The gateway's own messages: errors for clients, and requests; decoded by the gateway and by PyKMIP."""
 
 import time
 
@@ -29,7 +29,7 @@ peer_versions = pytest.mark.parametrize(
     "version", pykmip_peer.VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}"
 )
 
-#: Operations, and the Unique Batch Item IDs given with them.
+#: Operations, and their Unique Batch Item IDs.
 BATCH = [(Operation.CREATE, b"1"), (Operation.GET, b"22"), (Operation.DESTROY, None)]
 
 
@@ -45,7 +45,7 @@ def batch(version: Version) -> Request:
     return decode_request(request(*items, version=version))
 
 
-# Refusals ------------------------------------------------------------------------------------------------------------
+# Refusals -------------------------------------------------------------------------------------------------------------
 
 
 @every_version
@@ -80,7 +80,7 @@ def test_pykmip_reads_a_refusal(version: Version) -> None:
         assert item.response_payload is None
 
 
-def test_a_message_that_could_not_be_read_gets_one_item_without_operation_in_1_0() -> None:
+def test_unreadable_message_gets_one_item_without_operation_in_1_0() -> None:
     frame = compose.failure(None, ResultReason.INVALID_MESSAGE, "not KMIP")
 
     ours = decode_response(frame)
@@ -136,13 +136,13 @@ def test_the_smallest_refusal_byte_by_byte() -> None:
     )
 
 
-# Responses -----------------------------------------------------------------------------------------------------------
+# Responses ------------------------------------------------------------------------------------------------------------
 
 
 @peer_versions
 @pytest.mark.parametrize("name", ["create", "locate", "activate", "destroy"])
 def test_pykmip_reads_our_successes(name: str, version: Version) -> None:
-    """The payload is PyKMIP's own, taken out of an answer that it wrote."""
+    """The payload is PyKMIP's own, from an answer that it encoded."""
     speech = pykmip_peer.RESPONSES[name]
     written = decode_response(pykmip_peer.write_response(version, [speech]))
     start, end = written.items[0].fields[Tag.RESPONSE_PAYLOAD]
@@ -165,7 +165,7 @@ def test_pykmip_reads_an_asynchronous_correlation_value() -> None:
     assert item.async_correlation_value.value == b"later"
 
 
-# Questions -----------------------------------------------------------------------------------------------------------
+# Questions ------------------------------------------------------------------------------------------------------------
 
 
 @peer_versions

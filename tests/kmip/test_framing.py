@@ -1,4 +1,4 @@
-"""Bytes in, in any chunks; whole messages out; never more held than a message and a chunk."""
+"""Framing: whole messages from any chunks; the reader holds at most a message and a chunk."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def reader(max_size: int = MAX_SIZE) -> FrameReader:
 
 
 def read(frames: FrameReader, *chunks: bytes) -> list[bytes]:
-    """Feed chunk after chunk, and take every message as soon as it is whole."""
+    """Feed all chunks, and return the messages."""
     found = []
     for chunk in chunks:
         frame = frames.feed(chunk)
@@ -47,7 +47,7 @@ def read(frames: FrameReader, *chunks: bytes) -> list[bytes]:
     return found
 
 
-# Whole, byte by byte, with more behind ------------------------------------------------------------------------------
+# Whole, byte by byte, with more behind --------------------------------------------------------------------------------
 
 
 def test_a_whole_message_comes_back_as_it_is() -> None:
@@ -58,7 +58,7 @@ def test_a_whole_message_comes_back_as_it_is() -> None:
     assert frames.next_frame() is None
 
 
-def test_a_message_that_comes_byte_by_byte_is_whole_with_its_last_byte() -> None:
+def test_message_fed_byte_by_byte_is_returned_with_its_last_byte() -> None:
     frames = reader()
 
     for index in range(len(GET) - 1):
@@ -73,7 +73,7 @@ def test_a_message_may_be_cut_anywhere(at: int) -> None:
     assert read(reader(), GET[:at], GET[at:]) == [GET]
 
 
-def test_what_follows_a_message_is_kept() -> None:
+def test_bytes_after_a_message_are_kept() -> None:
     frames = reader()
 
     for size in range(1, len(GET)):
@@ -113,7 +113,7 @@ def test_any_chunking_equals_no_chunking(sent: list[Letter], data: st.DataObject
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=2, max_size=12), st.integers(0, 40))
-def test_a_long_message_in_any_chunks_is_one_message_and_the_next_begins_behind_it(sizes: list[int], more: int) -> None:
+def test_long_message_in_any_chunks_is_followed_by_the_next(sizes: list[int], more: int) -> None:
     body = bytes(index % 251 for index in range(8 * (sum(sizes) // 8)))
     message = raw(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE, len(body), body)
     stream = message + GET[:more]
@@ -126,7 +126,7 @@ def test_a_long_message_in_any_chunks_is_one_message_and_the_next_begins_behind_
     assert read(frames, GET[more:]) == [GET]
 
 
-# What is refused, and when ------------------------------------------------------------------------------------------
+# Refused bytes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,29 +134,29 @@ def test_a_long_message_in_any_chunks_is_one_message_and_the_next_begins_behind_
     [b"G", b"\x16\x03\x01\x02\0", b"SSH-2.0-", b"\0", printed("42 00 78 02 00 00 00 08"), printed("42 00 7B 01")],
     ids=["letter", "TLS hello", "SSH", "zero", "not a structure", "response"],
 )
-def test_a_stranger_is_refused_with_its_first_wrong_byte(begin: bytes) -> None:
+def test_message_of_another_kind_is_refused_at_its_first_wrong_byte(begin: bytes) -> None:
     frames = reader()
     right = printed("42 00 78 01")
     wrong_at = next(index for index, byte in enumerate(begin) if byte != right[index])
 
     assert read(frames, *(begin[index : index + 1] for index in range(wrong_at))) == []
-    with pytest.raises(ProtocolError, match="not a Request Message"):
+    with pytest.raises(ProtocolError, match="the bytes are no Request Message"):
         frames.feed(begin[wrong_at : wrong_at + 1])
 
 
-def test_a_reader_of_responses_takes_no_request() -> None:
+def test_reader_of_responses_refuses_requests() -> None:
     frames = FrameReader(Tag.RESPONSE_MESSAGE, MAX_SIZE)
     answer = response(success())
 
     assert frames.feed(answer) == answer
-    with pytest.raises(ProtocolError, match="not a Response Message"):
+    with pytest.raises(ProtocolError, match="the bytes are no Response Message"):
         frames.feed(GET)
 
 
 @pytest.mark.parametrize(
     "line", [b"GET / HTTP/1.1\r\n", b"POST /kmip HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
-def test_http_is_told_what_it_is(line: bytes) -> None:
+def test_http_client_gets_an_error_that_names_http(line: bytes) -> None:
     with pytest.raises(ProtocolError, match="HTTP"):
         reader().feed(line)
 
@@ -167,7 +167,7 @@ def test_a_message_length_is_a_multiple_of_eight(length: int) -> None:
         reader().feed(raw(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE, length, b""))
 
 
-def test_what_is_wrong_in_the_second_message_is_told_after_the_first() -> None:
+def test_error_in_the_second_message_is_raised_after_the_first() -> None:
     frames = reader()
 
     assert frames.feed(GET + b"GET / HTTP/1.1") == GET
@@ -199,12 +199,12 @@ def test_garbage_only_raises_protocol_error(garbage: bytes, size: int) -> None:
                 assert len(frame) == 8 + ttlv.HEAD.unpack_from(frame)[1]
 
 
-# Memory and work ----------------------------------------------------------------------------------------------------
+# Memory and work ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [2**31 - 8, 2**31, 2**32 - 8])
-def test_a_declared_length_sets_nothing_aside(length: int) -> None:
-    """Neither where it is refused, nor where the limit allows it."""
+def test_declared_length_allocates_no_memory(length: int) -> None:
+    """Neither if the length is refused, nor if the limit allows it."""
     head = raw(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE, length, b"")
     strict, generous = reader(), reader(2**33)
 
@@ -223,7 +223,7 @@ def test_a_declared_length_sets_nothing_aside(length: int) -> None:
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=60), st.integers(0, 4))
 def test_no_more_is_held_than_a_message_and_a_chunk(sizes: list[int], pause: int) -> None:
-    """Whatever is in the stream, and however much of it comes at once."""
+    """For any bytes in any chunks."""
     frames = reader(len(GET))
     stream = (GET + EMPTY * pause) * 100
 
@@ -263,7 +263,7 @@ def test_many_messages_in_one_chunk_take_steps_in_proportion() -> None:
     assert grows_in_proportion(lambda size: lambda: read(reader(), GET * size))
 
 
-def test_a_reader_tells_what_it_waits_for_and_holds() -> None:
+def test_repr_has_the_kind_of_message_and_the_bytes_held() -> None:
     frames = reader()
     frames.feed(GET[:20])
 

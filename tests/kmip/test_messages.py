@@ -57,21 +57,21 @@ from tests.kit.messages import (
 
 
 def asked(*fields: bytes, number: int = Operation.GET) -> RequestItem:
-    """The view of one operation with these fields in its payload."""
+    """Return the view of an operation with these fields in its payload."""
     return decode_request(request(batch_item(operation(number), payload(*fields)))).items[0]
 
 
 def answered(*fields: bytes) -> ResponseItem:
-    """The view of one successful answer with these fields in its payload."""
+    """Return the view of a successful answer with these fields in its payload."""
     return decode_response(response(success(Operation.GET, None, *fields))).items[0]
 
 
 def headed(*fields: bytes, version: Version = (1, 4)) -> Request:
-    """The view of a request with these fields in its header."""
+    """Return the view of a request with these fields in its header."""
     return decode_request(request(get(), version=version, header=fields))
 
 
-# What is composed is found ------------------------------------------------------------------------------------------
+# Composed messages are read -------------------------------------------------------------------------------------------
 
 
 @given(letters)
@@ -128,7 +128,7 @@ def test_a_generated_request_is_answered_by_its_refusal(letter: Letter) -> None:
     assert refusal.version == read.version
 
 
-# The header ---------------------------------------------------------------------------------------------------------
+# The header -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_bare_header_has_nothing() -> None:
@@ -171,7 +171,7 @@ def test_batches_keep_their_order_by_default_from_2_0_on() -> None:
         ((1, 4), ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 3), AsynchronousIndicator.MANDATORY),
     ],
 )
-def test_whether_the_server_may_answer_later(
+def test_asynchronous_indicator_in_every_version(
     version: Version, indicator: bytes, meaning: AsynchronousIndicator
 ) -> None:
     assert headed(indicator, version=version).asynchronous_indicator is meaning
@@ -181,12 +181,12 @@ def test_a_time_before_1970_is_negative() -> None:
     assert headed(ttlv.date_time(Tag.TIME_STAMP, -1)).time_stamp == -1
 
 
-# Tickets ------------------------------------------------------------------------------------------------------------
+# Tickets --------------------------------------------------------------------------------------------------------------
 
 PASSWORD = credential(
     CredentialType.USERNAME_AND_PASSWORD, ttlv.text(Tag.USERNAME, "fred"), ttlv.text(Tag.PASSWORD, "secret")
 )
-#: Credentials without a ticket: another type's, a vendor's, and some that are broken.
+#: Credentials without a ticket: of another type, of a vendor, and broken credentials.
 _NO_TICKETS = {
     "password": PASSWORD,
     "ticket under another type": credential(
@@ -225,7 +225,7 @@ def test_tickets_are_found_in_order() -> None:
 
 
 @pytest.mark.parametrize("other", _NO_TICKETS.values(), ids=_NO_TICKETS)
-def test_a_credential_without_a_ticket_hides_none_of_the_others(other: bytes) -> None:
+def test_tickets_beside_a_credential_without_ticket_are_found(other: bytes) -> None:
     read = headed(authentication(other, ticket_credential(b"mine"), other), version=(2, 1))
 
     assert tickets_of(read) == [b"mine"]
@@ -239,7 +239,7 @@ def test_an_authentication_of_garbage_has_no_tickets() -> None:
     assert tickets_of(read) == []
 
 
-# Batch items --------------------------------------------------------------------------------------------------------
+# Batch items ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_bare_item_has_nothing() -> None:
@@ -293,8 +293,8 @@ once = pytest.mark.parametrize(("name", "field"), _ONCE.items(), ids=_ONCE)
 
 
 @once
-def test_a_field_that_stands_twice_is_read_by_nobody(name: str, field: bytes) -> None:
-    """A key manager might go by the second, where the gateway went by the first."""
+def test_field_that_occurs_twice_raises_when_read(name: str, field: bytes) -> None:
+    """A key manager might use the second, and the gateway the first."""
     between = identifier()
 
     assert getattr(asked(between, field), name) is not None
@@ -371,7 +371,7 @@ def test_an_asynchronous_value_is_found_beside_operation_pending() -> None:
     assert (answer.status, answer.asynchronous_correlation_value) == (ResultStatus.OPERATION_PENDING, b"later")
 
 
-def test_a_result_message_is_never_too_strange_to_show() -> None:
+def test_result_message_of_any_bytes_can_be_read() -> None:
     latin = raw(Tag.RESULT_MESSAGE, ItemType.TEXT_STRING, 8, b"caf\xe9\0\0\0\0")
     item = decode_response(response(batch_item(ttlv.enumeration(Tag.RESULT_STATUS, 1), latin))).items[0]
 
@@ -389,7 +389,7 @@ def test_a_batch_is_read_in_every_version(version: Version) -> None:
     assert read.batch_count == (None if version == WITHOUT_COUNT else 5)
 
 
-def test_views_tell_what_they_are_in_a_line() -> None:
+def test_repr_of_views() -> None:
     read = decode_request(request(get(), batch_item(operation(0x80000001))))
     answer = decode_response(response(success(), success(None), version=(2, 1)))
 
@@ -406,7 +406,7 @@ def test_names_are_the_specifications_without_spaces() -> None:
     assert (operation_name(-1), reason_name(0x7FFFFFFF)) == ("Unknown", "Unknown")
 
 
-# PyKMIP's messages, read by us --------------------------------------------------------------------------------------
+# PyKMIP's messages, read by us ----------------------------------------------------------------------------------------
 
 peer_versions = pytest.mark.parametrize(
     "version", pykmip_peer.VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}"
@@ -502,8 +502,8 @@ _PEER_REQUESTS = [
 
 @settings(max_examples=400)
 @given(broken(_PEER_REQUESTS))
-def test_what_pykmip_and_we_both_read_we_read_alike(frame: bytes) -> None:
-    """PyKMIP's server executes what it reads: of a broken message no more, and nothing else, than the gateway sees."""
+def test_messages_that_pykmip_reads_too_are_read_alike(frame: bytes) -> None:
+    """Of a broken message, PyKMIP's server reads and executes only operations that the gateway sees."""
     ours = read_if_possible(frame)
     try:
         theirs = pykmip_peer.read_request(frame)

@@ -1,4 +1,4 @@
-"""The numbers, compared with a second source: PyKMIP's, and for what is newer the specification's own tables."""
+"""The numbers, compared with a second source: PyKMIP, and the specification's tables for newer numbers."""
 
 from enum import Enum, IntEnum
 
@@ -8,12 +8,12 @@ from kmip.core.utils import BytearrayStream
 
 from gateway.kmip import spec
 
-#: What PyKMIP calls otherwise: its name for our member.
+#: Members with another name in PyKMIP: its name for our member.
 OTHER_NAMES: dict[tuple[type[IntEnum], str], str] = {
     (spec.ObjectType, "OPAQUE_OBJECT"): "OPAQUE_DATA",
 }
 
-#: What PyKMIP does not know, from the tables of 2.1 section 11 and of 3.0.
+#: Numbers that PyKMIP does not know, from the tables of 2.1 section 11 and of 3.0.
 NEWER: dict[type[IntEnum], dict[str, int]] = {
     spec.ItemType: {"DATE_TIME_EXTENDED": 0x0B, "IDENTIFIER": 0x0C, "REFERENCE": 0x0D, "NAME_REFERENCE": 0x0E},
     spec.Operation: {
@@ -71,7 +71,7 @@ def test_every_number_has_a_second_source(ours: type[IntEnum], theirs: type[Enum
 
 @pairs
 def test_no_number_is_missing(ours: type[IntEnum], theirs: type[Enum]) -> None:
-    """But of tags, of which the gateway needs few."""
+    """Except tags: the gateway needs few of them."""
     known = {member.value for member in theirs if member.name != "DEFAULT"} | set(NEWER.get(ours, {}).values())
 
     if ours is not spec.Tag:

@@ -1,4 +1,4 @@
-"""The encoding: the specification's own examples, round trips, and what is no item."""
+"""The encoding: the specification's own examples, round trips, and bytes that are no item."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +14,10 @@ from gateway.kmip import ttlv
 from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 from tests.kit.messages import VENDOR_TAG, grows_in_proportion, nested, printed, raw, texts
 
-TAG = 0x420020  # the specification's examples all have it
+TAG = 0x420020  # the tag of all of the specification's examples
 
 
-class Kind(NamedTuple):
+class TypeCase(NamedTuple):
     """A type of item: how it is written and read, and which values it has."""
 
     write: Callable[[int, Any], bytes]
@@ -26,15 +26,15 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    ItemType.INTEGER: Kind(ttlv.integer, ttlv.read_integer, st.integers(-(2**31), 2**31 - 1)),
-    ItemType.LONG_INTEGER: Kind(ttlv.long_integer, ttlv.read_long_integer, st.integers(-(2**63), 2**63 - 1)),
-    ItemType.BIG_INTEGER: Kind(ttlv.big_integer, ttlv.read_big_integer, st.integers(-(2**200), 2**200)),
-    ItemType.ENUMERATION: Kind(ttlv.enumeration, ttlv.read_enumeration, st.integers(0, 2**32 - 1)),
-    ItemType.BOOLEAN: Kind(ttlv.boolean, ttlv.read_boolean, st.booleans()),
-    ItemType.TEXT_STRING: Kind(ttlv.text, ttlv.read_text, texts),
-    ItemType.BYTE_STRING: Kind(ttlv.octets, ttlv.read_bytes, st.binary(max_size=40)),
-    ItemType.DATE_TIME: Kind(ttlv.date_time, ttlv.read_date_time, st.integers(-(2**63), 2**63 - 1)),
-    ItemType.INTERVAL: Kind(ttlv.interval, ttlv.read_interval, st.integers(0, 2**32 - 1)),
+    ItemType.INTEGER: TypeCase(ttlv.integer, ttlv.read_integer, st.integers(-(2**31), 2**31 - 1)),
+    ItemType.LONG_INTEGER: TypeCase(ttlv.long_integer, ttlv.read_long_integer, st.integers(-(2**63), 2**63 - 1)),
+    ItemType.BIG_INTEGER: TypeCase(ttlv.big_integer, ttlv.read_big_integer, st.integers(-(2**200), 2**200)),
+    ItemType.ENUMERATION: TypeCase(ttlv.enumeration, ttlv.read_enumeration, st.integers(0, 2**32 - 1)),
+    ItemType.BOOLEAN: TypeCase(ttlv.boolean, ttlv.read_boolean, st.booleans()),
+    ItemType.TEXT_STRING: TypeCase(ttlv.text, ttlv.read_text, texts),
+    ItemType.BYTE_STRING: TypeCase(ttlv.octets, ttlv.read_bytes, st.binary(max_size=40)),
+    ItemType.DATE_TIME: TypeCase(ttlv.date_time, ttlv.read_date_time, st.integers(-(2**63), 2**63 - 1)),
+    ItemType.INTERVAL: TypeCase(ttlv.interval, ttlv.read_interval, st.integers(0, 2**32 - 1)),
 }
 
 #: The examples of 1.4 section 9.1.2, as printed there.
@@ -87,7 +87,7 @@ def only_item(buffer: bytes) -> ttlv.Item:
     return item
 
 
-# The specification's examples, both ways, and every reader three ways -----------------------------------------------
+# The specification's examples, both ways, and every reader three ways -------------------------------------------------
 
 
 @examples
@@ -115,7 +115,7 @@ def test_reads_the_example_where_more_follows(kind: ItemType, value: object, tex
 
 @examples
 def test_refuses_the_example_while_it_is_not_whole(kind: ItemType, value: object, text: str) -> None:
-    """Whole is what has all of its value; the padding behind it is nobody's."""
+    """An item is whole if all of its value is there, without the padding."""
     buffer = printed(text)
     whole = only_item(buffer).end
 
@@ -129,7 +129,7 @@ def test_refuses_the_example_while_it_is_not_whole(kind: ItemType, value: object
 @pytest.mark.parametrize("text", [text for _, _, text in EXAMPLES.values()], ids=EXAMPLES)
 def test_refuses_the_example_with_stray_bytes_behind(text: str) -> None:
     for stray in range(1, 8):
-        with pytest.raises(ProtocolError, match="stray"):
+        with pytest.raises(ProtocolError, match="too few"):
             items(printed(text) + bytes(stray))
 
 
@@ -148,12 +148,12 @@ def test_reads_the_structure_of_the_specification() -> None:
     assert (second.tag, ttlv.read_integer(STRUCTURE, second)) == (0x420005, 255)
 
 
-# Round trips --------------------------------------------------------------------------------------------------------
+# Round trips ----------------------------------------------------------------------------------------------------------
 
 
 @kinds
 @given(data=st.data())
-def test_what_is_written_is_read(kind: ItemType, data: st.DataObject) -> None:
+def test_written_values_are_read(kind: ItemType, data: st.DataObject) -> None:
     value = data.draw(KINDS[kind].values)
 
     buffer = KINDS[kind].write(TAG, value)
@@ -222,7 +222,7 @@ def test_garbage_only_raises_protocol_error(garbage: bytes) -> None:
 
 
 @given(st.lists(st.binary(min_size=8, max_size=8), max_size=30), st.integers(0, 5))
-def test_garbage_is_never_too_much_for_the_depth_check(blocks: list[bytes], limit: int) -> None:
+def test_depth_check_of_garbage_raises_nothing(blocks: list[bytes], limit: int) -> None:
     structures = b"".join(b"\x42\0\1\1" + block[4:] for block in blocks)
 
     for buffer in (b"".join(blocks), structures):
@@ -230,7 +230,7 @@ def test_garbage_is_never_too_much_for_the_depth_check(blocks: list[bytes], limi
             ttlv.check_depth(buffer, 0, len(buffer), limit)
 
 
-# What is no item ----------------------------------------------------------------------------------------------------
+# Bytes that are no item -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FIXED_LENGTH, ids=lambda kind: ItemType(kind).name.lower())
@@ -243,24 +243,24 @@ def test_a_type_of_one_length_has_no_other(kind: int) -> None:
 
 def test_a_length_is_unsigned_and_not_believed() -> None:
     for length in (9, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1):
-        with pytest.raises(ProtocolError, match="overruns"):
+        with pytest.raises(ProtocolError, match="ends beyond its structure"):
             items(raw(TAG, ItemType.BYTE_STRING, length, bytes(8)))
 
 
-def test_an_unknown_type_is_stepped_over() -> None:
+def test_item_of_unknown_type_is_skipped() -> None:
     strange = raw(VENDOR_TAG, 0x7F, 3, bytes(8))
 
     assert [item.tag for item in items(strange + STRUCTURE)] == [VENDOR_TAG, TAG]
 
 
 @pytest.mark.parametrize("kind", ttlv.UNPADDED)
-def test_it_must_be_certain_where_the_next_item_begins(kind: int) -> None:
-    """One reader would find the second item behind the padding, another one in the middle of it."""
+def test_item_with_an_uncertain_end_is_refused(kind: int) -> None:
+    """Readers disagree on the position of the second item: after the padding, or within it."""
     odd = raw(TAG, kind, 12, bytes(12))
 
     assert only_item(odd).end == 20
     assert only_item(odd + bytes(4)).end == 20
-    with pytest.raises(ProtocolError, match="not last"):
+    with pytest.raises(ProtocolError, match="items follow it"):
         items(odd + bytes(4) + STRUCTURE)
 
 
@@ -289,13 +289,13 @@ def test_a_text_that_is_not_utf8_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["00 00 00 00 00 00 00 02", "80 00 00 00 00 00 00 00", "FF FF FF FF FF FF FF FF"])
-def test_whatever_is_not_zero_is_true(value: str) -> None:
+def test_any_nonzero_boolean_is_true(value: str) -> None:
     buffer = printed("42 00 20 | 06 | 00 00 00 08 | " + value)
 
     assert ttlv.read_boolean(buffer, only_item(buffer)) is True
 
 
-# Finding ------------------------------------------------------------------------------------------------------------
+# Finding --------------------------------------------------------------------------------------------------------------
 
 
 def test_find_gives_the_first_of_its_tag() -> None:
@@ -316,7 +316,7 @@ def test_find_raises_for_what_it_cannot_step_over() -> None:
         ttlv.find(STRUCTURE[:-8], 0, len(STRUCTURE) - 8, VENDOR_TAG)
 
 
-# Depth --------------------------------------------------------------------------------------------------------------
+# Depth ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 31, 32, 1000])
@@ -343,7 +343,7 @@ def test_ten_thousand_levels_are_no_recursion() -> None:
         ttlv.check_depth(nested(10_000), 0, 80_000, 9_999)
 
 
-def test_what_cannot_be_read_as_items_is_opaque_to_the_depth_check() -> None:
+def test_depth_check_skips_bytes_that_are_no_items() -> None:
     overrun = ttlv.structure(TAG, raw(TAG, ItemType.STRUCTURE, 2**32 - 1, nested(20)))
 
     ttlv.check_depth(overrun, 0, len(overrun), 1)
@@ -375,10 +375,10 @@ def test_walking_takes_steps_in_proportion_to_size() -> None:
     assert grows_in_proportion(walk)
 
 
-# Changing -----------------------------------------------------------------------------------------------------------
+# Changing -------------------------------------------------------------------------------------------------------------
 
 
-def test_splicing_lengthens_every_structure_around_a_value_and_nothing_else() -> None:
+def test_splicing_lengthens_the_structures_around_a_value_only() -> None:
     def message(value: bytes) -> bytes:
         inner = ttlv.structure(Tag.REQUEST_PAYLOAD, ttlv.text(Tag.UNIQUE_IDENTIFIER, "1"), ttlv.octets(0x540001, value))
         return ttlv.structure(
