@@ -20,7 +20,7 @@ from gateway.admin.server import AdminServer
 from gateway.building import Upstream, build_dispatcher, build_listeners
 from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
 from gateway.errors import ConfigError
-from gateway.front.listener import BACKLOG, TOLD_AT_ONCE, Listener
+from gateway.front.listener import BACKLOG, MAX_REFUSED_CLIENTS, Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts
@@ -112,7 +112,7 @@ class Worker:
         """Say so where clients could take the descriptors that sessions to key managers need."""
         config = self._config
         clients = min(config.limits.max_clients, sum(listener.max_clients for listener in config.listeners))
-        clients += config.limits.max_half_open + TOLD_AT_ONCE * len(config.listeners)
+        clients += config.limits.max_half_open + MAX_REFUSED_CLIENTS * len(config.listeners)
         needed = clients + sum(backend.max_sessions for backend in config.backends) + _OTHER_DESCRIPTORS
         allowed, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
         if allowed < needed:

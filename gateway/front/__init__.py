@@ -1,1 +1,1 @@
-"""Where clients come in."""
+"""The side of the clients: listeners, handshakes, conversations and their limits."""

@@ -1,7 +1,7 @@
 """Admission: limits for the gateway, each listener, each source address and each principal.
 
 Limits of an address and of half-open connections are applied before the TLS handshake: a connection over them is only
-closed. A client over another limit is told so with a KMIP error. A count says which limit it was.
+closed. A client over any other limit gets a KMIP error. Every refusal is counted with its limit.
 """
 
 from collections import OrderedDict
@@ -15,12 +15,12 @@ from gateway.front.sources import BEHIND_BALANCER, AddressLimits, HalfOpen, Sour
 from gateway.front.turns import Share, Turns
 from gateway.identity import Principal
 
-_LEFT: Final = 4  # a principal may hold so many times the bytes that are left free
-_ACCOUNTS: Final = 10_000  # of principals without a connection, kept so that a fresh session does not reset a rate
+_HELD_PER_FREE: Final = 4  # bytes that a principal may hold, for each byte that stays free
+_ACCOUNTS: Final = 10_000  # accounts kept, so that a reconnect does not reset a rate; more if they are in use
 
 
 class Limit(Enum):
-    """Which limit was reached; the value is its label."""
+    """The limits of clients and requests; the value is the label in metrics and errors."""
 
     CLIENTS = "max_clients"
     LISTENER_CLIENTS = "listener_max_clients"
@@ -36,20 +36,8 @@ class Limit(Enum):
     ADDRESS_RATE = "address_handshakes_per_second"
 
 
-#: The setting of each limit that a connection can exceed, for the log.
-SETTINGS: Final = {
-    Limit.CLIENTS: "limits.max_clients",
-    Limit.LISTENER_CLIENTS: "listeners.max_clients",
-    Limit.PRINCIPAL_CLIENTS: "identities.max_clients",
-    Limit.HALF_OPEN: "limits.max_half_open",
-    Limit.ADDRESS_CLIENTS: "per_address.max_clients",
-    Limit.ADDRESS_HALF_OPEN: "per_address.max_half_open",
-    Limit.ADDRESS_RATE: "per_address.handshakes_per_second",
-}
-
-
 class Allowance(NamedTuple):
-    """What one principal may have: connections, requests in flight, and requests a second (0: any number)."""
+    """The limits of each principal: connections, requests in flight, and requests a second (0: unlimited)."""
 
     max_clients: int = 5000
     max_requests: int = 1000
@@ -58,7 +46,7 @@ class Allowance(NamedTuple):
 
 
 class Account:
-    """What one principal has just now."""
+    """The connections, requests and bytes of one principal, and its share of turns."""
 
     __slots__ = ("_admission", "_allowance", "_bucket", "buffered", "clients", "requests", "share")
 
@@ -81,18 +69,18 @@ class Account:
         return self.clients >= self._allowance.max_clients
 
     def connect(self) -> Limit | None:
-        """A connection of this principal begins, if no limit is named; then ``disconnect`` must follow."""
+        """Count a connection; ``disconnect`` must follow. If that would exceed a limit, return it and count nothing."""
         if self.is_full:
             return Limit.PRINCIPAL_CLIENTS
         self.clients += 1
         return None
 
     def disconnect(self) -> None:
-        """A connection of this principal has ended."""
+        """Count the end of a connection."""
         self.clients -= 1
 
     def begin(self, now: float) -> Limit | None:
-        """A request of this principal begins, if no limit is named; then ``end`` must follow."""
+        """Count a request; ``end`` must follow. If that would exceed a limit, return the limit and count nothing."""
         if self._admission.requests >= self._admission.max_requests:
             return Limit.REQUESTS
         if self.requests >= self._allowance.max_requests:
@@ -104,21 +92,21 @@ class Account:
         return None
 
     def end(self) -> None:
-        """A request of this principal has been answered, or given up."""
+        """Count the end of a request, whether it was answered or not."""
         self.requests -= 1
         self._admission.requests -= 1
 
     def hold(self, size: int) -> Limit | None:
-        """Hold so many bytes more (or, negative, fewer), if no limit is named; otherwise hold nothing more.
+        """Count ``size`` bytes as held (negative: as released). Return a limit, and count nothing, if that exceeds it.
 
-        A principal may hold four times the bytes that are left free (dynamic thresholds: Choudhury and Hahne, 1998):
-        alone, four fifths of all; the next one, four fifths of what is left. So there is room for a newcomer at any
-        time, and no share lies idle for principals that hold nothing.
+        A principal may hold four times the bytes that stay free (dynamic thresholds: Choudhury and Hahne, 1998): alone,
+        four fifths of all bytes; a second principal, four fifths of the rest. So there is always memory for a new
+        principal, and none is reserved for principals that hold nothing.
         """
         admission = self._admission
         if size > 0:
-            left = admission.max_buffered - admission.buffered - size
-            if self.buffered + size > _LEFT * left:
+            free = admission.max_buffered - admission.buffered - size
+            if self.buffered + size > _HELD_PER_FREE * free:
                 return Limit.PRINCIPAL_BUFFERED if self.buffered else Limit.BUFFERED
         self.buffered += size
         admission.buffered += size
@@ -126,7 +114,7 @@ class Account:
 
 
 class Admission:
-    """The gateway's limits. ``allowances`` holds what each identity's principals may have, by the identity's name."""
+    """The gateway's limits. ``allowances`` holds the limits of each identity's principals, by the identity's name."""
 
     def __init__(
         self,
@@ -143,9 +131,9 @@ class Admission:
         self.max_buffered = max_buffered
         self.clients = 0
         self.requests = 0
-        self.buffered = 0  # bytes of requests and answers held: received in part, not yet answered, not yet taken
+        self.buffered = 0  # bytes of requests, until they are answered, and of answers, until clients have read them
         self.turns = Turns()
-        self.strangers = Account(self, Allowance())  # of all clients without an identity
+        self.unidentified = Account(self, Allowance())  # of all clients without an identity
         self.sources = Sources(per_address or AddressLimits())
         self.half_open = HalfOpenConnections(max_half_open, hello_is_there)
         self._allowances = allowances or {}
@@ -155,29 +143,30 @@ class Admission:
         return f"<Admission {self.clients} clients, {self.requests} requests, {self.buffered} bytes buffered>"
 
     def account(self, principal: Principal) -> Account:
-        """The account of a principal: one for all its connections, on every listener."""
+        """Return the account of a principal, the same for all its connections on all listeners."""
         key = (principal.identity.name, principal.issuer, principal.subject)
         account = self._accounts.get(key)
         if account is None:
             if len(self._accounts) >= _ACCOUNTS:
-                self._forget_one()
+                self._forget_idle_account()
             account = self._accounts[key] = Account(self, self._allowances.get(principal.identity.name, Allowance()))
         else:
             self._accounts.move_to_end(key)
         return account
 
-    def _forget_one(self) -> None:
+    def _forget_idle_account(self) -> None:
         idle = next((key for key, account in self._accounts.items() if not (account.clients or account.buffered)), None)
         if idle is not None:
             del self._accounts[idle]
 
     def begin_handshake(self, half_open: HalfOpen, now: float) -> Limit | None:
-        """Count a connection for its address, and its handshake, which begins if no limit is returned.
+        """Count a connection for its address, and as half-open; ``end_handshake`` and ``disconnect`` must follow.
 
-        Then ``end_handshake`` and ``disconnect`` must follow. Older half-open connections are closed to make room.
+        If that would exceed a limit, return the limit and count nothing. At a limit of half-open connections, an older
+        half-open connection is closed instead, if possible.
         """
         source = self.sources.connect(half_open.host)
-        limit = self._limit_of(source, now) or self._make_room(source, now)
+        limit = self._limit_of(source, now) or self._evict_for(source, now)
         if limit is not None:
             self.sources.disconnect(source)
             half_open.source = BEHIND_BALANCER
@@ -187,7 +176,7 @@ class Admission:
         return None
 
     def end_handshake(self, half_open: HalfOpen) -> None:
-        """Count a connection as half-open no longer. May be called again."""
+        """Stop counting a connection as half-open. May be called again."""
         self.half_open.remove(half_open)
 
     def disconnect(self, half_open: HalfOpen) -> None:
@@ -197,7 +186,7 @@ class Admission:
             self.sources.disconnect(half_open.source)
 
     def await_header(self, half_open: HalfOpen, now: float) -> Limit | None:
-        """Count a connection whose PROXY header is awaited, as ``begin_handshake``; its address is not known yet."""
+        """Count a connection whose address is unknown until its PROXY header arrives; see ``begin_handshake``."""
         if len(self.half_open) >= self.half_open.most and not self.half_open.evict_one(BEHIND_BALANCER, now):
             return Limit.HALF_OPEN
         half_open.source = BEHIND_BALANCER
@@ -205,14 +194,15 @@ class Admission:
         return None
 
     def _limit_of(self, source: Source, now: float) -> Limit | None:
-        """Return the limit that the newest connection of an address exceeds; it is counted already."""
+        """Return the limit that the newest connection of an address exceeds; ``source`` counts it already."""
         if source.connections > self.sources.limits.max_clients:
             return Limit.ADDRESS_CLIENTS
         if source.bucket is not None and not source.bucket.take(now):
             return Limit.ADDRESS_RATE
         return None
 
-    def _make_room(self, source: Source, now: float) -> Limit | None:
+    def _evict_for(self, source: Source, now: float) -> Limit | None:
+        """Close older half-open connections at a limit. Return the limit if no connection may be closed."""
         if source.half_open >= self.sources.limits.max_half_open and not self.half_open.evict_one_of(source, now):
             return Limit.ADDRESS_HALF_OPEN
         if len(self.half_open) >= self.half_open.most and not self.half_open.evict_one(source, now):

@@ -1,7 +1,13 @@
-"""Conversation: one client connection's requests and answers, in order.
+"""Conversation: the requests and answers of one client connection, in order.
 
-It is in one phase at a time, and each phase has its deadline: IDLE before a request, READING one whose first bytes are
-there, ANSWERING while the dispatcher works, under a deadline of its own, and SENDING.
+A conversation is in one phase at a time, and each phase has a deadline:
+
+    IDLE       idle_timeout: no byte of the next request has arrived
+    READING    request_timeout: the request has arrived in part
+    ANSWERING  the dispatcher's own deadline
+    SENDING    send_timeout: the client has not read the whole answer
+
+A request that arrives in one piece skips READING; an answer that the socket takes at once skips SENDING.
 """
 
 import time
@@ -32,21 +38,22 @@ from gateway.metrics import Metrics, operation_label
 from gateway.policy import Refusal, refuse
 from gateway.tls import TlsStream
 
-_SMALL: Final = 1024  # bytes of a request that are not worth counting
+_SMALL: Final = 1024  # bytes of a request that are not counted as held
 _LONG: Final = 4096  # bytes of a request that may take longer to decode than one turn
 _TURN: Final = 0.0001  # s of one turn
-_TURN_BYTES: Final = 32768  # of an answer that take as long
-_LAZINESS: Final = 0.01  # of the idle timeout: how much earlier it may come
+_TURN_BYTES: Final = 32768  # bytes of an answer that take one turn to send
+_DEADLINE_SLACK: Final = 0.01  # share of the idle timeout by which it may end early
 _LONGEST_ANSWER: Final = 120.0  # s; the configuration allows a request no more than a minute
-_LINGER: Final = 1.0  # s for a client to take its last answer before the connection is closed
+_LINGER: Final = 1.0  # s for a client to read its last answer before the connection is closed
+_UNIDENTIFIED: Final = "unidentified"  # identity in log lines about a client that no identity rule matches
 
 
 class UnreadError(GatewayError):
-    """An answer that its client does not take, and that there is no room to hold."""
+    """A client does not read its answer, and the limit of bytes held leaves no room for it."""
 
 
 class Phase(Enum):
-    """What a conversation is doing."""
+    """State of a conversation; the value begins the label of its timeout."""
 
     IDLE = "idle"
     READING = "reading"
@@ -55,7 +62,7 @@ class Phase(Enum):
 
 
 class Limits(NamedTuple):
-    """Bounds on what one client may ask and how long it may take; bytes and seconds."""
+    """Bounds on the requests of one client, in bytes, and on its phases, in seconds."""
 
     max_request_size: int = 1 << 20
     max_depth: int = 32
@@ -66,11 +73,22 @@ class Limits(NamedTuple):
     send_timeout: float = 10.0
 
 
+class _PhaseTimes(NamedTuple):
+    """The deadline of a phase may be any time from ``earliest`` to ``latest``, in seconds after the phase begins."""
+
+    phase: Phase
+    earliest: float
+    latest: float
+
+
+_ANSWERING_TIMES: Final = _PhaseTimes(Phase.ANSWERING, _LONGEST_ANSWER, float("inf"))  # the dispatcher has a deadline
+
+
 class Conversation:
     """Reads requests from a handshaken client, has them dispatched, sends the answers.
 
-    ``principal`` is None for a client that no identity rule matches: it is told so when it asks, and let go. So is one
-    that is ``over`` a limit. ``peer`` is its address, for the log.
+    ``principal`` is None for a client that no identity rule matches; ``over`` is the limit that a client exceeds. Such
+    a client gets an error for its first request, and is disconnected. ``peer`` is the client's address, for the log.
     """
 
     def __init__(
@@ -94,7 +112,7 @@ class Conversation:
         self._account = None if principal is None else admission.account(principal)
         self._over = over
         self._turns = admission.turns
-        self._payer = self._account or admission.strangers
+        self._payer = self._account or admission.unidentified
         self._share = self._payer.share
         self._stream.before_read = self._take_turn = partial(self._turns.take, self._share)
         self._held = 0
@@ -106,31 +124,38 @@ class Conversation:
         self._peer = peer
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._scope = trio.CancelScope()
-        self._deadline = float("inf")  # the scope's: to ask that is a call
+        self._deadline = float("inf")  # a copy: to read it from the scope costs a call
+        self._idle = self._idle_times()
+        self._reading = _PhaseTimes(Phase.READING, limits.request_timeout, limits.request_timeout)
+        self._sending = _PhaseTimes(Phase.SENDING, limits.send_timeout, limits.send_timeout)
         self._draining = False
 
     def __repr__(self) -> str:
-        who = self._principal.identity.name if self._principal else "nobody"
-        return f"<Conversation with {who}, {self.phase.value}, {self.requests} requests>"
+        return f"<Conversation of {self._identity_name}, {self.phase.value}, {self.requests} requests>"
+
+    @property
+    def _identity_name(self) -> str:
+        return _UNIDENTIFIED if self._principal is None else self._principal.identity.name
 
     def drain(self) -> None:
-        """End after the answer that is due, or at once where none is."""
+        """End after the request in progress, or at once if there is none."""
         self._draining = True
-        if self.phase is Phase.IDLE and not self._stream.has_news:
+        if self.phase is Phase.IDLE and not self._stream.is_read_delayed:
             self._scope.cancel()
 
     async def run(self) -> str:
-        """Converse until either side ends it, and close the stream. Returns why it ended, as a label."""
+        """Answer requests until either side ends the connection; close it. Return the reason, as a label."""
         account = self._account if self._over is None else None
         if account is not None:
             self._over = account.connect()
             account = account if self._over is None else None
+            self._idle = self._idle_times()
         try:
             with self._scope:
                 ended = await self._converse()
             if self._scope.cancelled_caught:
                 ended = "drain" if self._draining else f"{self.phase.value}_timeout"
-            await self._stream.aclose(linger=_LINGER if ended in _LAST_WORDS else 0.0)
+            await self._stream.aclose(linger=_LINGER if ended in _LINGERING_ENDS else 0.0)
         finally:
             self._stream.close()
             self._hold(0)
@@ -146,23 +171,22 @@ class Conversation:
                     return "client"
                 self.requests += 1
                 ended = await self._serve(request)
-                del request  # it may be large, and the next one an hour away
+                del request  # a large request must not stay in memory until the next, perhaps for an hour
                 if ended:
                     return ended
         except ProtocolError as error:
             return await self._refuse_message(error)
-        except StreamClosedError:  # a reset between requests costs nobody anything: unread tickets are enough for one
-            return "client" if self.phase is Phase.IDLE else "gone"
+        except StreamClosedError:  # between requests, unread session tickets are enough for a reset: no error
+            return "client" if self.phase is Phase.IDLE else "client_closed"
         except UnreadError:
             return "unread"
         except GatewayError as error:
             return self._break_off(error)
 
     def _break_off(self, error: GatewayError) -> str:
-        """Log it if the client's TLS records broke a bound. Returns why the conversation ended."""
+        """Log the error if the client's TLS records exceeded a bound. Return why the conversation ended."""
         if not isinstance(error, TlsError) or error.reason != "records":
-            return "gone"
-        identity = "nobody" if self._principal is None else self._principal.identity.name
+            return "client_closed"
         self._throttle.warn(
             self._log,
             "records",
@@ -170,26 +194,26 @@ class Conversation:
             reason=error.reason,
             detail=str(error),
             peer=self._peer,
-            identity=identity,
+            identity=self._identity_name,
         )
         return error.reason
 
     async def _serve(self, request: Request) -> str:
-        """See to one request. Returns why the conversation must end with it, or nothing."""
+        """Answer one request. Return why the conversation must end with it, or an empty string."""
         principal, account = self._principal, self._account
         if principal is None or account is None or not principal.is_valid_at(time.time()):
-            return await self._turn_away(request, principal)
+            return await self._reject(request, principal)
         if self._over is not None:
             await self._refuse_over(self._over, request)
             return "limit"
         began = trio.current_time()
-        self._begin_to_answer(began)
+        self._enter(_ANSWERING_TIMES, began)
         limit = account.begin(began)
         if limit is None:
             try:
                 answer = await self._dispatcher.dispatch(request, principal, self._stream.peer_has_left, account)
             except trio.Cancelled:
-                await self._confess(request)
+                await self._send_outcome_unknown(request)
                 raise
             finally:
                 account.end()
@@ -199,21 +223,21 @@ class Conversation:
         return "drain" if self._draining else ""
 
     async def _next_request(self) -> Request | None:
-        """The next request; None where the client has left. Raises ProtocolError for what is none."""
+        """Return the next request, or None if the client has closed. Raises ProtocolError for any other bytes."""
         limits = self._limits
         frame = data = None
         if len(self._reader):
             frame = self._reader.next_frame()
         if frame is None and len(self._reader):
-            self._begin(Phase.READING, limits.request_timeout)
+            self._enter(self._reading, trio.current_time())
         else:
-            self._begin_to_idle()
+            self._enter(self._idle, trio.current_time())
             if frame is not None and (turn := self._take_turn()) is not None:
-                self.phase = Phase.READING  # the request is there: a drain must let it be answered
+                self.phase = Phase.READING  # a drain must not end the conversation before this request is answered
                 await turn
         while frame is None:
             data = await self._stream.receive_some()
-            await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher may give up
+            await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher ends the request
             if not data:
                 self._check_whole()
                 return None
@@ -221,7 +245,7 @@ class Conversation:
             if frame is None:
                 self._stream.acknowledge()
                 if self.phase is Phase.IDLE:
-                    self._begin(Phase.READING, limits.request_timeout)
+                    self._enter(self._reading, trio.current_time())
                 self._hold(len(self._reader))
         if self._held or frame is not data or len(frame) > _SMALL:
             self._hold(len(frame) + len(self._reader))
@@ -230,11 +254,11 @@ class Conversation:
         return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
 
     async def _decode_long(self, frame: bytes) -> Request:
-        """Decode a request in steps, each in a turn of its own, and charge its principal for what turns took longer."""
+        """Decode a request in steps, each in a turn of its own, and charge its principal for the time of each step."""
         limits = self._limits
         steps = decode_request_in_steps(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
         if self.phase is Phase.IDLE:
-            self._begin(Phase.READING, limits.request_timeout)
+            self._enter(self._reading, trio.current_time())
         while True:
             began = time.perf_counter()
             try:
@@ -248,61 +272,48 @@ class Conversation:
                 await turn
 
     def _hold(self, size: int) -> None:
-        """Hold so many bytes of messages from now on. Raises BuffersFullError if that is over a limit."""
+        """Count ``size`` bytes of messages as held from now on. Raises BuffersFullError if they exceed a limit."""
         if size == self._held:
             return
         limit = self._payer.hold(size - self._held)
         if limit is not None:
             self._metrics.limit_rejections.labels(limit.value).inc()
-            raise BuffersFullError(f"the gateway holds too many bytes just now ({limit.value}); try again later")
+            raise BuffersFullError(
+                f"the gateway holds too many bytes of messages (limit {limit.value}); try again later"
+            )
         self._held = size
 
     def _hold_answer(self, size: int) -> None:
-        """Hold an answer that its client has not taken at once, beside its request. Raises UnreadError over a limit.
+        """Count the bytes of an answer that its client has not read at once. Raises UnreadError if they exceed a limit.
 
-        A part of it is sent, so that nothing can be said any more but by closing.
+        A part of the answer is sent already, so that the gateway can't send an error instead, and closes.
         """
         limit = self._payer.hold(size)
         if limit is not None:
             self._metrics.limit_rejections.labels(limit.value).inc()
-            raise UnreadError("the gateway holds too many bytes of answers just now")
+            raise UnreadError("the client does not read its answer, and the gateway holds too many bytes of messages")
         self._held += size
 
-    def _begin(self, phase: Phase, seconds: float) -> None:
-        """Enter a phase, and give it its deadline."""
-        self.phase = phase
-        self._set_deadline(trio.current_time() + seconds)
+    def _enter(self, times: _PhaseTimes, now: float) -> None:
+        """Enter a phase, and move the deadline if it is not between the earliest and the latest time of the phase.
 
-    def _set_deadline(self, deadline: float) -> None:
-        self._deadline = self._scope.deadline = deadline
-
-    def _begin_to_idle(self) -> None:
-        """Enter IDLE. To move a deadline costs as much as to decode a request, and so it is moved only now and then.
-
-        It comes early by a hundredth at the most.
+        To move the deadline of a cancel scope costs as much as to decode a request. The slack of the idle timeout, and
+        a phase ANSWERING with any late deadline, let most requests of a kept connection leave the deadline as it is.
         """
-        seconds = self._limits.idle_timeout
-        if not self._is_welcome:  # who is to be refused may ask once, and not keep a place until then
-            seconds = self._limits.request_timeout
-        self.phase = Phase.IDLE
-        deadline = trio.current_time() + seconds
-        if not deadline - seconds * _LAZINESS <= self._deadline <= deadline:
-            self._set_deadline(deadline)
+        self.phase = times.phase
+        if not now + times.earliest <= self._deadline <= now + times.latest:
+            self._deadline = self._scope.deadline = now + times.latest
 
-    def _begin_to_answer(self, now: float) -> None:
-        """Enter ANSWERING, in which the dispatcher keeps a deadline of its own; one left from IDLE must not come."""
-        self.phase = Phase.ANSWERING
-        if self._deadline < now + _LONGEST_ANSWER:
-            self._set_deadline(float("inf"))
-
-    @property
-    def _is_welcome(self) -> bool:
-        return self._principal is not None and self._over is None
+    def _idle_times(self) -> _PhaseTimes:
+        """Return the deadline of IDLE: shorter for a client that gets an error only, so that it soon frees its slot."""
+        is_served = self._principal is not None and self._over is None
+        seconds = self._limits.idle_timeout if is_served else self._limits.request_timeout
+        return _PhaseTimes(Phase.IDLE, seconds * (1 - _DEADLINE_SLACK), seconds)
 
     def _check_whole(self) -> None:
-        """Raise ProtocolError where the client has left in the middle of a request."""
+        """Raise ProtocolError if the client has closed in the middle of a request."""
         if len(self._reader):
-            raise ProtocolError("the connection ends within a message")
+            raise ProtocolError("the connection ended in the middle of a request")
 
     async def _send_answer(self, answer: Answer, request: Request, began: float) -> None:
         if answer.response is not None:
@@ -318,44 +329,49 @@ class Conversation:
         await self._send(answer.frame)
         self._metrics.request_answered(request, result, trio.current_time() - began)
 
-    async def _confess(self, request: Request) -> None:
-        """Cut off while a request was on its way: say so; a client that sees the connection close may repeat it."""
-        message = "the gateway is shutting down: the outcome is unknown, do not repeat the request blindly"
+    async def _send_outcome_unknown(self, request: Request) -> None:
+        """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
+        message = (
+            "the gateway shut down before the key manager answered: the request may have been executed;"
+            " check that before you repeat it"
+        )
         frame = refuse(Refusal.OUTCOME_UNKNOWN, message, request)
         with trio.move_on_after(_LINGER, shield=True), suppress(GatewayError):
             await self._stream.send_all(frame)
-        self._note_refusal(
-            Answer(frame, refusal=Refusal.OUTCOME_UNKNOWN, detail="cut off by the end of a drain"), request
-        )
+        detail = "the drain ended before the key manager answered"
+        self._note_refusal(Answer(frame, refusal=Refusal.OUTCOME_UNKNOWN, detail=detail), request)
 
     async def _send(self, frame: bytes) -> None:
         sent = self._stream.send_now(frame)
         if sent < len(frame):
-            self._begin(Phase.SENDING, self._limits.send_timeout)
+            self._enter(self._sending, trio.current_time())
             self._hold_answer(len(frame))
             self._turns.charge(self._share, len(frame) / _TURN_BYTES)
             await self._stream.send_all(memoryview(frame)[sent:])
         if self._held:
             self._hold(0)
 
-    async def _turn_away(self, request: Request, principal: Principal | None) -> str:
+    async def _reject(self, request: Request, principal: Principal | None) -> str:
+        """Answer a client without a valid identity. Return why the conversation ends."""
         if principal is None:
-            message = "no identity of this gateway matches the client certificate"
+            message = "the client certificate matches no identity of this gateway; ask its operator to add an identity"
         else:
-            message = "the client certificate is not valid at this time"
+            message = "the client certificate has expired or is not valid yet; connect with a valid certificate"
         await self._refuse(Refusal.NOT_AUTHENTICATED, message, request)
         return "not_authenticated"
 
     async def _refuse_over(self, limit: Limit, request: Request) -> None:
         self._metrics.limit_rejections.labels(limit.value).inc()
-        await self._refuse(Refusal.OVERLOADED, f"over the limit {limit.value}; try again later", request)
+        await self._refuse(
+            Refusal.OVERLOADED, f"the gateway's limit {limit.value} is reached; try again later", request
+        )
 
     async def _refuse_message(self, error: ProtocolError) -> str:
         refusal = _REFUSALS.get(type(error), Refusal.INVALID_MESSAGE)
         try:
             await self._refuse(refusal, str(error), None, error.version)
         except GatewayError:
-            return "gone"
+            return "client_closed"
         return "protocol"
 
     async def _refuse(
@@ -366,7 +382,7 @@ class Conversation:
         self._metrics.request_answered(request, "gateway_error", 0.0)
 
     def _note_refusal(self, answer: Answer, request: Request | None) -> None:
-        """Count an answer of the gateway's own, and say whom it was for; not more often than somebody could read."""
+        """Count an error of the gateway's own, and log it with its client, at most once a second for each reason."""
         if answer.refusal is None:
             return
         reason = answer.refusal.value
@@ -378,16 +394,16 @@ class Conversation:
             reason=reason,
             detail=answer.detail,
             peer=self._peer,
-            identity="nobody" if self._principal is None else self._principal.identity.name,
+            identity=self._identity_name,
             operation=operation_label(request),
         )
 
 
-#: What is answered to what can't be read; to everything else, that it is invalid.
+#: Answers to messages that can't be served; the answer to all other errors is INVALID_MESSAGE.
 _REFUSALS: Final[dict[type[ProtocolError], Refusal]] = {
     MessageTooLargeError: Refusal.TOO_LARGE,
     BuffersFullError: Refusal.OVERLOADED,
 }
 
-#: Ends in which the client is still to read something, and may still be sending.
-_LAST_WORDS: Final = frozenset({"protocol", "not_authenticated", "drain", "limit"})
+#: Ends before which the client gets an answer, and may still be sending: a reset would destroy the answer.
+_LINGERING_ENDS: Final = frozenset({"protocol", "not_authenticated", "drain", "limit"})

@@ -1,7 +1,7 @@
-"""The bound on half-open connections: their TLS handshake is not finished, so that nobody knows yet whose they are.
+"""The bound on half-open connections: their TLS handshake is not finished, so that their client is unknown.
 
-Beyond the bound, one of the address that has the most is closed for each new one: the oldest that has not even sent the
-beginning of a handshake, or else the oldest that has not gone on for a while after the gateway's answer.
+At the bound, each new connection evicts an older connection of the address that has the most: the oldest that has not
+sent its first TLS record, or else the oldest that has not continued for a second after the gateway's answer.
 """
 
 import socket
@@ -11,23 +11,23 @@ from typing import Final
 
 from gateway.front.sources import HalfOpen, Source
 
-_GRACE: Final = 1.0  # s for a client to go on once the gateway has begun to answer; less would end slow links
-_LOOKED_AT: Final = 8  # connections that are examined for one that may be closed
+_GRACE: Final = 1.0  # s for a client to continue after the gateway's answer; a shorter time would end slow links
+_EXAMINED: Final = 8  # connections that are examined at most for each eviction
 
 
 class HalfOpenConnections:
     """All half-open connections, over all listeners, at most ``most``.
 
-    ``has_spoken`` returns True if the first TLS record has arrived on a socket: then the gateway is late, and not the
-    client.
+    ``has_hello`` returns True if the first TLS record has arrived on a socket: then the connection waits for the
+    gateway, not for its client, and is not evicted.
     """
 
-    def __init__(self, most: int, has_spoken: Callable[[socket.socket], bool]) -> None:
+    def __init__(self, most: int, has_hello: Callable[[socket.socket], bool]) -> None:
         self.most = most
-        self._has_spoken = has_spoken
+        self._has_hello = has_hello
         self._number = 0
-        self._by_number: dict[int, dict[Source, None]] = {}  # the addresses that have so many, for ``evict_one``
-        self._largest = 0  # no address has more; it may be too high
+        self._by_number: dict[int, dict[Source, None]] = {}  # addresses by their number of connections
+        self._largest = 0  # upper bound of the keys of ``_by_number``
 
     def __len__(self) -> int:
         return self._number
@@ -41,7 +41,7 @@ class HalfOpenConnections:
         self._recount(half_open.source, 1)
 
     def remove(self, half_open: HalfOpen) -> None:
-        """Count a connection no longer. Does nothing if that was done already, because it was evicted."""
+        """Stop counting a connection. Does nothing if the connection was removed already, by an eviction."""
         source = half_open.source
         for part in (source.silent, source.answered):
             if half_open in part:
@@ -57,9 +57,10 @@ class HalfOpenConnections:
             source.answered[half_open] = None
 
     def evict_one(self, newcomer: Source, now: float) -> bool:
-        """Make room for a connection of any address, at the cost of the one that has the most.
+        """Evict a connection of the address that has the most, for a new connection of ``newcomer``.
 
-        Returns False if none may be closed. Who has more than the newcomer has no time of grace.
+        Return False if no connection may be closed. Connections of an address that has more than the newcomer's get no
+        second to continue.
         """
         while self._largest and self._largest not in self._by_number:
             self._largest -= 1
@@ -70,7 +71,7 @@ class HalfOpenConnections:
         return self._evict(next(iter(sources)), now - grace)
 
     def evict_one_of(self, source: Source, now: float) -> bool:
-        """Make room for one connection of an address, at the cost of its own oldest. False if none may be closed."""
+        """Evict the oldest connection of an address for its newest. Return False if no connection may be closed."""
         return self._evict(source, now - _GRACE)
 
     def _evict(self, source: Source, answered_before: float) -> bool:
@@ -82,8 +83,8 @@ class HalfOpenConnections:
         return True
 
     def _victim(self, source: Source, answered_before: float) -> HalfOpen | None:
-        for half_open in islice(source.silent, _LOOKED_AT):
-            if not self._has_spoken(half_open.sock):
+        for half_open in islice(source.silent, _EXAMINED):
+            if not self._has_hello(half_open.sock):
                 return half_open
         oldest = next(iter(source.answered), None)
         if oldest is not None and oldest.answered_at <= answered_before:
@@ -91,7 +92,7 @@ class HalfOpenConnections:
         return None
 
     def _recount(self, source: Source, change: int) -> None:
-        """Note that the number of an address has changed by one."""
+        """Move an address to its new number of connections, after a change by one."""
         self._number += change
         number = source.half_open
         before = number - change

@@ -1,6 +1,6 @@
-"""The bytes before TLS: they are looked at in the kernel's buffer, so that a waiting connection costs no TLS state.
+"""The bytes before TLS: peek at them in the kernel's buffer, so that a waiting connection needs no TLS state.
 
-A connection with an OpenSSL object and a read buffer takes 58 KiB, one that is only waited for takes 6 KiB.
+A connection with an OpenSSL object and a read buffer takes 58 KiB; a connection that waits for its first bytes, 6 KiB.
 """
 
 import select
@@ -15,15 +15,14 @@ from gateway.front.proxy_protocol import MAX_V2, ProxyHeader, ProxyHeaderError, 
 
 _TLS_RECORD_HEADER: Final = 5  # bytes: type, version (2), length (2); RFC 8446, section 5.1
 _TLS_HANDSHAKE: Final = 0x16
-_LARGEST_HELLO: Final = 16384  # bytes of one record; OpenSSL refuses what claims more
-_RETRY: Final = 0.01  # s between two looks on a kernel that reports fewer bytes than SO_RCVLOWAT asks for
+_LARGEST_HELLO: Final = 16384  # bytes of one record; OpenSSL refuses longer records
+_RETRY: Final = 0.01  # s between two peeks if the kernel reports fewer bytes than SO_RCVLOWAT asks for
 
 
 def bytes_of_hello(data: bytes) -> int:
-    """Return how many bytes of a connection must be there before its TLS handshake can begin.
+    """Return the number of bytes that must have arrived before the TLS handshake begins: the whole first record.
 
-    That is the first record, which a client sends at once. Bytes that are no handshake record of TLS are OpenSSL's to
-    refuse; no more of them are needed.
+    No further bytes are needed if ``data`` is no handshake record of TLS: OpenSSL refuses it.
     """
     if not data:
         return _TLS_RECORD_HEADER
@@ -36,15 +35,12 @@ def bytes_of_hello(data: bytes) -> int:
 
 
 async def wait_for_hello(sock: socket.socket) -> bytes:
-    """Wait until the first TLS record of a client is complete, or the client has left. Returns its first bytes."""
+    """Wait until the first TLS record of a client is complete, or the client has closed. Return the bytes, unread."""
     return await _peek_until(sock, bytes_of_hello)
 
 
 def hello_is_there(sock: socket.socket) -> bool:
-    """Return True if the first TLS record of a client has arrived, or the client has left: no more waiting is needed.
-
-    A reset may have arrived, too, that the connection's own task has not seen yet.
-    """
+    """Return True if no more waiting is needed: the first TLS record has arrived, or the client has closed or reset."""
     try:
         data = _peek(sock, _TLS_RECORD_HEADER)
         if data is None:
@@ -56,10 +52,11 @@ def hello_is_there(sock: socket.socket) -> bool:
 
 
 async def read_proxy_header(sock: socket.socket) -> ProxyHeader:
-    """Take a PROXY header off a connection, and not a byte more.
+    """Read a PROXY header from a connection, and no byte after it.
 
-    Raises ProxyHeaderError if there is none, if it is malformed, or if the peer leaves within it; StreamClosedError if
-    the peer leaves without a byte, as a balancer's plain health check does. The caller sets the deadline.
+    Raises ProxyHeaderError if there is no header, if it is malformed, or if the peer closes within it. Raises
+    StreamClosedError if the peer closes before it, as a balancer's plain health check does. The caller sets the
+    deadline.
     """
 
     def needed(data: bytes) -> int:
@@ -80,24 +77,24 @@ async def read_proxy_header(sock: socket.socket) -> ProxyHeader:
 
 
 async def _peek_until(sock: socket.socket, needed: Callable[[bytes], int], most: int = 64 + _LARGEST_HELLO) -> bytes:
-    """Wait for as many bytes as ``needed`` says of those that are there; return them. They stay unread.
+    """Wait for the number of bytes that ``needed`` returns for the bytes so far. Return them; they stay unread.
 
-    Returns fewer if the peer has closed or reset. The kernel wakes nobody before the bytes are there (SO_RCVLOWAT), so
-    that a client that sends one byte after the other costs nothing until then.
+    Returns fewer bytes if the peer has closed or reset. The kernel does not wake the task earlier (SO_RCVLOWAT): a
+    client that sends single bytes costs nothing until then.
     """
     wanted = 1
     try:
         while True:
             data = _peek(sock, most)
             if data is not None:
-                if len(data) >= (size := needed(data)) or _has_left(sock):
+                if len(data) >= (size := needed(data)) or _has_closed(sock):
                     return data
                 if wanted == size:
                     await trio.sleep(_RETRY)
                 wanted = size
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
             await trio.lowlevel.wait_readable(sock)
-    except OSError:  # a reset; whoever reads next is told
+    except OSError:  # a reset: the next read raises
         return b""
     finally:
         if wanted > 1 and sock.fileno() >= 0:
@@ -105,15 +102,15 @@ async def _peek_until(sock: socket.socket, needed: Callable[[bytes], int], most:
 
 
 def _peek(sock: socket.socket, most: int) -> bytes | None:
-    """Return the bytes that are there; None if there are none yet, and empty if the peer has closed."""
+    """Return the unread bytes; None if there are none yet, and empty if the peer has closed."""
     try:
         return sock.recv(most, socket.MSG_PEEK)
     except BlockingIOError:
         return None
 
 
-def _has_left(sock: socket.socket) -> bool:
-    """True if the peer has closed its sending side, or reset the connection."""
+def _has_closed(sock: socket.socket) -> bool:
+    """Return True if the peer has closed its sending side, or reset the connection."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))

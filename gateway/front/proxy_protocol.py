@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: the header that a load balancer sends ahead of a client's bytes.
 
-Section numbers are those of HAProxy's proxy-protocol.txt, the specification. This module only reads bytes; it does no
-I/O. A receiver must not guess if a header is there (section 2): a listener either requires it or does not read it.
+Section numbers are those of HAProxy's proxy-protocol.txt, the specification. This module parses bytes and does no I/O.
+A receiver must not guess whether there is a header (section 2): a listener either requires it or does not read it.
 """
 
 import ipaddress
@@ -14,11 +14,11 @@ from gateway.errors import GatewayError
 #: Section 2.1: the longest line of version 1, with its CRLF.
 MAX_V1: Final = 107
 #: Section 2.2: a header of version 2 may be 16 + 65535 bytes, and should fit into 536. Balancers that add the client's
-#: certificate (PP2_SUBTYPE_SSL_CLIENT_CERT) exceed 536; no more than this is held for a client that is not known yet.
+#: certificate (PP2_SUBTYPE_SSL_CLIENT_CERT) exceed 536. This bound limits the memory for an unknown client.
 MAX_V2: Final = 4096
 
 V1_BEGINNING: Final = b"PROXY "
-#: Section 2.2: the 12 bytes that no other protocol begins with.
+#: Section 2.2: 12 bytes with which no other protocol begins.
 V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _V2_FIXED: Final = struct.Struct("!12sBBH")  # signature, version and command, family and protocol, length
 
@@ -35,14 +35,14 @@ _V1_UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
 
 
 class ProxyHeaderError(GatewayError):
-    """The bytes are not a PROXY header, or one that the specification forbids."""
+    """The bytes are no PROXY header, or a header that the specification forbids."""
 
 
 class ProxyHeader(NamedTuple):
-    """A whole header. ``size`` is its length in bytes; what follows belongs to the client.
+    """A whole header. ``size`` is its length in bytes; the bytes after it are the client's.
 
-    ``source`` is the client's address and port. It is None if the header names none (LOCAL, UNKNOWN, UNSPEC, a Unix
-    socket): then the address of the connection counts (sections 2.1 and 2.2).
+    ``source`` is the client's address and port. It is None if the header has no address (LOCAL, UNKNOWN, UNSPEC, a Unix
+    socket): then the client has the address of the connection (sections 2.1 and 2.2).
     """
 
     size: int
@@ -50,10 +50,10 @@ class ProxyHeader(NamedTuple):
 
 
 def parse(data: bytes) -> ProxyHeader | int:
-    """Read a header from the beginning of a connection.
+    """Parse the header at the beginning of a connection.
 
-    Returns the number of bytes that are needed to go on if the header is not complete; the number is at most MAX_V1 or
-    MAX_V2. Raises ProxyHeaderError as soon as no further bytes could make a header of it.
+    If the header is not complete, return the number of bytes that are needed to continue, at most MAX_V1 or MAX_V2.
+    Raises ProxyHeaderError as soon as no further bytes could complete a header.
     """
     if V2_SIGNATURE.startswith(data[:12]) or data.startswith(V2_SIGNATURE):
         return _parse_v2(data)
@@ -63,12 +63,12 @@ def parse(data: bytes) -> ProxyHeader | int:
 
 
 def looks_like_header(data: bytes) -> bool:
-    """True if the first bytes of a connection are those of a PROXY header; six bytes at least are needed."""
+    """Return True if the first bytes of a connection, at least six, are those of a PROXY header."""
     return data.startswith((V1_BEGINNING, V2_SIGNATURE[:6]))
 
 
 def _parse_v1(data: bytes) -> ProxyHeader | int:
-    """Section 2.1: one line in ASCII that ends with CRLF."""
+    """Parse version 1 (section 2.1): a line in ASCII that ends with CRLF."""
     end = data.find(b"\r\n", 0, MAX_V1)
     if end < 0:
         if len(data) >= MAX_V1:
@@ -93,7 +93,7 @@ def _parse_v1(data: bytes) -> ProxyHeader | int:
 
 
 def _parse_v2(data: bytes) -> ProxyHeader | int:
-    """Section 2.2: 16 fixed bytes, then addresses, then TLVs, which are skipped (section 2.2.1 onwards)."""
+    """Parse version 2 (section 2.2): 16 fixed bytes, then addresses, then TLVs, which are skipped (from 2.2.1 on)."""
     if len(data) < _V2_FIXED.size:
         return _V2_FIXED.size
     command: int
@@ -115,7 +115,7 @@ def _parse_v2(data: bytes) -> ProxyHeader | int:
 
 
 def _v2_source(data: bytes, family: int) -> tuple[str, int] | None:
-    """Section 2.2: source address, destination address, source port, destination port; in network byte order."""
+    """Return the source (section 2.2); the order is source and destination address, then their ports, big-endian."""
     if family == _TCP4:
         source, _destination, port = struct.unpack_from("!4s4sH", data, _V2_FIXED.size)
         return str(ipaddress.IPv4Address(source)), port

@@ -1,6 +1,6 @@
-"""Reachability: new clients are refused while no key manager can be reached.
+"""Reachability: refuse new connections while no key manager can be reached.
 
-A client with a list of gateways goes to the next one only if this one refuses its connection; see docs/failover.md.
+A client with a list of gateways tries the next gateway only if its connection is refused; see docs/failover.md.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,11 +12,11 @@ from gateway.front.listener import Listener
 from gateway.log import Log
 
 UNREACHABLE_FOR: Final = 5.0  # s without any reachable key manager before connections are refused
-_INTERVAL: Final = 0.2  # s between two looks
+_INTERVAL: Final = 0.2  # s between two checks
 
 
 class Reachability:
-    """Decides from one look after the other whether new connections are accepted. Times are trio's seconds."""
+    """Decides from a series of checks whether new connections are accepted. Times are trio's seconds."""
 
     def __init__(self) -> None:
         self.accepts = True
@@ -25,11 +25,11 @@ class Reachability:
     def __repr__(self) -> str:
         return f"<Reachability {'accepts' if self.accepts else 'refuses'}, none since {self._unreachable_since}>"
 
-    def looked(self, now: float, *, reachable: bool) -> bool:
-        """Take one look into account. Returns whether the decision has changed.
+    def update(self, now: float, *, reachable: bool) -> bool:
+        """Update the decision after a check. Return True if the decision has changed.
 
-        The time is counted from the first look that found nobody, so that a process that stood still does not take
-        its own pause for the key managers' absence.
+        The time is counted from the first check that found no key manager, so that a pause of this process does not
+        count as time without key managers.
         """
         before = self.accepts
         if reachable:
@@ -42,12 +42,12 @@ class Reachability:
 
 
 async def refuse_while_unreachable(listeners: Iterable[Listener], is_reachable: Callable[[], bool], log: Log) -> None:
-    """Stop and resume all listeners' accepting as ``is_reachable`` says, for ever."""
+    """Stop all listeners from accepting while ``is_reachable`` returns False for 5 s and more. Runs for ever."""
     reachability = Reachability()
     while True:
         await trio.sleep(_INTERVAL)
-        if reachability.looked(trio.current_time(), reachable=is_reachable()):
-            _say(reachability, log)
+        if reachability.update(trio.current_time(), reachable=is_reachable()):
+            _log_change(reachability, log)
         for listener in listeners:
             if reachability.accepts:
                 listener.resume_accepting()
@@ -55,7 +55,7 @@ async def refuse_while_unreachable(listeners: Iterable[Listener], is_reachable: 
                 listener.stop_accepting()
 
 
-def _say(reachability: Reachability, log: Log) -> None:
+def _log_change(reachability: Reachability, log: Log) -> None:
     if reachability.accepts:
         log.info("accepting new connections again: a key manager can be reached")
         return

@@ -1,6 +1,7 @@
-"""Source addresses: what the clients of one address have just now, and how much of it they may have.
+"""Source addresses: the connections of each address, and their limits.
 
-A prefix counts as one address, because whoever has one address of an IPv6 network has all of them.
+All addresses with the same prefix count as one address, because a client with an address of an IPv6 network usually has
+the whole network.
 """
 
 import ipaddress
@@ -12,15 +13,12 @@ import trio
 
 from gateway.budget import TokenBucket
 
-_REMEMBERED: Final = 10_000  # addresses without a connection, kept so that a fresh connection does not reset a rate
+_REMEMBERED: Final = 10_000  # addresses without a connection, kept so that a reconnect does not reset a rate
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2: an IPv4 address in an IPv6 socket
 
 
 class AddressLimits(NamedTuple):
-    """Limits of one source address; a rate of 0 is any rate, a burst of 0 is one second's worth.
-
-    The prefixes are in bits.
-    """
+    """Limits of each source address. Rate 0: unlimited; burst 0: the handshakes of one second. Prefixes are in bits."""
 
     max_clients: int = 5000
     max_half_open: int = 500
@@ -33,7 +31,7 @@ class AddressLimits(NamedTuple):
 class HalfOpen:
     """A connection whose TLS handshake is not finished, from ``host`` and ``port``.
 
-    ``scope`` ends the connection; ``evicted`` is True if that was done to make room for another.
+    ``scope`` ends the connection; ``evicted`` is True if the connection was ended for a newer connection.
     """
 
     __slots__ = ("answered_at", "evicted", "host", "port", "scope", "sock", "source")
@@ -56,13 +54,13 @@ class HalfOpen:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def evict(self) -> None:
-        """End this connection to make room for another."""
+        """End this connection in favour of a newer connection."""
         self.evicted = True
         self.scope.cancel()
 
 
 class Source:
-    """The connections of one address. Those that are half-open are in two dictionaries, the oldest first."""
+    """The connections of one address. Two dictionaries hold the half-open connections, the oldest first."""
 
     __slots__ = ("answered", "bucket", "connections", "prefix", "silent")
 
@@ -70,8 +68,8 @@ class Source:
         self.prefix = prefix
         self.bucket = bucket
         self.connections = 0
-        self.silent: dict[HalfOpen, None] = {}  # the first TLS record is awaited
-        self.answered: dict[HalfOpen, None] = {}  # it has arrived, and the gateway has begun to answer
+        self.silent: dict[HalfOpen, None] = {}  # waiting for their first TLS record
+        self.answered: dict[HalfOpen, None] = {}  # the record has arrived, and the gateway has begun to answer
 
     def __repr__(self) -> str:
         return f"<Source {self.prefix.hex()}: {self.connections} connections, {self.half_open} half-open>"
@@ -82,12 +80,12 @@ class Source:
         return len(self.silent) + len(self.answered)
 
 
-#: The address of connections whose PROXY header has not arrived. No limit of addresses is applied to it.
+#: The address of connections whose PROXY header has not arrived. It has no limits.
 BEHIND_BALANCER: Final = Source(b"")
 
 
 class Sources:
-    """All addresses with a connection; and, if their rate is limited, the last 10,000 others."""
+    """All addresses with a connection; and, if rates are limited, the last 10,000 addresses without a connection."""
 
     def __init__(self, limits: AddressLimits) -> None:
         self.limits = limits
@@ -99,7 +97,7 @@ class Sources:
         return len(self._sources) + len(self._idle)
 
     def connect(self, host: str) -> Source:
-        """Count one more connection of an address; ``disconnect`` must follow."""
+        """Count a new connection of an address; ``disconnect`` must follow."""
         prefix = self._prefix(host)
         source = self._sources.get(prefix)
         if source is None:
@@ -109,7 +107,7 @@ class Sources:
         return source
 
     def disconnect(self, source: Source) -> None:
-        """Count one connection less."""
+        """Count the end of a connection. Forget the address after its last connection, unless its rate is limited."""
         source.connections -= 1
         if source.connections:
             return

@@ -1,14 +1,15 @@
 """Turns: the order in which clients' requests get the event loop, fair between principals.
 
-trio runs everything that is ready in one tick, in random order: a principal with 400 busy connections makes a tick of
-400 requests long, and its neighbour waits for two of them. So a conversation takes a turn after its socket has become
-readable, before it reads. A few turns a tick are free; beyond them conversations queue, a constant number leaves the
-queue in each tick, and start-time fair queueing says of which principal: the one that has used least since both wait
-(Goyal, Vin and Cheng, "Start-time Fair Queueing", 1996). A principal that has nothing waiting and is not ahead goes at
-once. Nothing is kept idle: alone, a principal has every turn.
+trio runs all ready tasks in a tick, in random order: 400 busy connections of one principal make a tick as long as 400
+requests, and a request of a second principal waits for two such ticks. So a conversation takes a turn after its socket
+has become readable, before it reads. A few turns of each tick are free. Beyond them conversations queue, and a constant
+number leaves the queue in each tick. Start-time fair queueing chooses the principal: of all that wait, the principal
+that has used the fewest turns while all of them waited (Goyal, Vin and Cheng, "Start-time Fair Queueing", 1996). A
+principal without waiting turns that is not ahead of the queue goes at once. No turn stays unused: a principal alone
+gets every turn.
 
-One turn is a read of at most one TLS record, with the request that it completes: some 0.1 ms. Work that takes longer is
-charged: later turns of its principal come later.
+A turn is a read of at most one TLS record, with the request that it completes: some 0.1 ms. Longer work is charged, and
+delays the later turns of its principal.
 """
 
 import time
@@ -20,13 +21,13 @@ from typing import Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-_FREE: Final = 8  # turns between two looks at whether a new tick has begun
-_LULL: Final = 0.005  # s: the free turns of one tick take less, so that those that took longer were of several
+_FREE: Final = 8  # turns that are free before the clock is read again
+_LULL: Final = 0.005  # s; the free turns of one tick take less, so that after more time a new tick has begun
 _LANES: Final = 2  # turns that leave the queue in each tick
 
 
 class Share:
-    """A principal's place in the order. ``tag`` is the virtual time at which its next turn starts."""
+    """The waiting turns of a principal. ``tag`` is the virtual time at which its next turn starts."""
 
     __slots__ = ("is_queued", "tag", "waiting")
 
@@ -42,8 +43,8 @@ class Share:
 class Turns:
     """The turns of one event loop.
 
-    A lane is a chain of queued turns, one a tick: each wakes the next one, which runs in the next tick. ``clock`` is in
-    seconds.
+    A lane is a chain of queued turns, a turn a tick: each turn wakes the next, which runs in the next tick. ``clock``
+    returns seconds.
     """
 
     __slots__ = ("_clock", "_lanes", "_latest", "_now", "_order", "_sequence", "_since", "_used", "waiting")
@@ -51,8 +52,8 @@ class Turns:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.waiting = 0
         self._now = clock
-        self._used = 0.0  # turns since a new tick was last seen
-        self._since = clock()  # time at which they began to be counted
+        self._used = 0.0  # turns since ``_since``, a time at which a new tick had begun
+        self._since = clock()
         self._lanes = 0
         self._clock = 0.0  # the virtual time: the start of the turn that left the queue last
         self._latest = 0.0  # the highest tag
@@ -63,7 +64,7 @@ class Turns:
         return f"<Turns: {self.waiting} waiting, {self._lanes} lanes>"
 
     def take(self, share: Share) -> Awaitable[None] | None:
-        """Take a turn. Return None if it is there at once, otherwise wait for what is returned."""
+        """Take a turn. Return None if the turn may begin at once; otherwise the caller must await the result first."""
         self._used += 1
         if self._used <= _FREE and not self.waiting:
             return None
@@ -76,7 +77,7 @@ class Turns:
         return self._wait(share)
 
     def charge(self, share: Share, turns: float) -> None:
-        """Charge a principal for work beyond that of one turn."""
+        """Charge a principal for work that took ``turns`` turns more than its own."""
         self._used += turns
         self._since = self._now()
         share.tag = max(share.tag, self._clock) + turns
@@ -95,13 +96,13 @@ class Turns:
     async def _wait(self, share: Share) -> None:
         if self._lanes < _LANES:
             if not self._lanes:
-                self._clock = self._latest  # nobody waits: whatever principals have used before is forgotten
+                self._clock = self._latest  # no turn waits: forget the turns that principals have used so far
             self._lanes += 1
             self._start(share)
             await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             await self._queue(share)
-        # A new tick has begun since this turn was asked for.
+        # A new tick has begun since the caller asked for this turn.
         self._begin_to_count()
         if self.waiting:
             self._wake_next()
@@ -133,7 +134,7 @@ class Turns:
             share.is_queued = False
             if share.waiting and tag >= share.tag:
                 break
-            if share.waiting:  # it was charged meanwhile
+            if share.waiting:  # charged since it was queued
                 self._enqueue(share)
         self._start(share)
         self.waiting -= 1

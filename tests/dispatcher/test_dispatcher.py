@@ -13,7 +13,7 @@ from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
 from tests.kit.clients import WARM, Tally, client, failures_of, maintain
 from tests.kit.fake_backends import Connection, FakeKeyManager, ask, in_virtual_time, name_in, never_answers
-from tests.kit.streams import _CancelAtStep
+from tests.kit.streams import CancelAtStep
 from tests.test_dispatcher import House, house
 from tests.test_failover import FAULTS, REQUESTS
 
@@ -275,7 +275,7 @@ async def test_a_request_that_is_cancelled_at_any_step_leaves_nothing_behind(nam
 async def cancelled_at(step: int, it: House, request: Request) -> bool:
     """Four clients ask, and are cancelled at a step of trio's. Return False if they had ended before."""
     with trio.CancelScope() as scope:
-        instrument = _CancelAtStep(scope, step)
+        instrument = CancelAtStep(scope, step)
         trio.lowlevel.add_instrument(instrument)
         try:
             async with trio.open_nursery() as clients:

@@ -401,7 +401,7 @@ MISDEEDS = {
         Misdeed(http_in_tls, "protocol"),
         Misdeed(noise_in_tls, "protocol"),
         Misdeed(noise_in_a_message, "protocol"),
-        Misdeed(a_broken_record, "gone"),
+        Misdeed(a_broken_record, "client_closed"),
         Misdeed(a_request_byte_by_byte, "reading_timeout"),
         Misdeed(answers_that_are_not_read, "sending_timeout"),
     )

@@ -1,4 +1,4 @@
-"""What the tests of the front share: certificates, and a clock that jumps where nothing happens."""
+"""Fixtures for tests of the front: certificates, and a clock that jumps to the next deadline."""
 
 import pytest
 from trio.testing import MockClock
@@ -8,11 +8,11 @@ from tests.kit.processes import Certificates
 
 @pytest.fixture(scope="package")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """One set for all."""
+    """Issue the certificates once for all tests of the package."""
     return Certificates(tmp_path_factory.mktemp("front"))
 
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Jumps to the next deadline once nothing has happened for a moment; bytes on the loopback take less."""
+    """Jump to the next deadline after 50 ms without activity; bytes on the loopback interface take less."""
     return MockClock(autojump_threshold=0.05)

@@ -1,4 +1,4 @@
-"""Admission: every limit, what it is called, and that what was let in is let out."""
+"""Admission: every limit, its label, and that counts return to zero."""
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_an_identity_without_an_allowance_has_the_usual_one() -> None:
     assert account.begin(0.0) is Limit.PRINCIPAL_REQUESTS
 
 
-def test_accounts_are_forgotten_but_not_those_in_use() -> None:
+def test_idle_accounts_are_forgotten() -> None:
     admission = Admission()
     kept = admission.account(principal("CN=kept"))
     kept.connect()
@@ -91,7 +91,7 @@ def test_one_principal_holds_four_fifths_of_the_bytes_at_most(sizes: list[int]) 
     assert (account.buffered, admission.buffered) == (80, 80)
 
 
-def test_each_further_principal_holds_four_fifths_of_what_is_left() -> None:
+def test_each_further_principal_may_hold_four_fifths_of_the_rest() -> None:
     admission = Admission(max_buffered=1000)
     for number, share in enumerate([800, 160, 32]):
         account = admission.account(principal(f"CN={number}"))
@@ -109,8 +109,8 @@ def test_bytes_held_are_bounded_over_all_principals() -> None:
 
 def test_clients_without_an_identity_share_one_account() -> None:
     admission = Admission(max_buffered=100)
-    assert admission.strangers.hold(80) is None
-    assert admission.strangers.hold(1) is Limit.PRINCIPAL_BUFFERED
+    assert admission.unidentified.hold(80) is None
+    assert admission.unidentified.hold(1) is Limit.PRINCIPAL_BUFFERED
     assert admission.account(principal("CN=calm")).hold(16) is None
 
 

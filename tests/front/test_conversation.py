@@ -1,4 +1,4 @@
-"""One client's requests and answers: their order, their deadlines, their ends."""
+"""Conversations: the order of requests and answers, deadlines, and ends."""
 
 import socket
 import ssl
@@ -13,19 +13,17 @@ import trio
 from kmip_lab.tools.clients import Client
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.config import MatchConfig
 from gateway.errors import StreamClosedError, TlsError
 from gateway.front.admission import Admission
 from gateway.front.turns import Share, Turns
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from tests.kit.front import Front, number_of, open_front, padded, request, until
+from tests.kit.front import NO_CLIENT, Front, number_of, open_front, padded, request, until
 from tests.kit.processes import Certificates
 from tests.kit.streams import TLS_1_2, TLS_1_3
 
 VERSIONS: list[Version] = [(1, 0), (1, 4), (2, 0), (2, 1), (3, 0)]
-NOBODY = MatchConfig(subject_cn=("nobody",))
 
 
 @pytest.fixture
@@ -35,8 +33,8 @@ async def front(certificates: Certificates) -> AsyncIterator[Front]:
 
 
 @asynccontextmanager
-async def told_and_let_go(client: Client) -> AsyncIterator[list[Response]]:
-    """After the block: one answer, which is put into the list, then the end."""
+async def error_then_end(client: Client) -> AsyncIterator[list[Response]]:
+    """Expect, after the block, an answer, which is appended to the list, and then the end."""
     answers: list[Response] = []
     yield answers
     with trio.fail_after(5):
@@ -45,20 +43,20 @@ async def told_and_let_go(client: Client) -> AsyncIterator[list[Response]]:
 
 
 async def is_closed(client: Client) -> None:
-    """The end, and nothing before it."""
+    """Expect the end, and no bytes before it."""
     with suppress(StreamClosedError):
         assert await client.stream.receive_some() == b""
 
 
 async def trickle(client: Client, data: bytes) -> None:
-    """Send a byte a second."""
+    """Send the bytes, with a second after each."""
     for byte in data:
         await client.stream.send_all(bytes([byte]))
         await trio.sleep(1)
 
 
 async def all_answers(client: Client) -> list[Response]:
-    """Every answer that comes until the end."""
+    """Return all answers until the end of the connection."""
     answers: list[Response] = []
     with trio.fail_after(5), suppress(StreamClosedError):
         while True:
@@ -76,7 +74,7 @@ async def test_requests_are_answered_one_after_the_other(front: Front, version: 
             answer = await client.ask(request(number, version))
             assert number_of(answer) == number
             assert answer.version == version
-    assert [bytes(asked.frame) for asked in front.desk.asked] == [request(number, version) for number in range(3)]
+    assert [bytes(asked.frame) for asked in front.dispatcher.asked] == [request(number, version) for number in range(3)]
 
 
 @pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
@@ -94,7 +92,7 @@ async def test_a_request_may_come_byte_by_byte(front: Front) -> None:
 
 
 async def test_requests_may_be_cut_anywhere(front: Front) -> None:
-    """Two requests in two records, cut at every place."""
+    """Two requests arrive in two records, cut at every position."""
     both = request(1) + request(2)
     async with front.client() as client:
         for cut in range(1, len(both)):
@@ -107,12 +105,12 @@ async def test_requests_may_be_cut_anywhere(front: Front) -> None:
 async def test_a_request_may_be_as_large_as_the_limit(front: Front, size: int) -> None:
     async with front.client() as client:
         assert number_of(await client.ask(padded(size, 5))) == 5
-    assert len(front.desk.asked[0].frame) == size
+    assert len(front.dispatcher.asked[0].frame) == size
 
 
 @pytest.mark.parametrize("size", [16384, 100_000, 1 << 20])
 async def test_large_answers_arrive(front: Front, size: int) -> None:
-    front.desk.answer_size = size
+    front.dispatcher.answer_size = size
     async with front.client() as client:
         answer = await client.ask(request())
         assert len(answer.frame) > size
@@ -147,12 +145,12 @@ async def test_a_client_that_half_closes_after_its_request_is_answered(front: Fr
 
 
 def with_steady_clock(admission: Admission) -> Admission:
-    """Have the turns of a tick counted, however long a busy machine takes for them."""
+    """Stop the clock of turns, so that a busy machine does not end a tick early."""
     admission.turns = Turns(clock=lambda: 0.0)
     return admission
 
 
-async def test_a_principal_with_many_busy_connections_is_passed_by_a_neighbour_with_one(
+async def test_principal_with_one_connection_passes_a_busy_principal(
     certificates: Certificates,
 ) -> None:
     """All requests arrive in the same tick; their conversations run in random order."""
@@ -161,19 +159,19 @@ async def test_a_principal_with_many_busy_connections_is_passed_by_a_neighbour_w
         busy = [await clients.enter_async_context(front.client()) for _ in range(40)]
         calm = await clients.enter_async_context(front.client("bob"))
         for round_ in range(5):
-            front.desk.asked.clear()
+            front.dispatcher.asked.clear()
             for number, client in enumerate(busy):
                 assert client.stream.send_now(request(number))
             assert calm.stream.send_now(request(1000))
             assert number_of(await calm.read_response()) == 1000
-            places = [asked.items[0].unique_batch_item_id for asked in front.desk.asked]
+            places = [asked.items[0].unique_batch_item_id for asked in front.dispatcher.asked]
             assert places.index((1000).to_bytes(8, "big")) <= 20, round_
             for number, client in enumerate(busy):
                 assert number_of(await client.read_response()) == number
 
 
 async def test_pipelined_requests_of_one_record_take_a_turn_each(certificates: Certificates) -> None:
-    """Refusals wait for nothing, so that all of a record's would come in one step."""
+    """Refusals do not wait, so that all requests of a record could be answered in one step."""
     admission = with_steady_clock(Admission(max_requests=0))
     async with (
         open_front(certificates, admission=admission) as front,
@@ -195,25 +193,25 @@ async def test_a_request_that_waits_for_its_turn_is_answered_in_a_drain(certific
         busy = [await clients.enter_async_context(front.client()) for _ in range(30)]
         for client in busy:
             await client.ask(request())
-        front.desk.asked.clear()
+        front.dispatcher.asked.clear()
         for number, client in enumerate(busy):
             assert client.stream.send_now(request(number))
-        while not front.desk.asked:
+        while not front.dispatcher.asked:
             await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()  # by now, every conversation has run
-        assert len(front.desk.asked) < 30
+        await trio.lowlevel.checkpoint()  # every conversation has run
+        assert len(front.dispatcher.asked) < 30
         front.listener.drain()
         for number, client in enumerate(busy):
             assert number_of(await client.read_response()) == number
 
 
-# What is not an error -------------------------------------------------------------------------------------------------
+# Ends that are no errors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize("polite", [True, False])
 async def test_a_connection_without_a_request_is_not_an_error(front: Front, version: str, *, polite: bool) -> None:
-    """Some clients try now and then whether the port answers; in TLS 1.3 a close with tickets unread is a reset."""
+    """Some clients check the port from time to time; in TLS 1.3 a close with unread tickets is a reset."""
     async with front.client(version=version) as client:
         await wait_all_tasks_blocked(0.01)
         if not polite:
@@ -265,12 +263,12 @@ async def test_a_byte_a_second_does_not_stretch_the_deadline(certificates: Certi
             await trickle(client, request())
         assert 10 <= clock.current_time() - began < 15
     assert front.errors == {"reading_timeout": 1}
-    assert front.desk.asked == []
+    assert front.dispatcher.asked == []
 
 
 async def test_a_client_that_never_reads_has_its_deadline(certificates: Certificates, clock: MockClock) -> None:
     async with open_front(certificates) as front, front.client() as client:
-        front.desk.answer_size = 1 << 20
+        front.dispatcher.answer_size = 1 << 20
         began = clock.current_time()
         await client.stream.send_all(b"".join(request(number) for number in range(50)))
         await trio.sleep(9)
@@ -278,21 +276,21 @@ async def test_a_client_that_never_reads_has_its_deadline(certificates: Certific
         await trio.sleep(2)
         assert front.errors == {"sending_timeout": 1}
         assert clock.current_time() - began < 12
-        assert front.desk.answered < 20  # no more than the kernel's buffers hold was asked for
+        assert front.dispatcher.answered < 20  # the answers fit into the kernel's buffers
 
 
 async def test_an_answer_may_take_its_time(certificates: Certificates, clock: MockClock) -> None:
-    """How long is the dispatcher's affair alone."""
+    """Only the dispatcher limits the time of an answer."""
     async with open_front(certificates) as front, front.client() as client, trio.open_nursery() as nursery:
-        front.desk.close_gate()
+        front.dispatcher.close_gate()
         nursery.start_soon(client.stream.send_all, request(9))
         await trio.sleep(5000)
-        front.desk.gate.set()
+        front.dispatcher.gate.set()
         assert number_of(await client.read_response()) == 9
         assert clock.current_time() >= 5000
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Refused requests and clients -----------------------------------------------------------------------------------------
 
 GET = request(1, (1, 4))
 GET_2_1 = request(1, (2, 1))
@@ -324,29 +322,29 @@ REFUSED: dict[str, tuple[bytes, Version, int]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-async def test_what_is_no_request_is_answered_and_let_go(front: Front, what: str) -> None:
+async def test_invalid_message_is_answered_and_the_connection_closed(front: Front, what: str) -> None:
     sent, version, reason = REFUSED[what]
     async with front.client() as client:
         await client.ask(request())
-        async with told_and_let_go(client) as answers:
+        async with error_then_end(client) as answers:
             await client.stream.send_all(sent)
     (answer,) = answers
     (item,) = answer.items
     assert answer.version == version
     assert (item.operation, item.status, item.reason) == (-1, ResultStatus.OPERATION_FAILED, reason)
-    assert len(front.desk.asked) == 1
+    assert len(front.dispatcher.asked) == 1
     assert front.errors == {"protocol": 1}
     assert sum(front.refusals.values()) == 1
 
 
-async def test_http_is_called_by_its_name(front: Front) -> None:
-    async with front.client() as client, told_and_let_go(client) as answers:
+async def test_error_for_http_names_http(front: Front) -> None:
+    async with front.client() as client, error_then_end(client) as answers:
         await client.stream.send_all(REFUSED["HTTP"][0])
     assert "HTTP" in (answers[0].items[0].message or "")
 
 
 async def test_too_large_a_request_is_refused_by_its_head_alone(front: Front) -> None:
-    """The answer arrives although the client goes on sending what nobody reads."""
+    """The answer arrives although the client goes on sending bytes that are not read."""
     async with front.client() as client:
         await client.stream.send_all(with_bytes(GET, 4, struct.pack(">I", 1 << 20)))
         answer = await client.read_response()
@@ -364,16 +362,16 @@ async def test_a_request_of_too_many_fields_is_refused_in_its_own_version(
 ) -> None:
     payload = ttlv.octets(Tag.DATA, b"") * 130_000
     flood = compose.encode_request(version, [compose.Ask(Operation.ENCRYPT, payload)])
-    async with front.client() as client, told_and_let_go(client) as answers:
+    async with front.client() as client, error_then_end(client) as answers:
         await client.stream.send_all(flood)
     assert (answers[0].version, answers[0].items[0].reason) == (version, reason)
     assert "5000 fields" in (answers[0].items[0].message or "")
     assert front.refusals == {"too_large": 1}
-    assert front.desk.asked == []
+    assert front.dispatcher.asked == []
 
 
 async def test_a_request_of_many_fields_is_decoded_in_many_turns(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with room for other conversations in between."""
+    """Other conversations may run between the turns."""
     taken: list[Share] = []
     take = Turns.take
 
@@ -391,21 +389,21 @@ async def test_a_request_of_many_fields_is_decoded_in_many_turns(front: Front, m
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, len(GET) - 1])
-async def test_a_client_that_leaves_in_mid_request_is_told_if_it_listens(front: Front, cut: int) -> None:
-    async with front.client() as client, told_and_let_go(client) as answers:
+async def test_client_that_half_closes_within_a_request_gets_an_error(front: Front, cut: int) -> None:
+    async with front.client() as client, error_then_end(client) as answers:
         await client.stream.send_all(GET[:cut])
         client.stream.connection.shutdown()
     assert answers[0].items[0].reason == ResultReason.INVALID_MESSAGE
     assert front.errors == {"protocol": 1}
-    assert front.desk.asked == []
+    assert front.dispatcher.asked == []
 
 
-async def test_a_request_behind_garbage_is_not_looked_at(front: Front) -> None:
-    async with front.client() as client, told_and_let_go(client) as answers:
+async def test_request_after_garbage_is_ignored(front: Front) -> None:
+    async with front.client() as client, error_then_end(client) as answers:
         await client.stream.send_all(request(1) + bytes(64) + request(2))
         assert number_of(await client.read_response()) == 1
     assert answers[0].items[0].reason == ResultReason.INVALID_MESSAGE
-    assert len(front.desk.asked) == 1
+    assert len(front.dispatcher.asked) == 1
 
 
 async def test_a_broken_record_ends_the_connection(front: Front) -> None:
@@ -413,14 +411,14 @@ async def test_a_broken_record_ends_the_connection(front: Front) -> None:
         client.stream._socket.send(b"\x17\x03\x03\x00\x20" + bytes(32))
         with pytest.raises(TlsError):
             await client.stream.receive_some()
-    await until(lambda: front.errors == {"gone": 1})
+    await until(lambda: front.errors == {"client_closed": 1})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_whom_no_rule_matches_is_told_so(certificates: Certificates, version: Version) -> None:
+async def test_client_without_identity_gets_an_error(certificates: Certificates, version: Version) -> None:
     asked = request(1, version, operations=[Operation.GET, Operation.DESTROY])
-    async with open_front(certificates, match=NOBODY) as front, front.client() as client:
-        async with told_and_let_go(client) as answers:
+    async with open_front(certificates, match=NO_CLIENT) as front, front.client() as client:
+        async with error_then_end(client) as answers:
             await client.stream.send_all(asked)
         (answer,) = answers
         assert answer.version == version
@@ -429,22 +427,18 @@ async def test_whom_no_rule_matches_is_told_so(certificates: Certificates, versi
         assert {item.unique_batch_item_id for item in answer.items} == {bytes([0] * 7 + [1])}
     assert front.errors == {"not_authenticated": 1}
     assert front.refusals == {"not_authenticated": 1}
-    assert front.desk.asked == []
+    assert front.dispatcher.asked == []
 
 
-async def test_client_without_identity_that_stays_silent_is_closed_after_3_s_and_counted(
-    certificates: Certificates, clock: MockClock
-) -> None:
-    async with open_front(certificates, match=NOBODY) as front, front.client() as client:
+async def test_silent_client_without_identity_is_closed_after_3_s(certificates: Certificates, clock: MockClock) -> None:
+    async with open_front(certificates, match=NO_CLIENT) as front, front.client() as client:
         await is_closed(client)
         assert 2.5 < clock.current_time() < 5
     assert front.errors == {"not_authenticated": 1}
     assert front.count("limit_rejections_total", limit="max_clients") == 0
 
 
-async def test_client_over_max_clients_that_stays_silent_is_closed_after_3_s_and_counted(
-    certificates: Certificates, clock: MockClock
-) -> None:
+async def test_silent_client_over_max_clients_is_closed_after_3_s(certificates: Certificates, clock: MockClock) -> None:
     admission = Admission(max_clients=1)
     async with open_front(certificates, admission=admission) as front, front.client(), front.client() as client:
         await is_closed(client)
@@ -453,7 +447,7 @@ async def test_client_over_max_clients_that_stays_silent_is_closed_after_3_s_and
     assert front.count("limit_rejections_total", limit="max_clients") == 1
 
 
-async def test_refused_client_that_sends_one_byte_a_second_is_closed_after_3_s(
+async def test_refused_client_that_sends_slowly_is_closed_after_3_s(
     certificates: Certificates, clock: MockClock
 ) -> None:
     async def drip(client: Client) -> None:
@@ -463,7 +457,7 @@ async def test_refused_client_that_sends_one_byte_a_second_is_closed_after_3_s(
                 await trio.sleep(1)
 
     async with (
-        open_front(certificates, match=NOBODY) as front,
+        open_front(certificates, match=NO_CLIENT) as front,
         front.client() as client,
         trio.open_nursery() as nursery,
     ):
@@ -475,7 +469,7 @@ async def test_refused_client_that_sends_one_byte_a_second_is_closed_after_3_s(
 
 
 @pytest.mark.parametrize(("max_requests", "answered"), [(0, 0), (1, 3)])
-async def test_a_request_that_has_its_answer_is_not_held_on_to(
+async def test_answered_request_is_not_kept_in_memory(
     certificates: Certificates, max_requests: int, answered: int
 ) -> None:
     admission = Admission(max_requests=max_requests)
@@ -484,36 +478,36 @@ async def test_a_request_that_has_its_answer_is_not_held_on_to(
             assert number_of(await client.ask(padded(100_000, number))) == number
             await wait_all_tasks_blocked(0.01)
             assert admission.buffered == 0
-            assert all(sys.getrefcount(asked) == 3 for asked in front.desk.asked)  # the desk's, and two for asking
-    assert front.desk.answered == answered
+            assert all(
+                sys.getrefcount(asked) == 3 for asked in front.dispatcher.asked
+            )  # the dispatcher's, and two for the question
+    assert front.dispatcher.answered == answered
 
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("most", [3, 10])
-async def test_an_answer_that_is_not_taken_is_held_and_there_is_room_for_so_many(
-    certificates: Certificates, most: int
-) -> None:
-    """Who takes none is closed where there is no room; who takes theirs has it, whatever the others do."""
-    admission = Admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # of which one client may have 4/5
+async def test_unread_answers_are_held_up_to_a_limit(certificates: Certificates, most: int) -> None:
+    """At the limit a client that reads no answers is closed; clients that read theirs are served."""
+    admission = Admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # a client may hold 4/5 of them
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
-        front.desk.answer_size = 8 << 20
+        front.dispatcher.answer_size = 8 << 20
         for number in range(5):
             client = await clients.enter_async_context(front.client())
             await client.stream.send_all(padded(100_000))
-            await until(lambda: front.desk.answered > number)  # noqa: B023 - it is over before the next
+            await until(lambda: front.dispatcher.answered > number)  # noqa: B023 - it is over before the next
             await wait_all_tasks_blocked(0.01)
         held = min(most, 5)
         assert held * (8 << 20) < admission.buffered < held * (8 << 20) + (1 << 20)
         assert front.count("limit_rejections_total", limit="principal_max_buffered") == 5 - held
         assert front.errors == ({"unread": 5 - held} if held < 5 else {})
-        front.desk.answer_size = 100
+        front.dispatcher.answer_size = 100
         async with front.client() as client:
             assert number_of(await client.ask(request(7))) == 7
         await trio.sleep(11)
         assert admission.buffered == 0
 
 
-async def test_one_client_that_fills_its_share_leaves_room_for_another(certificates: Certificates) -> None:
+async def test_client_that_fills_its_share_leaves_room_for_another(certificates: Certificates) -> None:
     admission = Admission(max_buffered=8 << 20)
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         for number in range(1, 8):
@@ -527,24 +521,24 @@ async def test_one_client_that_fills_its_share_leaves_room_for_another(certifica
         assert front.count("limit_rejections_total", limit="max_buffered") == 0
 
 
-async def test_requests_of_more_than_1_kib_and_what_follows_them_are_counted(certificates: Certificates) -> None:
+async def test_requests_above_1_kib_are_counted_as_held(certificates: Certificates) -> None:
     admission = Admission()
     async with open_front(certificates, admission=admission) as front:
-        front.desk.close_gate()
+        front.dispatcher.close_gate()
         async with front.client() as first, front.client() as second:
             await first.stream.send_all(padded(2048))
             await until(lambda: admission.buffered == 2048)
             await second.stream.send_all(request() + padded(8000))
             await until(lambda: admission.buffered == 2048 + len(request()) + 8000)
-            front.desk.gate.set()
+            front.dispatcher.gate.set()
             await until(lambda: admission.buffered == 0)
 
 
 @pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])
-async def test_what_is_held_is_let_go_of_in_the_end(certificates: Certificates, end: str) -> None:
+async def test_held_bytes_are_released_at_the_end(certificates: Certificates, end: str) -> None:
     admission = Admission()
     async with open_front(certificates, admission=admission) as front:
-        front.desk.close_gate()
+        front.dispatcher.close_gate()
         async with front.client() as client:
             await client.stream.send_all(padded(100_000)[: 50_000 if end in ("left", "cut") else 100_000])
             await until(lambda: admission.buffered >= 50_000)
@@ -552,20 +546,18 @@ async def test_what_is_held_is_let_go_of_in_the_end(certificates: Certificates, 
                 client.stream.connection.shutdown()
             elif end == "cut":
                 client.stream.close()
-            front.desk.fault = ZeroDivisionError() if end == "refused" else None
-            front.desk.gate.set()
+            front.dispatcher.fault = ZeroDivisionError() if end == "refused" else None
+            front.dispatcher.gate.set()
         assert admission.buffered == 0
         assert admission.clients == 0
 
 
-async def test_a_certificate_may_end_while_its_client_is_connected(
-    front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_client_is_rejected_once_its_certificate_expires(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     async with front.client() as client:
         await client.ask(request())
         a_year_on = time.time() + 366 * 86400
         monkeypatch.setattr("time.time", lambda: a_year_on)
-        async with told_and_let_go(client) as answers:
+        async with error_then_end(client) as answers:
             await client.stream.send_all(request())
     assert answers[0].items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
     assert "not valid" in (answers[0].items[0].message or "")
@@ -590,52 +582,52 @@ async def test_drain_lets_a_request_that_is_begun_be_read_and_answered(front: Fr
         await client.stream.send_all(request(1)[:20])
         await until(lambda: "reading" in repr(front.listener._conversations))
         front.listener.drain()
-        async with told_and_let_go(client) as answers:
+        async with error_then_end(client) as answers:
             await client.stream.send_all(request(1)[20:])
     assert number_of(answers[0]) == 1
 
 
 async def test_drain_lets_a_request_in_flight_be_answered(front: Front) -> None:
-    front.desk.close_gate()
+    front.dispatcher.close_gate()
     async with front.client() as client:
         await client.stream.send_all(request(1))
         await until(lambda: front.listener.requests_in_flight == 1)
         front.listener.drain()
         await wait_all_tasks_blocked(0.01)
         assert front.listener.requests_in_flight == 1
-        async with told_and_let_go(client) as answers:
-            front.desk.gate.set()
+        async with error_then_end(client) as answers:
+            front.dispatcher.gate.set()
     assert number_of(answers[0]) == 1
-    assert front.desk.answered == 1
+    assert front.dispatcher.answered == 1
 
 
-async def test_drain_does_not_begin_what_is_pipelined(front: Front) -> None:
-    front.desk.close_gate()
+async def test_drain_does_not_begin_pipelined_requests(front: Front) -> None:
+    front.dispatcher.close_gate()
     async with front.client() as client:
         await client.stream.send_all(request(1) + request(2) + request(3))
         await until(lambda: front.listener.requests_in_flight == 1)
         front.listener.drain()
-        async with told_and_let_go(client) as answers:
-            front.desk.gate.set()
+        async with error_then_end(client) as answers:
+            front.dispatcher.gate.set()
     assert number_of(answers[0]) == 1
-    assert len(front.desk.asked) == 1
+    assert len(front.dispatcher.asked) == 1
 
 
 async def test_drain_does_not_cut_an_answer_in_two(front: Front) -> None:
-    front.desk.answer_size = 1 << 20
+    front.dispatcher.answer_size = 1 << 20
     async with front.client() as client:
         await client.stream.send_all(b"".join(request(number) for number in range(10)))
         await until(lambda: "sending" in repr(front.listener._conversations))
         front.listener.drain()
         answers = await all_answers(client)
-    assert [number_of(answer) for answer in answers] == list(range(front.desk.answered))
+    assert [number_of(answer) for answer in answers] == list(range(front.dispatcher.answered))
 
 
 # Clients that leave ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_leaves_does_not_cancel_its_request(front: Front) -> None:
-    front.desk.close_gate()
+    front.dispatcher.close_gate()
     async with front.client() as client:
         await client.stream.send_all(request())
         await until(lambda: front.listener.requests_in_flight == 1)
@@ -643,9 +635,9 @@ async def test_a_client_that_leaves_does_not_cancel_its_request(front: Front) ->
         client.stream.close()
         await wait_all_tasks_blocked(0.01)
         assert front.listener.requests_in_flight == 1
-        front.desk.gate.set()
-    assert front.desk.answered == 1
-    assert front.errors == {"gone": 1}
+        front.dispatcher.gate.set()
+    assert front.dispatcher.answered == 1
+    assert front.errors == {"client_closed": 1}
 
 
 @pytest.mark.parametrize(("early", "expected"), [(0.1, {True}), (0.0, {True, False}), (-0.1, {False})])
@@ -665,7 +657,7 @@ async def test_the_last_bytes_and_the_deadline_may_coincide(
             answered = False
         assert answered in expected
         assert clock.current_time() - began < 11
-    assert (len(front.desk.asked), front.desk.answered) == (answered, answered)
+    assert (len(front.dispatcher.asked), front.dispatcher.answered) == (answered, answered)
 
 
 async def test_a_plain_client_of_the_standard_library_is_served(front: Front) -> None:

@@ -17,8 +17,8 @@ def sock() -> Iterator[socket.socket]:
         yield sock
 
 
-class Crowd:
-    """Half-open connections of sources that are known by a number."""
+class Connections:
+    """Half-open connections of numbered addresses."""
 
     def __init__(self, sock: socket.socket, spoken: frozenset[int] = frozenset()) -> None:
         self.sock = sock
@@ -33,74 +33,74 @@ class Crowd:
 
 
 def test_address_with_the_most_loses_its_oldest(sock: socket.socket) -> None:
-    crowd = Crowd(sock)
-    first, flood = crowd.add(0), [crowd.add(1) for _ in range(4)]
+    connections = Connections(sock)
+    first, flood = connections.add(0), [connections.add(1) for _ in range(4)]
     for victim in flood[:3]:
-        assert crowd.registry.evict_one(crowd.sources[2], now=0)
+        assert connections.registry.evict_one(connections.sources[2], now=0)
         assert victim.evicted
-    assert len(crowd.registry) == 2
+    assert len(connections.registry) == 2
     assert not first.evicted
 
 
 def test_oldest_goes_first_if_every_address_has_one(sock: socket.socket) -> None:
-    crowd = Crowd(sock)
-    everyone = [crowd.add(source) for source in range(4)]
+    connections = Connections(sock)
+    everyone = [connections.add(source) for source in range(4)]
     for victim in everyone:
-        assert crowd.registry.evict_one(crowd.sources[4], now=0)
+        assert connections.registry.evict_one(connections.sources[4], now=0)
         assert victim.evicted
-    assert not crowd.registry.evict_one(crowd.sources[4], now=0)
+    assert not connections.registry.evict_one(connections.sources[4], now=0)
 
 
 def test_connection_whose_hello_waits_for_the_gateway_is_not_closed(sock: socket.socket) -> None:
-    crowd = Crowd(sock, frozenset({sock.fileno()}))
-    crowd.add(0)
-    assert not crowd.registry.evict_one_of(crowd.sources[0], now=100)
+    connections = Connections(sock, frozenset({sock.fileno()}))
+    connections.add(0)
+    assert not connections.registry.evict_one_of(connections.sources[0], now=100)
 
 
 def test_answered_connection_has_a_second_unless_its_address_has_the_most(sock: socket.socket) -> None:
-    crowd = Crowd(sock)
-    answered = [crowd.add(0) for _ in range(3)]
+    connections = Connections(sock)
+    answered = [connections.add(0) for _ in range(3)]
     for half_open in answered:
-        crowd.registry.answer(half_open, now=5)
-    assert not crowd.registry.evict_one_of(crowd.sources[0], now=5.9)
-    assert crowd.registry.evict_one_of(crowd.sources[0], now=6)
+        connections.registry.answer(half_open, now=5)
+    assert not connections.registry.evict_one_of(connections.sources[0], now=5.9)
+    assert connections.registry.evict_one_of(connections.sources[0], now=6)
     assert answered[0].evicted
-    assert crowd.registry.evict_one(crowd.sources[1], now=5.1)  # which has none
+    assert connections.registry.evict_one(connections.sources[1], now=5.1)  # an address without connections
     assert answered[1].evicted
-    assert not crowd.registry.evict_one(crowd.sources[1], now=5.1)  # one for each
+    assert not connections.registry.evict_one(connections.sources[1], now=5.1)  # a connection of each address
 
 
 def test_evicted_connection_may_be_answered_and_removed_again(sock: socket.socket) -> None:
-    crowd = Crowd(sock)
-    half_open = crowd.add(0)
-    crowd.registry.evict_one_of(crowd.sources[0], now=0)
-    crowd.registry.answer(half_open, now=0)
-    crowd.registry.remove(half_open)
-    crowd.registry.remove(half_open)
-    assert (len(crowd.registry), crowd.sources[0].half_open) == (0, 0)
+    connections = Connections(sock)
+    half_open = connections.add(0)
+    connections.registry.evict_one_of(connections.sources[0], now=0)
+    connections.registry.answer(half_open, now=0)
+    connections.registry.remove(half_open)
+    connections.registry.remove(half_open)
+    assert (len(connections.registry), connections.sources[0].half_open) == (0, 0)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "answer", "evict"]), st.integers(0, 4)), max_size=60))
 def test_numbers_agree_whatever_happens(steps: list[tuple[str, int]]) -> None:
     with socket.socket() as sock:
-        crowd, there = Crowd(sock), list[HalfOpen]()
+        connections, there = Connections(sock), list[HalfOpen]()
         for step, source in steps:
             if step == "add":
-                there.append(crowd.add(source))
+                there.append(connections.add(source))
             elif step == "evict":
-                most = max(each.half_open for each in crowd.sources)
-                before = [each.half_open for each in crowd.sources]
-                if crowd.registry.evict_one(crowd.sources[source], now=100):
-                    (loser,) = [i for i, each in enumerate(crowd.sources) if each.half_open != before[i]]
+                most = max(each.half_open for each in connections.sources)
+                before = [each.half_open for each in connections.sources]
+                if connections.registry.evict_one(connections.sources[source], now=100):
+                    (loser,) = [i for i, each in enumerate(connections.sources) if each.half_open != before[i]]
                     assert before[loser] == most
             elif there:
                 half_open = there[source % len(there)]
                 if step == "answer":
-                    crowd.registry.answer(half_open, now=1)
+                    connections.registry.answer(half_open, now=1)
                 else:
                     there.remove(half_open)
-                    crowd.registry.remove(half_open)
+                    connections.registry.remove(half_open)
             alive = [half_open for half_open in there if not half_open.evicted]
-            assert len(crowd.registry) == len(alive)
-            for each in crowd.sources:
+            assert len(connections.registry) == len(alive)
+            for each in connections.sources:
                 assert each.half_open == sum(half_open.source is each for half_open in alive)

@@ -1,4 +1,4 @@
-"""The bytes before TLS, on real sockets: they are waited for and left where they are."""
+"""The bytes before TLS, on real sockets: the functions wait for them and leave them unread."""
 
 import socket
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.errors import StreamClosedError
 from gateway.front.preface import bytes_of_hello, hello_is_there, read_proxy_header, wait_for_hello
 from gateway.front.proxy_protocol import ProxyHeader, ProxyHeaderError
-from tests.front.test_proxy_protocol import HEADERS, MALFORMED
+from tests.kit.proxy_headers import HEADERS, MALFORMED
 from tests.kit.streams import connected, reset
 
 HELLO = b"\x16\x03\x01\x00\x10" + bytes(16)
@@ -19,7 +19,7 @@ Sockets = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
-    """A client's socket, and the one that was accepted."""
+    """A client's socket, and the accepted socket."""
     client, accepted = connected()
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     accepted.setblocking(False)
@@ -31,7 +31,7 @@ async def arrived(sock: socket.socket) -> None:
     await trio.lowlevel.wait_readable(sock)
 
 
-async def test_hello_that_arrives_byte_by_byte_wakes_nobody_before_it_is_complete(sockets: Sockets) -> None:
+async def test_hello_byte_by_byte_wakes_no_task_before_it_is_complete(sockets: Sockets) -> None:
     client, accepted = sockets
     beginnings: list[bytes] = []
 
@@ -53,7 +53,7 @@ async def test_hello_that_arrives_byte_by_byte_wakes_nobody_before_it_is_complet
     assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
 
-def test_nothing_more_is_awaited_of_a_client_that_has_reset_its_connection(sockets: Sockets) -> None:
+def test_reset_connection_needs_no_further_bytes(sockets: Sockets) -> None:
     client, accepted = sockets
     reset(client)
     assert hello_is_there(accepted)
@@ -86,7 +86,7 @@ async def test_client_that_leaves_ends_the_wait(sockets: Sockets, sent: bytes, h
         (b"P", 1),
     ],
 )
-def test_first_record_is_needed_unless_it_is_none(data: bytes, needed: int) -> None:
+def test_first_record_is_needed_unless_it_is_no_record(data: bytes, needed: int) -> None:
     assert bytes_of_hello(data) == needed
 
 
@@ -122,7 +122,7 @@ async def test_malformed_proxy_header_is_refused_without_waiting_for_more(socket
         await read_proxy_header(accepted)
 
 
-async def test_peer_that_leaves_within_a_header_is_refused_and_one_that_says_nothing_has_left(sockets: Sockets) -> None:
+async def test_closing_within_a_header_is_an_error_and_before_it_a_close(sockets: Sockets) -> None:
     client, accepted = sockets
     client.send(b"PROXY TC")
     client.close()

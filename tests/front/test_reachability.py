@@ -1,4 +1,4 @@
-"""New connections are refused while no key manager can be reached, and accepted again as soon as one is."""
+"""New connections are refused while no key manager can be reached, and accepted again afterwards."""
 
 import random
 import socket
@@ -26,16 +26,16 @@ def looks(*times: tuple[float, bool]) -> list[bool]:
     reachability = Reachability()
     decided = []
     for now, reachable in times:
-        reachability.looked(now, reachable=reachable)
+        reachability.update(now, reachable=reachable)
         decided.append(reachability.accepts)
     return decided
 
 
-def test_connections_are_refused_after_five_seconds_without_any_key_manager() -> None:
+def test_connections_are_refused_after_5_s_without_a_key_manager() -> None:
     assert looks((0, False), (4.9, False), (5.0, False), (60, False)) == [True, True, False, False]
 
 
-def test_the_first_reachable_key_manager_ends_it() -> None:
+def test_connections_are_accepted_once_a_key_manager_is_reachable() -> None:
     assert looks((0, False), (5, False), (5.2, True), (5.4, False), (10.3, False), (10.4, False)) == [
         True,
         False,
@@ -46,7 +46,7 @@ def test_the_first_reachable_key_manager_ends_it() -> None:
     ]
 
 
-def test_five_seconds_are_counted_anew_after_each_reachable_key_manager() -> None:
+def test_reachable_key_manager_restarts_the_five_seconds() -> None:
     assert looks((0, False), (4, True), (5, False), (9, False), (10, False)) == [True, True, True, True, False]
 
 
@@ -57,7 +57,7 @@ def test_a_pause_of_the_process_is_not_counted() -> None:
 def test_only_a_change_is_reported() -> None:
     reachability = Reachability()
     times = [(0, False), (5, False), (6, False), (7, True), (8, True)]
-    assert [reachability.looked(now, reachable=reachable) for now, reachable in times] == [
+    assert [reachability.update(now, reachable=reachable) for now, reachable in times] == [
         False,
         True,
         False,
@@ -71,7 +71,7 @@ def test_only_a_change_is_reported() -> None:
 
 
 def listening_on(host: str) -> socket.socket:
-    """A listening socket as the gateway makes it, on a port that is given rather than chosen by the kernel."""
+    """A listening socket as the gateway makes it, on a fixed port."""
     sock = socket.socket(HOSTS[host], socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     while True:
@@ -105,7 +105,7 @@ async def test_a_listener_refuses_and_accepts_again_and_its_clients_stay(certifi
         assert number_of(await kept.ask(request(1))) == 1
         for number in range(2, 5):  # again and again
             front.listener.stop_accepting()
-            front.listener.stop_accepting()  # says nothing new
+            front.listener.stop_accepting()  # no change
             assert is_refused(address)
             assert front.count("accepting", listener=NAME) == 0
             assert number_of(await kept.ask(request(number))) == number
@@ -120,7 +120,7 @@ async def test_a_listener_refuses_and_accepts_again_and_its_clients_stay(certifi
 
 
 @each_family
-async def test_nobody_else_can_take_the_port_meanwhile(certificates: Certificates, host: str) -> None:
+async def test_no_other_process_can_listen_while_connections_are_refused(certificates: Certificates, host: str) -> None:
     async with front_on(certificates, host) as (front, address), front.client() as kept:
         await kept.ask(request())  # an open connection must not keep the listener from listening again
         front.listener.stop_accepting()
@@ -132,7 +132,7 @@ async def test_nobody_else_can_take_the_port_meanwhile(certificates: Certificate
         assert not is_refused(address)
 
 
-async def test_a_client_that_nobody_has_accepted_is_reset(certificates: Certificates) -> None:
+async def test_connections_in_the_backlog_are_reset(certificates: Certificates) -> None:
     async with front_on(certificates, "127.0.0.1") as (front, address):
         with socket.create_connection(address) as waiting:
             front.listener.stop_accepting()
@@ -151,7 +151,7 @@ async def test_a_listener_that_refuses_can_be_drained(certificates: Certificates
             with trio.fail_after(5):
                 assert await kept.stream.receive_some() == b""
         for change in (front.listener.resume_accepting, front.listener.stop_accepting):
-            change()  # too late, and without harm
+            change()  # without effect
             assert is_refused(address)
             assert front.count("accepting", listener=NAME) == 0
 
@@ -166,7 +166,7 @@ async def test_a_listener_that_was_drained_does_not_begin_again(certificates: Ce
 
 
 class Occupied(socket.socket):
-    """A socket whose port somebody has taken while it did not listen."""
+    """A socket whose port is in use by another process while it does not listen."""
 
     is_taken = False
 
@@ -177,7 +177,7 @@ class Occupied(socket.socket):
         super().listen(backlog)
 
 
-async def test_a_listener_that_may_not_listen_again_says_so_and_tries_again(certificates: Certificates) -> None:
+async def test_listener_that_cannot_listen_again_logs_it_and_retries(certificates: Certificates) -> None:
     plain = listening_on("127.0.0.1")
     listening = Occupied(fileno=plain.detach())
     async with open_front(certificates, listening=listening) as front:
@@ -192,12 +192,12 @@ async def test_a_listener_that_may_not_listen_again_says_so_and_tries_again(cert
         async with front.client() as client:
             assert number_of(await client.ask(request(5))) == 5
     assert [(entry["event"], entry["reason"]) for entry in front.log.entries] == [
-        ("can't accept clients", "Address already in use")
+        ("cannot listen: another process may use the port; trying again", "Address already in use")
     ]
 
 
 @pytest.mark.usefixtures("clock")
-async def test_listeners_follow_the_key_managers(certificates: Certificates) -> None:
+async def test_listeners_accept_while_a_key_manager_is_reachable(certificates: Certificates) -> None:
     reachable = False
     async with front_on(certificates, "127.0.0.1") as (front, address), trio.open_nursery() as nursery:
         log = structlog.wrap_logger(None, processors=[front.log])
@@ -217,4 +217,4 @@ async def test_listeners_follow_the_key_managers(certificates: Certificates) -> 
         await trio.sleep(1)
         assert not is_refused(address)
         nursery.cancel_scope.cancel()
-    assert front.errors.keys() <= {"gone"}  # of those who only knocked
+    assert front.errors.keys() <= {"client_closed"}  # connections without a handshake

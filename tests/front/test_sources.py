@@ -1,4 +1,4 @@
-"""Source addresses: whose connections count together, and that the memory of addresses is bounded."""
+"""Source addresses: which connections count together, and the bound on remembered addresses."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_addresses_count_together_within_32_and_64_bits(one: str, other: str, ar
     assert (sources.connect(one) is sources.connect(other)) is are_the_same
 
 
-def test_prefixes_are_settings() -> None:
+def test_prefix_lengths_are_settings() -> None:
     sources = Sources(AddressLimits(ipv4_prefix=24, ipv6_prefix=48))
     assert sources.connect("192.0.2.1") is sources.connect("192.0.2.254")
     assert sources.connect("192.0.2.1") is not sources.connect("192.0.3.1")

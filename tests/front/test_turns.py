@@ -1,4 +1,4 @@
-"""Turns: how many a tick has, whose comes first, and that none is lost."""
+"""Turns: their number in a tick, their order, and that no turn is lost."""
 
 from collections import Counter
 from itertools import pairwise
@@ -13,8 +13,8 @@ FREE = 8  # turns that are free between two ticks
 LANES = 2  # queued turns a tick
 
 
-class Crowd:
-    """Takes turns for principals, and notes whose came when, by tick."""
+class Principals:
+    """Takes turns for principals, and notes the principal of each turn, by tick."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.turns = Turns(clock=lambda: 0.0)
@@ -26,7 +26,7 @@ class Crowd:
         self._nursery = nursery
 
     def asks(self, principal: str, times: int = 1, rounds: int = 1) -> None:
-        """Have so many connections of a principal take so many turns each, one after the other."""
+        """Let each of the principal's connections take turns, in sequence."""
         share = self.shares.setdefault(principal, Share())
         for _ in range(times):
             self._nursery.start_soon(self._ask, principal, share, rounds)
@@ -49,19 +49,19 @@ class Crowd:
             await trio.lowlevel.checkpoint()
 
 
-async def all_done(crowd: Crowd) -> None:
-    """Wait until nobody waits for a turn."""
+async def wait_until_idle(principals: Principals) -> None:
+    """Wait until no turn waits."""
     await wait_all_tasks_blocked()
-    assert repr(crowd.turns) == "<Turns: 0 waiting, 0 lanes>"
-    assert not any(share.waiting for share in crowd.shares.values())
+    assert repr(principals.turns) == "<Turns: 0 waiting, 0 lanes>"
+    assert not any(share.waiting for share in principals.shares.values())
 
 
-def test_a_few_turns_are_there_at_once() -> None:
+def test_first_turns_of_a_tick_are_free() -> None:
     turns, share = Turns(clock=lambda: 0.0), Share()
     assert [turns.take(share) for _ in range(FREE)] == [None] * FREE
 
 
-async def test_a_turn_beyond_the_free_ones_waits_for_the_next_tick_and_no_longer() -> None:
+async def test_turn_beyond_the_free_turns_waits_one_tick() -> None:
     turns, share = Turns(clock=lambda: 0.0), Share()
     for _ in range(10):
         assert [turns.take(share) for _ in range(FREE)] == [None] * FREE
@@ -71,7 +71,7 @@ async def test_a_turn_beyond_the_free_ones_waits_for_the_next_tick_and_no_longer
 
 
 def test_turns_that_are_far_apart_are_all_there_at_once() -> None:
-    """At such a rate no tick has many: nothing need wait to find out whether a new one has begun."""
+    """At such a rate a tick has few turns: none needs to wait for a new tick."""
     now = 0.0
     turns, share = Turns(clock=lambda: now), Share()
     for _ in range(100):
@@ -79,85 +79,85 @@ def test_turns_that_are_far_apart_are_all_there_at_once() -> None:
         now += 0.001
 
 
-async def test_a_tick_has_a_bounded_number_of_turns_of_a_busy_principal() -> None:
+async def test_turns_of_a_busy_principal_in_a_tick_are_bounded() -> None:
     async with trio.open_nursery() as nursery, trio.open_nursery() as busy:
-        crowd = Crowd(busy)
-        nursery.start_soon(crowd.count_ticks)
-        crowd.asks("busy", 200, rounds=3)
-        while len(crowd.order) < 600:
+        principals = Principals(busy)
+        nursery.start_soon(principals.count_ticks)
+        principals.asks("busy", 200, rounds=3)
+        while len(principals.order) < 600:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
-    assert max(crowd.ticks.values()) <= FREE + 2 * LANES
-    assert crowd.turns.waiting == 0
+    assert max(principals.ticks.values()) <= FREE + 2 * LANES
+    assert principals.turns.waiting == 0
 
 
-async def test_a_busy_principal_gets_every_turn_if_nobody_else_wants_one() -> None:
+async def test_principal_alone_gets_every_turn() -> None:
     async with trio.open_nursery() as nursery, trio.open_nursery() as busy:
-        crowd = Crowd(busy)
-        nursery.start_soon(crowd.count_ticks)
-        crowd.asks("busy", 400)
-        while len(crowd.order) < 400:
+        principals = Principals(busy)
+        nursery.start_soon(principals.count_ticks)
+        principals.asks("busy", 400)
+        while len(principals.order) < 400:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
-    assert crowd.tick <= 400 / LANES + 5
+    assert principals.tick <= 400 / LANES + 5
 
 
 async def test_a_newcomer_passes_the_queue_of_a_busy_principal() -> None:
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(nursery)
-        crowd.asks("busy", 100, rounds=5)
+        principals = Principals(nursery)
+        principals.asks("busy", 100, rounds=5)
         for _ in range(20):
             await trio.lowlevel.checkpoint()
-        before = len(crowd.order)
-        crowd.asks("calm")
-        while "calm" not in crowd.order:
+        before = len(principals.order)
+        principals.asks("calm")
+        while "calm" not in principals.order:
             await trio.lowlevel.checkpoint()
-        assert crowd.order.index("calm") - before <= 3 * LANES
-    await all_done(crowd)
+        assert principals.order.index("calm") - before <= 3 * LANES
+    await wait_until_idle(principals)
 
 
-async def test_a_neighbour_with_one_connection_never_waits_for_more_than_a_few_turns() -> None:
+async def test_principal_with_one_connection_waits_for_a_few_turns_at_most() -> None:
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(nursery)
-        crowd.asks("busy", 100, rounds=20)
+        principals = Principals(nursery)
+        principals.asks("busy", 100, rounds=20)
         for _ in range(20):
             await trio.lowlevel.checkpoint()
-        crowd.asks("calm", rounds=200)
-    places = [place for place, principal in enumerate(crowd.order) if principal == "calm"]
+        principals.asks("calm", rounds=200)
+    places = [place for place, principal in enumerate(principals.order) if principal == "calm"]
     assert len(places) == 200
     assert max(later - place for place, later in pairwise(places)) <= FREE
-    await all_done(crowd)
+    await wait_until_idle(principals)
 
 
 async def test_principals_with_queues_get_the_same_number_of_turns() -> None:
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(nursery)
+        principals = Principals(nursery)
         for principal, connections in [("a", 300), ("b", 50), ("c", 50)]:
-            crowd.asks(principal, connections, rounds=10)
+            principals.asks(principal, connections, rounds=10)
         for _ in range(60):
             await trio.lowlevel.checkpoint()
-        begin = len(crowd.order)
-        while len(crowd.order) < begin + 600:
+        begin = len(principals.order)
+        while len(principals.order) < begin + 600:
             await trio.lowlevel.checkpoint()
-        shares = Counter(crowd.order[begin : begin + 600])
+        shares = Counter(principals.order[begin : begin + 600])
         assert all(190 <= shares[principal] <= 210 for principal in "abc")
-    await all_done(crowd)
+    await wait_until_idle(principals)
 
 
-async def test_a_principal_that_is_charged_gets_as_many_turns_less() -> None:
+async def test_charged_turns_are_deducted_later() -> None:
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(nursery)
-        crowd.charges["heavy"] = 4
+        principals = Principals(nursery)
+        principals.charges["heavy"] = 4
         for principal in ("heavy", "light"):
-            crowd.asks(principal, 100, rounds=10)
+            principals.asks(principal, 100, rounds=10)
         for _ in range(60):
             await trio.lowlevel.checkpoint()
-        begin = len(crowd.order)
-        while len(crowd.order) < begin + 600:
+        begin = len(principals.order)
+        while len(principals.order) < begin + 600:
             await trio.lowlevel.checkpoint()
-        shares = Counter(crowd.order[begin : begin + 600])
+        shares = Counter(principals.order[begin : begin + 600])
         assert shares["light"] == pytest.approx(5 * shares["heavy"], rel=0.1)
-    await all_done(crowd)
+    await wait_until_idle(principals)
 
 
 async def test_a_charge_uses_up_the_free_turns_of_its_tick() -> None:
@@ -171,36 +171,36 @@ async def test_a_charge_uses_up_the_free_turns_of_its_tick() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 30])
-async def test_a_turn_that_is_cancelled_is_nobodys_loss(after: int) -> None:
+async def test_cancelled_turn_leaves_the_queue(after: int) -> None:
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(nursery)
+        principals = Principals(nursery)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as cancelled:
-                other = Crowd(cancelled)
-                other.turns, other.order = crowd.turns, crowd.order
+                other = Principals(cancelled)
+                other.turns, other.order = principals.turns, principals.order
                 other.asks("gone", 100)
-                crowd.asks("here", 100)
+                principals.asks("here", 100)
                 for _ in range(after):
                     await trio.lowlevel.checkpoint()
                 scope.cancel()
-    assert crowd.order.count("here") == 100
-    await all_done(crowd)
+    assert principals.order.count("here") == 100
+    await wait_until_idle(principals)
 
 
-async def test_debts_end_with_the_queue() -> None:
-    """A principal that was charged while nobody waited is not put off behind all that comes later."""
+async def test_charges_are_forgotten_when_the_queue_is_empty() -> None:
+    """A principal that was charged while no turn waited is not delayed behind later turns."""
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(nursery)
-        crowd.charges["heavy"] = 1000
-        crowd.asks("heavy", 30)
-        await all_done(crowd)
-        crowd.charges.clear()
-        crowd.asks("light", 100, rounds=4)
+        principals = Principals(nursery)
+        principals.charges["heavy"] = 1000
+        principals.asks("heavy", 30)
+        await wait_until_idle(principals)
+        principals.charges.clear()
+        principals.asks("light", 100, rounds=4)
         for _ in range(20):
             await trio.lowlevel.checkpoint()
-        crowd.asks("heavy")
-        before = len(crowd.order)
-        while "heavy" not in crowd.order[before:]:
+        principals.asks("heavy")
+        before = len(principals.order)
+        while "heavy" not in principals.order[before:]:
             await trio.lowlevel.checkpoint()
-        assert crowd.order.index("heavy", before) - before <= FREE
-    await all_done(crowd)
+        assert principals.order.index("heavy", before) - before <= FREE
+    await wait_until_idle(principals)

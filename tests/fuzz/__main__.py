@@ -15,10 +15,10 @@ import click
 from tests.fuzz.targets import MAX_SIZE, TARGETS
 
 CORPUS: Final = Path(__file__).parent / "corpus"
-_MAX_LENGTH: Final = 4096  # bytes of an input: what is longer takes the same paths, more slowly
-_KEPT: Final = 100  # inputs that one run adds to a target's corpus
+_MAX_LENGTH: Final = 4096  # bytes of an input: longer inputs take the same paths, more slowly
+_KEPT: Final = 100  # inputs that a run adds to a target's corpus
 _KEPT_LENGTH: Final = 1024
-_SLOW: Final = 2  # s for one input, which is far more than a message of this length may take
+_SLOW: Final = 2  # s for an input, far more than a message of this length may take
 
 
 def _options(name: str, seconds: int, work: Path) -> list[str]:

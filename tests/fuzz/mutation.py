@@ -10,7 +10,7 @@ _TYPES: Final = 12  # KMIP has 11 types, from 1
 
 
 class Mutator:
-    """Makes broken messages of whole ones; the same seed makes the same ones."""
+    """Makes broken messages of whole messages; the same seed makes the same messages."""
 
     def __init__(self, seeds: Sequence[bytes], rng: random.Random) -> None:
         self._seeds = seeds
@@ -27,7 +27,7 @@ class Mutator:
         ]
 
     def mutated(self) -> bytes:
-        """Return a seed after no, one or several mutations; its length mostly fits."""
+        """Return a seed after up to nine mutations; its length is usually corrected."""
         rng = self._rng
         message = bytearray(rng.choice(self._seeds))
         for _ in range(rng.choice((0, 1, 1, 2, 4, 9))):

@@ -1,4 +1,4 @@
-"""One target under atheris: ``python -m tests.fuzz.one TARGET [libFuzzer's options and directories]``."""
+"""Run a target under atheris: ``python -m tests.fuzz.one TARGET [libFuzzer's options and directories]``."""
 
 import random
 import struct
@@ -13,7 +13,7 @@ _MESSAGES = {"request", "response", "marks"}
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """Mutate bytes, and mostly have the message's length fit again: else nearly no input is read beyond its head."""
+    """Mutate bytes, and usually correct the message's length: otherwise few inputs are read beyond their head."""
     mutated = bytearray(atheris.Mutate(data, max_size))
     if len(mutated) >= 8 and random.Random(seed).random() < 0.8:
         del mutated[len(mutated) // 8 * 8 :]

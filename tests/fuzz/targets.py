@@ -1,6 +1,6 @@
-"""Fuzz targets: functions of any bytes, of which none may raise.
+"""Fuzz targets: functions that must not raise for any bytes.
 
-Each target swallows the errors that its part promises for broken input (ProtocolError, for most), and checks what must
+Each target ignores the errors that its part promises for broken input (usually ProtocolError), and checks what must
 hold for all input. ``tests.fuzz`` feeds them coverage-guided mutations, ``test_corpus`` the inputs that are kept.
 """
 
@@ -32,7 +32,7 @@ _PROXY: Final[Any] = import_module(_PROXY_MODULE) if find_spec(_PROXY_MODULE) el
 
 
 def framing(data: bytes) -> None:
-    """Cut a stream into messages: the chunks must not matter, and no byte is lost."""
+    """Cut a stream into messages: the result does not depend on the chunks, and no byte is lost."""
     for tag in (Tag.REQUEST_MESSAGE, Tag.RESPONSE_MESSAGE):
         whole, broken = _frames(FrameReader(tag, MAX_SIZE), [data])
         third = len(data) // 3
@@ -57,25 +57,25 @@ def _frames(reader: FrameReader, chunks: list[bytes]) -> tuple[list[bytes], bool
 
 
 def request(data: bytes) -> None:
-    """Read a request as a conversation does, judge it by the tables, and answer it."""
+    """Decode a request as a conversation does, read it by the tables of ``policy``, and answer it."""
     try:
         found = decode_request(data)
     except ProtocolError as error:
         decode_response(policy.refuse(Refusal.INVALID_MESSAGE, str(error), None, version=error.version))
         return
-    _judge(found)
+    _read_by_tables(found)
     assert found.frame == data
     decode_response(policy.refuse(Refusal.DEADLINE, "too late", found))
-    CommonVersions(_NoBalancer()).answer(found, "app")  # type: ignore[arg-type]  # it is asked for nothing else
+    CommonVersions(_NoBalancer()).answer(found, "app")  # type: ignore[arg-type]  # no other attribute is used
 
 
 class _NoBalancer:
-    """A balancer of a gateway before no key managers."""
+    """A balancer without key managers."""
 
     backends = ()
 
 
-def _judge(found: Request) -> None:
+def _read_by_tables(found: Request) -> None:
     repr(found)
     policy.refused_operation(found)
     policy.effect_of(found)
@@ -94,7 +94,7 @@ _ASKED: Final = [
 
 
 def response(data: bytes) -> None:
-    """Read a response as the dispatcher does, and compare it with requests that it may answer."""
+    """Decode a response as the dispatcher does, and compare it with requests that it may answer."""
     try:
         found = decode_response(data)
     except ProtocolError:
@@ -119,7 +119,7 @@ def response(data: bytes) -> None:
 
 
 def marks(data: bytes) -> None:
-    """Take marks off any request; a value that was marked comes back as it was."""
+    """Take marks off any request, and put marks on the values of any response."""
     with suppress(ProtocolError):
         found = decode_request(data)
         taken = _MARKS.take(found, _PRINCIPAL, _BACKENDS, leave_room=policy.may_be_given_values(found))
@@ -136,7 +136,7 @@ def _put(found: Response, asked: Request) -> None:
 
 
 def proxy_protocol(data: bytes) -> None:
-    """Read a PROXY header: with fewer bytes the outcome is the same, or more bytes are wanted."""
+    """Parse a PROXY header: with fewer bytes, the result is the same, or more bytes are needed."""
 
     def parse(part: bytes) -> Any:
         try:

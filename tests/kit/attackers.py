@@ -1,4 +1,4 @@
-"""A TLS peer that breaks the bounds on records: OpenSSL called directly, since pyOpenSSL can't send a KeyUpdate."""
+"""A TLS peer that breaks the bounds on records. It calls OpenSSL directly, since pyOpenSSL can't send a KeyUpdate."""
 
 import _ssl
 import ctypes
@@ -14,7 +14,7 @@ _PEM: Final = 1  # SSL_FILETYPE_PEM
 _SET_MAX_VERSION: Final = 124  # SSL_CTRL_* of OpenSSL's ssl.h
 _SET_MAX_SEND_FRAGMENT: Final = 52
 TLS_1_2: Final = 0x303
-_EXTENSION: Final = 0xFFAA  # of a number that is free for private use
+_EXTENSION: Final = 0xFFAA  # a number for private use
 _ADD_EXTENSION: Final = ctypes.CFUNCTYPE(
     ctypes.c_int,
     ctypes.c_void_p,
@@ -26,8 +26,8 @@ _ADD_EXTENSION: Final = ctypes.CFUNCTYPE(
 )
 
 
-class Attacker:
-    """One end of a TLS connection, over a connected socket. Calls block: run them in a thread."""
+class HostilePeer:
+    """An end of a TLS connection, over a connected socket. Calls block: run them in a thread."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Attacker:
         _OPENSSL.SSL_CTX_use_certificate_chain_file(self._context, str(certificate).encode())
         _OPENSSL.SSL_CTX_use_PrivateKey_file(self._context, str(private_key).encode(), _PEM)
         self._control(_SET_MAX_VERSION, max_version)
-        self._extra = ctypes.create_string_buffer(0)  # what the extension of a hello holds
+        self._extra = ctypes.create_string_buffer(0)  # content of the extension in a hello
         self._add_extra = _ADD_EXTENSION(self._extend)
         _OPENSSL.SSL_CTX_add_client_custom_ext(self._context, _EXTENSION, self._add_extra, None, None, None, None)
         self._ssl = ctypes.c_void_p(_OPENSSL.SSL_new(self._context))
@@ -84,14 +84,14 @@ class Attacker:
         return bool(self._shake_hands(self._ssl) == 1)
 
     def update_keys(self, times: int, *, requested: bool = False) -> int:
-        """Send so many KeyUpdates, each in a record of its own; return how many the connection took."""
+        """Send KeyUpdates, each in a record of its own; return the number that could be sent."""
         for sent in range(times):
             if _OPENSSL.SSL_key_update(self._ssl, int(requested)) != 1 or _OPENSSL.SSL_do_handshake(self._ssl) != 1:
                 return sent
         return times
 
     def renegotiate(self, extra: int = 0) -> bool:
-        """Begin a second handshake in TLS 1.2; return True if the peer agrees.
+        """Begin a second handshake in TLS 1.2; return True if it succeeds.
 
         ``extra`` bytes make its hello longer.
         """
@@ -99,15 +99,15 @@ class Attacker:
         return _OPENSSL.SSL_renegotiate(self._ssl) == 1 and self.shake_hands()
 
     def leave(self) -> None:
-        """End the connection, without a word of TLS."""
+        """Close the connection without close_notify."""
         self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, data: bytes) -> None:
-        """Send data."""
+        """Send application data; the result of OpenSSL is ignored."""
         _OPENSSL.SSL_write(self._ssl, data, len(data))
 
     def receive(self, size: int = 16384) -> bytes:
-        """Return what comes next; empty at the end."""
+        """Return the next bytes; empty at the end."""
         buffer = ctypes.create_string_buffer(size)
         received = _OPENSSL.SSL_read(self._ssl, buffer, size)
         return buffer.raw[: max(0, received)]

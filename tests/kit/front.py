@@ -1,4 +1,4 @@
-"""A front without anything behind it: a real listener over real TLS, and a desk where a dispatcher would sit."""
+"""A front without backends: a real listener over real TLS, with a fake dispatcher."""
 
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,14 +26,17 @@ from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.metrics import Metrics
+from gateway.tls import TlsStream
 from tests.kit.processes import Certificates
-from tests.kit.streams import asking, serving
+from tests.kit.streams import client_tls, server_tls
 
 NAME = "kmip"
+NO_CLIENT = MatchConfig(subject_cn=("nobody",))  # a rule that matches none of the tests' certificates
+PART_OF_HELLO = b"\x16\x03\x01\x02\x00"  # the head of a TLS record whose 512 bytes do not follow
 
 
-class Desk(Dispatcher):
-    """Answers everything with success, as soon as its gate is open, and remembers what it was asked."""
+class FakeDispatcher(Dispatcher):
+    """Answers all requests with success while its gate is open, and keeps the requests."""
 
     def __init__(self) -> None:
         self.gate = trio.Event()
@@ -66,11 +69,11 @@ class Desk(Dispatcher):
 
 @dataclass
 class Front:
-    """A listener that runs."""
+    """A running listener, its fake dispatcher, its metrics and its log."""
 
     address: Address
     listener: Listener
-    desk: Desk
+    dispatcher: FakeDispatcher
     certificates: Certificates
     context: SSL.Context
     metrics: Metrics
@@ -80,19 +83,19 @@ class Front:
     async def client(
         self, name: str = "alice", *, version: str | None = None, context: SSL.Context | None = None
     ) -> AsyncIterator[Client]:
-        """A client's session, for the length of a block; and time for the listener to see its end."""
+        """Connect a client for the length of a block; then wait until the listener has noticed its end."""
         before = self.clients
-        async with connect(self.address, context or asking(self.certificates, name, version)) as client:
+        async with connect(self.address, context or client_tls(self.certificates, name, version)) as client:
             yield client
         await until(lambda: self.clients <= before)
 
     def count(self, family: str, **labels: str) -> float:
-        """A sample, or 0 where there is none."""
+        """Return the value of a metric, or 0 if it does not exist."""
         return self.metrics.registry.get_sample_value(f"kmip_gateway_{family}", labels) or 0.0
 
     @property
     def errors(self) -> dict[str, float]:
-        """What was counted against client connections, by reason."""
+        """The client connection errors that were counted, by reason."""
         return {
             sample.labels["reason"]: sample.value
             for family in self.metrics.client_connection_errors.collect()
@@ -112,7 +115,7 @@ class Front:
 
     @property
     def clients(self) -> float:
-        """Client connections, as the metrics have it."""
+        """The number of client connections in the metrics."""
         return self.count("client_connections", listener=NAME)
 
 
@@ -127,7 +130,7 @@ async def open_front(
     listening: socket.socket | None = None,
     host: str = "127.0.0.1",
 ) -> AsyncIterator[Front]:
-    """A front for the length of a block; by default everyone is let in. Closes the socket it listens on.
+    """Run a front for the length of a block; by default an identity matches every client. Closes its socket.
 
     ``host`` is the address of ``listening``.
     """
@@ -138,14 +141,14 @@ async def open_front(
         certificate=Path("unused"),
         private_key=Path("unused"),
     )
-    desk, metrics, log = Desk(), Metrics("test"), LogCapture()
-    context = serving(certificates)
+    dispatcher, metrics, log = FakeDispatcher(), Metrics("test"), LogCapture()
+    context = server_tls(certificates)
     listener = Listener(
         settings or ListenerSettings(NAME),
         context,
         Identities([rule]),
         admission=admission or Admission(),
-        dispatcher=desk,
+        dispatcher=dispatcher,
         limits=limits or Limits(),
         metrics=metrics,
         log=structlog.wrap_logger(None, processors=[log]),
@@ -154,7 +157,7 @@ async def open_front(
         address = Address(host, sock.getsockname()[1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, sock)
-            yield Front(address, listener, desk, certificates, context, metrics, log)
+            yield Front(address, listener, dispatcher, certificates, context, metrics, log)
             nursery.cancel_scope.cancel()
     assert repr(listener) == f"<Listener {NAME}: 0 clients>"
     assert not listener._conversations
@@ -163,30 +166,66 @@ async def open_front(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let others run until something has become true; bounded."""
+    """Let other tasks run until a condition is true, for 2 s at most."""
     for _ in range(400):
         if condition():
             return
         await wait_all_tasks_blocked(0.005)
-    raise AssertionError("it has not become true")
+    raise AssertionError("the condition has not become true")
+
+
+def connect_tcp(front: Front, source: str = "127.0.0.1") -> socket.socket:
+    """Connect, and send nothing."""
+    sock = socket.create_connection((front.address.host, front.address.port), source_address=(source, 0))
+    sock.setblocking(False)
+    return sock
+
+
+async def wait_for_end(sock: socket.socket) -> None:
+    """Wait until the peer has closed or reset the connection."""
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            if not sock.recv(65536):
+                return
+        except ConnectionError:
+            return
+
+
+async def is_served(front: Front, context: SSL.Context, source: str = "127.0.0.1") -> None:
+    """Connect, send a request, check its answer, and close."""
+    stream = TlsStream(connect_tcp(front, source), context, server_side=False)
+    await stream.handshake()
+    assert number_of(await Client(stream).ask(request(5))) == 5
+    stream.close_politely()
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Return True if the peer has neither closed nor sent anything."""
+    try:
+        return bool(sock.recv(1)) and False
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def request(number: int = 1, version: Version = (1, 2), operations: Sequence[int] = (Operation.GET,)) -> bytes:
-    """A request whose Unique Batch Item IDs carry a number, to tell its answer by."""
+    """Return a request; its Unique Batch Item IDs are a number, which its answer repeats."""
     payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, f"key-{number}")
     mark = number.to_bytes(8, "big")
     return compose.encode_request(version, [Ask(operation, payload, mark) for operation in operations])
 
 
 def number_of(response: Response) -> int:
-    """The number of the request that this answers."""
+    """Return the number of the request to which this is the answer."""
     mark = response.items[0].unique_batch_item_id
     assert mark is not None
     return int.from_bytes(mark, "big")
 
 
 def padded(size: int, number: int = 1) -> bytes:
-    """A request of exactly this many bytes, a multiple of eight."""
+    """Return a request of exactly ``size`` bytes, a multiple of eight."""
     empty = compose.encode_request((1, 2), [Ask(Operation.ENCRYPT, ttlv.octets(Tag.DATA, b""), bytes(8))])
     data = ttlv.octets(Tag.DATA, bytes(size - len(empty)))
     frame = compose.encode_request((1, 2), [Ask(Operation.ENCRYPT, data, number.to_bytes(8, "big"))])

@@ -1,4 +1,4 @@
-"""Pairs of TLS streams over the loopback interface, and what they leave behind."""
+"""Pairs of TLS streams over the loopback interface; checks for leaked descriptors."""
 
 import ctypes
 import socket
@@ -19,14 +19,14 @@ VERSIONS = {"TLSv1": SSL.TLS1_VERSION, "TLSv1.1": SSL.TLS1_1_VERSION, TLS_1_2: S
 
 
 class Pair(NamedTuple):
-    """Both ends of one connection."""
+    """Both ends of a connection."""
 
     client: TlsStream
     server: TlsStream
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
-    """A TCP connection: who connected, and who accepted."""
+    """Return the two sockets of a TCP connection: the client's, and the accepted socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         connecting = socket.create_connection(listening.getsockname())
         return connecting, listening.accept()[0]
@@ -36,34 +36,34 @@ _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
 def reset(sock: socket.socket) -> None:
-    """Close a socket so that the peer gets a reset."""
+    """Close a socket with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def cut_off(sock: socket.socket) -> None:
-    """Have nothing reach a socket any more, as if a firewall swallowed every packet to it: not even the kernel answers.
+    """Drop all packets to a socket, as a firewall would, so that not even the kernel answers.
 
-    It is a filter program (BPF) of one instruction, "take 0 bytes", which needs no privilege.
+    The filter program (BPF) has a single instruction, "take 0 bytes", and needs no privilege.
     """
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
 
 
 def reconnect(sock: socket.socket) -> None:
-    """End what ``cut_off`` began."""
+    """Let packets reach the socket again, after ``cut_off``."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
-def serving(certificates: Certificates, policy: str = "modern") -> SSL.Context:
-    """The gateway's side."""
+def server_tls(certificates: Certificates, policy: str = "modern") -> SSL.Context:
+    """Return the context of the gateway's side."""
     return server_context(*certificates.pair("server"), certificates.path("clients_ca.pem"), policy)
 
 
-def asking(
+def client_tls(
     certificates: Certificates, name: str = "alice", version: str | None = None, ca: str | None = "gateway_ca.pem"
 ) -> SSL.Context:
-    """A client's side, held to one version of TLS where that is given."""
+    """Return the context of a client, for ``version`` of TLS only if given."""
     context = client_context(*certificates.client(name), None if ca is None else certificates.path(ca))
     if version is not None:
         context.set_min_proto_version(VERSIONS[version])
@@ -102,7 +102,7 @@ async def shaken(server: SSL.Context, client: SSL.Context, name: str | None = "l
 
 
 async def receive_exactly(stream: TlsStream, size: int) -> bytes:
-    """So many bytes, or fewer where the stream ends before."""
+    """Return ``size`` bytes, or fewer if the stream ends before."""
     received = bytearray()
     while len(received) < size and (data := await stream.receive_some()):
         received += data
@@ -110,29 +110,29 @@ async def receive_exactly(stream: TlsStream, size: int) -> bytes:
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope after so many steps of any tasks."""
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope after ``step`` steps of any tasks."""
 
     def __init__(self, scope: trio.CancelScope, step: int) -> None:
         self._scope = scope
         self._left = step
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the name is trio's
-        """Count them."""
+        """Count the steps."""
         self._left -= 1
         if self._left == 0:
             self._scope.cancel()
 
 
 async def cancelled_everywhere(story: Callable[[], Awaitable[None]], steps: int = 200) -> int:
-    """Run a story again and again, cancelled one step later each time, until it comes to its end; return how often."""
+    """Run a function repeatedly, each time cancelled a step later, until it ends; return the number of runs."""
     for step in range(1, steps):
         with trio.CancelScope() as scope:
-            instrument = _CancelAtStep(scope, step)
+            instrument = CancelAtStep(scope, step)
             trio.lowlevel.add_instrument(instrument)
             try:
                 await story()

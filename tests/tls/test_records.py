@@ -12,47 +12,41 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from gateway import records
 from gateway.errors import StreamClosedError, TlsError
-from gateway.records import HandshakeBudget, RecordAllowance
-from gateway.tls import TlsStream
+from gateway.tls import TlsStream, records
+from gateway.tls.records import HandshakeBudget, RecordAllowance
 from tests.kit.attackers import TLS_1_2 as OPENSSL_TLS_1_2
-from tests.kit.attackers import Attacker
+from tests.kit.attackers import HostilePeer
 from tests.kit.processes import Certificates
-from tests.kit.streams import TLS_1_2, TLS_1_3, Pair, asking, connected, serving, shake_hands, shaken, streams
+from tests.kit.streams import TLS_1_2, TLS_1_3, Pair, client_tls, connected, server_tls, shake_hands, shaken, streams
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("ecdsa"))
 
 
 @contextmanager
 def attacked(
     certificates: Certificates, *, by_server: bool = False, pair: tuple[Path, Path] | None = None, **options: Any
-) -> Iterator[tuple[Attacker, TlsStream]]:
-    """An attacker, and the gateway's end of its connection, before the handshake: with a client, or a key manager."""
+) -> Iterator[tuple[HostilePeer, TlsStream]]:
+    """Yield a hostile client or key manager, and the gateway's end of its connection, before the handshake."""
     ours, theirs = connected()
     pair = pair or (certificates.pair("server") if by_server else certificates.client("alice"))
-    context = asking(certificates) if by_server else serving(certificates)
+    context = client_tls(certificates) if by_server else server_tls(certificates)
     stream = TlsStream(ours, context, server_side=not by_server, server_name="localhost" if by_server else None)
     try:
-        with Attacker(theirs, *pair, is_server=by_server, **options) as attacker:
+        with HostilePeer(theirs, *pair, is_server=by_server, **options) as attacker:
             yield attacker, stream
     finally:
         stream.close()
 
 
-async def shake_attackers_hands(attacker: Attacker, stream: TlsStream) -> None:
+async def shake_attackers_hands(attacker: HostilePeer, stream: TlsStream) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.handshake)
         assert await trio.to_thread.run_sync(attacker.shake_hands)
 
 
 async def ending_of(stream: TlsStream) -> TlsError:
-    """The error that ends a stream on which nothing but records without data arrive."""
+    """Return the error that ends a stream on which only records without data arrive."""
     with trio.fail_after(20), pytest.raises(TlsError) as ended:
         await stream.receive_some()
     return ended.value
@@ -61,7 +55,7 @@ async def ending_of(stream: TlsStream) -> TlsError:
 # Records without data -------------------------------------------------------------------------------------------------
 
 
-def test_64_records_without_data_are_allowed_at_once_and_one_more_a_second() -> None:
+def test_64_records_without_data_are_allowed_and_then_one_a_second() -> None:
     allowance = RecordAllowance()
 
     def take(times: int, now: float) -> None:
@@ -120,7 +114,7 @@ async def test_other_tasks_run_between_records_without_data(certificates: Certif
 async def test_data_passes_both_ways_after_key_updates(
     certificates: Certificates, *, by_server: bool, requested: bool
 ) -> None:
-    def talk(attacker: Attacker) -> bytes:
+    def talk(attacker: HostilePeer) -> bytes:
         for _ in range(3):
             attacker.update_keys(5, requested=requested)
             attacker.send(b"question")
@@ -143,7 +137,7 @@ async def test_data_passes_both_ways_after_key_updates(
 
 
 @pytest.mark.parametrize(("updates", "quiet"), [(1, True), (10, True), (100, False)])
-async def test_an_idle_connection_is_quiet_after_some_key_updates_and_not_after_a_flood(
+async def test_idle_connection_is_quiet_until_key_updates_become_a_flood(
     certificates: Certificates, updates: int, *, quiet: bool
 ) -> None:
     with attacked(certificates, by_server=True) as (attacker, stream):
@@ -162,7 +156,7 @@ async def test_an_end_behind_key_updates_is_not_quiet(certificates: Certificates
 
 async def test_a_record_that_arrives_byte_by_byte_is_one_record(certificates: Certificates) -> None:
     async with (
-        shaken(serving(certificates), asking(certificates)) as pair,
+        shaken(server_tls(certificates), client_tls(certificates)) as pair,
         recorded(pair) as send_slowly,
         trio.open_nursery() as nursery,
     ):
@@ -172,7 +166,7 @@ async def test_a_record_that_arrives_byte_by_byte_is_one_record(certificates: Ce
 
 @asynccontextmanager
 async def recorded(pair: Pair) -> AsyncIterator[Callable[[bytes], Any]]:
-    """A way to send data whose record leaves the client byte by byte."""
+    """Return a function that sends data in a record, byte by byte."""
     captured, far = socket.socketpair()
     with captured, far:
         captured.setblocking(False)
@@ -211,7 +205,7 @@ async def test_a_second_hello_in_too_many_records_ends_the_connection(
     """In TLS 1.2 OpenSSL would read all of it, in records of any size, before it refuses to renegotiate."""
     with attacked(certificates, max_version=OPENSSL_TLS_1_2, fragment=512) as (attacker, stream):
         await shake_attackers_hands(attacker, stream)
-        monkeypatch.setattr(records, "_FAIR_LENGTH", 1024)  # OpenSSL sends none that are below 512 bytes
+        monkeypatch.setattr(records, "_FAIR_LENGTH", 1024)  # OpenSSL sends no records below 512 bytes
         monkeypatch.setattr(records, "_SMALL_RECORDS", 4)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, attacker.renegotiate, 8000)
@@ -244,12 +238,12 @@ def test_a_handshake_may_have_128_kib_and_64_records_below_512_bytes() -> None:
 
 
 def hello(size: int, record: int) -> bytes:
-    """A ClientHello that is no use, in records of a size."""
+    """Return a useless ClientHello of ``size`` bytes, in records of ``record`` bytes."""
     return in_records(b"\x01" + size.to_bytes(3, "big") + b"\x03\x03" + bytes(size - 2), record)
 
 
 def in_records(body: bytes, record: int) -> bytes:
-    """Handshake messages in records of a size."""
+    """Return handshake messages in records of ``record`` bytes."""
     parts = (body[start : start + record] for start in range(0, len(body), record))
     return b"".join(b"\x16\x03\x01" + struct.pack(">H", len(part)) + part for part in parts)
 
@@ -262,7 +256,7 @@ async def test_a_hello_in_tiny_records_is_refused_before_most_of_it_is_read(
     ours, theirs = connected()
     with theirs:
         theirs.sendall(sent)
-        stream = TlsStream(ours, serving(certificates), server_side=True)
+        stream = TlsStream(ours, server_tls(certificates), server_side=True)
         with trio.fail_after(5), pytest.raises(TlsError) as refused:
             await stream.handshake()
         unread = ours.recv(1 << 20)
@@ -275,14 +269,14 @@ async def test_a_key_manager_s_handshake_in_tiny_records_is_refused(certificates
     ours, theirs = connected()
     with theirs:
         theirs.sendall(in_records(b"\x02\x00\x40\x00\x03\x03" + bytes(0x3FFE), 1)[:10_000])
-        stream = TlsStream(ours, asking(certificates), server_side=False)
+        stream = TlsStream(ours, client_tls(certificates), server_side=False)
         with trio.fail_after(5), pytest.raises(TlsError) as refused:
             await stream.handshake()
         stream.close()
     assert refused.value.reason == "handshake_too_large"
 
 
-async def test_other_tasks_run_during_a_handshake_whose_records_are_all_there(certificates: Certificates) -> None:
+async def test_other_tasks_run_during_a_handshake_without_waits(certificates: Certificates) -> None:
     ours, theirs = connected()
     ran: list[str] = []
 
@@ -291,7 +285,7 @@ async def test_other_tasks_run_during_a_handshake_whose_records_are_all_there(ce
 
     with theirs:
         theirs.sendall(hello(131_000, 1)[:3000])
-        stream = TlsStream(ours, serving(certificates), server_side=True)
+        stream = TlsStream(ours, server_tls(certificates), server_side=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
             with suppress(TlsError):
@@ -307,7 +301,7 @@ async def test_a_client_with_a_large_certificate_shakes_hands_and_resumes(
     certificates: Certificates, size: int, version: str
 ) -> None:
     large_client(certificates, f"large-{size}", size)
-    server, client = serving(certificates), asking(certificates, f"large-{size}", version=version)
+    server, client = server_tls(certificates), client_tls(certificates, f"large-{size}", version=version)
     session = None
     for resumed in (False, True):
         async with streams(server, client) as pair:
@@ -318,16 +312,18 @@ async def test_a_client_with_a_large_certificate_shakes_hands_and_resumes(
             await pair.server.send_all(b"answer")
             assert await pair.client.receive_some() == b"answer"
             session = pair.client.connection.get_session()
-            pair.client.connection.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)  # it keeps its session
+            pair.client.connection.set_shutdown(
+                SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN
+            )  # the client keeps its session
 
 
 @both_versions
-async def test_a_client_with_a_certificate_too_large_for_a_ticket_is_told_from_other_failures(
+async def test_certificate_too_large_for_a_ticket_has_a_reason_of_its_own(
     certificates: Certificates, version: str
 ) -> None:
     large_client(certificates, "too-large", 73 * 1024)
     async with (
-        streams(serving(certificates), asking(certificates, "too-large", version=version)) as pair,
+        streams(server_tls(certificates), client_tls(certificates, "too-large", version=version)) as pair,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(ignoring_errors, pair.client)
@@ -344,7 +340,7 @@ async def ignoring_errors(stream: TlsStream) -> None:
 
 
 @pytest.mark.parametrize("max_version", [0, OPENSSL_TLS_1_2])
-async def test_a_client_with_records_of_512_bytes_and_a_large_certificate_shakes_hands(
+async def test_large_certificate_in_records_of_512_bytes_is_accepted(
     certificates: Certificates, max_version: int
 ) -> None:
     large = large_client(certificates, "in-small-records", 40_000)
@@ -356,8 +352,8 @@ async def test_a_client_with_records_of_512_bytes_and_a_large_certificate_shakes
 
 async def test_a_handshake_that_arrives_byte_by_byte_succeeds(certificates: Certificates) -> None:
     front, back = connected(), connected()
-    client = TlsStream(front[0], asking(certificates), server_side=False, server_name="localhost")
-    server = TlsStream(back[1], serving(certificates), server_side=True)
+    client = TlsStream(front[0], client_tls(certificates), server_side=False, server_name="localhost")
+    server = TlsStream(back[1], server_tls(certificates), server_side=True)
 
     async def relay(near: socket.socket, far: socket.socket, step: int) -> None:
         near.setblocking(False)
@@ -394,6 +390,6 @@ async def test_a_request_sent_with_the_end_of_the_handshake_is_read_after_it(cer
 
 
 def large_client(certificates: Certificates, name: str, size: int) -> tuple[Path, Path]:
-    """A client's certificate of about so many bytes."""
+    """Return a client's certificate of about ``size`` bytes."""
     uris = [f"spiffe://example.com/{name}/{number:0100}" for number in range((size - 500) // (126 + len(name)))]
     return certificates.client(name, uri=uris)

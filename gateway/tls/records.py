@@ -1,14 +1,15 @@
 """Bounds on the TLS records of one connection, so that no peer can occupy the event loop.
 
-OpenSSL reads on until it has what it was asked for: a handshake message, or application data. A peer that sends a
-message in records of one byte, or records without application data, would keep one call busy for seconds. So:
+OpenSSL reads on until it has a whole handshake message, or application data. A peer that sends a message in records of
+one byte, or records without application data, would keep a single call busy for seconds. So:
 
-* A handshake reads from memory. TlsStream gives OpenSSL one record at a time and counts records and bytes.
+* A handshake reads from memory. TlsStream gives OpenSSL one record at a time, and counts records and bytes.
 * After the handshake OpenSSL reads the socket itself, and returns after each message that is not application data
   (SSL_MODE_AUTO_RETRY is off). From the head of such a message on, OpenSSL reads memory again until the message is
   complete, so that a message in several records is bounded as a handshake is.
 
-The functions here use OpenSSL calls that pyOpenSSL does not offer in public. All such calls are in this module.
+The functions here use OpenSSL calls that pyOpenSSL does not offer in public; such calls for session resumption are in
+``resumption``.
 """
 
 import errno
@@ -22,11 +23,11 @@ HEAD_SIZE: Final = 5  # bytes of a record's head: type, version (two bytes), len
 MAX_LENGTH: Final = 16384 + 2048  # of a record in TLS 1.2 and below, the highest of all versions; RFC 5246, 6.2.3
 
 _MAX_HANDSHAKE_BYTES: Final = 128 * 1024  # OpenSSL takes certificate chains of at most 100 KiB
-_SMALL_RECORDS: Final = 64  # a handshake may have so many records, and another one for each _FAIR_LENGTH bytes
+_SMALL_RECORDS: Final = 64  # records that a handshake may have, besides one for each _FAIR_LENGTH bytes
 _FAIR_LENGTH: Final = 512  # the shortest limit that a client can negotiate for its records; RFC 6066, 4
 
 _BURST: Final = 64  # records without data at once; a server may send some tickets at the beginning
-_INTERVAL: Final = 1.0  # s for one more
+_INTERVAL: Final = 1.0  # s for each further record
 
 _ffi: Final = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001 - see above
 _lib: Final = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001
@@ -36,9 +37,9 @@ _CB_EXIT: Final = 0x02
 
 
 class HandshakeBudget:
-    """The records and bytes that one handshake, or one message after it, may still take.
+    """The records and bytes that a handshake, or a message after it, may still take.
 
-    ``prefix`` and ``reason`` are those of the TlsError.
+    ``prefix`` begins the text of the TlsError, and ``reason`` is its reason.
     """
 
     __slots__ = ("_prefix", "_reason", "_records", "size")
@@ -53,7 +54,7 @@ class HandshakeBudget:
         return f"<HandshakeBudget: {self._records} records, {self.size} bytes used>"
 
     def take(self, size: int) -> None:
-        """Count one record of ``size`` bytes before it is read. Raises TlsError."""
+        """Count a record of ``size`` bytes before it is read. Raises TlsError above the bounds."""
         self.size += size
         self._records += 1
         if self.size > _MAX_HANDSHAKE_BYTES:
@@ -63,7 +64,7 @@ class HandshakeBudget:
 
 
 class RecordAllowance:
-    """The records without application data that a peer may still send: some at once, then one a second."""
+    """The records without application data that a peer may still send: 64 at once, then one a second."""
 
     __slots__ = ("_paid_until",)
 
@@ -74,25 +75,25 @@ class RecordAllowance:
         return f"<RecordAllowance: used until {self._paid_until:g}>"
 
     def take(self, now: float) -> None:
-        """Count one record. Raises TlsError (records)."""
+        """Count a record that arrived at ``now``, in seconds. Raises TlsError (records) above the bound."""
         self._paid_until = max(self._paid_until, now) + _INTERVAL
         if self._paid_until > now + _BURST * _INTERVAL:
             raise TlsError(f"connection broken: more than {_BURST} records without data", reason="records")
 
 
 def body_length(head: bytes) -> int:
-    """Return how many bytes follow a record's head; 0 if it is no TLS record: OpenSSL fails on the head alone."""
+    """Return the number of bytes after a record's head; 0 if that is no head of TLS: OpenSSL fails on it alone."""
     length = head[3] << 8 | head[4]
     return length if head[0] in _TYPES and head[1] == 3 and length <= MAX_LENGTH else 0
 
 
 def return_after_each_message(connection: SSL.Connection) -> None:
-    """Undo SSL_MODE_AUTO_RETRY, which pyOpenSSL sets: reading returns after a message that is not application data."""
+    """Clear SSL_MODE_AUTO_RETRY, which pyOpenSSL sets, so that a read returns after a message without data."""
     _lib.SSL_clear_mode(_ssl(connection), _lib.SSL_MODE_AUTO_RETRY)
 
 
 def attach(connection: SSL.Connection, descriptor: int) -> None:
-    """Have OpenSSL read and write a socket from now on. Nothing may be left in the memory BIOs."""
+    """Have OpenSSL read and write a socket from now on. The memory BIOs must be empty."""
     first = connection._from_ssl is not None  # noqa: SLF001
     _use_socket(connection, descriptor)
     if first:
@@ -100,21 +101,21 @@ def attach(connection: SSL.Connection, descriptor: int) -> None:
 
 
 def was_partial() -> bool:
-    """Return True if the read that just wanted more found the socket empty: a record has arrived in part, or none has.
+    """Return True if the last read, which raised WantReadError, found the socket empty, or only a part of a record.
 
-    False after a message without application data, behind which OpenSSL did not read on. cffi keeps the errno of the
-    last call; OpenSSL sets it to 0 before it reads a socket.
+    Return False if it read a message without application data, after which OpenSSL does not read on. cffi keeps the
+    errno of the last call; OpenSSL sets it to 0 before it reads a socket.
     """
     return bool(_ffi.errno == errno.EAGAIN)
 
 
 def is_detached(connection: SSL.Connection) -> bool:
-    """Return True if a message without application data was read since the last ``attach``: attach again."""
+    """Return True if a message without application data was read since the last ``attach``: call that again."""
     return connection._from_ssl is not None  # noqa: SLF001
 
 
 def write_answer(connection: SSL.Connection) -> None:
-    """Have OpenSSL write what it owes the peer for a key update. Otherwise it would do so before the next data."""
+    """Have OpenSSL write its answer to a key update now, instead of before the next data."""
     _lib.SSL_write(_ssl(connection), _ffi.NULL, 0)
 
 
@@ -136,7 +137,7 @@ def _ssl(connection: SSL.Connection) -> Any:
 
 @_ffi.callback("void (*)(const SSL *, int, int)")  # type: ignore[untyped-decorator]
 def _on_state(ssl: Any, where: int, result: int) -> None:
-    """Hear of a message after the handshake: its head was read (LOOP); it was complete, or not (EXIT)."""
+    """Follow a message after the handshake: its head was read (LOOP); it was complete, or not (EXIT)."""
     connection = SSL.Connection._reverse_mapping[ssl]  # noqa: SLF001
     if where & _CB_LOOP and connection._from_ssl is None:  # noqa: SLF001
         _use_memory(connection)

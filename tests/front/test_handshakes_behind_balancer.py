@@ -13,33 +13,42 @@ from gateway.front.listener import ListenerSettings
 from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import ResultReason
 from gateway.tls import TlsStream
-from tests.front.test_conversation import NOBODY
-from tests.front.test_listener import ends, is_open, knock
-from tests.front.test_proxy_protocol import TCP4, TLVS, v2
-from tests.kit.front import NAME, Front, number_of, open_front, request, until
+from tests.kit.front import (
+    NAME,
+    NO_CLIENT,
+    Front,
+    connect_tcp,
+    is_open,
+    number_of,
+    open_front,
+    request,
+    until,
+    wait_for_end,
+)
 from tests.kit.processes import Certificates
-from tests.kit.streams import asking
+from tests.kit.proxy_headers import TCP4, TLVS, v2
+from tests.kit.streams import client_tls
 
 BEHIND = ListenerSettings(NAME, proxy_from=("127.0.0.1", "2001:db8::/32"))
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.7 8080 5696\r\n"
 
 
 async def shake_hands(front: Front, header: bytes, pieces: int = 1) -> Client:
-    sock = knock(front)
+    sock = connect_tcp(front)
     for at in range(0, len(header), -(-len(header) // pieces)):
         sock.send(header[at : at - (-len(header) // pieces)])
         await trio.lowlevel.checkpoint()
-    stream = TlsStream(sock, asking(front.certificates), server_side=False)
+    stream = TlsStream(sock, client_tls(front.certificates), server_side=False)
     await stream.handshake()
     return Client(stream)
 
 
 @pytest.mark.parametrize("pieces", [1, 13])
 @pytest.mark.parametrize("header", [V1, v2(0x21, 0x11, TCP4 + TLVS)], ids=["version 1", "version 2"])
-async def test_client_behind_balancer_is_served_and_logged_with_its_own_address(
+async def test_client_behind_balancer_is_logged_with_its_own_address(
     certificates: Certificates, header: bytes, pieces: int
 ) -> None:
-    async with open_front(certificates, settings=BEHIND, match=NOBODY) as front:
+    async with open_front(certificates, settings=BEHIND, match=NO_CLIENT) as front:
         client = await shake_hands(front, header, pieces)
         answer = await client.ask(request())
         assert answer.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
@@ -52,9 +61,9 @@ async def test_limits_are_applied_to_the_address_of_the_header(certificates: Cer
     async with open_front(certificates, settings=BEHIND, admission=admission) as front:
         first = await shake_hands(front, V1)
         assert number_of(await first.ask(request(1))) == 1
-        with knock(front) as second:
+        with connect_tcp(front) as second:
             second.send(V1)
-            await ends(second)
+            await wait_for_end(second)
         other = await shake_hands(front, V1.replace(b"192.0.2.1", b"192.0.2.2"))
         assert number_of(await other.ask(request(2))) == 2
         for client in (first, other):
@@ -66,8 +75,10 @@ async def test_limits_are_applied_to_the_address_of_the_header(certificates: Cer
 
 
 @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", v2(0x20, 0x00, b"")], ids=["UNKNOWN", "LOCAL"])
-async def test_header_without_an_address_leaves_the_balancer_s(certificates: Certificates, header: bytes) -> None:
-    async with open_front(certificates, settings=BEHIND, match=NOBODY) as front:
+async def test_client_without_address_in_its_header_has_the_balancers(
+    certificates: Certificates, header: bytes
+) -> None:
+    async with open_front(certificates, settings=BEHIND, match=NO_CLIENT) as front:
         client = await shake_hands(front, header)
         await client.ask(request())
         client.stream.close_politely()
@@ -82,49 +93,49 @@ async def test_header_without_an_address_leaves_the_balancer_s(certificates: Cer
 )
 async def test_connection_without_a_valid_header_is_closed_and_counted(certificates: Certificates, sent: bytes) -> None:
     async with open_front(certificates, settings=BEHIND) as front:
-        with knock(front) as sock:
+        with connect_tcp(front) as sock:
             sock.send(sent)
             with trio.fail_after(5):
-                await ends(sock)
+                await wait_for_end(sock)
         await until(lambda: front.clients == 0)
         assert front.errors == {"proxy_header": 1}
         assert front.log.entries[0]["setting"] == "listeners.proxy_protocol"
 
 
-async def test_connection_from_an_address_that_is_not_listed_is_closed_and_counted(certificates: Certificates) -> None:
+async def test_connection_from_outside_proxy_from_is_closed_and_counted(certificates: Certificates) -> None:
     async with open_front(certificates, settings=BEHIND) as front:
-        with knock(front, "127.0.0.2") as sock:
+        with connect_tcp(front, "127.0.0.2") as sock:
             sock.send(V1)
-            await ends(sock)
+            await wait_for_end(sock)
         assert front.errors == {"proxy_source": 1}
         assert front.log.entries[0]["setting"] == "listeners.proxy_from"
         assert front.log.entries[0]["peer"].startswith("127.0.0.2:")
 
 
-async def test_balancer_that_checks_by_connecting_only_is_counted_as_gone(certificates: Certificates) -> None:
+async def test_health_check_of_a_balancer_is_counted_as_client_closed(certificates: Certificates) -> None:
     async with open_front(certificates, settings=BEHIND) as front:
-        knock(front).close()
-        await until(lambda: front.errors == {"gone": 1})
+        connect_tcp(front).close()
+        await until(lambda: front.errors == {"client_closed": 1})
         assert front.log.entries == []
 
 
 async def test_header_comes_under_the_handshake_deadline(certificates: Certificates, clock: MockClock) -> None:
     async with open_front(certificates, settings=BEHIND) as front:
         began = clock.current_time()
-        with knock(front) as silent, knock(front) as half:
+        with connect_tcp(front) as silent, connect_tcp(front) as half:
             half.send(V1[:20])
             for sock in (silent, half):
-                await ends(sock)
+                await wait_for_end(sock)
         assert clock.current_time() - began == pytest.approx(10, abs=0.5)
         await until(lambda: front.errors == {"handshake_timeout": 2})
 
 
-async def test_connections_that_never_send_their_header_are_bounded_and_the_oldest_goes_first(
+async def test_oldest_connection_without_header_is_evicted(
     certificates: Certificates,
 ) -> None:
     admission = Admission(max_half_open=3, per_address=AddressLimits(max_half_open=1))
     async with open_front(certificates, settings=BEHIND, admission=admission) as front:
-        silent = [knock(front) for _ in range(5)]
+        silent = [connect_tcp(front) for _ in range(5)]
         await until(lambda: front.errors == {"evicted": 2})
         assert [is_open(sock) for sock in silent] == [False] * 2 + [True] * 3
         client = await shake_hands(front, V1)
@@ -147,24 +158,22 @@ def refuse_and_drain(front: Front) -> None:
 @pytest.mark.parametrize("end", [drain, refuse_and_drain])
 async def test_drain_does_not_wait_for_a_header(certificates: Certificates, end: Callable[[Front], None]) -> None:
     async with open_front(certificates, settings=BEHIND) as front:
-        with knock(front) as silent, knock(front) as half:
+        with connect_tcp(front) as silent, connect_tcp(front) as half:
             half.send(V1[:20])
             await until(lambda: front.clients == 2)
             end(front)
             with trio.fail_after(5):
-                await ends(silent)
-                await ends(half)
+                await wait_for_end(silent)
+                await wait_for_end(half)
         await until(lambda: front.errors == {"drain": 2})
 
 
 @pytest.mark.parametrize("header", [V1, v2(0x21, 0x11, TCP4)], ids=["version 1", "version 2"])
-async def test_header_on_a_listener_that_reads_none_is_logged_with_the_setting(
-    certificates: Certificates, header: bytes
-) -> None:
+async def test_unexpected_header_is_logged_with_the_setting(certificates: Certificates, header: bytes) -> None:
     async with open_front(certificates) as front:
-        with knock(front) as sock:
+        with connect_tcp(front) as sock:
             sock.send(header)
-            await ends(sock)
+            await wait_for_end(sock)
         await until(lambda: front.clients == 0)
         assert front.errors == {"not_tls": 1}
         (entry,) = front.log.entries
@@ -172,7 +181,7 @@ async def test_header_on_a_listener_that_reads_none_is_logged_with_the_setting(
         assert entry["setting"] == "listeners.proxy_protocol"
 
 
-async def test_balancer_over_ipv6_is_known_by_its_ipv4_address(certificates: Certificates) -> None:
+async def test_mapped_address_of_a_balancer_matches_its_ipv4_address(certificates: Certificates) -> None:
     """A socket on :: sees IPv4 clients as ::ffff:a.b.c.d."""
     listening = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     async with open_front(certificates, settings=BEHIND, listening=listening) as front:

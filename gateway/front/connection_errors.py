@@ -1,0 +1,51 @@
+"""The connections that a listener refuses or loses: a count for each reason, and a log line with the peer."""
+
+from typing import Final
+
+from gateway.front.admission import Limit
+from gateway.log import Log, Throttle
+from gateway.metrics import Metrics
+
+#: The setting of each limit that a connection can exceed, for the log.
+_SETTINGS: Final = {
+    Limit.CLIENTS: "limits.max_clients",
+    Limit.LISTENER_CLIENTS: "listeners.max_clients",
+    Limit.PRINCIPAL_CLIENTS: "identities.max_clients",
+    Limit.HALF_OPEN: "limits.max_half_open",
+    Limit.ADDRESS_CLIENTS: "per_address.max_clients",
+    Limit.ADDRESS_HALF_OPEN: "per_address.max_half_open",
+    Limit.ADDRESS_RATE: "per_address.handshakes_per_second",
+}
+
+
+class ConnectionErrors:
+    """Counts and logs the errors of one listener's connections. At most one line a second is logged for each reason."""
+
+    def __init__(self, listener: str, metrics: Metrics, log: Log, throttle: Throttle) -> None:
+        self._listener = listener
+        self._metrics = metrics
+        self._log = log
+        self._throttle = throttle
+
+    def __repr__(self) -> str:
+        return f"<ConnectionErrors of {self._listener}>"
+
+    def count(self, reason: str) -> None:
+        """Count a connection that was refused or lost; ``reason`` is a label of a closed set."""
+        self._metrics.client_connection_errors.labels(self._listener, reason).inc()
+
+    def over_limit(self, limit: Limit, peer: str) -> None:
+        """Count a connection that is closed because of a limit, and log it."""
+        self._metrics.limit_rejections.labels(limit.value).inc()
+        self.count("limit")
+        self.warn(
+            f"limit {limit.value}",
+            "connection closed: limit reached",
+            peer=peer,
+            reason=limit.value,
+            setting=_SETTINGS[limit],
+        )
+
+    def warn(self, key: str, event: str, **fields: object) -> None:
+        """Log a warning, unless a line with this key was logged within the last second."""
+        self._throttle.warn(self._log, key, event, **fields)

@@ -1,0 +1,35 @@
+"""TLS on both sides: contexts from files, and streams on non-blocking sockets.
+
+pyOpenSSL brings its own, current OpenSSL. ``stream`` imports everything below it and is imported by ``server_check``
+only:
+
+    contexts       what a side negotiates, and which certificates it shows and accepts
+    resumption     how long and how often TLS sessions may be resumed
+    verification   the findings of OpenSSL's callbacks during a handshake
+    stream         one connection: handshake, bytes, end
+    server_check   whether a handshake has reached the right server
+    records        bounds on TLS records, and the OpenSSL calls for them
+    openssl        the version of OpenSSL, and its errors in this package's words
+"""
+
+from gateway.tls.contexts import Policy, client_context, server_context
+from gateway.tls.openssl import check_openssl
+from gateway.tls.resumption import ServerContext
+from gateway.tls.server_check import check_name, check_server
+from gateway.tls.stream import TlsStream, is_ip_address
+from gateway.tls.verification import UNREADABLE_CERTIFICATE, Verification, note_verification
+
+__all__ = [
+    "UNREADABLE_CERTIFICATE",
+    "Policy",
+    "ServerContext",
+    "TlsStream",
+    "Verification",
+    "check_name",
+    "check_openssl",
+    "check_server",
+    "client_context",
+    "is_ip_address",
+    "note_verification",
+    "server_context",
+]

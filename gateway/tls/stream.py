@@ -1,0 +1,463 @@
+"""TlsStream: one TLS connection on a non-blocking socket.
+
+Most of a handshake's time is spent in OpenSSL. During the handshake OpenSSL reads and writes memory, and is given one
+record at a time: see ``records``. Afterwards OpenSSL reads and writes the socket itself, and trio only waits for the
+socket. The order is *wait, then read*: a read that finds nothing costs more than the wait.
+"""
+
+import ipaddress
+import select
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import trio
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from trio.lowlevel import wait_readable, wait_writable
+
+from gateway import tcp
+from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
+from gateway.tls import records
+from gateway.tls.openssl import CLOSED_HERE, connection_lost, handshake_reason, record_reason, text_of
+from gateway.tls.resumption import ServerContext
+from gateway.tls.verification import LARGE_HANDSHAKE, MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
+
+_RECORD: Final = 16384  # bytes in one TLS record, and so in one read
+_LINGER_BYTES: Final = 1 << 20  # read and discarded at most, while a refused client finishes sending
+_WRITTEN_AT_ONCE: Final = 32768  # bytes that OpenSSL writes during the handshake
+_RECORDS_AT_ONCE: Final = 16  # of one connection, before other tasks run
+
+
+class TlsStream:
+    """A TLS connection over a connected socket. The stream owns the socket and closes it.
+
+    ``server_name`` is sent as SNI if it is a DNS name. At any time one task may read and one task may write. After a
+    call that raised or was cancelled, the stream can only be closed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: SSL.Context,
+        *,
+        server_side: bool,
+        server_name: str | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        with suppress(OSError):  # the peer may have closed already; the handshake will raise
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        self._descriptor = sock.fileno()  # -1 once closed
+        self._poll: select.poll | None = None
+        self._close_poll: select.poll | None = None
+        self.before_read: Callable[[], Awaitable[None] | None] | None = None  # called when bytes can be read
+        self.is_read_delayed = (
+            False  # True while bytes can be read, and the reader awaits the result of ``before_read``
+        )
+        self._server_side = server_side
+        self.spoke_unasked = False
+        self._verification = Verification()
+        self._allowance = records.RecordAllowance()
+        #: True once the peer has sent more records without data than allowed; the stream can only be closed.
+        self.is_flooded = False
+        self.connection = SSL.Connection(context)
+        records.return_after_each_message(self.connection)
+        self._context = context
+        self.connection.set_app_data(self._verification)
+        if server_side:
+            self.connection.set_accept_state()
+            self.acknowledge()
+        else:
+            if server_name is not None and not is_ip_address(server_name):
+                self.connection.set_tlsext_host_name(server_name.encode("idna"))
+            self.connection.set_connect_state()
+
+    def __repr__(self) -> str:
+        side = "server" if self._server_side else "client"
+        return f"<TlsStream {side} side, descriptor {self._descriptor}>"
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once closed."""
+        return self._descriptor
+
+    @property
+    def resumed(self) -> bool:
+        """True if the handshake resumed an earlier session, so that it verified no certificate."""
+        return not self._verification.ran
+
+    @property
+    def version(self) -> str:
+        """The protocol version, as ``TLSv1.3``."""
+        return self.connection.get_protocol_version_name()
+
+    def peer_certificate(self) -> x509.Certificate | None:
+        """Return the peer's certificate; of a resumed session, that of the full handshake. Raises TlsError."""
+        try:
+            return self.connection.get_peer_certificate(as_cryptography=True)
+        except UNREADABLE_CERTIFICATE as error:
+            raise TlsError(f"the peer's certificate can't be read: {error!r}", reason="certificate") from None
+
+    def peer_certificate_der(self) -> bytes | None:
+        """Return the peer's certificate in DER, unparsed, which is much cheaper than ``peer_certificate``."""
+        certificate = self.connection.get_peer_certificate()
+        return None if certificate is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+
+    async def handshake(self) -> None:
+        """Shake hands. Raises TlsError, or StreamClosedError if the peer closes. The caller sets the deadline."""
+        budget = records.HandshakeBudget("handshake failed", "handshake_too_large")
+        turn = 0
+        while True:
+            self._check_open()
+            try:
+                self.connection.do_handshake()
+                break
+            except SSL.WantReadError:
+                await self._flush()
+                await self._feed_record(budget)
+                turn += 1
+                if turn % _RECORDS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+                    self._check_open()
+            except (SSL.SysCallError, SSL.ZeroReturnError) as error:
+                raise StreamClosedError(f"closed during the handshake: {text_of(error)}") from None
+            except SSL.Error as error:
+                with suppress(StreamClosedError):
+                    await self._flush()  # the alert
+                raise self._handshake_error(error) from None
+        await self._flush()
+        records.attach(self.connection, self._descriptor)
+        if self._server_side:
+            self.acknowledge()
+            if self._verification.ran and isinstance(self._context, ServerContext):
+                self._context.completed(self.connection)
+
+    async def _flush(self) -> None:
+        """Send the bytes that OpenSSL has written to memory. Raises StreamClosedError if the peer has closed."""
+        data = self._written()
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                await self._wait(wait_writable)
+            except OSError as error:
+                raise connection_lost("closed during the handshake", error) from None
+
+    def _written(self) -> bytes:
+        """Take the bytes that OpenSSL has written to memory."""
+        written = b""
+        try:
+            while len(part := self.connection.bio_read(_WRITTEN_AT_ONCE)) == _WRITTEN_AT_ONCE:
+                written += part
+            written += part
+        except SSL.WantReadError:
+            pass
+        return written
+
+    async def _feed_record(self, budget: records.HandshakeBudget) -> None:
+        """Give OpenSSL the next record of the handshake, once the whole record has arrived."""
+        head = await self._receive_exactly(records.HEAD_SIZE)
+        length = records.body_length(head)
+        budget.take(records.HEAD_SIZE + length)
+        self._verification.is_large = budget.size > LARGE_HANDSHAKE
+        self.connection.bio_write(head + await self._receive_exactly(length) if length else head)
+
+    async def _receive_exactly(self, size: int) -> bytes:
+        """Return ``size`` bytes from the socket, not through OpenSSL. Raises StreamClosedError at the end."""
+        received = b""
+        while len(received) < size:
+            try:
+                data = self._socket.recv(size - len(received))
+            except BlockingIOError:
+                await self._wait(wait_readable)
+                continue
+            except OSError as error:
+                raise connection_lost("closed during the handshake", error) from None
+            if not data:
+                raise StreamClosedError("closed during the handshake: closed by the peer")
+            received = received + data if received else data
+        return received
+
+    def _handshake_error(self, error: SSL.Error) -> TlsError:
+        if self._verification.is_too_large:
+            return TlsError(
+                f"handshake failed: the peer's certificate has more than {MAX_CERTIFICATE} bytes",
+                reason="certificate_too_large",
+            )
+        reason = handshake_reason(error, self._verification.error)
+        return TlsError(f"handshake failed: {text_of(error)}", reason=reason)
+
+    async def receive_some(self) -> bytes:
+        """Wait for bytes and return at most 16 KiB; an empty result is the end of the stream.
+
+        OpenSSL reads no further than one record, and each read here takes a whole record: all unread bytes are in the
+        kernel, so that it is enough to wait for the socket.
+        An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
+        an alert.
+        """
+        ready = wait_readable
+        while True:
+            self._check_open()
+            try:
+                await ready(self._descriptor)
+                if self.before_read is not None and (turn := self.before_read()) is not None:
+                    self.is_read_delayed = True
+                    await turn
+                    self.is_read_delayed = False
+                self._check_open()
+                return self.connection.recv(_RECORD)
+            except trio.ClosedResourceError:
+                raise self._woken() from None
+            except SSL.WantReadError:  # a part of a record, or a message without data
+                if self._count_record():
+                    await self._read_message()
+                ready = wait_readable
+                if self._server_side:
+                    self.acknowledge()
+            except SSL.WantWriteError:
+                ready = wait_writable
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.SysCallError as error:
+                raise StreamClosedError(f"connection lost: {text_of(error)}") from None
+            except SSL.Error as error:
+                raise TlsError(f"connection broken: {text_of(error)}", reason=record_reason(error)) from None
+
+    def _count_record(self) -> bool:
+        """Count a message without data, if the last read has found any. Return True if further records belong to it.
+
+        Raises TlsError (records) above the bound, see ``records``.
+        """
+        is_message = records.is_detached(self.connection)
+        if not is_message and records.was_partial():
+            return False
+        with self._noting_flood():
+            self._allowance.take(trio.current_time())
+            return is_message and not self._finish_message()
+
+    def _finish_message(self) -> bool:
+        """Return False if a message without data is incomplete. Otherwise answer it, and let OpenSSL use the socket."""
+        if not self._verification.is_whole:
+            return False
+        records.write_answer(self.connection)
+        answer = self._written()
+        records.attach(self.connection, self._descriptor)
+        with suppress(OSError):
+            answer = answer[self._socket.send(answer) :] if answer else answer
+        if answer:
+            raise TlsError("connection broken: the peer does not read the answer to a key update", reason="records")
+        return True
+
+    async def _read_message(self) -> None:
+        """Read the rest of a message without data, record by record, such as a session ticket of more than 16 KiB."""
+        budget = records.HandshakeBudget("connection broken: a message without data", "records")
+        with self._noting_flood():
+            while not self._finish_message():
+                try:
+                    await self._feed_record(budget)
+                except StreamInterruptedError:  # perhaps within a record: its beginning is lost
+                    self.close()
+                    raise StreamClosedError(CLOSED_HERE) from None
+                with suppress(SSL.WantReadError):
+                    self.connection.recv(_RECORD)
+
+    @contextmanager
+    def _noting_flood(self) -> Iterator[None]:
+        try:
+            yield
+        except TlsError:
+            self.is_flooded = True
+            raise
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all bytes, in as few records as possible: some clients read an answer with two reads.
+
+        Raises StreamClosedError if the peer has closed.
+        """
+        sent = self.send_now(data) if data else 0
+        if sent < len(data):
+            with memoryview(data) as view:
+                while sent < len(data):
+                    sent += await self._send_some(view[sent:])
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send as much of one record as possible without waiting. Return the number of bytes sent.
+
+        If bytes are left, the caller must send the rest with ``send_all``. Raises StreamClosedError as that does.
+        """
+        self._check_open()
+        try:
+            return self.connection.send(data)
+        except (SSL.WantWriteError, SSL.WantReadError):
+            return 0  # a part of the record may be on its way
+        except SSL.Error as error:
+            raise StreamClosedError(f"connection broken: {text_of(error)}", nothing_sent=True) from None
+
+    async def _send_some(self, data: memoryview) -> int:
+        while True:
+            self._check_open()
+            try:
+                return self.connection.send(data)
+            except SSL.WantWriteError:
+                await self._wait(wait_writable)
+            except SSL.WantReadError:
+                await self._wait(wait_readable)
+            except SSL.Error as error:
+                raise StreamClosedError(f"connection broken: {text_of(error)}") from None
+
+    async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
+        """Wait for the socket to be ready. Raises StreamClosedError if this side closes it first."""
+        self._check_open()
+        try:
+            await ready(self._descriptor)
+        except trio.ClosedResourceError:
+            raise self._woken() from None
+        self._check_open()
+
+    def _woken(self) -> StreamClosedError | StreamInterruptedError:
+        """Return the error for a task that waited for the socket: this side has closed it, or only interrupted it."""
+        return StreamClosedError(CLOSED_HERE) if self._descriptor < 0 else StreamInterruptedError()
+
+    def interrupt(self) -> None:
+        """Raise StreamInterruptedError in the task that waits for the socket, if any.
+
+        The task may wait for bytes again afterwards, but must not go on sending.
+        """
+        if self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)
+
+    def is_readable(self) -> bool:
+        """Return True if unread bytes, or the end, have arrived. Reads nothing."""
+        if self._descriptor < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(self.connection.pending() or poll.poll(0))
+
+    def _check_open(self) -> None:
+        """Raise StreamClosedError once closed: OpenSSL would use the descriptor, which may be a new connection's."""
+        if self._descriptor < 0:
+            raise StreamClosedError(CLOSED_HERE)
+
+    def is_quiet(self) -> bool:
+        """Return True if the peer has sent no data and has not closed; for a stream on which no data is expected.
+
+        Sets ``spoke_unasked`` if data has arrived. TLS may send messages of its own (tickets, a key update), so that a
+        readable socket is read: only data, an end, an error, or too many records without data make the result False.
+        Usually costs one system call.
+        """
+        if self._descriptor < 0:
+            return False
+        if self.connection.pending():
+            self.spoke_unasked = True
+            return False
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLIN | select.POLLRDHUP)
+        if not self._poll.poll(0):
+            return True
+        for _ in range(_RECORDS_AT_ONCE):
+            if not self._is_next_without_data():
+                return False
+            if not self._poll.poll(0):
+                return True
+        return False
+
+    def _is_next_without_data(self) -> bool:
+        """Read and count a record. Return False for data, an end, an error, or too many records without data."""
+        try:
+            self.connection.recv(1)
+        except SSL.WantReadError:
+            try:
+                return not self._count_record()
+            except TlsError:
+                return False
+        except SSL.Error:
+            return False
+        self.spoke_unasked = True
+        return False
+
+    def is_unacknowledged(self, seconds: float) -> bool:
+        """Return True if the peer's kernel has acknowledged no sent bytes for ``seconds`` seconds.
+
+        Call it at least ``seconds`` after sending. Returns False once closed. Costs one system call.
+        """
+        return self._descriptor >= 0 and tcp.is_unacknowledged(self._socket, seconds)
+
+    def peer_has_left(self) -> bool:
+        """Return True if the peer has closed its sending side (FIN) or reset, or if this side is closed.
+
+        Unread bytes hide neither. A close_notify alone does not count; the FIN that follows it does. A peer that
+        half-closes and still waits for its answer looks the same as a peer that has disconnected: cancel only a request
+        that may be repeated, and only for a reason. Costs one system call.
+        """
+        if self._descriptor < 0:
+            return True
+        if self._close_poll is None:
+            self._close_poll = select.poll()
+            self._close_poll.register(self._descriptor, select.POLLRDHUP)  # resets and errors are always reported
+        return bool(self._close_poll.poll(0))
+
+    def acknowledge(self) -> None:
+        """Have the kernel acknowledge the received bytes at once: the peer may wait for that before it sends more.
+
+        Clients that write header and body apart without TCP_NODELAY would wait 40 ms. The option is set each time,
+        since the kernel resets it; an answer needs no option, since it carries the acknowledgement.
+        """
+        with suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    async def aclose(self, *, linger: float = 0.0) -> None:
+        """Send close_notify and close.
+
+        Before the close, read and discard bytes until the peer closes, for up to ``linger`` seconds: for unread bytes
+        the kernel would send a reset, and the reset could destroy the last answer.
+        """
+        if self._descriptor < 0:
+            return
+        try:
+            with suppress(SSL.Error):
+                self.connection.shutdown()
+            if linger:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_WR)
+                with trio.move_on_after(linger):
+                    await self._discard()
+        finally:
+            self.close()
+
+    async def _discard(self) -> None:
+        discarded = 0
+        while discarded < _LINGER_BYTES:
+            await wait_readable(self._socket)
+            try:
+                data = self._socket.recv(65536)
+            except OSError:
+                return
+            if not data:
+                return
+            discarded += len(data)
+
+    def close_politely(self) -> None:
+        """Send close_notify, if that is possible without waiting, and close."""
+        if self._descriptor >= 0:
+            with suppress(SSL.Error):
+                self.connection.shutdown()
+            self.close()
+
+    def close(self) -> None:
+        """Close at once, without close_notify. May be called again."""
+        if self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)
+            self._descriptor = -1
+            self._socket.close()
+
+
+def is_ip_address(name: str) -> bool:
+    """Return True for an IP address, False for a DNS name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

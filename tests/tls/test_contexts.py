@@ -1,0 +1,70 @@
+"""Contexts: the versions and suites of each policy, and files that cannot be used."""
+
+from pathlib import Path
+
+import pytest
+from OpenSSL import SSL
+
+from gateway.errors import TlsError
+from gateway.tls import Policy, server_context
+from tests.kit.handshakes import reasons
+from tests.kit.processes import Certificates
+from tests.kit.streams import (
+    TLS_1_2,
+    TLS_1_3,
+    client_tls,
+    server_tls,
+    shaken,
+)
+
+both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+
+
+@both_versions
+async def test_only_suites_with_forward_secrecy_are_modern(either: Certificates, version: str) -> None:
+    async with shaken(server_tls(either), client_tls(either, version=version)) as pair:
+        suites = pair.server.connection.get_cipher_list()
+    old = [suite for suite in suites if not suite.startswith(("TLS_", "ECDHE-", "DHE-"))]
+    weak = [suite for suite in suites if not any(word in suite for word in ("GCM", "CHACHA20"))]
+    assert (old, weak) == ([], [])
+
+
+@pytest.mark.parametrize("suite", ["AES128-SHA256", "AES256-SHA256"])
+async def test_mandatory_suites_of_kmip_profiles_need_the_compatible_policy(rsa: Certificates, suite: str) -> None:
+    def only() -> SSL.Context:
+        context = client_tls(rsa, version=TLS_1_2)
+        context.set_cipher_list(suite.encode())
+        return context
+
+    assert (await reasons(server_tls(rsa, "modern"), only()))[0] == "no_shared_cipher"
+    async with shaken(server_tls(rsa, "compatible"), only()) as pair:
+        assert pair.server.connection.get_cipher_name() == suite
+
+
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1.1"])
+@pytest.mark.parametrize("policy", [policy.name.lower() for policy in Policy])
+async def test_old_versions_need_the_legacy_policy(rsa: Certificates, version: str, policy: str) -> None:
+    context = client_tls(rsa, version=version)
+    context.set_cipher_list(b"ALL:@SECLEVEL=0")
+    if policy != "legacy":
+        assert (await reasons(server_tls(rsa, policy), context))[0] == "version"
+        return
+    async with shaken(server_tls(rsa, policy), context) as pair:
+        assert pair.server.version == version
+
+
+def test_unusable_files_are_named_in_the_error(certificates: Certificates, tmp_path: Path) -> None:
+    certificate, key = certificates.pair("server")
+    ca = certificates.path("clients_ca.pem")
+    bad = tmp_path / "bad.pem"
+    bad.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    other_key = certificates.client("alice")[1]
+    for files in [(bad, key, ca), (certificate, bad, ca), (certificate, other_key, ca), (certificate, key, bad)]:
+        wrong = next(file for file in files if file in (bad, other_key))
+        with pytest.raises(TlsError, match=wrong.name):
+            server_context(*files)
+
+
+def test_resumption_lifetime_is_set(certificates: Certificates) -> None:
+    ca = certificates.path("clients_ca.pem")
+    assert server_context(*certificates.pair("server"), ca, resumption_lifetime=60).get_timeout() == 60
