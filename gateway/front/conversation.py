@@ -332,8 +332,8 @@ class Conversation:
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
         message = (
-            "the gateway shut down before the key manager answered: the request may have been executed;"
-            " check that before you repeat it"
+            "the gateway shut down before the key manager answered, and the outcome is unknown: before you repeat the"
+            " request, check whether it was executed"
         )
         frame = refuse(Refusal.OUTCOME_UNKNOWN, message, request)
         with trio.move_on_after(_LINGER, shield=True), suppress(GatewayError):

@@ -1,13 +1,12 @@
 """TLS on both sides: contexts from files, and streams on non-blocking sockets.
 
-pyOpenSSL brings its own, current OpenSSL. ``stream`` imports everything below it and is imported by ``server_check``
-only:
+pyOpenSSL brings its own, current OpenSSL. Each module imports only modules below it:
 
-    contexts       what a side negotiates, and which certificates it shows and accepts
-    resumption     how long and how often TLS sessions may be resumed
+    server_check   the check that a handshake has reached the right server
+    stream         a connection: handshake, bytes, end
+    contexts       the versions, suites and certificates of a side
+    resumption     the lifetime of TLS sessions, and the number of stored sessions
     verification   the findings of OpenSSL's callbacks during a handshake
-    stream         one connection: handshake, bytes, end
-    server_check   whether a handshake has reached the right server
     records        bounds on TLS records, and the OpenSSL calls for them
     openssl        the version of OpenSSL, and its errors in this package's words
 """
