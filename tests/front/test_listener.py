@@ -336,6 +336,6 @@ async def test_a_listener_cancelled_at_any_step_leaves_no_descriptor_behind(cert
 
 
 async def connect_and_close(front: Front) -> None:
-    """Connect and close."""
+    """Close a connection before its handshake; ignore a refused connection."""
     with suppress(ConnectionRefusedError), connect_tcp(front):
         await trio.lowlevel.checkpoint()
