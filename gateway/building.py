@@ -25,19 +25,20 @@ from gateway.kmip.decode import decode_request
 from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts
 from gateway.upstream.affinity import Affinity
-from gateway.upstream.backend import Backend, Traits
+from gateway.upstream.backend import Backend, BackendOptions
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.breaker import Breaker, BreakerSettings
-from gateway.upstream.fleet import Fleet, Member
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.fleet import ConfiguredBackend, Fleet
 from gateway.upstream.gate import Gate
 from gateway.upstream.health import Health
+from gateway.upstream.health_check import HealthChecker, HealthCheckSettings
 from gateway.upstream.idle_limit import IdleLimit
-from gateway.upstream.keeper import keep_warm, watch
+from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.marks import Marks
-from gateway.upstream.meter import Meter
+from gateway.upstream.open_session import VALIDATION_REQUESTS, Opener, SessionTarget, open_session
 from gateway.upstream.pool import Pool, PoolSettings
-from gateway.upstream.prober import Prober, ProberSettings
-from gateway.upstream.session import PROBES, Opener, Site, Target, open_session
+from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.slots import Slots
 from gateway.upstream.versions import CommonVersions
 
@@ -56,7 +57,9 @@ class Upstream:
         self._contexts: dict[tuple[str, str], SSL.Context] = {}
         self._own: dict[str, OwnCertificate] = {}  # as it was when the first of the contexts was made
         members = [
-            Member(backend.name, backend.address, partial(self._build_backend, backend), addresses=backend.addresses)
+            ConfiguredBackend(
+                backend.name, backend.address, partial(self._build_backend, backend), addresses=backend.addresses
+            )
             for backend in config.backends
         ]
         self.fleet = Fleet(members, self._tend, self._changed, self._log)
@@ -84,10 +87,10 @@ class Upstream:
         name = backend.name.partition("/")[0]
         settings = next(settings for settings in config.backends if settings.name == name)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._build_prober(backend, settings).run)
+            nursery.start_soon(self._build_health_checker(backend, settings).run)
             nursery.start_soon(
                 partial(
-                    keep_warm,
+                    maintain_pools,
                     backend.pools.values(),
                     config.deadlines.connect,
                     idle_limit=backend.idle_limit,
@@ -96,16 +99,16 @@ class Upstream:
             )
             await watch(backend, balancer=self.balancer, metrics=self._metrics, log=self._log)
 
-    def _build_prober(self, backend: Backend, settings: BackendConfig) -> Prober:
+    def _build_health_checker(self, backend: Backend, settings: BackendConfig) -> HealthChecker:
         health = self._config.health
         names = [identity.name for identity in self._config.identities]
         first = health.credential or names[0]
         probe = "query" if health.expect_text else settings.probe
-        return Prober(
+        return HealthChecker(
             backend,
             [first, *(name for name in names if name != first)],
-            decode_request(PROBES[probe]),
-            ProberSettings(
+            decode_request(VALIDATION_REQUESTS[probe]),
+            HealthCheckSettings(
                 health.interval,
                 health.timeout,
                 health.jitter,
@@ -121,10 +124,16 @@ class Upstream:
         config = self._config
         slots = Slots(settings.max_sessions, gate=Gate(connect_deadline=config.deadlines.connect))
         idle_limit = IdleLimit(config.pool.idle_timeout)
-        site = Site(address)
+        endpoint = Endpoint(address)
         pools = {
             identity.name: self._build_pool(
-                name, identity, slots, idle_limit, site, self._opener(settings, identity, name, site), settings.probe
+                name,
+                identity,
+                slots,
+                idle_limit,
+                endpoint,
+                self._opener(settings, identity, name, endpoint),
+                settings.probe,
             )
             for identity in config.identities
         }
@@ -141,8 +150,8 @@ class Upstream:
                 credentials=len(config.identities),
             ),
             idle_limit=idle_limit,
-            traits=Traits(settings.weight, settings.priority, settings.role == "rw"),
-            site=site,
+            options=BackendOptions(settings.weight, settings.priority, settings.role == "rw"),
+            endpoint=endpoint,
         )
 
     def _build_pool(
@@ -151,7 +160,7 @@ class Upstream:
         identity: IdentityConfig,
         slots: Slots,
         idle_limit: IdleLimit,
-        site: Site,
+        endpoint: Endpoint,
         opener: Opener,
         probe: str,
     ) -> Pool:
@@ -171,21 +180,21 @@ class Upstream:
             slots=slots,
             opener=opener,
             spawn=self._spawn,
-            observer=Meter(backend, identity.name, self._metrics, self._log),
+            observer=PoolObserver(backend, identity.name, self._metrics, self._log),
             idle_limit=idle_limit,
-            probe=decode_request(PROBES[probe]),
-            site=site,
+            validation_request=decode_request(VALIDATION_REQUESTS[probe]),
+            endpoint=endpoint,
         )
 
-    def _opener(self, settings: BackendConfig, identity: IdentityConfig, name: str, site: Site) -> Opener:
-        target = Target(
+    def _opener(self, settings: BackendConfig, identity: IdentityConfig, name: str, endpoint: Endpoint) -> Opener:
+        target = SessionTarget(
             name,
-            site,
+            endpoint,
             self._context(settings, identity),
             settings.server_name if settings.ca is not None else None,
             frozenset(settings.pinned_sha256),
             self._config.limits.max_response_size,
-            PROBES[settings.probe],
+            VALIDATION_REQUESTS[settings.probe],
             own=self._own[identity.name],
             max_fields=self._config.limits.max_response_fields,
             tcp=TcpTimeouts(keepalive=self._config.pool.tcp_keepalive, user_timeout=self._config.pool.tcp_user_timeout),

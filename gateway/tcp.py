@@ -1,17 +1,17 @@
-"""TCP: how soon the kernel notices that the peer of a connection is gone, and what it knows of data that was sent."""
+"""TCP: keep-alive and user timeout of connections, and the kernel's record of data that was sent."""
 
 import socket
 import struct
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-_PROBES: Final = 3  # keep-alive probes that must stay unanswered; one lost packet must not end a connection
+_PROBES: Final = 3  # keep-alive probes that must stay unanswered: a single lost packet must not end a connection
 #: ``tcpi_unacked`` (segments) and ``tcpi_last_ack_recv`` (milliseconds) of Linux's struct tcp_info.
 _TCP_INFO: Final = struct.Struct("@24xI28xI")
 
 
 class TcpTimeouts(NamedTuple):
-    """When a connection ends because its peer has become unreachable; both in seconds.
+    """Times after which a connection ends because its peer is unreachable, both in seconds.
 
     ``keepalive`` is the silence after which the kernel probes the peer. ``user_timeout`` is how long data or probes may
     stay unacknowledged. Linux ends a connection at the first unanswered probe if the peer has been silent for longer
@@ -38,8 +38,8 @@ class TcpTimeouts(NamedTuple):
 def is_unacknowledged(sock: socket.socket, seconds: float) -> bool:
     """Return True if data was sent, and the peer's kernel has acknowledged nothing for so many seconds.
 
-    To be asked no earlier than ``seconds`` after sending: on a connection that was idle before, the last
-    acknowledgement is old in the moment of sending, too. Costs one system call.
+    Call no earlier than ``seconds`` after sending: on a connection that was idle before, the last acknowledgement is
+    already old in the moment of sending. Costs one system call.
     """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)

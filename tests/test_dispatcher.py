@@ -22,7 +22,7 @@ from gateway.metrics import Metrics
 from gateway.policy import Effect, Refusal, effect_of
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
@@ -413,7 +413,7 @@ async def test_reads_go_elsewhere_when_their_key_manager_turns_down() -> None:
             await trio.sleep(0.5)
         assert it.key_managers[0].executed == [("red", "read"), ("red", "mutation")]
 
-        it.backends[0].turned_down(lambda _credential: True)
+        it.backends[0].on_down(lambda _credential: True)
         await trio.sleep(0.5)
 
         assert name_of(got["read"]) == "read"
@@ -542,7 +542,7 @@ async def live_through(story: Story) -> None:
     moody = [Moody(f"kms-{number}", *moods) for number, moods in enumerate(story.key_managers)]
     async with house(*moody, places=2) as it:
         for backend in it.backends:
-            it.nursery.start_soon(keep_warm, list(backend.pools.values()), 3.0)
+            it.nursery.start_soon(maintain_pools, list(backend.pools.values()), 3.0)
 
         async def client(credential: str, name: str, operation: int) -> None:
             request = ask(name, operation)

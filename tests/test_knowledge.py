@@ -17,10 +17,10 @@ from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
 from gateway.upstream.affinity import Affinity
-from gateway.upstream.backend import Traits
+from gateway.upstream.backend import BackendOptions
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
-from gateway.upstream.keeper import watch
+from gateway.upstream.maintenance import watch
 from gateway.upstream.marks import SIZE, Marks
 from gateway.upstream.versions import CommonVersions
 from tests.kit.fake_backends import (
@@ -218,7 +218,7 @@ async def test_a_client_that_keeps_changing_things_goes_back_to_its_tier() -> No
     """With what it makes anew; what it made before is found where it is."""
     key_managers = replicas("atlanta", "london")
     async with late_house(key_managers, late(window=10.0, asks_others=True)) as it:
-        it.backends[1].traits = Traits(priority=1)
+        it.backends[1].options = BackendOptions(priority=1)
         it.balancer.backends = it.backends
         with taken_for_down(it, 0):
             await it.ask(ask("key-0", Operation.CREATE))
@@ -348,7 +348,7 @@ async def test_what_is_made_in_a_lower_tier_stays_in_one_place_where_the_better_
     async with late_house(key_managers, late(window=10.0)) as it:
         it.backends[0].versions = frozenset({(1, 2)})
         for backend in it.backends[1:]:
-            backend.traits = Traits(priority=1)
+            backend.options = BackendOptions(priority=1)
         it.balancer.backends = it.backends
         for number in range(4):
             await it.ask(ask(f"key-{number}", Operation.CREATE, version=(2, 1)))

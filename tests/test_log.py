@@ -23,7 +23,7 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import CredentialType, Operation, Tag
 from gateway.log import LossyFile, Throttle
-from gateway.upstream.meter import Meter
+from gateway.upstream.pool_observer import PoolObserver
 from tests.kit.fake_backends import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
 from tests.test_dispatcher import house
 
@@ -472,7 +472,7 @@ async def test_no_secret_gets_into_the_log_if_a_request_fails(how: str, capsys: 
     log.configure("debug", "json")
     async with house("atlanta") as it:
         atlanta, pool = it.key_managers[0], it.backends[0].pools["red"]
-        pool.observer = Meter("atlanta", "red", it.metrics, log.get("upstream"))
+        pool.observer = PoolObserver("atlanta", "red", it.metrics, log.get("upstream"))
         if how == "refuses":
             atlanta.refuse()
         atlanta.is_reachable = how != "is unreachable"

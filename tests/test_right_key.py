@@ -186,7 +186,7 @@ async def test_decrypted_data_is_right_while_a_key_manager_is_distrusted() -> No
     """The identifier does not tell two Decrypts with one key apart: sessions are validated before each of them."""
     async with house("atlanta") as it:
         speak_twice(it, synchronous=True)
-        it.backends[0].pools["red"].site.distrust(trio.current_time())
+        it.backends[0].pools["red"].endpoint.distrust(trio.current_time())
 
         outcome = await ask_all(it, decrypt, ANSWERS)
 

@@ -8,7 +8,7 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.maintenance import maintain_pools
 from tests.kit.fake_backends import SETTINGS, Connection, ask, hangs_up_after, in_virtual_time, never_answers
 from tests.kit.replicas import (
     FOUND,
@@ -116,7 +116,7 @@ async def test_nobody_is_asked_once_the_time_for_the_request_is_over() -> None:
     warm = SETTINGS._replace(min_idle=1)
     async with house(*key_managers, knowledge=lambda _: late(asks_others=True), times=times, pool=warm) as it:
         for backend in it.backends:  # all have sessions
-            it.nursery.start_soon(keep_warm, backend.pools.values(), 3.0)
+            it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
         await trio.sleep(1)
         for one in key_managers[1:]:
             one.behaviour = never_answers

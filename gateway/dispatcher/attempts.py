@@ -21,7 +21,7 @@ from gateway.policy import is_server_error, may_repeat
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.breaker import Circuit
-from gateway.upstream.keeper import validate
+from gateway.upstream.maintenance import validate
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session, SupersededError
 
@@ -118,7 +118,7 @@ class Attempts:
         manager is distrusted, every session that was used before is validated: an answer that is sent twice is then
         taken for the answer to the validation, and ends the session.
         """
-        if pool.site.is_distrusted:
+        if pool.endpoint.is_distrusted:
             validate_after = _ALWAYS
         session = pool.take(job.principal)
         if session is not None and (not job.is_read or validate_after is not None):
@@ -130,7 +130,7 @@ class Attempts:
             if job.is_gone():
                 pool.give_back(session)
                 raise ClientGoneError
-            if pool.site.is_distrusted and session.is_reused and not await self._is_alive(pool, session, job):
+            if pool.endpoint.is_distrusted and session.is_reused and not await self._is_alive(pool, session, job):
                 session = None
         return session
 
@@ -171,7 +171,7 @@ class Attempts:
         is_alive = False
         try:
             with trio.move_on_at(min(trio.current_time() + self._settings.proof, job.deadline)):
-                await session.exchange(pool.probe)
+                await session.exchange(pool.validation_request)
                 is_alive = session.is_idle
                 session.is_reused = False  # as good as a fresh one
         except BackendError:
@@ -184,7 +184,7 @@ class Attempts:
     def _doubt(self, pool: Pool, idle_since: float) -> None:
         """Have the sessions that have been idle since then, or longer, validated in the background."""
         pool.drop_closed()
-        for session in pool.doubt(idle_since):
+        for session in pool.lend_for_validation(idle_since):
             pool.spawn(partial(validate, pool, session, self._settings.proof))
 
     # Exchanging ------------------------------------------------------------------------------------------------------
@@ -200,14 +200,14 @@ class Attempts:
     ) -> Response:
         began = trio.current_time()
         result = "cancelled"
-        backend.outstanding += 1
+        backend.in_flight += 1
         self._set_alarm(backend, pool, session, job, began, until, hedge)
         try:
             response = await session.exchange(job.request, payer=job.payer)
             result = "answered"
         except SupersededError:
             result = ""
-            session.alarm.stop()
+            session.timer.stop()
             pool.abandon(session)
             pool.spawn(partial(self._finish, backend, pool, session, job, began))
             raise
@@ -217,10 +217,10 @@ class Attempts:
             raise
         finally:
             if result:
-                session.alarm.stop()
+                session.timer.stop()
                 if self._overdue_sessions:
                     self._not_overdue(backend, session, job)
-                backend.outstanding -= 1
+                backend.in_flight -= 1
                 ended = trio.current_time()
                 pool.give_back(session, ended)
                 pool.observer.exchanged(result, ended - began)
@@ -238,7 +238,7 @@ class Attempts:
         result = "cancelled"
         try:
             if session.stage > Stage.SEND:
-                pool.alarms.set(session.alarm, job.deadline, partial(self._expire, pool, session))
+                pool.timers.set(session.timer, job.deadline, partial(self._expire, pool, session))
                 response = await session.exchange(job.request, is_sent=True, payer=job.payer)
                 result = "answered"
                 pool.answered_at = trio.current_time()
@@ -249,9 +249,9 @@ class Attempts:
             if job.answered_by is not backend and error.reason not in _NOBODYS_FAULT:
                 self.failed(backend, job, began)
         finally:
-            session.alarm.stop()
+            session.timer.stop()
             self._not_overdue(backend, session, job)
-            backend.outstanding -= 1
+            backend.in_flight -= 1
             pool.give_back(session)
             pool.observer.exchanged(result, trio.current_time() - began)
 
@@ -269,11 +269,11 @@ class Attempts:
     ) -> None:
         """Set the time at which to look after this exchange: when it must end, or is overdue, or doubtful."""
         session.is_repeatable = job.is_read and job.source is None
-        session.client_has_left = job.is_gone
+        session.client_disconnected = job.is_gone
         session.exchanging_since = now
         settings = self._settings
         if until is not None:
-            pool.alarms.set(session.alarm, until, partial(self._expire, pool, session))
+            pool.timers.set(session.timer, until, partial(self._expire, pool, session))
             return
         if now - session.idle_since > settings.validate_after and session.is_reused and job.is_read and hedge is None:
             due = now + _DOUBT
@@ -281,7 +281,7 @@ class Attempts:
         else:
             due = now + settings.try_timeout
             ring = partial(self._overdue, backend, pool, session, job, hedge)
-        pool.alarms.set(session.alarm, min(due, job.deadline), ring)
+        pool.timers.set(session.timer, min(due, job.deadline), ring)
 
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
         """No answer comes on a session that was idle for long: it may be dead. Try another session.
@@ -289,7 +289,7 @@ class Attempts:
         That is one of the same backend, unless the backend answers nothing on other sessions either.
         """
         now = trio.current_time()
-        if now < job.deadline and not session.has_news() and not job.is_doubted:
+        if now < job.deadline and not session.has_unread_data() and not job.is_doubted:
             job.is_doubted = True
             self._doubt(pool, session.idle_since)
             is_bound = backend is job.preferred or job.source is not None
@@ -298,7 +298,7 @@ class Attempts:
             elif not job.retries.is_nothing:
                 self._hedge(job, session, pool, backend)
         due = max(now, min(job.deadline, began + self._settings.try_timeout))
-        pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, None))
+        pool.timers.set(session.timer, due, partial(self._overdue, backend, pool, session, job, None))
 
     def _overdue(self, backend: Backend, pool: Pool, session: Session, job: Job, hedge: Hedge | None) -> None:
         """The answer takes long. A read is hedged; everything waits on until the deadline."""
@@ -306,7 +306,7 @@ class Attempts:
         if now >= job.deadline:
             self._expire(pool, session)
             return
-        if not session.has_news():
+        if not session.has_unread_data():
             backend.breaker.overdue(job.credential, job.effect)
             self._overdue_sessions.add(session)
         due = job.deadline
@@ -316,7 +316,7 @@ class Attempts:
         if job.is_read and not (hedge is not None and hedge.race.is_over):
             self._hedge_if_useful(backend, pool, session, job)
             due = min(due, now + _AGAIN)
-        pool.alarms.set(session.alarm, due, partial(self._overdue, backend, pool, session, job, hedge))
+        pool.timers.set(session.timer, due, partial(self._overdue, backend, pool, session, job, hedge))
 
     def _not_overdue(self, backend: Backend, session: Session, job: Job) -> None:
         """An exchange has ended. If it was overdue, its backend is one like the others again."""
@@ -340,8 +340,8 @@ class Attempts:
 
     def _expire(self, pool: Pool, session: Session) -> None:
         """The deadline is over: end the exchange, unless this process stood still and the answer is there already."""
-        if session.has_news():
-            pool.alarms.set(session.alarm, trio.current_time() + _GRACE, session.expire)
+        if session.has_unread_data():
+            pool.timers.set(session.timer, trio.current_time() + _GRACE, session.expire)
         else:
             session.expire()
 
@@ -407,7 +407,7 @@ class Attempts:
         if _is_stale(error):
             if session.is_reused:
                 return
-            pool.opening.died(session, trio.current_time())
+            pool.opening.closed_by_peer(session, trio.current_time())
             if error.stage is Stage.CONNECT:
                 return
         if hedge is not None and hedge.race.is_over:

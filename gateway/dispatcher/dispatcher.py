@@ -110,7 +110,7 @@ class Dispatcher:
         self._whereabouts.note_values(job, answer.backend)
         if self._marks is None:
             return answer
-        frame = self._marks.put(answer.response, values, job.principal, answer.backend.known_as)
+        frame = self._marks.put(answer.response, values, job.principal, answer.backend.stable_id)
         most = request.maximum_response_size
         if most is not None and len(answer.frame) <= most < len(frame):
             return give_up(request, job.effect, _TOO_LARGE_WITH_MARKS)
@@ -119,7 +119,7 @@ class Dispatcher:
     def _take_marks(self, job: Job, marks: Marks) -> Answer | None:
         """Take the marks off a request, and note what they say of its way; or refuse it for them."""
         request = job.request
-        backends = {backend.known_as: backend for backend in self._balancer.backends}
+        backends = {backend.stable_id: backend for backend in self._balancer.backends}
         taken = marks.take(request, job.principal, backends, leave_room=may_be_given_values(request))
         if taken.refusal is not None:
             return bad_mark(taken.refusal, request)

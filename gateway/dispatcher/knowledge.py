@@ -108,7 +108,7 @@ class Whereabouts:
         self._note(job, _BOUND, backend)
 
     def _note(self, job: Job, effect: Effect, backend: Backend) -> Stay | None:
-        return self._affinity.note(job.principal, effect, backend.known_as, trio.current_time())
+        return self._affinity.note(job.principal, effect, backend.stable_id, trio.current_time())
 
     def order(self, job: Job) -> Iterator[Backend]:
         """Who should be tried, best first; only the source of what a request is bound to, where a mark names it."""
@@ -120,7 +120,7 @@ class Whereabouts:
             is_bound = job.effect is _BOUND or bool(credentials(job.request))
             job.stays = self._affinity.stays(job.principal, trio.current_time(), is_bound=is_bound)
             if job.stays and job.preferred is None:
-                job.preferred = self._balancer.where_it_stays(
+                job.preferred = self._balancer.preferred_backend(
                     [stay.backend for stay in job.stays],
                     job.credential,
                     job.effect,

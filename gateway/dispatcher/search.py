@@ -40,7 +40,7 @@ class Search:
         self._is_paid = False
         self._asks_others = asks_others and job.effect <= _REPEATABLE
         #: Where the client has just left something, and was not asked; and what it has destroyed there itself.
-        self._unheard = {stay.backend for stay in job.stays} - {self._backend.known_as}
+        self._unheard = {stay.backend for stay in job.stays} - {self._backend.stable_id}
         self._gone = frozenset(identifier for stay in job.stays for identifier in stay.gone)
         self._is_over = names_only(self._gone, job.request)
         self.outcome = "missing"
@@ -50,7 +50,7 @@ class Search:
 
     def asks(self, backend: Backend, now: float) -> bool:
         """Whether to ask a backend, at this time; that is paid for."""
-        credential, name = self._job.credential, backend.known_as
+        credential, name = self._job.credential, backend.stable_id
         if (
             self._is_over
             or not (name in self._unheard or self._asks_others)
@@ -70,8 +70,8 @@ class Search:
         The answer that found most counts; where no other found more, the first. What others still have of an object
         that the client has destroyed itself is missing.
         """
-        is_stay = backend.known_as in self._unheard
-        self._unheard.discard(backend.known_as)
+        is_stay = backend.stable_id in self._unheard
+        self._unheard.discard(backend.stable_id)
         if names_only(self._gone, response):
             return False
         is_whole = not is_missing_something(response)

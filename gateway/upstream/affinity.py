@@ -46,7 +46,7 @@ class Affinity:
     """Remembers, for ``window`` seconds after each such request, the backends of each client. Times are trio's.
 
     Where key managers share their objects (``is_shared``), only what they hold for themselves binds: requests of the
-    effect BOUND follow each other, and nothing else does. Backends are known as in Backend.known_as.
+    effect BOUND follow each other, and nothing else does. Backends are known as in Backend.stable_id.
     """
 
     def __init__(self, window: float = 10.0, *, is_shared: bool = True, most: int = _MOST) -> None:

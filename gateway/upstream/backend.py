@@ -16,10 +16,10 @@ from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.breaker import Breaker, CircuitState
-from gateway.upstream.health import Health, State
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.health import Health, HealthState
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Site
 from gateway.upstream.slots import Slots
 
 _TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
@@ -30,7 +30,7 @@ _CIRCUIT_STATES: Final = {
 }
 
 
-class Traits(NamedTuple):
+class BackendOptions(NamedTuple):
     """What the configuration says of a backend: its share, its tier (the lowest serves), and whether it may write."""
 
     weight: int = 1
@@ -41,7 +41,7 @@ class Traits(NamedTuple):
 class Backend:
     """One key manager, with a pool for each credential that is shown to it. ``slots`` bounds them together.
 
-    ``known_as`` is its name in marks, the same in every gateway before the same key managers. ``versions`` are the
+    ``stable_id`` is its name in marks, the same in every gateway before the same key managers. ``versions`` are the
     protocol versions that it said it speaks, or None if it has not been asked. ``outstanding`` counts the exchanges for
     clients that are under way; ``turn`` belongs to the balancer.
     """
@@ -55,20 +55,20 @@ class Backend:
         health: Health | None = None,
         breaker: Breaker | None = None,
         idle_limit: IdleLimit | None = None,
-        traits: Traits | None = None,
-        site: Site | None = None,
+        options: BackendOptions | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
         self.name = name
-        self.known_as = name
+        self.stable_id = name
         self.slots = slots
         self.pools = pools
-        self.site = site or Site()
+        self.endpoint = endpoint or Endpoint()
         self.health = health or Health()
         self.breaker = breaker or Breaker(credentials=len(pools))
         self.idle_limit = idle_limit or IdleLimit(25.0)
-        self.traits = traits or Traits()
+        self.options = options or BackendOptions()
         self.versions: frozenset[Version] | None = None
-        self.outstanding = 0
+        self.in_flight = 0
         self.turn = 0
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class Backend:
     @property
     def state(self) -> str:
         """``up``, ``standby`` or ``down`` by its health check; ``ejected`` or ``half_open`` by its exchanges."""
-        if self.health.state is not State.UP:
+        if self.health.state is not HealthState.UP:
             return str(self.health.state.value)
         return _CIRCUIT_STATES[self.breaker.state]
 
@@ -100,7 +100,7 @@ class Backend:
 
     def accepts(self, effect: Effect) -> bool:
         """Return True if its role lets it run requests of this effect."""
-        return self.traits.writable or effect <= _TOUCH
+        return self.options.writable or effect <= _TOUCH
 
     def speaks(self, version: Version) -> bool:
         """Return True if it may speak a protocol version: it said so, or it has not been asked."""
@@ -113,7 +113,7 @@ class Backend:
             gate.reached()
             self.slots.serve()
 
-    def turned_down(self, others_serve: Callable[[str], bool]) -> None:
+    def on_down(self, others_serve: Callable[[str], bool]) -> None:
         """Close idle sessions. If other backends serve, have the reads try there, and the requests that wait.
 
         ``others_serve`` tells if another backend is available to a credential.
@@ -122,19 +122,19 @@ class Backend:
             pool.drop_idle("ejected")
             if others_serve(credential):
                 pool.interrupt_repeatable()
-                pool.release_waiters(
+                pool.waiters.fail_all(
                     BackendError("it has turned down", backend=self.name, stage=Stage.CONNECT, reason="down")
                 )
 
     def move(self, hosts: tuple[str, ...]) -> None:
         """Note the IP addresses that the backend has now: sessions to any other are closed, or when they come back."""
-        has_moved = set(hosts) != set(self.site.hosts)
-        self.site.hosts = hosts
+        has_moved = set(hosts) != set(self.endpoint.hosts)
+        self.endpoint.hosts = hosts
         if has_moved:
             self.breaker.reset()
             self.reached()
             for pool in self.pools.values():
-                pool.moved()
+                pool.drop_outdated()
 
     def close(self, why: str = "drain") -> None:
         """Close every pool."""

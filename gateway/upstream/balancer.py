@@ -7,7 +7,7 @@ from typing import Final
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend
-from gateway.upstream.health import State
+from gateway.upstream.health import HealthState
 
 #: Ranks: the lowest is tried first. Priorities (0 to 9) count tens; a backend at which a request would have to wait, or
 #: at which one is overdue, comes after the others of its own tier, and before the next tier.
@@ -103,7 +103,7 @@ class Balancer:
     def _is_there(self, backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
         return backend in self._backends and _is_available(backend, credential, effect, version)
 
-    def where_it_stays(
+    def preferred_backend(
         self, stays: Sequence[str], credential: str, effect: Effect, version: Version, *, is_new: bool
     ) -> Backend | None:
         """The first of these backends that is available to a credential for such a request.
@@ -111,12 +111,12 @@ class Balancer:
         None for a request that only makes something new (``is_new``), where one of a better tier is available: nothing
         binds that to a backend, and the client comes back to its tier.
         """
-        available = {one.known_as: one for one in self._backends if _is_available(one, credential, effect, version)}
+        available = {one.stable_id: one for one in self._backends if _is_available(one, credential, effect, version)}
         preferred = next((available[name] for name in stays if name in available), None)
         if preferred is None or not is_new:
             return preferred
-        best = min(one.traits.priority for one in available.values())
-        return preferred if preferred.traits.priority <= best else None
+        best = min(one.options.priority for one in available.values())
+        return preferred if preferred.options.priority <= best else None
 
     def has_other(self, tried: Collection[Backend], credential: str, effect: Effect, version: Version) -> bool:
         """Return True if such a request could be sent to a backend that was not tried, and may be answered there soon.
@@ -152,9 +152,9 @@ def _is_available(backend: Backend, credential: str, effect: Effect, version: Ve
 
 def _rank(backend: Backend, credential: str, effect: Effect) -> int:
     pool = backend.pools[credential]
-    rank = backend.traits.priority * _TIER
+    rank = backend.options.priority * _TIER
     if not backend.health.serves:
-        return rank + (_STANDBY if backend.health.state is State.STANDBY else _DOWN)
+        return rank + (_STANDBY if backend.health.state is HealthState.STANDBY else _DOWN)
     if pool.is_failing or not backend.allows(credential, effect):
         return rank + _FAILING
     if backend.breaker.is_overdue(credential, effect):
@@ -165,9 +165,9 @@ def _rank(backend: Backend, credential: str, effect: Effect) -> int:
 def _turns(backends: Iterable[Backend], effect: Effect) -> Iterator[Backend]:
     """The backends of the best tier that may run requests of an effect, in turn, for ever."""
     candidates = [backend for backend in backends if backend.accepts(effect)]
-    best = min((backend.traits.priority for backend in candidates), default=0)
-    tier = [backend for backend in candidates if backend.traits.priority == best]
-    return cycle([_in_turn(tier) for _ in range(sum(backend.traits.weight for backend in tier))])
+    best = min((backend.options.priority for backend in candidates), default=0)
+    tier = [backend for backend in candidates if backend.options.priority == best]
+    return cycle([_in_turn(tier) for _ in range(sum(backend.options.weight for backend in tier))])
 
 
 def _in_turn(backends: Sequence[Backend]) -> Backend:
@@ -175,7 +175,7 @@ def _in_turn(backends: Sequence[Backend]) -> Backend:
     total = 0
     chosen = backends[0]
     for backend in backends:
-        weight = backend.traits.weight
+        weight = backend.options.weight
         backend.turn += weight
         total += weight
         if backend.turn > chosen.turn:
@@ -184,11 +184,11 @@ def _in_turn(backends: Sequence[Backend]) -> Backend:
     return chosen
 
 
-def _least_outstanding(backends: Sequence[Backend]) -> Backend:
+def _least_in_flight(backends: Sequence[Backend]) -> Backend:
     """The fewest exchanges under way for its weight; in turn among equals."""
-    least = min(backend.outstanding / backend.traits.weight for backend in backends)
-    equals = [backend for backend in backends if backend.outstanding / backend.traits.weight == least]
+    least = min(backend.in_flight / backend.options.weight for backend in backends)
+    equals = [backend for backend in backends if backend.in_flight / backend.options.weight == least]
     return _in_turn(equals)
 
 
-_POLICIES: Final[dict[str, Choose]] = {"round-robin": _in_turn, "least-outstanding": _least_outstanding}
+_POLICIES: Final[dict[str, Choose]] = {"round-robin": _in_turn, "least-outstanding": _least_in_flight}

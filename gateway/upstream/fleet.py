@@ -23,7 +23,7 @@ Tend = Callable[[Backend], Awaitable[None]]
 _LOOKUP_PAUSE: Final = 1.0  # s between two lookups of a name, however often connections to it fail
 
 
-class Member:
+class ConfiguredBackend:
     """One configured backend, and the backends that it is just now, each by the first of its IP addresses.
 
     ``build`` makes a Backend of a name and an address. ``addresses`` says how many key managers the addresses of the
@@ -40,7 +40,7 @@ class Member:
         self.backends: dict[str, Backend] = {address.host: self._build_one(name)}
 
     def __repr__(self) -> str:
-        return f"<Member {self.name}: {len(self.backends)} backends>"
+        return f"<ConfiguredBackend {self.name}: {len(self.backends)} backends>"
 
     @property
     def is_by_name(self) -> bool:
@@ -54,7 +54,7 @@ class Member:
     @property
     def hosts(self) -> set[str]:
         """The IP addresses that are known, of all its backends."""
-        return {host for backend in self.backends.values() for host in backend.site.hosts}
+        return {host for backend in self.backends.values() for host in backend.endpoint.hosts}
 
     def update(self, hosts: Sequence[str]) -> tuple[list[Backend], list[Backend]]:
         """Become the backends of these IP addresses. Returns the backends that have come, and those that have gone.
@@ -67,7 +67,7 @@ class Member:
         is_moved = len(groups) == len(left) == 1
         stay: dict[str, Backend] = {}
         for first, group in groups.items():
-            same = next((one for one in left if is_moved or not set(group).isdisjoint(one.site.hosts)), None)
+            same = next((one for one in left if is_moved or not set(group).isdisjoint(one.endpoint.hosts)), None)
             if same is not None:
                 left.remove(same)
                 stay[first] = same
@@ -78,7 +78,7 @@ class Member:
         self.backends = {first: stay[first] if first in stay else come[first] for first in groups}
         for first, backend in self.backends.items():
             if self._addresses != "one":
-                backend.known_as = f"{self.name}/{first}"  # whether there are others or not
+                backend.stable_id = f"{self.name}/{first}"  # whether there are others or not
             backend.move(groups[first])
         return list(come.values()), left
 
@@ -92,7 +92,7 @@ class Member:
 
     def _build_one(self, name: str) -> Backend:
         backend = self._build(name, self.address)
-        backend.site.connect_failed = self._want_lookup
+        backend.endpoint.connect_failed = self._want_lookup
         return backend
 
     def _free_name(self, backends: Sequence[Backend]) -> str:
@@ -107,7 +107,7 @@ class Fleet:
     """All backends. ``tend`` runs for each as long as it is there; ``changed`` is told all when they change."""
 
     def __init__(
-        self, members: Sequence[Member], tend: Tend, changed: Callable[[list[Backend]], None], log: Log
+        self, members: Sequence[ConfiguredBackend], tend: Tend, changed: Callable[[list[Backend]], None], log: Log
     ) -> None:
         self._members = members
         self._tend = tend
@@ -133,7 +133,7 @@ class Fleet:
                     nursery.start_soon(self._keep_resolving, member, resolve_interval, nursery)
             await trio.sleep_forever()
 
-    async def _keep_resolving(self, member: Member, interval: float, nursery: trio.Nursery) -> None:
+    async def _keep_resolving(self, member: ConfiguredBackend, interval: float, nursery: trio.Nursery) -> None:
         """Look a name up every so many seconds, and soon after a connection to its addresses has failed."""
         while True:
             member.lookup_wanted = trio.Event()
@@ -143,7 +143,7 @@ class Fleet:
             with trio.move_on_after(interval - pause):
                 await member.lookup_wanted.wait()
 
-    async def _resolve(self, member: Member, nursery: trio.Nursery) -> None:
+    async def _resolve(self, member: ConfiguredBackend, nursery: trio.Nursery) -> None:
         """Look a member's name up. While that fails, sessions are opened to the addresses that are known."""
         before = member.hosts
         try:
@@ -168,7 +168,7 @@ class Fleet:
                 "addresses changed", backend=member.name, addresses=hosts, come=_names(come), gone=_names(gone)
             )
 
-    def _not_found(self, member: Member, detail: str) -> None:
+    def _not_found(self, member: ConfiguredBackend, detail: str) -> None:
         if detail != member.lookup_error:
             member.lookup_error = detail
             known = sorted(member.hosts)

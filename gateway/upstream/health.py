@@ -12,7 +12,7 @@ class Verdict(Enum):
     FAILS = "fails"
 
 
-class State(Enum):
+class HealthState(Enum):
     """What is believed of a backend."""
 
     UP = "up"
@@ -29,7 +29,7 @@ class Health:
     """
 
     def __init__(self, *, rise: int = 2, fall: int = 3) -> None:
-        self.state = State.UP
+        self.state = HealthState.UP
         self._rise = rise
         self._fall = fall
         self.reason = ""
@@ -62,10 +62,14 @@ class Health:
     def _patience(self, verdict: Verdict) -> int:
         if verdict is Verdict.FAILS:
             return self._fall
-        if verdict is Verdict.STANDBY or self.state is State.STANDBY:
+        if verdict is Verdict.STANDBY or self.state is HealthState.STANDBY:
             return 1  # a role is a fact that the key manager states, not a symptom
         return self._rise
 
 
-_UP: Final = State.UP  # a member of an enumeration is slow to come by
-_STATE_AFTER: Final = {Verdict.SERVES: State.UP, Verdict.STANDBY: State.STANDBY, Verdict.FAILS: State.DOWN}
+_UP: Final = HealthState.UP  # a member of an enumeration is slow to come by
+_STATE_AFTER: Final = {
+    Verdict.SERVES: HealthState.UP,
+    Verdict.STANDBY: HealthState.STANDBY,
+    Verdict.FAILS: HealthState.DOWN,
+}

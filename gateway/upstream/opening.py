@@ -20,10 +20,11 @@ from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Request
 from gateway.log import quoted
 from gateway.upstream.gate import Gate, Pause
-from gateway.upstream.session import Opener, Session
+from gateway.upstream.open_session import Opener
+from gateway.upstream.session import Session
 
 #: Reasons that concern one credential only.
-REFUSED: Final = frozenset({"credential", "proof", "alert"})
+REFUSED: Final = frozenset({"credential", "validation", "alert"})
 
 _FIRST_PAUSE: Final = 0.25  # s after a credential was refused
 _RESOURCES_PAUSE: Final = 0.1  # s without attempts when this process is out of descriptors or memory
@@ -88,7 +89,7 @@ class Opening:
             await session.exchange(self._probe)
         except BackendError:
             session.close()
-            return self._error("the key manager closes sessions behind their first answer", "proof")
+            return self._error("the key manager closes sessions behind their first answer", "validation")
         except BaseException:
             session.close()
             raise
@@ -120,7 +121,7 @@ class Opening:
         else:
             self._gate.failed(error, now)
 
-    def died(self, session: Session, now: float) -> bool:
+    def closed_by_peer(self, session: Session, now: float) -> bool:
         """Count a session that the key manager closed. Return True if it was closed as soon as it was opened."""
         if session.requests or now - session.opened_at > _YOUNG:
             return False

@@ -1,41 +1,43 @@
-"""Pool: the sessions of one backend and credential, lent for the length of one exchange.
+"""Pool: the sessions of one backend and credential, each lent for one exchange.
 
 The session used last is lent first, so that surplus sessions grow old and are closed. A request that finds no idle
-session waits in turn, for a session that is given back or for one that is opened in the background, whichever comes
-first. Slots decide when a session may be opened. Everything that decides is a plain function; only ``wait`` and
-``_open`` wait.
+session waits for its turn, and gets a session that is given back or one that is opened in the background, whichever
+comes first. Slots decides when a session may be opened. Every decision is a plain function; only ``wait`` and ``_open``
+wait.
+
+The subjects that have files of their own: waiting.py (the requests that wait), reserve.py (fairness between principals
+while few slots are free), opening.py (attempts to open a session, and the pauses after failures), slots.py (fairness
+between pools).
 """
 
 import random
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Hashable
 from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from gateway.alarm import Alarms
-from gateway.errors import BackendError, PoolBusyError, Stage
+from gateway.errors import BackendError, Stage
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.policy import Effect
+from gateway.timers import TimerHeap
+from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.open_session import VALIDATION_REQUESTS, Opener
 from gateway.upstream.opening import REFUSED, Opening, Spawn
-from gateway.upstream.queue import FairQueue
-from gateway.upstream.session import PROBES, Opener, Session, Site, State
+from gateway.upstream.reserve import Reserve
+from gateway.upstream.session import Session, SessionState
 from gateway.upstream.slots import Slots
+from gateway.upstream.waiting import Waiter, Waiters
 
-_IDLE: Final = State.IDLE  # access to an enum member is slow
-_TOUCH: Final = Effect.TOUCH
-_DEFAULT_PROBE: Final = decode_request(PROBES["discover-versions"])
-_KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: when a session that is kept warm is used, so that no peer drops it
+_IDLE: Final = SessionState.IDLE  # access to an enum member is slow
+_DEFAULT_VALIDATION: Final = decode_request(VALIDATION_REQUESTS["discover-versions"])
+_KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: age at which a warm session is validated, so that no peer closes it
 _SOON: Final = 0.25  # s in which nearly all exchanges end
-_NO_REFUSAL: Final = frozenset(
-    {"connect", "timeout", "resources"}
-)  # reasons of failed attempts that tell of no limit of sessions
-_SEEN: Final = 60.0  # s for which a principal counts as one that may come back
-_PRINCIPALS: Final = 1000  # that are remembered for that
-_RESERVE: Final = 8  # one of so many slots is left to other principals
-_HALVES: Final = 2  # a principal that holds one half of the slots leaves the last ones to others
+_NO_REFUSAL: Final = frozenset({"connect", "timeout", "resources"})  # failed attempts that show no limit of sessions
+
+#: Reasons to close a pool, and the message to waiting requests.
+CLOSED: Final = {"drain": "the gateway is shutting down", "removed": "the key manager has left this address"}
 
 
 class PoolSettings(NamedTuple):
@@ -54,46 +56,32 @@ class PoolSettings(NamedTuple):
 
 
 class Observer(Protocol):
-    """Told about the sessions of a backend: the metrics, the log."""
+    """Receives the events of a pool: PoolObserver, which feeds the metrics and the log."""
 
     def session_opened(self, seconds: float) -> None:
-        """A session was opened, in so many seconds."""
+        """Take note of a session that was opened in so many seconds."""
 
     def session_open_failed(self, error: BackendError) -> None:
-        """A session could not be opened."""
+        """Take note of a failed attempt to open a session."""
 
     def session_closed(self, reason: str) -> None:
-        """A session was closed, for a reason of a closed set."""
+        """Take note of a closed session; ``reason`` is of a closed set."""
 
     def exchanged(self, result: str, seconds: float) -> None:
-        """An exchange for a client ended: ``answered``, or stage and reason of its failure."""
+        """Take note of the end of a client's exchange: ``answered``, or stage and reason of the failure."""
 
     def ejected(self, credential: str, effect: Effect) -> None:
-        """Exchanges failed in a row: requests of this kind go elsewhere; credential "" stands for all."""
+        """Take note of an ejection for requests of this kind; the credential "" stands for all credentials."""
 
     def idle_limit_learned(self, limit: IdleLimit) -> None:
-        """The backend closes idle sessions earlier than the settings suppose."""
+        """Take note that the backend closes idle sessions earlier than configured."""
 
     def ceiling_learned(self, ceiling: int, limit: int) -> None:
-        """The backend allows fewer sessions than the settings do."""
-
-
-class _Waiter:
-    """A request that waits for a session, and the outcome."""
-
-    __slots__ = ("done", "effect", "error", "principal", "session", "since")
-
-    def __init__(self, principal: Hashable, effect: Effect | None) -> None:
-        self.done = trio.Event()
-        self.principal = principal
-        self.effect = effect
-        self.since = trio.current_time()
-        self.session: Session | None = None
-        self.error: BackendError | PoolBusyError | None = None
+        """Take note that the backend allows fewer sessions than configured."""
 
 
 class PoolStatistics(NamedTuple):
-    """How many sessions are in which state, and how many requests wait."""
+    """The numbers of sessions by state, and of waiting requests."""
 
     idle: int
     busy: int
@@ -102,13 +90,15 @@ class PoolStatistics(NamedTuple):
 
 
 class Pool:
-    """Lends sessions. ``spawn`` starts a background task in a nursery that outlives the pool's use.
+    """Lends the sessions of one backend and credential.
 
-    ``probe`` is the cheap request that validates a session; ``idle_limit``, ``slots`` and ``site`` are the backend's,
-    shared by its pools. ``answered_at`` is the time of the last answer to a client; ``reopened`` are events to be set
-    when a session opens.
+    ``spawn`` starts a background task in a nursery that outlives the use of the pool. ``validation_request`` is the
+    cheap request that validates a session. ``idle_limit``, ``slots`` and ``endpoint`` are shared by the pools of the
+    backend. ``answered_at`` is the time of the last answer to a client. The events in ``reopened`` are set when a
+    session opens.
 
-    Invariants: idle, busy and opening together hold exactly the slots taken; no request waits while a session is idle.
+    Invariants: idle, busy and opening sessions together hold exactly the slots taken; no request waits while a session
+    is idle.
     """
 
     def __init__(
@@ -122,22 +112,22 @@ class Pool:
         spawn: Spawn,
         observer: Observer,
         idle_limit: IdleLimit | None = None,
-        probe: Request = _DEFAULT_PROBE,
-        site: Site | None = None,
+        validation_request: Request = _DEFAULT_VALIDATION,
+        endpoint: Endpoint | None = None,
     ) -> None:
         self.backend = backend
         self.credential = credential
         self.opener = opener
         self.spawn = spawn
         self.observer = observer
-        self.probe = probe
-        self.alarms = Alarms(spawn)
+        self.validation_request = validation_request
+        self.timers = TimerHeap(spawn)
         self.answered_at = float("-inf")
         self.opening = Opening(
             backend,
             opener,
             slots.gate,
-            probe,
+            validation_request,
             connect_deadline=settings.connect_deadline,
             max_pause=settings.max_pause,
         )
@@ -145,15 +135,15 @@ class Pool:
         self._slots = slots
         self._gate = slots.gate
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
-        self.site = site or Site()
+        self.endpoint = endpoint or Endpoint()
         self._idle: list[Session] = []  # longest idle first
         self._busy: set[Session] = set()
-        self._waiters: FairQueue[_Waiter] = FairQueue()
-        self._seen: dict[Hashable, float] = {}  # principals, and when each was first lent a session after another
-        self.reopened: set[trio.Event] = set()  # to be set when a session opens
+        self.waiters = Waiters(backend)
+        self._reserve = Reserve(slots, self.waiters, self._busy)
+        self.reopened: set[trio.Event] = set()
         self._validating: set[Session] = set()  # busy sessions that no client uses
-        self._used_at = float("-inf")  # time at which a client last gave a session back, or one was opened
-        self._closed = ""  # or why
+        self._used_at = float("-inf")  # time at which a client last gave a session back, or a session was opened
+        self._closed = ""  # or the reason, of CLOSED
 
     def __repr__(self) -> str:
         counts = " ".join(f"{name}={count}" for name, count in self.statistics()._asdict().items())
@@ -161,12 +151,15 @@ class Pool:
         return f"<Pool {self.backend} as {self.credential}: {counts}{failing}>"
 
     def statistics(self) -> PoolStatistics:
-        """Return the pool's counts."""
-        return PoolStatistics(len(self._idle), len(self._busy), self.opening.under_way, len(self._waiters))
+        """Return the numbers of sessions by state, and of waiting requests."""
+        return PoolStatistics(len(self._idle), len(self._busy), self.opening.under_way, len(self.waiters))
 
     @property
     def is_failing(self) -> bool:
-        """True if requests should rather go elsewhere: no session is idle, none opens, and none has answered since."""
+        """True if requests should prefer other backends: no session is idle, and the last attempt to open one failed.
+
+        An answer to a client since then ends this.
+        """
         opening = self.opening
         if opening.failure is None:
             return self._gate.failure is not None and not self._idle and not self._busy
@@ -174,58 +167,60 @@ class Pool:
 
     @property
     def failing_since(self) -> float:
-        """Time since which sessions can't be opened; infinity if the last attempt succeeded."""
+        """Time since which no session can be opened; infinity if the last attempt succeeded."""
         return min(self.opening.failing_since, self._slots.gate.failing_since)
 
     @property
     def is_silent(self) -> bool:
-        """True if it is failing since nothing comes back: an exchange that is under way is overdue already."""
+        """True if the last attempt to open a session timed out, and no client was answered since.
+
+        An exchange that is under way should then be treated as overdue.
+        """
         failure = self.opening.failure
         return failure is not None and failure.reason == "timeout" and self.answered_at <= self.opening.failed_at
 
     @property
     def has_room(self) -> bool:
-        """True if a request would find a session idle, or could have one opened."""
-        return bool(self._idle) or (not self._waiters and self._slots.has_room())
+        """True if a request would find an idle session, or a free slot to open a session in."""
+        return bool(self._idle) or (not self.waiters and self._slots.has_room())
+
+    @property
+    def room(self) -> int:
+        """The number of requests that could be served without a wait for other requests."""
+        return len(self._idle) + (0 if self.waiters else self._slots.free)
 
     @property
     def waiting_since(self) -> float:
-        """Time at which the longest-waiting request without a session being opened began to wait; or infinity."""
-        return self._waiters.since(self.opening.under_way) if self.needs_session else float("inf")
+        """Time at which the longest-waiting request without a pending open began to wait; infinity if none."""
+        return self.waiters.since(self.opening.under_way) if self.needs_session else float("inf")
 
     @property
     def idle_since(self) -> float:
-        """Time at which clients last used a session of this pool; infinity if none is idle."""
+        """Time at which a client last used a session of this pool; infinity if no session is idle."""
         return self._used_at if self._idle else float("inf")
 
     # Lending ---------------------------------------------------------------------------------------------------------
 
     def take(self, principal: Hashable = None) -> Session | None:
-        """Lend the session used last that is still alive, or return None. It must be given back.
+        """Lend the session used last that is still alive, or return None. The caller must give the session back.
 
-        ``tend`` and ``give_back`` see to sessions that are too old.
+        ``maintain`` and ``give_back`` close sessions that are too old.
         """
         while self._idle:
             session = self._idle.pop()
             if session.is_quiet():
                 self._busy.add(session)
                 if session.principal is not principal:
-                    self._note(session, principal)
+                    session.principal = principal
+                    self._reserve.note(principal)
                 return session
             self._closed_by_peer(session, trio.current_time())
         return None
 
-    def _note(self, session: Session, principal: Hashable) -> None:
-        """Note the principal that a session is lent to, after another one."""
-        session.principal = principal
-        self._seen[principal] = trio.current_time()
-        if len(self._seen) > _PRINCIPALS:
-            del self._seen[next(iter(self._seen))]
-
     async def wait(self, principal: Hashable = None, effect: Effect | None = None) -> Session:
-        """Wait in turn for a session; it must be given back. Turns are taken between principals.
+        """Wait for a session, which the caller must give back. Principals take turns.
 
-        ``effect`` is that of a request that may as well wait at another backend. Raises PoolBusyError if too many
+        ``effect`` is None if the request must not move to a different backend. Raises PoolBusyError if too many
         requests wait already, BackendError (CONNECT) if no session can be opened. The caller bounds the time.
         """
         if self._closed:
@@ -233,50 +228,29 @@ class Pool:
         known = None if self._busy else self.opening.known_failure(trio.current_time())
         if known is not None:
             raise self._error(known.args[0], known.reason)
-        waiter = _Waiter(principal, effect)
-        self._waiters.append(waiter)
+        waiter = Waiter(principal, effect)
+        self.waiters.append(waiter)
         try:
             self.open_if_wanted()
-            self._check_queue(waiter)
+            self.waiters.check_length(waiter, self._settings.queue_length, opening=self.opening.under_way)
             await waiter.done.wait()
         except BaseException:
             if waiter.session is not None:
                 self.give_back(waiter.session)
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
+            elif waiter in self.waiters:
+                self.waiters.remove(waiter)
             raise
         if waiter.session is None:
             raise waiter.error or self._error("no session", "drain")
         return waiter.session
 
-    def _check_queue(self, newcomer: _Waiter) -> None:
-        """Refuse a request if the queue is full: one of the principal that fills it.
-
-        Requests for which a session is being opened do not count.
-        """
-        queueing = len(self._waiters) - self.opening.under_way
-        if queueing <= self._settings.queue_length:
-            return
-        full = PoolBusyError(f"{self.backend}: {queueing - 1} requests are waiting already", reason="queue_full")
-        other = self._waiters.newest_of_the_longest(newcomer.principal)
-        if other is None:
-            raise full
-        self._release_waiter(other, full)
-
-    def _release_waiter(self, waiter: _Waiter, error: BackendError | PoolBusyError) -> None:
-        self._waiters.remove(waiter)
-        waiter.error = error
-        waiter.done.set()
-
     def give_back(self, session: Session, now: float | None = None) -> None:
-        """Take back what was lent: keep it if its exchange ended properly, else close it.
+        """Take back a lent session: keep it if its exchange ended properly, else close it.
 
         ``now`` is the time, in trio's seconds, if the caller has just looked at the clock.
         """
-        self._busy.remove(session)  # raises if it is not lent: given back twice, it would be lent twice
-        session.is_repeatable = (
-            False  # until the next request says so; its client may not be taken for that of the last
-        )
+        self._busy.remove(session)  # raises if the session is not lent: given back twice, it would be lent twice
+        session.is_repeatable = False  # until the next borrower says so; its client is not the previous one
         now = trio.current_time() if now is None else now
         if self._validating and session in self._validating:
             self._validating.discard(session)
@@ -285,7 +259,8 @@ class Pool:
         if session.is_abandoned:
             self._slots.returned(session)
         if session.state is not _IDLE:
-            self._discard(session, session.fault or ("remote_busy" if session.state is State.CLOSED else "error"))
+            is_closed = session.state is SessionState.CLOSED
+            self._discard(session, session.fault or ("remote_busy" if is_closed else "error"))
         elif self._closed:
             self._discard(session, self._closed)
         elif now >= session.expires_at:
@@ -297,22 +272,69 @@ class Pool:
             self._offer(session, now)
 
     def abandon(self, session: Session) -> None:
-        """Nobody awaits this busy session's answer any more: it may be closed as soon as its slot is needed."""
+        """Allow a busy session to be closed as soon as its slot is needed: nobody awaits its answer any more."""
         if self._closed:
             session.close()
         elif session in self._busy:
             self._slots.abandon(session, self)
 
-    def doubt(self, idle_since: float) -> list[Session]:
-        """Lend the sessions that have been idle since then, or longer, to be validated before a request uses them."""
+    def lend_for_validation(self, idle_since: float) -> list[Session]:
+        """Lend the sessions that have been idle since this time, or longer. The caller validates and returns them."""
         doubtful = [session for session in self._idle if session.idle_since <= idle_since]
         self._idle = [session for session in self._idle if session.idle_since > idle_since]
         self._busy.update(doubtful)
         self._validating.update(doubtful)
         return doubtful
 
+    def _offer(self, session: Session, now: float, passed_over: Collection[Hashable] = ()) -> None:
+        """Lend an idle session to the next waiting request, or keep it. As in ``take``, only a quiet session is lent.
+
+        Principals in ``passed_over`` come last.
+        """
+        if not self.waiters:
+            session.idle_since = now
+            self._idle.append(session)
+        elif not session.is_quiet():
+            self._closed_by_peer(session, now, was_idle=False)
+        else:
+            waiter = self.waiters.popleft(passed_over)
+            self._busy.add(session)
+            session.principal = waiter.principal
+            self._reserve.note(waiter.principal)
+            waiter.lend(session)
+
+    # Ending exchanges early ------------------------------------------------------------------------------------------
+
+    def interrupt_repeatable(self) -> None:
+        """Close the lent sessions whose request may be repeated, so that it is repeated on a different backend."""
+        for session in list(self._busy):
+            if session.is_repeatable:
+                session.close()
+
+    def hedge_repeatable(self) -> None:
+        """Call the timers of lent sessions whose request may be repeated: the dispatcher then hedges the request.
+
+        Abandoned sessions are left out: their timers end the exchange, which must not happen early.
+        """
+        now = trio.current_time()
+        for session in self._busy:
+            if session.is_repeatable and not session.is_abandoned and session.timer.due > now:
+                self.timers.set(session.timer, now, session.timer.action)
+
+    def close_disconnected(self) -> None:
+        """Close the lent sessions whose request may be repeated and whose client has disconnected.
+
+        An exchange that has just begun is left to end: that takes less time than a handshake.
+        """
+        since = trio.current_time() - _SOON
+        for session in list(self._busy):
+            if session.is_repeatable and session.exchanging_since <= since and session.client_disconnected():
+                session.close()
+
+    # Closing ---------------------------------------------------------------------------------------------------------
+
     def drop_closed(self) -> None:
-        """Close the idle sessions that the key manager has closed, and no others."""
+        """Close the idle sessions that the key manager has closed, and no other."""
         idle, self._idle = self._idle, []
         now = trio.current_time()
         for session in idle:
@@ -326,74 +348,56 @@ class Pool:
         while self._idle:
             self._discard(self._idle.pop(), reason)
 
-    def interrupt_repeatable(self) -> None:
-        """Close the lent sessions whose request may be repeated elsewhere, so that it is."""
-        for session in list(self._busy):
-            if session.is_repeatable:
-                session.close()
-
-    def hasten_repeatable(self) -> None:
-        """Treat the lent sessions whose request may be repeated elsewhere as overdue.
-
-        If nobody awaits the answer any more, the alarm of a session ends its exchange: it must not come early.
-        """
-        now = trio.current_time()
+    def drop_outdated(self) -> None:
+        """Close idle sessions to addresses that the backend no longer has, and lent ones when they are given back."""
+        idle, self._idle = self._idle, []
+        for session in idle:
+            if self.endpoint.is_current(session):
+                self._idle.append(session)
+            else:
+                self._discard(session, "removed")
         for session in self._busy:
-            if session.is_repeatable and not session.is_abandoned and session.alarm.due > now:
-                self.alarms.set(session.alarm, now, session.alarm.ring)
+            if not self.endpoint.is_current(session):
+                session.expires_at = float("-inf")
 
-    def close_disconnected(self) -> None:
-        """Close the lent sessions whose request may be repeated and whose client has disconnected.
+    def close_oldest_idle(self) -> None:
+        """Close the session that has been idle longest. The caller, Slots, frees its slot."""
+        self._end(self._idle.pop(0), "yielded")
 
-        An exchange that has just begun is left to end: that is sooner than a handshake.
-        """
-        since = trio.current_time() - _SOON
-        for session in list(self._busy):
-            if session.is_repeatable and session.exchanging_since <= since and session.client_has_left():
-                session.close()
-
-    def _offer(self, session: Session, now: float, passed_over: Collection[Hashable] = ()) -> None:
-        """Hand an idle session to the first waiting request, or keep it. As in ``take``, only a quiet one is lent.
-
-        Principals in ``passed_over`` come last.
-        """
-        if not self._waiters:
-            session.idle_since = now
-            self._idle.append(session)
-        elif not session.is_quiet():
-            self._closed_by_peer(session, now, was_idle=False)
-        else:
-            waiter = self._waiters.popleft(passed_over)
-            self._busy.add(session)
-            self._note(session, waiter.principal)
-            waiter.session = session
-            waiter.done.set()
+    def close(self, why: str = "drain") -> None:
+        """Close idle sessions and lend nothing more; busy sessions are closed on return. ``why`` is of CLOSED."""
+        self._closed = why
+        self.drop_idle(why)
+        self.waiters.fail_all(self._error(CLOSED[why], why))
+        for session in self._slots.forget(self):
+            session.close()
 
     def _closed_by_peer(self, session: Session, now: float, *, was_idle: bool = True) -> None:
-        """Close a session that is not quiet: the key manager has closed it, or sent what nobody asked for.
+        """Close a session that is not quiet: the key manager has closed it, or has sent bytes unasked.
 
-        How long a session was idle teaches the idle limit only if the key manager has closed it.
+        The idle limit learns from the session's time without use only if the key manager has closed an idle session.
         """
         if session.fault or session.is_flooded:
             self._discard(session, session.fault or "records")
             return
-        is_lesson = not self.opening.died(session, now) and was_idle
-        if is_lesson and self._idle_limit.closed_by_peer(now - session.idle_since, now):
+        is_evidence = not self.opening.closed_by_peer(session, now) and was_idle
+        if is_evidence and self._idle_limit.closed_by_peer(now - session.idle_since, now):
             self.observer.idle_limit_learned(self._idle_limit)
         self._discard(session, "remote_idle")
 
     def _discard(self, session: Session, reason: str) -> None:
+        """Close a session and free its slot; then open a session for waiting requests, or fail the waits."""
         if session.fault:
-            self.site.distrust(trio.current_time())
+            self.endpoint.distrust(trio.current_time())
         self._end(session, reason)
         self._slots.release(self)
-        if not self._waiters or self._busy:
+        if not self.waiters or self._busy:
             return
         known = self.opening.known_failure(trio.current_time())
         if known is None:
             self.open_if_wanted()
-        else:  # no session comes back that they could wait for
-            self.release_waiters(known, keep=self.opening.under_way)
+        else:  # no session will be given back that the requests could wait for
+            self.waiters.fail_all(known, keep=self.opening.under_way)
 
     def _end(self, session: Session, reason: str) -> None:
         session.close()
@@ -404,11 +408,12 @@ class Pool:
     @property
     def needs_session(self) -> bool:
         """True if a session should be opened for a waiting request."""
-        missing = len(self._waiters) - self.opening.under_way
+        opening = self.opening.under_way
+        missing = len(self.waiters) - opening
         if missing <= 0 or self._closed:
             return False
         now = trio.current_time()
-        return self.opening.may_try(now) and missing > self._left_out(now)
+        return self.opening.may_try(now) and missing > self._reserve.passed_over(now, opening)
 
     @property
     def needs_warm_session(self) -> bool:
@@ -417,35 +422,7 @@ class Pool:
             return False
         if self.opening.failure is not None:
             return True
-        there = len(self._idle) + len(self._busy) + self.opening.under_way
-        return there < self._settings.min_idle
-
-    def _left_out(self, now: float) -> int:
-        """Return how many waiting requests get none of the last slots, which are left to other principals."""
-        greedy = self._greedy()
-        if not greedy:
-            return 0
-        is_alone = len(greedy) == len(self._waiters.principals())
-        if is_alone and not any(now - seen <= _SEEN and one not in greedy for one, seen in self._seen.items()):
-            return 0
-        return sum(map(self._waiters.count, greedy))
-
-    def _greedy(self) -> list[Hashable]:
-        """Return the principals that wait and hold half of the slots each, if few slots are free.
-
-        If only one principal waits, the sessions that are being opened are for it.
-        """
-        limit = self._slots.limit
-        if limit < _RESERVE or limit - self._slots.used > max(1, limit // _RESERVE):
-            return []
-        waiting = self._waiters.principals()
-        own = self.opening.under_way if len(waiting) == 1 else 0
-        if len(self._busy) + own < limit // _HALVES:
-            return []
-        held = Counter(session.principal for session in self._busy)
-        if own:
-            held.update({next(iter(waiting)): own})
-        return [one for one, number in held.items() if number >= limit // _HALVES and self._waiters.has(one)]
+        return len(self._idle) + len(self._busy) + self.opening.under_way < self._settings.min_idle
 
     def open_if_wanted(self) -> None:
         """Queue for a slot if requests wait for which no session is being opened."""
@@ -453,7 +430,7 @@ class Pool:
             self._slots.want(self)
 
     def begin_to_open(self) -> None:
-        """Open a session in the slot that was just taken."""
+        """Start the task that opens a session in the slot that Slots has just given to this pool."""
         self.opening.under_way += 1
         self.spawn(self._open)
 
@@ -484,19 +461,22 @@ class Pool:
             event.set()
         if self._closed:
             self._discard(session, self._closed)
-        elif self.site.is_of(session):
-            self._offer(session, now, self._greedy())
+        elif self.endpoint.is_current(session):
+            self._offer(session, now, self._reserve.greedy(self.opening.under_way))
         else:
             self._discard(session, "removed")
         self._slots.opened(seconds)
         self.open_if_wanted()
 
     def _failed(self, error: BackendError, began: float) -> None:
-        """Pause, and let waiting requests try elsewhere unless a session that is lent may still serve them.
+        """Begin the pause after a failed attempt that ``began`` then, and fail the waits that cannot end otherwise.
 
-        The pause begins before the slot is free: the next pool to have it must know. A failure beside sessions that
-        have answered since the attempt ``began`` means that the key manager allows no more sessions; but not a refused
-        connection, which is a restart, nor an attempt that took too long, since a slow key manager answers late, too.
+        The pause begins before ``_open`` frees the slot: Slots may give the slot to the next pool at once, which must
+        see the pause.
+
+        If sessions have answered since the attempt began, the failure shows that the key manager allows no more
+        sessions. A refused connection does not show that, since it is a restart; nor does a timeout, since a slow key
+        manager also answers late.
         """
         now = trio.current_time()
         sessions = self._slots.used - self._slots.gate.under_way
@@ -510,68 +490,36 @@ class Pool:
             self._slots.fail_waiting(error)
 
     def fail_waiters(self, error: BackendError) -> None:
-        """Let waiting requests try elsewhere, unless a session that is lent or being opened may still serve them.
+        """Fail the waits that no busy or opening session can end, so that the requests try a different backend.
 
-        Those that have waited longest go first: the attempt began for them.
+        The longest waits fail first: the failed attempt was made for them.
         """
         if not self._busy:
-            self.release_waiters(error, keep=self.opening.under_way)
-
-    def release_waiters(self, error: BackendError, *, keep: int = 0) -> None:
-        """Let all requests but ``keep`` that wait try elsewhere."""
-        while len(self._waiters) > keep:
-            # Each gets an error of its own: a raised error keeps its traceback.
-            self._release_waiter(self._waiters.oldest(), self._error(error.args[0], error.reason))
-
-    def waits_since(self, since: float) -> bool:
-        """Return True if a request has waited since then, or longer."""
-        return bool(self._waiters) and self._waiters.oldest().since <= since
-
-    def move_waiters(self, since: float, room: Callable[[Effect], int]) -> None:
-        """Let requests that have waited since then, or longer, go to other backends.
-
-        ``room`` tells how many requests of an effect others can serve at once.
-        """
-        moved: dict[bool, int] = {}
-        for waiter in self._waiters.all():
-            if waiter.since > since:
-                return
-            if waiter.effect is None:
-                continue
-            is_change = waiter.effect > _TOUCH
-            left = moved.get(is_change, room(waiter.effect) if is_change not in moved else 0)
-            if left > 0:
-                self._release_waiter(waiter, self._error("another key manager has room", "moved"))
-            moved[is_change] = left - 1
-
-    @property
-    def room(self) -> int:
-        """How many requests could be served without a wait for others."""
-        return len(self._idle) + (0 if self._waiters else self._slots.free)
+            self.waiters.fail_all(error, keep=self.opening.under_way)
 
     def _error(self, message: str, reason: str) -> BackendError:
         return BackendError(message, backend=self.backend, stage=Stage.CONNECT, reason=reason)
 
     # Maintenance -----------------------------------------------------------------------------------------------------
 
-    def tend(self) -> list[Session]:
-        """Close sessions that are old or closed, and queue for those that are missing; called now and then.
+    def maintain(self) -> list[Session]:
+        """Close sessions that are too old or closed by the peer, and queue for a slot if sessions are missing.
 
-        Returns the sessions that should be validated. They are lent: each is given back after an exchange.
+        Called four times a second. Returns lent sessions: the caller validates each of them and gives it back.
         """
         now = trio.current_time()
-        if self.site.is_distrusted:
-            self.site.trust_again(now)
+        if self.endpoint.is_distrusted:
+            self.endpoint.end_distrust_if_due(now)
         idle, self._idle = self._idle, []
         surplus = len(idle) + len(self._busy) - self._settings.min_idle
         lent = []
-        for place, session in enumerate(idle):
-            reason = self._reason_to_close(session, now, surplus=place < surplus)
+        for index, session in enumerate(idle):
+            reason = self._reason_to_close(session, now, is_surplus=index < surplus)
             if reason == "remote_idle":
                 self._closed_by_peer(session, now)
             elif reason:
                 self._discard(session, reason)
-            elif place >= surplus and now - session.idle_since >= self._idle_limit.effective * _KEEP_ALIVE_AT:
+            elif index >= surplus and now - session.idle_since >= self._idle_limit.effective * _KEEP_ALIVE_AT:
                 self._busy.add(session)
                 self._validating.add(session)
                 lent.append(session)
@@ -582,44 +530,11 @@ class Pool:
         self.open_if_wanted()
         return lent
 
-    def _reason_to_close(self, session: Session, now: float, *, surplus: bool) -> str | None:
+    def _reason_to_close(self, session: Session, now: float, *, is_surplus: bool) -> str | None:
         if now >= session.expires_at:
             return "lifetime"
         if not session.is_quiet():
-            return _not_quiet(session)
-        if surplus and now - session.idle_since >= self._idle_limit.effective:
+            return "records" if session.is_flooded else "remote_idle"
+        if is_surplus and now - session.idle_since >= self._idle_limit.effective:
             return "idle"
         return None
-
-    def close_oldest_idle(self) -> None:
-        """Close the session that has been idle longest; its slot is the caller's."""
-        self._end(self._idle.pop(0), "yielded")
-
-    def moved(self) -> None:
-        """The backend has another address now: sessions to the old one are not lent any more."""
-        idle, self._idle = self._idle, []
-        for session in idle:
-            if self.site.is_of(session):
-                self._idle.append(session)
-            else:
-                self._discard(session, "removed")
-        for session in self._busy:
-            if not self.site.is_of(session):
-                session.expires_at = float("-inf")
-
-    def close(self, why: str = "drain") -> None:
-        """Close idle sessions and lend nothing more; busy sessions are closed on return. ``why`` is of CLOSED."""
-        self._closed = why
-        self.drop_idle(why)
-        self.release_waiters(self._error(CLOSED[why], why))
-        for session in self._slots.forget(self):
-            session.close()
-
-
-#: Why a pool may be closed, and the message to waiting requests.
-CLOSED: Final = {"drain": "the gateway is shutting down", "removed": "the key manager has left this address"}
-
-
-def _not_quiet(session: Session) -> str:
-    """Return why an idle session that is not quiet is closed, as a label."""
-    return "records" if session.is_flooded else "remote_idle"

@@ -1,6 +1,7 @@
-"""The queue of a pool: fair between principals, in turn within each.
+"""Fair queue: principals take turns, and each principal's requests are served in the order of arrival.
 
-A principal that sends a thousand requests at once waits for its own; another that sends one is next but one.
+A principal that sends a thousand requests at once delays only itself: the next request of a different principal is
+served after at most one of the thousand.
 """
 
 from collections import OrderedDict, deque
@@ -10,22 +11,26 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """A waiting request, as the queue sees it."""
+    """The part of a waiting request that the queue uses."""
 
     @property
     def principal(self) -> Hashable:
-        """The principal whose turn it uses."""
+        """The principal that sent the request."""
 
     @property
     def since(self) -> float:
-        """Time, in trio's seconds, at which it began to wait."""
+        """Time at which the request began to wait, in trio's seconds."""
 
 
 _T = TypeVar("_T", bound=Waiting)
 
 
 class FairQueue(Generic[_T]):
-    """Takes turns between principals. Every call takes constant time, but for ``longest`` (one step a principal)."""
+    """Waiters, by principal and by arrival.
+
+    Each call takes constant time, except for ``newest_of_the_longest`` (one step per principal), ``remove`` (one step
+    per waiter of the principal), ``since`` (one step per waiter before the index) and ``all``.
+    """
 
     def __init__(self) -> None:
         self._turns: OrderedDict[Hashable, deque[_T]] = OrderedDict()
@@ -38,7 +43,7 @@ class FairQueue(Generic[_T]):
         return waiter in self._all
 
     def __repr__(self) -> str:
-        return f"<FairQueue {len(self._all)} waiting, of {len(self._turns)} principals>"
+        return f"<{type(self).__name__} {len(self._all)} waiting, of {len(self._turns)} principals>"
 
     def append(self, waiter: _T) -> None:
         """Add a waiter."""
@@ -46,32 +51,33 @@ class FairQueue(Generic[_T]):
         self._all[waiter] = None
 
     def popleft(self, passed_over: Collection[Hashable] = ()) -> _T:
-        """Remove and return the waiter whose principal has its turn; the principal's next turn comes after all others.
+        """Remove and return the first waiter of the principal whose turn it is; that principal goes to the end.
 
-        Principals in ``passed_over``, which are few, have a turn only if no other waits.
+        Principals in ``passed_over``, which are few, get a turn only if no other principal waits.
         """
         first = next(iter(self._turns))
-        principal = next((one for one in self._turns if one not in passed_over), first) if passed_over else first
-        waiters = self._turns[principal]
+        if passed_over:
+            first = next((principal for principal in self._turns if principal not in passed_over), first)
+        waiters = self._turns[first]
         waiter = waiters.popleft()
-        self._turns.move_to_end(principal)
-        self._left(waiter, waiters)
+        self._turns.move_to_end(first)
+        self._removed(waiter, waiters)
         return waiter
 
     def remove(self, waiter: _T) -> None:
-        """Remove a waiter that leaves without a turn."""
+        """Remove a waiter without a turn."""
         waiters = self._turns[waiter.principal]
         waiters.remove(waiter)
-        self._left(waiter, waiters)
+        self._removed(waiter, waiters)
 
-    def _left(self, waiter: _T, waiters: deque[_T]) -> None:
+    def _removed(self, waiter: _T, waiters: deque[_T]) -> None:
         del self._all[waiter]
         if not waiters:
             del self._turns[waiter.principal]
 
-    def since(self, place: int) -> float:
-        """Return the time at which the waiter at this place, by arrival, began to wait; infinity beyond the end."""
-        return next((waiter.since for waiter in islice(self._all, place, None)), float("inf"))
+    def since(self, index: int) -> float:
+        """Return the time since which the waiter at this index, by arrival, has waited; infinity beyond the end."""
+        return next((waiter.since for waiter in islice(self._all, index, None)), float("inf"))
 
     def all(self) -> list[_T]:
         """Return all waiters, in the order of arrival."""
@@ -86,7 +92,7 @@ class FairQueue(Generic[_T]):
         return len(self._turns.get(principal, ()))
 
     def principals(self) -> Collection[Hashable]:
-        """Return the principals of which requests wait."""
+        """Return the principals of the waiting requests."""
         return self._turns.keys()
 
     def oldest(self) -> _T:
@@ -94,9 +100,10 @@ class FairQueue(Generic[_T]):
         return next(iter(self._all))
 
     def newest_of_the_longest(self, newcomer: Hashable) -> _T | None:
-        """Return the waiter that makes room for a newcomer in a full queue: the last of the principal that waits most.
+        """Return the waiter to reject if the queue is full and the newcomer should stay.
 
-        None unless that principal has at least two more waiters than the newcomer's principal.
+        That is the newest waiter of the principal with most waiters. None if that principal does not have at least two
+        more waiters than the newcomer's principal: then the newcomer is rejected.
         """
         longest = max(self._turns.values(), key=len)
         own = self._turns.get(newcomer, ())

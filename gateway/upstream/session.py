@@ -1,24 +1,17 @@
 """Session: one authenticated connection to a key manager, one request at a time.
 
-A session is IDLE only before it is lent and after the last line of an exchange. Whatever else happens, an error, a
-deadline, a shutdown, leaves it BUSY, and BUSY sessions are thrown away. That is the guard against handing one client
-another's key.
+A session is IDLE only before it is lent and after the last line of an exchange. An error, a deadline and a shutdown
+leave the session BUSY, and BUSY sessions are thrown away. This is the guard against sending a client the key of another
+client.
 """
 
-import socket
-from collections.abc import Awaitable, Callable, Hashable
-from datetime import UTC, datetime
+from collections.abc import Callable, Hashable
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import trio
-from OpenSSL import SSL
 
-from gateway import tls
-from gateway.alarm import Alarm
-from gateway.config import Address, OwnCertificate
 from gateway.errors import (
-    OUT_OF_RESOURCES,
     BackendError,
     MessageTooLargeError,
     ProtocolError,
@@ -27,92 +20,93 @@ from gateway.errors import (
     StreamInterruptedError,
     TlsError,
 )
-from gateway.kmip import compose
 from gateway.kmip.answers import MadeObjects, is_answer_to
-from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_request, decode_response
+from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
-from gateway.tcp import TcpTimeouts
-from gateway.upstream.connecting import connect, peer_of
+from gateway.timers import Timer
 
 
-class State(Enum):
-    """What a session is doing."""
+class SessionState(Enum):
+    """State of a session; the value is printed in logs."""
 
     IDLE = "idle"
     BUSY = "busy"
     CLOSED = "closed"
 
 
-# A member of an enumeration is slow to come by; these are needed in every exchange.
-_IDLE: Final = State.IDLE
-_BUSY: Final = State.BUSY
+# Access to an enum member is slow, and every exchange needs these.
+_IDLE: Final = SessionState.IDLE
+_BUSY: Final = SessionState.BUSY
 _CONNECT: Final = Stage.CONNECT
 _SEND: Final = Stage.SEND
 _WAIT: Final = Stage.WAIT
 _READ: Final = Stage.READ
-_UNPAID: Final = 65536  # bytes of an answer to the gateway's own requests
+_MAX_UNPAID: Final = 65536  # bytes of an answer to the gateway's own requests
 
 
 class Stream(Protocol):
     """The part of a connection that a session uses. TlsStream implements it.
 
-    ``is_flooded`` is True once the peer has sent more records without data than it may.
+    ``is_flooded`` is True once the peer has sent more TLS records without data than it may. ``spoke_unasked`` is True
+    once ``is_quiet`` has found bytes that no request asked for.
     """
 
     is_flooded: bool
-
     spoke_unasked: bool
-    """True once ``is_quiet`` has found bytes that nobody asked for."""
 
     async def receive_some(self) -> bytes:
-        """Wait for bytes; empty at the end."""
+        """Wait for bytes, and return them; empty at the end of the stream."""
 
     async def send_all(self, data: bytes) -> None:
-        """Send everything."""
+        """Send all bytes. Raises StreamClosedError or TlsError."""
 
     def is_quiet(self) -> bool:
-        """Whether the peer neither spoke nor closed."""
+        """Return True if the peer has neither sent bytes nor closed."""
 
     def is_readable(self) -> bool:
-        """Return True if something has arrived that was not read."""
+        """Return True if bytes have arrived that were not read."""
 
     def is_unacknowledged(self, seconds: float) -> bool:
-        """Return True if bytes were sent, and nothing was acknowledged for so long."""
+        """Return True if bytes were sent, and the peer's kernel has acknowledged nothing for so many seconds."""
 
     def interrupt(self) -> None:
-        """Have ``receive_some`` or ``send_all`` raise StreamInterruptedError, if a task waits in it."""
+        """Make ``receive_some`` or ``send_all`` raise StreamInterruptedError, if a task waits in it."""
 
     def close(self) -> None:
-        """Close at once."""
+        """Close at once, without a TLS close_notify."""
 
     def close_politely(self) -> None:
-        """Close with a word."""
+        """Send a TLS close_notify, and close."""
 
 
 class Payer(Protocol):
-    """The account that pays for the bytes of an answer while it is received."""
+    """The account that the bytes of an answer are counted in while it is received."""
 
     def hold(self, size: int) -> object:
-        """Hold so many bytes more, or, if negative, fewer. Over a limit, hold no more and return the limit."""
+        """Count ``size`` more bytes, or fewer if negative. Over a limit, count nothing and return the limit."""
 
 
 class SupersededError(Exception):
-    """Another session has answered the request first. The exchange that raises this may still be finished."""
+    """Another session has answered the request first. The interrupted exchange may be continued and finished."""
 
 
 class Session:
-    """A connection that the key manager has accepted.
+    """An authenticated connection to the backend named ``backend``; ``peer`` is the IP address at the other end.
 
-    ``backend`` is its name, ``peer`` the IP address that it leads to. ``expires_at`` and ``idle_since`` are in trio's
-    time and belong to the pool, which lends the session, as do ``principal``, the last borrower, and ``is_reused``,
-    True once the session was idle or has served a request, and ``is_abandoned``, True while nobody awaits its answer.
-    ``is_repeatable`` is True if the request under way may be repeated elsewhere, ``exchanging_since`` is the time at
-    which it was sent, ``client_has_left`` tells if its client has disconnected; ``alarm`` is for its deadline.
+    The session keeps ``state``, ``stage`` (how far the exchange has come), ``requests`` (the number of exchanges that
+    ended properly), ``opened_at``, and ``fault``: "unasked" if the key manager sent bytes that no request asked for,
+    "mismatch" if the key manager answered a different request, else empty. A session with a fault must be closed: each
+    further answer may be the answer to the previous request.
 
-    ``fault`` is "unasked" if the key manager sent bytes that nobody asked for, "mismatch" if it answered something
-    else, and else empty. A session with a fault is of no further use: each answer may be that of the request before.
+    The pool, which lends the session, keeps ``expires_at`` and ``idle_since`` (trio's time), ``principal`` (the last
+    borrower), ``is_reused`` (True once the session was idle or has served a request), and ``is_abandoned`` (True while
+    nobody awaits the answer).
+
+    The borrower keeps ``is_repeatable`` (the request under way may be repeated on a different backend),
+    ``exchanging_since`` (the time at which the request was sent), ``client_disconnected`` (returns True once the client
+    has disconnected) and ``timer`` (the deadline of the exchange).
     """
 
     __slots__ = (
@@ -124,9 +118,8 @@ class Session:
         "_payer",
         "_reader",
         "_stream",
-        "alarm",
         "backend",
-        "client_has_left",
+        "client_disconnected",
         "exchanging_since",
         "expires_at",
         "fault",
@@ -140,6 +133,7 @@ class Session:
         "requests",
         "stage",
         "state",
+        "timer",
     )
 
     def __init__(
@@ -156,7 +150,7 @@ class Session:
         self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
         self._max_fields = max_fields
         self.backend = backend
-        self.state = State.IDLE
+        self.state = SessionState.IDLE
         self.stage = Stage.CONNECT
         self.requests = 0
         self.fault = ""
@@ -165,9 +159,9 @@ class Session:
         self.is_reused = False
         self.is_abandoned = False
         self.is_repeatable = False
-        self.client_has_left: Callable[[], bool] = _is_there
+        self.client_disconnected: Callable[[], bool] = _never_disconnected
         self.exchanging_since = float("inf")
-        self.alarm = Alarm()
+        self.timer = Timer()
         self._is_overdue = False
         self._is_superseded = False
         self._payer: Payer | None = None
@@ -180,11 +174,11 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """True if the last exchange ended properly, so that another may begin."""
+        """True if the last exchange ended properly, so that the next may begin."""
         return self.state is _IDLE
 
     def is_quiet(self) -> bool:
-        """Return True if the key manager neither closed this idle session nor sent anything unasked."""
+        """Return True if the key manager has neither closed this idle session nor sent bytes. Bytes are a fault."""
         if not len(self._reader) and self._stream.is_quiet():
             return True
         if len(self._reader) or self._stream.spoke_unasked:
@@ -196,29 +190,31 @@ class Session:
         """Return True if the key manager has sent more TLS records without data than it may."""
         return self._stream.is_flooded
 
-    def has_news(self) -> bool:
-        """Return True if something has arrived that was not read."""
-        return self.state is not State.CLOSED and self._stream.is_readable()
+    def has_unread_data(self) -> bool:
+        """Return True if bytes have arrived that were not read."""
+        return self.state is not SessionState.CLOSED and self._stream.is_readable()
 
     def is_cut_off(self, seconds: float) -> bool:
         """Return True if the peer's kernel has not acknowledged the request for so long: the path is dead."""
-        return self.state is not State.CLOSED and self._stream.is_unacknowledged(seconds)
+        return self.state is not SessionState.CLOSED and self._stream.is_unacknowledged(seconds)
 
     async def exchange(self, request: Request, *, is_sent: bool = False, payer: Payer | None = None) -> Response:
-        """Send a request, unchanged, and return its answer. If it ``is_sent``, go on with a superseded exchange.
+        """Send a request, unchanged, and return its answer. With ``is_sent``, continue a superseded exchange.
 
-        ``payer`` holds the bytes of an answer that comes in parts, until it is whole or the session is closed.
-        Without a payer, an answer has at most 64 KiB.
-        ``stage`` tells at any time how far this has come. Raises BackendError with that stage, or SupersededError. The
-        deadline is the caller's; a session whose exchange did not end is of no further use.
+        ``payer`` counts the bytes of an answer that comes in parts, until the answer is whole or the session is closed.
+        Without a payer, an answer may have 64 KiB at most. Raises SupersededError, or BackendError with ``stage``. The
+        caller sets the deadline. A session whose exchange did not end properly stays BUSY, and must be closed.
         """
         try:
             if not is_sent:
                 self.state = _BUSY
                 is_first = self.stage is _CONNECT
                 self.stage = _CONNECT
-                if not is_first and not self.is_quiet():  # bytes that arrived since it was lent would be the answer
-                    raise self._error("closed, or spoken on unasked", "records" if self.is_flooded else "closed")
+                if not is_first and not self.is_quiet():  # bytes that have arrived would be taken for the answer
+                    raise self._error(
+                        "closed by the key manager, or it sent bytes unasked",
+                        "records" if self.is_flooded else "closed",
+                    )
                 self.stage = _SEND
                 await self._stream.send_all(request.frame)
                 self.stage = _WAIT
@@ -248,12 +244,12 @@ class Session:
         self.requests += 1
         if len(self._reader):
             self.fault = "unasked"
-            return response  # whole and right, but something follows that nobody asked for: the session stays BUSY
+            return response  # whole and right, but more bytes follow that no request asked for: the session stays BUSY
         self.state = _IDLE
         return response
 
     def _is_new(self, response: Response, request: Request) -> bool:
-        """Return False if the response makes an object that this session has made before. A read makes none."""
+        """Return False if the response creates an object that this session has created before. Reads create none."""
         if self._made is None:
             self._made = MadeObjects()
         return not self._made.were_made_before(response, request)
@@ -264,45 +260,49 @@ class Session:
         return self._error(f"not an answer: {error}", "protocol")
 
     def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
-        """Have the bytes of an answer held until it is whole. Raises BackendError if that is more than is paid for.
+        """Count the received bytes of an answer until it is whole. Raises BackendError over a limit.
 
-        The receiver of the whole answer holds it again before other tasks run, so that there is room for it.
+        The caller of ``exchange`` counts the whole answer again before other tasks run, so that its bytes stay free.
         """
         size = len(self._reader) if frame is None else len(self._reader) + len(frame)
         if payer is None:
-            if size > _UNPAID:
-                raise self._error(f"an answer of more than {_UNPAID} bytes, for which no client waits", "too_large")
+            if size > _MAX_UNPAID:
+                raise self._error(
+                    f"an answer of more than {_MAX_UNPAID} bytes to a request of the gateway itself", "too_large"
+                )
             return
         limit = payer.hold(size - self._paid)
         if limit is not None:
-            raise self._error("the gateway holds too many bytes to take the answer", "max_buffered")
+            raise self._error("the gateway already holds too many bytes to receive the answer", "max_buffered")
         self._payer, self._paid = payer, size
         if frame is not None:
             self._repay()
 
     def _repay(self) -> None:
-        """Release the bytes that the payer holds."""
+        """Release all bytes that the payer counts for this session."""
         if self._payer is not None:
             self._payer.hold(-self._paid)
         self._payer, self._paid = None, 0
 
     def supersede(self) -> None:
-        """Another session has answered the request: the exchange under way raises SupersededError."""
+        """Make the exchange under way raise SupersededError: another session has answered the request."""
         self._is_superseded = True
         self._stream.interrupt()
 
     def expire(self) -> None:
-        """The answer has not come in time: whoever waits for it gets a BackendError, and the session is done for."""
+        """Close at the deadline: the exchange under way raises BackendError with the reason "timeout"."""
         self._is_overdue = True
         self._stream.close()
 
     def _broken(self, error: StreamClosedError | TlsError) -> BackendError:
         if self._is_overdue:
             return self._error("no answer in time", "timeout")
-        if self.state is State.CLOSED:
-            return self._error("closed on this side, for the request to go elsewhere", "interrupted")
+        if self.state is SessionState.CLOSED:
+            return self._error(
+                "closed by the gateway, so that the request is repeated on another backend", "interrupted"
+            )
         if self.stage is Stage.SEND and isinstance(error, StreamClosedError) and error.nothing_sent:
-            self.stage = Stage.CONNECT  # TLS took none of it: to the key manager this request never was
+            self.stage = Stage.CONNECT  # TLS accepted no byte: the key manager has not seen the request
         is_flooded = isinstance(error, TlsError) and error.reason == "records"
         return self._error(str(error), "records" if is_flooded else "closed")
 
@@ -310,176 +310,15 @@ class Session:
         return BackendError(message, backend=self.backend, stage=self.stage, reason=reason)
 
     def close(self) -> None:
-        """Close: with a word where the session is idle, at once where it is not. May be called again."""
-        if self.state is State.IDLE:
+        """Close; with a TLS close_notify if the session is idle. May be called again."""
+        if self.state is SessionState.IDLE:
             self._stream.close_politely()
         else:
             self._stream.close()
         self._repay()
-        self.state = State.CLOSED
+        self.state = SessionState.CLOSED
 
 
-def _is_there() -> bool:
-    """Nobody's client: it has not left."""
+def _never_disconnected() -> bool:
+    """Return False: a session that was never lent to a client has none that could disconnect."""
     return False
-
-
-_NOWHERE: Final = Address("", 0)
-_DISTRUST: Final = 600.0  # s for which a key manager is distrusted that has sent what nobody asked for
-
-
-class Site:
-    """The addresses of a backend, as its pools and its prober share them.
-
-    ``address`` is the configured one. ``hosts`` are the IP addresses that the backend had when its name was last looked
-    up, in the resolver's order; sessions are opened to them, and sessions to any other address are closed. Empty means
-    that they are not known: any will do. ``connect_failed`` is called when no connection could be made.
-
-    ``is_distrusted`` is True for a while after the key manager has sent bytes that nobody asked for, or has answered
-    something else: sessions are validated before each request, so that what it still sends is not taken for the answer.
-    """
-
-    __slots__ = ("_distrusted_until", "address", "connect_failed", "hosts", "is_distrusted")
-
-    def __init__(self, address: Address = _NOWHERE, hosts: tuple[str, ...] = ()) -> None:
-        self.address = address
-        self.hosts = hosts
-        self.connect_failed: Callable[[], None] = lambda: None
-        self.is_distrusted = False
-        self._distrusted_until = float("-inf")
-
-    def __repr__(self) -> str:
-        return f"<Site {self.address}: {', '.join(self.hosts) or 'any address'}>"
-
-    def distrust(self, now: float) -> None:
-        """Distrust the key manager for ten minutes."""
-        self.is_distrusted = True
-        self._distrusted_until = now + _DISTRUST
-
-    def trust_again(self, now: float) -> None:
-        """End the distrust if its time is over; called now and then."""
-        if now >= self._distrusted_until:
-            self.is_distrusted = False
-
-    def is_of(self, session: Session) -> bool:
-        """Return True if a session leads to an address that the backend has now."""
-        return not self.hosts or session.peer in self.hosts
-
-
-class Target(NamedTuple):
-    """What it takes to open sessions to one backend with one credential."""
-
-    backend: str
-    site: Site
-    context: SSL.Context
-    server_name: str | None
-    pinned_sha256: frozenset[str]
-    max_response_size: int
-    probe: bytes
-    own: OwnCertificate | None = None  # what the context shows
-    tcp: TcpTimeouts | None = None
-    max_fields: int = MAX_RESPONSE_FIELDS
-
-
-Opener = Callable[[], Awaitable[Session]]
-
-
-async def open_session(target: Target) -> Session:
-    """Connect, shake hands, check whom that reached, and have the session prove itself with a cheap request.
-
-    In TLS 1.3 a server refuses a client's certificate only after the handshake, so that the proof is what tells.
-    Raises BackendError, always with Stage.CONNECT: nothing of a client's was sent. The deadline is the caller's.
-    """
-    try:
-        return await _open(target)
-    except BackendError as error:
-        own = target.own
-        if own is None or error.reason not in _MAY_BE_LAPSED or not (lapse := own.lapse(datetime.now(UTC))):
-            raise
-        raise _refused(
-            target,
-            f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}, and restart the gateway"
-            f" ({error.args[0]})",
-            error.reason,
-        ) from None
-
-
-#: Reasons with which a key manager refuses a certificate that has lapsed: it need not say so.
-_MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
-
-
-async def _open(target: Target) -> Session:
-    sock = await _connect(target)
-    peer = peer_of(sock)
-    stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
-    try:
-        await stream.handshake()
-        tls.check_server(stream, target.server_name, target.pinned_sha256)
-        session = Session(
-            stream,
-            target.backend,
-            max_response_size=target.max_response_size,
-            max_fields=target.max_fields,
-            peer=peer,
-        )
-        await _prove(session, target)
-    except TlsError as error:
-        stream.close()
-        raise _refused(target, str(error), error.reason if error.reason in _TLS_REASONS else "tls") from None
-    except StreamClosedError as error:
-        stream.close()
-        raise _refused(target, str(error), "tls") from None
-    except ValueError as error:  # of a certificate that OpenSSL takes and others can't read
-        stream.close()
-        raise _refused(target, f"the key manager's certificate can't be read: {error}", "certificate") from None
-    except BaseException:
-        stream.close()
-        raise
-    return session
-
-
-async def _connect(target: Target) -> socket.socket:
-    site = target.site
-    try:
-        sock = await connect(site.address, site.hosts)
-    except OSError as error:
-        if error.errno not in OUT_OF_RESOURCES:
-            site.connect_failed()
-        reason = "resources" if error.errno in OUT_OF_RESOURCES else "connect"
-        raise _refused(target, f"can't connect to {site.address}: {error.strerror or error}", reason) from None
-    except trio.Cancelled:
-        site.connect_failed()  # the caller's deadline has passed, or the gateway ends
-        raise
-    if target.tcp is not None:
-        target.tcp.set_on(sock)
-    return sock
-
-
-_TLS_REASONS: Final = frozenset(
-    {"hostname", "pin", "unknown_ca", "expired", "alert", "handshake_too_large", "certificate_too_large"}
-)
-
-
-async def _prove(session: Session, target: Target) -> None:
-    """Exchange the probe: any well-formed answer proves TLS, KMIP and the session.
-
-    An error in the answer says what this role may do, or that each request must carry a password: clients' own requests
-    may fare better, and if they do not, the key manager's answer is theirs to read. Only TLS refuses a credential.
-    """
-    try:
-        await session.exchange(decode_request(target.probe))
-    except BackendError as error:
-        reason = {"closed": "credential", "records": "records"}.get(error.reason, "proof")
-        hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
-        raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
-    if session.state is not State.IDLE:
-        raise _refused(target, "the first answer is followed by bytes that nobody asked for", "proof")
-    session.requests = 0
-
-
-def _refused(target: Target, message: str, reason: str) -> BackendError:
-    return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason)
-
-
-#: The cheap requests that a backend's ``probe`` setting names.
-PROBES: Final = {"discover-versions": compose.discover_versions(), "query": compose.query()}

@@ -40,7 +40,7 @@ _CEILING_DOUBTED: Final = (60.0, 600.0)  # s until one session more is tried: at
 _NEVER: Final = float("inf")
 
 
-class Tenant(Protocol):
+class PoolMember(Protocol):
     """A pool, as Slots see it."""
 
     @property
@@ -126,13 +126,13 @@ class Slots:
         self.gate = gate or Gate()
         self.ceiling = Ceiling(limit)
         #: Busy sessions, and their pools, whose answer is awaited by nobody; the oldest first.
-        self.abandoned: OrderedDict[Abandoned, Tenant] = OrderedDict()
+        self.abandoned: OrderedDict[Abandoned, PoolMember] = OrderedDict()
         self._reclaimed: set[Abandoned] = set()  # abandoned sessions that were closed and are not back yet
-        self._held: dict[Tenant, int] = {}  # pools that hold a slot
-        self._without: OrderedDict[Tenant, float] = OrderedDict()  # pools that lost their last slot, and when
-        self._first: OrderedDict[Tenant, None] = OrderedDict()  # queues: pools without a session,
-        self._then: OrderedDict[Tenant, None] = OrderedDict()  # pools with sessions,
-        self._warm: OrderedDict[Tenant, None] = OrderedDict()  # and pools that keep some warm
+        self._held: dict[PoolMember, int] = {}  # pools that hold a slot
+        self._without: OrderedDict[PoolMember, float] = OrderedDict()  # pools that lost their last slot, and when
+        self._first: OrderedDict[PoolMember, None] = OrderedDict()  # queues: pools without a session,
+        self._then: OrderedDict[PoolMember, None] = OrderedDict()  # pools with sessions,
+        self._warm: OrderedDict[PoolMember, None] = OrderedDict()  # and pools that keep some warm
         self._looked_at = float("-inf")
 
     def __repr__(self) -> str:
@@ -147,9 +147,9 @@ class Slots:
     def limit(self, limit: int) -> None:
         self.ceiling.limit = limit
 
-    def held(self, tenant: Tenant) -> int:
+    def held(self, pool: PoolMember) -> int:
         """Return how many slots a pool holds."""
-        return self._held.get(tenant, 0)
+        return self._held.get(pool, 0)
 
     def has_room(self) -> bool:
         """Return True if a slot is free."""
@@ -160,17 +160,17 @@ class Slots:
 
     # Taking ----------------------------------------------------------------------------------------------------------
 
-    def want(self, tenant: Tenant) -> None:
+    def want(self, pool: PoolMember) -> None:
         """Queue a pool that needs sessions; it opens them as soon as it may."""
-        queue = self._then if tenant in self._held else self._first
-        queue.setdefault(tenant)
+        queue = self._then if pool in self._held else self._first
+        queue.setdefault(pool)
         self.serve()
 
-    def want_warm(self, tenant: Tenant) -> None:
+    def want_warm(self, pool: PoolMember) -> None:
         """Queue a pool that should keep more sessions warm; those without a session come first."""
-        self._warm.setdefault(tenant)
-        if tenant not in self._held:
-            self._warm.move_to_end(tenant, last=False)
+        self._warm.setdefault(pool)
+        if pool not in self._held:
+            self._warm.move_to_end(pool, last=False)
         self.serve()
 
     @property
@@ -178,76 +178,76 @@ class Slots:
         """How many slots may be taken."""
         return max(0, self._limit() - self.used)
 
-    def forget(self, tenant: Tenant) -> list["Abandoned"]:
+    def forget(self, pool: PoolMember) -> list["Abandoned"]:
         """Forget a pool that was closed, and return its abandoned sessions.
 
         Sessions keep their slots until they are given back.
         """
         for queue in (self._first, self._then, self._warm, self._without):
-            queue.pop(tenant, None)
-        return [session for session, holder in self.abandoned.items() if holder is tenant]
+            queue.pop(pool, None)
+        return [session for session, holder in self.abandoned.items() if holder is pool]
 
     def serve(self) -> None:
         """Let pools open sessions in turn, as long as slots and the gate allow."""
         now = trio.current_time()
         while self.gate.has_room(now):
-            for tenant, queue in self._candidates():
-                if self._make_room(tenant, now, may_evict=queue is not self._warm):
+            for pool, queue in self._candidates():
+                if self._make_room(pool, now, may_evict=queue is not self._warm):
                     break
             else:
                 if self._first or self._then:
                     self._reclaim(now)
                 return
-            del queue[tenant]
-            self._take(tenant)
-            tenant.begin_to_open()
-            if tenant.needs_session:
-                self._then.setdefault(tenant)
-            elif tenant.needs_warm_session:
-                self._warm.setdefault(tenant)
+            del queue[pool]
+            self._take(pool)
+            pool.begin_to_open()
+            if pool.needs_session:
+                self._then.setdefault(pool)
+            elif pool.needs_warm_session:
+                self._warm.setdefault(pool)
 
-    def _candidates(self) -> Iterator[tuple[Tenant, OrderedDict[Tenant, None]]]:
+    def _candidates(self) -> Iterator[tuple[PoolMember, OrderedDict[PoolMember, None]]]:
         """Yield the pool whose turn it is in each of the queues, and the queue.
 
         If the pool with waiting requests must leave a reserved slot free, a pool without a session may still warm up.
         """
-        for queue, tenant in ((self._first, self._first_without()), (self._then, self._fewest())):
-            if tenant is not None:
-                yield tenant, queue
+        for queue, pool in ((self._first, self._first_without()), (self._then, self._fewest())):
+            if pool is not None:
+                yield pool, queue
         while self._warm:
-            tenant = next(iter(self._warm))
-            if tenant.needs_warm_session:
-                yield tenant, self._warm
+            pool = next(iter(self._warm))
+            if pool.needs_warm_session:
+                yield pool, self._warm
                 return
-            del self._warm[tenant]
+            del self._warm[pool]
 
-    def _first_without(self) -> Tenant | None:
+    def _first_without(self) -> PoolMember | None:
         """Return the longest-queued pool without a session; drop pools that need nothing any more."""
         while self._first:
-            tenant = next(iter(self._first))
-            if tenant.needs_session:
-                return tenant
-            del self._first[tenant]
+            pool = next(iter(self._first))
+            if pool.needs_session:
+                return pool
+            del self._first[pool]
         return None
 
-    def _fewest(self) -> Tenant | None:
+    def _fewest(self) -> PoolMember | None:
         """Return the pool with waiting requests that holds fewest sessions; drop pools that need nothing any more."""
-        for tenant in [one for one in self._then if not one.needs_session]:
-            del self._then[tenant]
+        for pool in [one for one in self._then if not one.needs_session]:
+            del self._then[pool]
         return min(self._then, key=self.held, default=None)
 
-    def _take(self, tenant: Tenant) -> None:
-        self._held[tenant] = self.held(tenant) + 1
-        self._without.pop(tenant, None)
+    def _take(self, pool: PoolMember) -> None:
+        self._held[pool] = self.held(pool) + 1
+        self._without.pop(pool, None)
         self.used += 1
         self.gate.under_way += 1
 
-    def _make_room(self, tenant: Tenant, now: float, *, may_evict: bool) -> bool:
+    def _make_room(self, pool: PoolMember, now: float, *, may_evict: bool) -> bool:
         """Return True if a slot is free for this pool, perhaps since an idle session was closed."""
-        reserve = self._reserve(now) if tenant in self._held else 0
+        reserve = self._reserve(now) if pool in self._held else 0
         if self.used + reserve < self.ceiling.now(now):
             return True
-        return may_evict and self._evict_for(tenant, now)
+        return may_evict and self._evict_for(pool, now)
 
     def _reserve(self, now: float) -> int:
         most = max(1, self.ceiling.now(now) // _RESERVE)
@@ -258,7 +258,7 @@ class Slots:
             reserve += 1
         return reserve
 
-    def _evict_for(self, taker: Tenant, now: float) -> bool:
+    def _evict_for(self, taker: PoolMember, now: float) -> bool:
         """Close an idle session of another pool, if one may be closed, and free its slot."""
         victims = [one for one in self._held if one is not taker and self._may_move(one, taker, now)]
         if not victims:
@@ -268,7 +268,7 @@ class Slots:
         self._drop(victim)
         return True
 
-    def _may_move(self, holder: Tenant, taker: Tenant, now: float) -> bool:
+    def _may_move(self, holder: PoolMember, taker: PoolMember, now: float) -> bool:
         if holder.idle_since == _NEVER:
             return False
         if taker not in self._held or self._evens_out(taker, holder):
@@ -278,15 +278,15 @@ class Slots:
             return unused >= _UNUSED
         return unused >= _RECENT and 2 * self._held[taker] < self.ceiling.now(now)
 
-    def _evens_out(self, taker: Tenant, holder: Tenant) -> bool:
+    def _evens_out(self, taker: PoolMember, holder: PoolMember) -> bool:
         return self.held(taker) + 1 < self.held(holder)
 
     def _reclaim(self, now: float) -> None:
         """Close a session whose answer nobody awaits, one for each pool that waits for a slot."""
         if now - self._looked_at >= _LOOK_FOR_CLIENTS:
             self._looked_at = now
-            for tenant in list(self._held):
-                tenant.close_disconnected()
+            for pool in list(self._held):
+                pool.close_disconnected()
         if len(self._reclaimed) < len(self._first) + len(self._then) and self.abandoned:
             self._close_abandoned()
 
@@ -299,16 +299,16 @@ class Slots:
         self.ceiling.opened(self.used - self.gate.under_way)
         self.serve()
 
-    def not_opened(self, tenant: Tenant) -> None:
+    def not_opened(self, pool: PoolMember) -> None:
         """No session could be opened in a slot that was taken: the slot is free again."""
         self.gate.under_way -= 1
-        self._drop(tenant, had_session=False)
+        self._drop(pool, had_session=False)
         self.serve()
 
-    def abandon(self, session: "Abandoned", tenant: Tenant) -> None:
+    def abandon(self, session: "Abandoned", pool: PoolMember) -> None:
         """Nobody awaits this session's answer: keep it while its slot is not needed, and while there are few such."""
         session.is_abandoned = True
-        self.abandoned[session] = tenant
+        self.abandoned[session] = pool
         if len(self.abandoned) > max(1, self.limit // _ABANDONED):
             self._close_abandoned()
         self.serve()
@@ -321,8 +321,8 @@ class Slots:
     def fail_waiting(self, error: BackendError) -> None:
         """No pool can open a session for now: let waiting requests try elsewhere."""
         for queue in (self._first, self._then):
-            for tenant in list(queue):
-                tenant.fail_waiters(error)
+            for pool in list(queue):
+                pool.fail_waiters(error)
 
     def returned(self, session: "Abandoned") -> None:
         """An abandoned session has come back from its exchange."""
@@ -330,26 +330,26 @@ class Slots:
         self.abandoned.pop(session, None)
         self._reclaimed.discard(session)
 
-    def release(self, tenant: Tenant) -> None:
+    def release(self, pool: PoolMember) -> None:
         """Free a slot of a pool, and let the next pool have it."""
-        self._drop(tenant)
+        self._drop(pool)
         self.serve()
 
-    def _drop(self, tenant: Tenant, *, had_session: bool = True) -> None:
+    def _drop(self, pool: PoolMember, *, had_session: bool = True) -> None:
         self.used -= 1
-        self._held[tenant] -= 1
-        if self._held[tenant]:
+        self._held[pool] -= 1
+        if self._held[pool]:
             return
-        del self._held[tenant]
+        del self._held[pool]
         if had_session:  # else a refused credential would have a slot reserved for ever
-            self._without[tenant] = now = trio.current_time()
+            self._without[pool] = now = trio.current_time()
             while now - next(iter(self._without.values())) > _RECENT:
                 self._without.popitem(last=False)
-        if tenant in self._then:
-            del self._then[tenant]
-            self._first[tenant] = None
+        if pool in self._then:
+            del self._then[pool]
+            self._first[pool] = None
 
-    def should_yield(self, holder: Tenant) -> bool:
+    def should_yield(self, holder: PoolMember) -> bool:
         """Return True if a session that comes back should be closed: for another pool, or since there are too many."""
         if not self._first and not self._then and self.ceiling.value is None:
             return self.used > self.ceiling.limit
@@ -363,13 +363,13 @@ class Slots:
             return True
         return free <= self._reserve(now) and self._is_owed(self._fewest(), holder)
 
-    def _is_owed(self, tenant: Tenant | None, holder: Tenant) -> bool:
-        if tenant is None or tenant is holder:
+    def _is_owed(self, pool: PoolMember | None, holder: PoolMember) -> bool:
+        if pool is None or pool is holder:
             return False
-        if self._evens_out(tenant, holder):
+        if self._evens_out(pool, holder):
             return True
         long_ago = trio.current_time() - _PATIENCE
-        return tenant not in self._held and tenant.waiting_since < min(long_ago, holder.waiting_since)
+        return pool not in self._held and pool.waiting_since < min(long_ago, holder.waiting_since)
 
 
 class Abandoned(Protocol):

@@ -29,7 +29,7 @@ from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
-from gateway.upstream import keeper
+from gateway.upstream import maintenance
 from gateway.worker import Worker
 from tests.kit.processes import Certificates, GatewaySettings, Identity, write_config
 
@@ -114,7 +114,7 @@ def serve_fresh(count: int, size: Size) -> None:
 
 def _serve(count: int, size: Size, *, fresh: bool) -> None:
     log.configure("error", "text")
-    setattr(keeper, "_ROUND", _FOR_EVER)  # noqa: B010 - it is final everywhere else
+    setattr(maintenance, "_ROUND", _FOR_EVER)  # noqa: B010 - it is final everywhere else
     identities = [Identity("everyone")] + [
         Identity(f"nobody-{index}", f'{{ subject_cn = "nobody-{index}" }}') for index in range(1, size.identities)
     ]

@@ -13,12 +13,12 @@ from gateway.kmip.decode import decode_request, decode_response
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
-from gateway.upstream.meter import Meter
 from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.benchmarks.house import Size, request_frame, response_frame
-from tests.kit.fake_backends import MAX_RESPONSE_SIZE, proved
+from tests.kit.fake_backends import MAX_RESPONSE_SIZE, validated
 
 _CREDENTIAL: Final = "everyone"
 _PRINCIPAL: Final = Principal(Identity(_CREDENTIAL, shared=True), "CN=CA", "CN=alice", 0.0, float("inf"))
@@ -89,7 +89,7 @@ async def _dispatch(count: int, size: Size) -> None:
         backends = [_backend(f"kms-{index}", answer, size, metrics, nursery) for index in range(size.backends)]
         for backend in backends:
             for pool in backend.pools.values():
-                pool.tend()
+                pool.maintain()
         await trio.testing.wait_all_tasks_blocked()
         dispatcher = Dispatcher(Balancer(backends), DispatcherSettings(), metrics=metrics)
         for _ in range(count):
@@ -99,7 +99,7 @@ async def _dispatch(count: int, size: Size) -> None:
 
 def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: trio.Nursery) -> Backend:
     async def open_session() -> Session:
-        return proved(Session(_Echo(answer), name, max_response_size=MAX_RESPONSE_SIZE))
+        return validated(Session(_Echo(answer), name, max_response_size=MAX_RESPONSE_SIZE))
 
     slots = Slots(1000)
     credentials = [_CREDENTIAL, *(f"nobody-{index}" for index in range(1, size.identities))]
@@ -112,7 +112,7 @@ def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: tr
             credential: make(
                 credential,
                 PoolSettings(min_idle=size.pool),
-                observer=Meter(name, credential, metrics, log),
+                observer=PoolObserver(name, credential, metrics, log),
             )
             for credential in credentials
         },

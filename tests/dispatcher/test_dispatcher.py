@@ -266,7 +266,7 @@ async def test_a_request_that_is_cancelled_at_any_step_leaves_nothing_behind(nam
             assert [backend.slots.used for backend in it.backends] == [
                 sum(pool.statistics().idle for pool in backend.pools.values()) for backend in it.backends
             ]
-            assert not any(backend.outstanding for backend in it.backends)
+            assert not any(backend.in_flight for backend in it.backends)
             budgets = it.dispatcher._budgets.retries.values()
             assert [(budget.held, budget.in_flight) for budget in budgets] == [(0, 0)] * len(budgets)
     assert step > 5

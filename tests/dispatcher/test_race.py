@@ -105,7 +105,7 @@ async def test_the_loser_goes_on_if_nothing_comes_back_from_its_backend() -> Non
                 clients.start_soon(it.ask, ask(name))
         assert it.backends[0].pools["red"].statistics().busy == 3
 
-        it.backends[0].pools["red"].hasten_repeatable()
+        it.backends[0].pools["red"].hedge_repeatable()
         await trio.sleep(10)
 
         assert it.nothing_is_left_behind()

@@ -15,9 +15,11 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.policy import Effect
+from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.open_session import Opener
 from gateway.upstream.pool import Pool, PoolSettings
-from gateway.upstream.session import Opener, Session, Site
+from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 
 MAX_RESPONSE_SIZE: Final = 1 << 16
@@ -267,10 +269,10 @@ class FakeKeyManager:
         connection = Connection(self, credential)
         self.connections.append(connection)
         self.greeting(connection)
-        return proved(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE, peer=host))
+        return validated(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE, peer=host))
 
 
-def proved(session: Session) -> Session:
+def validated(session: Session) -> Session:
     """As if it had answered its first request."""
     session.stage = Stage.READ
     return session
@@ -335,7 +337,7 @@ def make_pool(
     *,
     credential: str = "red",
     slots: Slots | None = None,
-    site: Site | None = None,
+    endpoint: Endpoint | None = None,
 ) -> tuple[Pool, FakeObserver]:
     """A pool of sessions to a key manager, and who watches it. It has room for four, or what ``slots`` give."""
     observer = FakeObserver()
@@ -347,7 +349,7 @@ def make_pool(
         opener=key_manager.opener(credential),
         spawn=spawn,
         observer=observer,
-        site=site,
+        endpoint=endpoint,
     )
     return pool, observer
 

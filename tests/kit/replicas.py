@@ -11,7 +11,7 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.health import Verdict
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.maintenance import maintain_pools
 from tests.kit.fake_backends import Connection, FakeKeyManager
 from tests.test_dispatcher import House, house
 
@@ -132,7 +132,7 @@ def is_back(it: House, place: int) -> None:
     """It takes sessions again, and the pool tries."""
     it.key_managers[place].recover()
     it.key_managers[place].behaviour = answers_for_itself
-    it.nursery.start_soon(keep_warm, it.backends[place].pools.values(), 3.0)
+    it.nursery.start_soon(maintain_pools, it.backends[place].pools.values(), 3.0)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError
 from gateway.policy import Effect
-from gateway.upstream.backend import Backend, Traits
+from gateway.upstream.backend import Backend, BackendOptions
 from gateway.upstream.health import Verdict
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, make_pool, use
 
@@ -115,7 +115,7 @@ async def test_an_answered_health_check_ends_the_pause_of_the_gate(nursery: trio
     key_manager = FakeKeyManager()
     backend = make_backend(key_manager, nursery)
     key_manager.refuse()
-    nursery.start_soon(partial(keep_warm, backend.pools.values(), 3.0))
+    nursery.start_soon(partial(maintain_pools, backend.pools.values(), 3.0))
     with pytest.raises(BackendError):
         await use(backend.pools["red"], "key")
     await trio.sleep(60)
@@ -149,7 +149,7 @@ async def test_idle_sessions_are_closed_when_the_backend_turns_down(nursery: tri
     for name in CREDENTIALS:
         await use(backend.pools[name], "key")
     assert len(key_manager.open_connections) == 3
-    backend.turned_down(lambda _credential: True)
+    backend.on_down(lambda _credential: True)
     assert key_manager.open_connections == []
     assert backend.slots.used == 0
 
@@ -165,7 +165,7 @@ async def test_reads_are_interrupted_when_the_backend_turns_down_if_others_serve
     pool = backend.pools["red"]
     session = await pool.wait()
     session.is_repeatable = repeatable
-    backend.turned_down(lambda _credential: others)
+    backend.on_down(lambda _credential: others)
     assert len(key_manager.open_connections) == stays
     pool.give_back(session)
 
@@ -188,7 +188,7 @@ async def test_waiting_requests_move_when_the_backend_turns_down_if_others_serve
 
     nursery.start_soon(client)
     await wait_all_tasks_blocked()
-    backend.turned_down(lambda _credential: others)
+    backend.on_down(lambda _credential: others)
     await wait_all_tasks_blocked()
 
     assert errors == ["down"] * others
@@ -196,12 +196,12 @@ async def test_waiting_requests_move_when_the_backend_turns_down_if_others_serve
     pool.give_back(session)
 
 
-# Traits ------------------------------------------------------------------------------------------------------------
+# Options -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("effect", Effect)
 def test_a_clone_that_only_reads_runs_nothing_that_leaves_a_trace(effect: Effect) -> None:
-    clone = Backend("clone", Slots(1), {}, traits=Traits(writable=False))
+    clone = Backend("clone", Slots(1), {}, options=BackendOptions(writable=False))
     assert clone.accepts(effect) is (effect <= Effect.TOUCH)
 
 

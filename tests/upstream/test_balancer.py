@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
-from gateway.upstream.backend import Backend, Traits
+from gateway.upstream.backend import Backend, BackendOptions
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.breaker import Breaker
 from gateway.upstream.health import Health, Verdict
@@ -30,7 +30,7 @@ class FakePool:
 
 def backend(name: str, *, weight: int = 1, priority: int = 0, writable: bool = True) -> Backend:
     pools: dict[str, Any] = {"red": FakePool(), "blue": FakePool()}
-    return Backend(name, Slots(1), pools, traits=Traits(weight, priority, writable))
+    return Backend(name, Slots(1), pools, options=BackendOptions(weight, priority, writable))
 
 
 def pool_of(it: Backend, credential: str = "red") -> FakePool:
@@ -354,10 +354,10 @@ def test_least_outstanding_chooses_the_least_load_for_its_weight() -> None:
     a, b, c = backend("a"), backend("b", weight=4), backend("c")
     balancer = Balancer([a, b, c], "least-outstanding")
 
-    a.outstanding, b.outstanding, c.outstanding = 2, 4, 2
+    a.in_flight, b.in_flight, c.in_flight = 2, 4, 2
     assert firsts(balancer, 2) == ["b", "b"]
 
-    b.outstanding = 12
+    b.in_flight = 12
     assert sorted(firsts(balancer, 4)) == ["a", "a", "c", "c"]
 
 
@@ -385,4 +385,4 @@ def test_every_backend_is_tried_once_the_better_before_the_worse(
     assert available == sorted(available, reverse=True)
     for one, other in pairwise(backends[name] for name in tried):
         if one.is_available_to("red", Effect.READ) and other.is_available_to("red", Effect.READ):
-            assert one.traits.priority <= other.traits.priority
+            assert one.options.priority <= other.options.priority

@@ -12,8 +12,9 @@ from structlog.typing import EventDict
 
 from gateway.config import Address, Addresses
 from gateway.upstream.backend import Backend
-from gateway.upstream.fleet import Fleet, Member
-from gateway.upstream.session import Site, State
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.fleet import ConfiguredBackend, Fleet
+from gateway.upstream.session import SessionState
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
 from tests.kit.fake_names import Names
@@ -22,20 +23,20 @@ KMS = Address("kms.example.com", 5696)
 
 
 def build(name: str, address: Address) -> Backend:
-    return Backend(name, Slots(1), {}, site=Site(address))
+    return Backend(name, Slots(1), {}, endpoint=Endpoint(address))
 
 
-def member_of(addresses: Addresses = "auto", *hosts: str) -> Member:
+def member_of(addresses: Addresses = "auto", *hosts: str) -> ConfiguredBackend:
     """A backend that is given by a name, which leads to these hosts."""
-    member = Member("kms", KMS, build, addresses)
+    member = ConfiguredBackend("kms", KMS, build, addresses)
     if hosts:
         member.update(hosts)
     return member
 
 
-def hosts_of(member: Member) -> dict[str, tuple[str, ...]]:
+def hosts_of(member: ConfiguredBackend) -> dict[str, tuple[str, ...]]:
     """Which backend has which addresses."""
-    return {backend.name: backend.site.hosts for backend in member.backends.values()}
+    return {backend.name: backend.endpoint.hosts for backend in member.backends.values()}
 
 
 def names(backends: Sequence[Backend]) -> list[str]:
@@ -72,7 +73,7 @@ class TestMember:
         assert member.backends["192.0.2.1"] is first
         assert hosts_of(member) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",)}
         assert (names(member.update(["192.0.2.2"])[1]), names(list(member.backends.values()))) == (["kms"], ["kms/1"])
-        assert come[0].known_as == "kms/192.0.2.2"
+        assert come[0].stable_id == "kms/192.0.2.2"
 
     def test_one_address_that_becomes_another_is_still_the_same_one(self) -> None:
         member = member_of()
@@ -80,8 +81,8 @@ class TestMember:
         (first,) = member.backends.values()
         assert member.update(["192.0.2.2"]) == ([], [])
         assert member.backends == {"192.0.2.2": first}
-        assert first.site.hosts == ("192.0.2.2",)
-        assert first.known_as == "kms/192.0.2.2"
+        assert first.endpoint.hosts == ("192.0.2.2",)
+        assert first.stable_id == "kms/192.0.2.2"
 
     def test_names_stay_few_however_often_addresses_change(self) -> None:
         member = member_of()
@@ -93,7 +94,7 @@ class TestMember:
 
     @pytest.mark.parametrize(("host", "by_name"), [("192.0.2.1", False), ("::1", False), ("kms.example.com", True)])
     def test_only_names_are_looked_up(self, host: str, by_name: bool) -> None:
-        assert Member("kms", Address(host, 5696), build).is_by_name is by_name
+        assert ConfiguredBackend("kms", Address(host, 5696), build).is_by_name is by_name
 
 
 class TestOneKeyManagerOrSeveral:
@@ -104,8 +105,11 @@ class TestOneKeyManagerOrSeveral:
         (backend,) = member.backends.values()
         assert member.update(["2001:db8::1", "192.0.2.1"]) == ([], [])
         assert list(member.backends.values()) == [backend]
-        assert backend.site.hosts == ("2001:db8::1", "192.0.2.1")  # the resolver's order is the order of the attempts
-        assert backend.known_as == "kms/192.0.2.1"  # whatever the order, and without IPv6, too
+        assert backend.endpoint.hosts == (
+            "2001:db8::1",
+            "192.0.2.1",
+        )  # the resolver's order is the order of the attempts
+        assert backend.stable_id == "kms/192.0.2.1"  # whatever the order, and without IPv6, too
 
     def test_it_stays_one_while_its_second_address_comes_goes_or_changes(self) -> None:
         member = member_of("auto", "192.0.2.1")
@@ -139,7 +143,7 @@ class TestOneKeyManagerOrSeveral:
         for hosts in (["192.0.2.3", "192.0.2.1"], ["192.0.2.4", "192.0.2.5", "2001:db8::1"], ["192.0.2.1"]):
             assert member.update(hosts) == ([], [])
             assert hosts_of(member) == {"kms": tuple(hosts)}
-            assert backend.known_as == "kms"  # so that marks outlive every address
+            assert backend.stable_id == "kms"  # so that marks outlive every address
 
     @given(
         addresses=st.sampled_from(["auto", "one", "each"]),
@@ -162,8 +166,8 @@ class TestOneKeyManagerOrSeveral:
             there = there.difference(gone).union(come)
             now = list(member.backends.values())
             assert set(now) == there
-            assert len({one.name for one in now}) == len({one.known_as for one in now}) == len(now)
-            assert sorted(host for one in now for host in one.site.hosts) == sorted(hosts)
+            assert len({one.name for one in now}) == len({one.stable_id for one in now}) == len(now)
+            assert sorted(host for one in now for host in one.endpoint.hosts) == sorted(hosts)
 
 
 # A name that is looked up ---------------------------------------------------------------------------------------------
@@ -176,7 +180,7 @@ async def untended(_backend: Backend) -> None:
 class Running:
     """A fleet that runs, with a name server and a log of the test's."""
 
-    def __init__(self, nursery: trio.Nursery, *members: Member, interval: float = 30.0) -> None:
+    def __init__(self, nursery: trio.Nursery, *members: ConfiguredBackend, interval: float = 30.0) -> None:
         self.names = Names(["192.0.2.1"])
         trio.socket.set_custom_hostname_resolver(self.names)
         self._log = LogCapture()
@@ -207,13 +211,13 @@ async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: t
     (backend,) = member.backends.values()
     running.names.hosts = ["192.0.2.2"]
 
-    backend.site.connect_failed()
+    backend.endpoint.connect_failed()
     await trio.sleep(0.5)
 
     assert running.asked_at == [0, 10]
-    assert backend.site.hosts == ("192.0.2.2",)
+    assert backend.endpoint.hosts == ("192.0.2.2",)
     for _ in range(100):  # while it goes on, once a second is enough
-        backend.site.connect_failed()
+        backend.endpoint.connect_failed()
         await trio.sleep(0.1)
     assert len(running.asked_at) <= 12
     await trio.sleep(300)
@@ -222,7 +226,7 @@ async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: t
 
 @in_virtual_time
 async def test_a_name_whose_lookup_takes_long_keeps_no_other_waiting(nursery: trio.Nursery) -> None:
-    slow, quick = (Member(name, Address(f"{name}.example.com", 5696), build) for name in ("slow", "quick"))
+    slow, quick = (ConfiguredBackend(name, Address(f"{name}.example.com", 5696), build) for name in ("slow", "quick"))
     running = Running(nursery, slow, quick)
     running.names.delays["slow.example.com"] = 1000.0
 
@@ -270,11 +274,11 @@ async def test_sessions_to_an_address_that_has_left_the_name_end_at_once(nursery
     key_manager = FakeKeyManager("kms")
 
     def build_with_pool(name: str, address: Address) -> Backend:
-        slots, site = Slots(4), Site(address)
-        pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, site=site)
-        return Backend(name, slots, {"red": pool}, site=site)
+        slots, endpoint = Slots(4), Endpoint(address)
+        pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, endpoint=endpoint)
+        return Backend(name, slots, {"red": pool}, endpoint=endpoint)
 
-    member = Member("kms", KMS, build_with_pool)
+    member = ConfiguredBackend("kms", KMS, build_with_pool)
     (backend,) = member.backends.values()
     pool = backend.pools["red"]
     member.update(["192.0.2.1"])
@@ -285,11 +289,11 @@ async def test_sessions_to_an_address_that_has_left_the_name_end_at_once(nursery
     key_manager.host = "192.0.2.2"
     member.update(["192.0.2.2"])
 
-    assert idle.state is State.CLOSED
+    assert idle.state is SessionState.CLOSED
     assert pool.take() is None
     assert lent.is_idle  # a request that is under way is left to finish
     pool.give_back(lent)
-    assert lent.state is State.CLOSED
+    assert lent.state is SessionState.CLOSED
     assert (await lease(pool)).peer == "192.0.2.2"
     assert len(key_manager.attempts) == 3
 
@@ -297,9 +301,11 @@ async def test_sessions_to_an_address_that_has_left_the_name_end_at_once(nursery
 @in_virtual_time
 async def test_sessions_stay_if_only_the_order_of_the_addresses_changes(nursery: trio.Nursery) -> None:
     key_manager = FakeKeyManager("kms")
-    slots, site = Slots(4), Site(KMS)
-    pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, site=site)
-    member = Member("kms", KMS, lambda name, _address: Backend(name, slots, {"red": pool}, site=site), "one")
+    slots, endpoint = Slots(4), Endpoint(KMS)
+    pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, endpoint=endpoint)
+    member = ConfiguredBackend(
+        "kms", KMS, lambda name, _address: Backend(name, slots, {"red": pool}, endpoint=endpoint), "one"
+    )
     member.update(["192.0.2.1", "192.0.2.2"])
     key_manager.host = "192.0.2.1"
     session = await lease(pool)

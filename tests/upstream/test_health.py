@@ -2,17 +2,17 @@
 
 import pytest
 
-from gateway.upstream.health import Health, State, Verdict
+from gateway.upstream.health import Health, HealthState, Verdict
 
 
 def test_it_begins_as_up() -> None:
-    assert Health().state is State.UP
+    assert Health().state is HealthState.UP
 
 
 def test_the_first_verdict_counts_at_once() -> None:
     health = Health(rise=2, fall=3)
     assert health.probed(Verdict.FAILS)
-    assert health.state is State.DOWN
+    assert health.state is HealthState.DOWN
 
 
 @pytest.mark.parametrize("fall", [1, 2, 5])
@@ -42,7 +42,7 @@ def test_a_standby_does_not_serve_and_joins_at_once_when_promoted() -> None:
     health = Health(rise=3, fall=3)
     health.probed(Verdict.SERVES)
     assert health.probed(Verdict.STANDBY)
-    assert health.state is State.STANDBY
+    assert health.state is HealthState.STANDBY
     assert not health.serves
     assert health.probed(Verdict.SERVES)
     assert health.serves

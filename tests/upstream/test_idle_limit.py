@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from gateway.upstream.idle_limit import IdleLimit
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.pool import PoolSettings
 from tests.kit.fake_backends import Connection, FakeKeyManager, in_virtual_time, make_pool
 
@@ -100,7 +100,7 @@ async def test_a_pool_stays_below_what_its_key_manager_allows(nursery: trio.Nurs
             await trio.sleep(0.1)
 
     nursery.start_soon(close_idle)
-    nursery.start_soon(keep_warm, [pool], 3.0)
+    nursery.start_soon(maintain_pools, [pool], 3.0)
     await trio.sleep(60)
     assert observer.learned == [pytest.approx(9.6, abs=0.5)]
     assert observer.closed["remote_idle"] == 3

@@ -13,10 +13,11 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
 from gateway.log import get
-from gateway.upstream.keeper import keep_warm, watch
+from gateway.upstream.health_check import HealthChecker, HealthCheckSettings
+from gateway.upstream.maintenance import maintain_pools, watch
+from gateway.upstream.open_session import VALIDATION_REQUESTS
 from gateway.upstream.pool import Pool, PoolSettings
-from gateway.upstream.prober import Prober, ProberSettings
-from gateway.upstream.session import PROBES, Session
+from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
     MAX_RESPONSE_SIZE,
@@ -28,8 +29,8 @@ from tests.kit.fake_backends import (
     in_virtual_time,
     make_pool,
     name_in,
-    proved,
     use,
+    validated,
 )
 from tests.test_dispatcher import House, house
 
@@ -70,7 +71,7 @@ class SerialKeyManager(FakeKeyManager):
             self.under_way -= 1
         connection = Connection(self, credential)
         self.connections.append(connection)
-        return proved(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
+        return validated(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
 
 
 def pools_of(
@@ -81,7 +82,7 @@ def pools_of(
         make_pool(key_manager, nursery.start_soon, settings, credential=f"id{index}", slots=slots)[0]
         for index in range(number)
     ]
-    nursery.start_soon(keep_warm, pools, 3.0)
+    nursery.start_soon(maintain_pools, pools, 3.0)
     return pools
 
 
@@ -169,7 +170,7 @@ class LimitedKeyManager(FakeKeyManager):
             return await super()._open(credential)
         self.attempts.append(trio.current_time())
         await trio.sleep(self.handshake_cost)
-        raise BackendError("too many sessions", backend=self.name, stage=Stage.CONNECT, reason="proof")
+        raise BackendError("too many sessions", backend=self.name, stage=Stage.CONNECT, reason="validation")
 
 
 def ask_for_ever(pool: Pool, nursery: trio.Nursery, clients: int, tally: Counter[str]) -> None:
@@ -195,7 +196,7 @@ async def test_a_limit_of_the_key_manager_is_learned_and_seldom_tried(nursery: t
     limited = LimitedKeyManager(operation_cost=0.05)
     slots, tally = Slots(64), Counter[str]()
     pool, observer = make_pool(limited, nursery.start_soon, WARM, slots=slots)
-    nursery.start_soon(keep_warm, [pool], 3.0)
+    nursery.start_soon(maintain_pools, [pool], 3.0)
     ask_for_ever(pool, nursery, 20, tally)
     await trio.sleep(10)
     limited.attempts.clear()
@@ -226,7 +227,7 @@ async def test_sessions_that_open_too_slowly_teach_no_limit(nursery: trio.Nurser
     slow = SlowKeyManager(operation_cost=0.05)
     slots, tally = Slots(64), Counter[str]()
     pool, observer = make_pool(slow, nursery.start_soon, WARM, slots=slots)
-    nursery.start_soon(keep_warm, [pool], 3.0)
+    nursery.start_soon(maintain_pools, [pool], 3.0)
     ask_for_ever(pool, nursery, 20, tally)
 
     await trio.sleep(30)
@@ -240,7 +241,7 @@ async def test_lack_of_descriptors_teaches_no_limit_of_the_key_manager(nursery: 
     """Sessions that are open answer while this process can't open another one."""
     atlanta = FakeKeyManager(operation_cost=0.05)
     pool, observer = make_pool(atlanta, nursery.start_soon, WARM, slots=Slots(64))
-    nursery.start_soon(keep_warm, [pool], 3.0)
+    nursery.start_soon(maintain_pools, [pool], 3.0)
     tally = Counter[str]()
     ask_for_ever(pool, nursery, 2, tally)
     await trio.sleep(1)
@@ -260,7 +261,7 @@ async def test_a_limit_of_the_key_manager_that_is_raised_is_used(nursery: trio.N
     limited = LimitedKeyManager(operation_cost=0.05)
     slots, tally = Slots(8), Counter[str]()
     pool, _ = make_pool(limited, nursery.start_soon, WARM, slots=slots)
-    nursery.start_soon(keep_warm, [pool], 3.0)
+    nursery.start_soon(maintain_pools, [pool], 3.0)
     ask_for_ever(pool, nursery, 20, tally)
     await trio.sleep(10)
     assert slots.used == 4
@@ -306,13 +307,13 @@ async def test_a_key_manager_that_closes_behind_its_validation_gets_few_handshak
     strange.greeting = closes_at_once
     slots, tally = Slots(64), Counter[str]()
     pool, observer = make_pool(strange, nursery.start_soon, WARM, slots=slots)
-    nursery.start_soon(keep_warm, [pool], 3.0)
+    nursery.start_soon(maintain_pools, [pool], 3.0)
     ask_for_ever(pool, nursery, clients, tally)
 
     await trio.sleep(60)
 
     assert len(strange.attempts) <= 2 * 60
-    assert "proof" in observer.failed
+    assert "validation" in observer.failed
     assert tally["answered"] == 0
 
     strange.greeting = lambda _connection: None
@@ -339,10 +340,12 @@ def slow_key_pairs(seconds: Callable[[], float]) -> Callable[[Connection, Reques
 def tend(it: House) -> None:
     """Run the keeper and the health check of each backend, as the gateway does."""
     for backend in it.backends:
-        probe = decode_request(PROBES["discover-versions"])
-        prober = Prober(backend, list(backend.pools), probe, ProberSettings(jitter=0.0), it.metrics, get("test"))
+        probe = decode_request(VALIDATION_REQUESTS["discover-versions"])
+        prober = HealthChecker(
+            backend, list(backend.pools), probe, HealthCheckSettings(jitter=0.0), it.metrics, get("test")
+        )
         it.nursery.start_soon(prober.run)
-        it.nursery.start_soon(keep_warm, backend.pools.values(), 3.0)
+        it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
         it.nursery.start_soon(partial(watch, backend, balancer=it.balancer, metrics=it.metrics, log=get("test")))
 
 
@@ -390,7 +393,7 @@ async def test_an_identity_that_reads_once_in_a_while_keeps_its_warm_session(nur
     red, blue = (
         make_pool(atlanta, nursery.start_soon, WARM, credential=name, slots=slots)[0] for name in ("red", "blue")
     )
-    nursery.start_soon(keep_warm, [red, blue], 3.0)
+    nursery.start_soon(maintain_pools, [red, blue], 3.0)
     await trio.sleep(5)
     ask_for_ever(red, nursery, 140, Counter())
 

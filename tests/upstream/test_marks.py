@@ -16,7 +16,7 @@ from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.policy import Refusal
 from gateway.upstream.backend import Backend
-from gateway.upstream.fleet import Member
+from gateway.upstream.fleet import ConfiguredBackend
 from gateway.upstream.marks import SIZE, Marks
 from gateway.upstream.slots import Slots
 from tests.kit.messages import (
@@ -161,14 +161,14 @@ def test_a_mark_of_an_address_outlives_the_addresses_beside_it() -> None:
     def build(name: str, _address: Address) -> Backend:
         return Backend(name, Slots(1), {})
 
-    member, marks = Member("kms", Address("kms.example.com", 5696), build), Marks([KEY])
+    member, marks = ConfiguredBackend("kms", Address("kms.example.com", 5696), build), Marks([KEY])
     member.update(["192.0.2.1"])
-    alone = poll(marked(marks, backend=member.backends["192.0.2.1"].known_as))
+    alone = poll(marked(marks, backend=member.backends["192.0.2.1"].stable_id))
     member.update(["192.0.2.1", "192.0.2.2"])
-    beside = poll(marked(marks, backend=member.backends["192.0.2.1"].known_as))
+    beside = poll(marked(marks, backend=member.backends["192.0.2.1"].stable_id))
 
     def names() -> list[str]:
-        return [one.known_as for one in member.backends.values()]
+        return [one.stable_id for one in member.backends.values()]
 
     assert refusal(marks, alone, backends=names()) is None
     member.update(["192.0.2.1"])

@@ -92,7 +92,7 @@ async def test_an_attempt_can_be_cancelled(gate: Gate) -> None:
 # One credential's failures -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason", ["alert", "credential", "proof"])
+@pytest.mark.parametrize("reason", ["alert", "credential", "validation"])
 def test_a_refused_credential_pauses_its_own_pool_only(opening: Opening, gate: Gate, reason: str) -> None:
     opening.failed(failure(reason), 0.0)
     assert not opening.may_try(0.24)
@@ -197,7 +197,7 @@ def session_that(opened_at: float, *, answered: int = 0) -> Session:
 async def test_the_next_session_after_one_that_died_young_is_tried_twice(gate: Gate) -> None:
     atlanta = FakeKeyManager()
     opening = opening_of(atlanta, gate)
-    assert opening.died(session_that(0.0), now=0.1)
+    assert opening.closed_by_peer(session_that(0.0), now=0.1)
 
     assert isinstance(await opening.attempt(), Session)
     assert [len(connection.sent) for connection in atlanta.connections] == [1]
@@ -211,12 +211,12 @@ async def test_a_key_manager_that_closes_behind_its_first_answer_refuses_session
     atlanta = FakeKeyManager()
     atlanta.behaviour = hangs_up_after
     opening = opening_of(atlanta, gate)
-    assert opening.died(session_that(0.0), now=0.1)
+    assert opening.closed_by_peer(session_that(0.0), now=0.1)
 
     for _ in range(2):
         outcome = await opening.attempt()
         assert isinstance(outcome, BackendError)
-        assert reason_of(outcome) == "proof"
+        assert reason_of(outcome) == "validation"
     assert atlanta.open_connections == []
 
 
@@ -225,7 +225,7 @@ async def test_a_key_manager_that_closes_behind_its_first_answer_refuses_session
 )
 @in_virtual_time
 async def test_other_deaths_say_nothing(opening: Opening, answered: int, age: float) -> None:
-    assert not opening.died(session_that(0.0, answered=answered), now=age)
+    assert not opening.closed_by_peer(session_that(0.0, answered=answered), now=age)
     assert not opening.is_suspicious
 
 
@@ -233,5 +233,5 @@ async def test_other_deaths_say_nothing(opening: Opening, answered: int, age: fl
 async def test_the_text_tells_if_attempts_fail(opening: Opening) -> None:
     opening.under_way = 2
     assert repr(opening) == "<Opening 2 under way>"
-    opening.failed(failure("proof"), 0.0)
+    opening.failed(failure("validation"), 0.0)
     assert repr(opening) == "<Opening 2 under way, failing>"

@@ -14,9 +14,10 @@ from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsEr
 from gateway.kmip.messages import Request
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Session, Site
+from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
     SETTINGS,
@@ -77,7 +78,7 @@ async def waiting(pool: Pool, nursery: trio.Nursery, number: int, principal: str
 async def kept_warm(*pools: Pool) -> AsyncIterator[None]:
     """Keep these pools warm for the length of a block."""
     async with trio.open_nursery() as prober:
-        prober.start_soon(keep_warm, pools, 3.0)
+        prober.start_soon(maintain_pools, pools, 3.0)
         yield
         prober.cancel_scope.cancel()
 
@@ -523,7 +524,7 @@ async def test_an_idle_session_that_is_flooded_with_records_is_closed_for_that_r
     pool.give_back(session)
     atlanta.connections[-1].is_flooded = True
     atlanta.connections[-1].hang_up()
-    pool.tend()
+    pool.maintain()
     assert observer.closed == {"records": 5}
 
 
@@ -531,21 +532,21 @@ async def test_an_idle_session_that_is_flooded_with_records_is_closed_for_that_r
 async def test_a_key_manager_that_sends_unasked_bytes_is_distrusted_for_ten_minutes(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    site = Site()
-    pool, observer = make_pool(atlanta, nursery.start_soon, site=site)
-    assert not site.is_distrusted
+    endpoint = Endpoint()
+    pool, observer = make_pool(atlanta, nursery.start_soon, endpoint=endpoint)
+    assert not endpoint.is_distrusted
     atlanta.behaviour = speaks_unasked
     await use(pool, "key-1")
-    pool.tend()
+    pool.maintain()
 
     assert observer.closed == {"unasked": 1}
-    assert site.is_distrusted
+    assert endpoint.is_distrusted
     await trio.sleep(599)
-    pool.tend()
-    assert site.is_distrusted
+    pool.maintain()
+    assert endpoint.is_distrusted
     await trio.sleep(2)
-    pool.tend()
-    assert not site.is_distrusted
+    pool.maintain()
+    assert not endpoint.is_distrusted
 
 
 @in_virtual_time
@@ -553,8 +554,8 @@ async def test_a_key_manager_that_sends_unasked_bytes_is_distrusted_for_ten_minu
 async def test_a_session_that_answers_something_else_is_closed_and_the_key_manager_is_distrusted(
     nursery: trio.Nursery, atlanta: FakeKeyManager, answer: str
 ) -> None:
-    site = Site()
-    pool, observer = make_pool(atlanta, nursery.start_soon, site=site)
+    endpoint = Endpoint()
+    pool, observer = make_pool(atlanta, nursery.start_soon, endpoint=endpoint)
 
     def is_wrong(connection: Connection, request: Request) -> None:
         if answer == "key-2":
@@ -571,7 +572,7 @@ async def test_a_session_that_answers_something_else_is_closed_and_the_key_manag
         assert pool.take() is None
 
     assert observer.closed == {"mismatch" if answer == "key-2" else "unasked": 1}
-    assert site.is_distrusted
+    assert endpoint.is_distrusted
 
 
 @in_virtual_time
@@ -957,7 +958,7 @@ async def test_a_read_whose_client_has_disconnected_is_closed_and_no_other(
         session.is_repeatable = True
         session.exchanging_since = trio.current_time() - 1
     for session in (left, change):
-        session.client_has_left = lambda: True
+        session.client_disconnected = lambda: True
 
     pool.close_disconnected()
 
@@ -1103,7 +1104,7 @@ async def test_sessions_that_were_idle_as_long_are_lent_to_be_validated(
         pool.give_back(session)
         await trio.sleep(1)
 
-    doubtful = pool.doubt(sessions[1].idle_since)
+    doubtful = pool.lend_for_validation(sessions[1].idle_since)
 
     assert doubtful == sessions[:2]
     assert repr(pool) == "<Pool atlanta as red: idle=1 busy=2 opening=0 waiting=0>"
@@ -1148,15 +1149,15 @@ async def test_waiting_requests_move_to_backends_with_room_the_oldest_first(
     for name, effect in [("bound", None), ("read", Effect.READ), ("change", Effect.MUTATE), ("late", Effect.READ)]:
         nursery.start_soon(client, name, effect)
         await trio.sleep(1)
-    assert pool.waits_since(trio.current_time() - 4)
-    assert not pool.waits_since(trio.current_time() - 5)
+    assert pool.waiters.have_waited_since(trio.current_time() - 4)
+    assert not pool.waiters.have_waited_since(trio.current_time() - 5)
 
-    pool.move_waiters(trio.current_time() - 1.5, lambda effect: 0 if effect is Effect.MUTATE else 5)
+    pool.waiters.move(trio.current_time() - 1.5, lambda effect: 0 if effect is Effect.MUTATE else 5)
     await wait_all_tasks_blocked()
 
     assert moved == ["read moved"]
     assert pool.statistics().waiting == 3
-    pool.move_waiters(trio.current_time(), lambda _effect: 1)
+    pool.waiters.move(trio.current_time(), lambda _effect: 1)
     await wait_all_tasks_blocked()
     assert sorted(moved) == ["change moved", "late moved", "read moved"]
 
@@ -1347,7 +1348,7 @@ async def test_an_old_session_is_neither_lent_nor_kept(nursery: trio.Nursery, at
 
     await trio.sleep(100)
 
-    assert pool.tend() == []
+    assert pool.maintain() == []
     assert pool.take() is None
     pool.give_back(lent)
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0>"
@@ -1389,9 +1390,9 @@ async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
 
 @in_virtual_time
 async def test_a_session_to_an_old_address_is_not_lent(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    site, slots = Site(), Slots(4)
-    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, site=site)
-    backend = Backend("kms", slots, {"red": pool}, site=site)
+    endpoint, slots = Endpoint(), Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, endpoint=endpoint)
+    backend = Backend("kms", slots, {"red": pool}, endpoint=endpoint)
     atlanta.host = "192.0.2.1"
     stays = await lease(pool)
     atlanta.host = "192.0.2.2"
@@ -1409,12 +1410,12 @@ async def test_a_session_to_an_old_address_is_not_lent(nursery: trio.Nursery, at
 
 @in_virtual_time
 async def test_a_session_opened_to_an_old_address_is_replaced(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    site, slots = Site(), Slots(4)
-    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, site=site)
+    endpoint, slots = Endpoint(), Slots(4)
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots, endpoint=endpoint)
     atlanta.host = "192.0.2.2"
     (waiter,) = await waiting(pool, nursery, 1)
 
-    Backend("kms", slots, {"red": pool}, site=site).move(("192.0.2.1",))
+    Backend("kms", slots, {"red": pool}, endpoint=endpoint).move(("192.0.2.1",))
     atlanta.host = "192.0.2.1"
     await trio.sleep(1)
 
@@ -1539,7 +1540,7 @@ async def test_a_session_is_not_closed_for_the_client_that_used_it_before(
     pool = make_pool(atlanta, nursery.start_soon, slots=Slots(1))[0]
     session = await lease(pool)
     session.is_repeatable = True
-    session.client_has_left = lambda: True
+    session.client_disconnected = lambda: True
     session.exchanging_since = trio.current_time()
     (waiter,) = await waiting(pool, nursery, 1)
     await trio.sleep(1)
@@ -1560,7 +1561,7 @@ async def test_an_exchange_that_has_just_begun_is_left_to_end(nursery: trio.Nurs
     exchange = Exchange(pool, session, nursery)
     await wait_all_tasks_blocked()
     session.is_repeatable = True
-    session.client_has_left = lambda: True
+    session.client_disconnected = lambda: True
     session.exchanging_since = trio.current_time()
 
     pool.close_disconnected()

@@ -10,9 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.errors import BackendError, PoolBusyError, Stage, StreamClosedError
 from gateway.kmip.messages import Request
-from gateway.upstream.keeper import keep_warm, validate
+from gateway.upstream.maintenance import maintain_pools, validate
+from gateway.upstream.open_session import Opener
 from gateway.upstream.pool import Pool
-from gateway.upstream.session import Opener, Session, State, SupersededError
+from gateway.upstream.session import Session, SessionState, SupersededError
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
     MAX_RESPONSE_SIZE,
@@ -23,7 +24,7 @@ from tests.kit.fake_backends import (
     ask,
     make_pool,
     name_in,
-    proved,
+    validated,
 )
 from tests.kit.stepped import SteppedTrio
 
@@ -63,7 +64,7 @@ class HeldKeyManager(FakeKeyManager):
                 raise attempt.refusal
             connection = Connection(self, credential)
             self.connections.append(connection)
-            return proved(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
+            return validated(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
 
         return open_when_decided
 
@@ -122,7 +123,7 @@ class Client:
             return error.reason
         self.session = session
         session.is_repeatable = self.is_repeatable
-        session.client_has_left = lambda: self.has_left
+        session.client_disconnected = lambda: self.has_left
         is_new = not session.is_reused
         try:
             response = await session.exchange(ask(self.name))
@@ -133,7 +134,7 @@ class Client:
             return "answered elsewhere"
         except BackendError as error:
             if error.reason == "closed" and is_new:
-                self._pool.opening.died(session, trio.current_time())
+                self._pool.opening.closed_by_peer(session, trio.current_time())
             return error.reason
         finally:
             self.session = None
@@ -195,7 +196,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.slots.limit = self.most = limit
         self.is_tended = is_tended
         if is_tended:
-            self.trio.start(keep_warm, list(self.pools.values()), 3.0)
+            self.trio.start(maintain_pools, list(self.pools.values()), 3.0)
 
     def teardown(self) -> None:
         try:
@@ -273,7 +274,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.atlanta.connecting)
     @rule(
         choice=choices(),
-        reason=st.sampled_from(["connect", "timeout", "credential", "proof", "resources", "odd"]),
+        reason=st.sampled_from(["connect", "timeout", "credential", "validation", "resources", "odd"]),
         number=st.integers(1, 3),
         pause=pauses(),
     )
@@ -344,7 +345,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(credential=st.sampled_from(CREDENTIALS), idle_for=st.sampled_from([0.0, 1.0, 10.0]), pause=pauses())
     def idle_sessions_are_doubted(self, credential: str, idle_for: float, pause: int | None) -> None:
         pool = self.pools[credential]
-        for session in pool.doubt(trio.current_time() - idle_for):
+        for session in pool.lend_for_validation(trio.current_time() - idle_for):
             self.trio.start(validate, pool, session, 3.0)
         self._pause(pause)
 
@@ -358,7 +359,7 @@ class PoolMachine(RuleBasedStateMachine):
         pool = self.pools[credential]
         pool.drop_idle("ejected")
         pool.interrupt_repeatable()
-        pool.release_waiters(BackendError("down", backend="atlanta", stage=Stage.CONNECT, reason="down"))
+        pool.waiters.fail_all(BackendError("down", backend="atlanta", stage=Stage.CONNECT, reason="down"))
         self._pause(pause)
 
     @rule(limit=st.sampled_from([1, 2, 3, 5, 9]), pause=pauses())
@@ -392,7 +393,7 @@ class PoolMachine(RuleBasedStateMachine):
         for pool in self.pools.values():
             for session in (*pool._idle, *pool._busy):
                 assert _connection(session).credential == pool.credential
-            assert {session.state for session in pool._idle} <= {State.IDLE}
+            assert {session.state for session in pool._idle} <= {SessionState.IDLE}
 
     @invariant()
     def sessions_are_lent_once(self) -> None:
@@ -404,7 +405,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def sessions_are_held_or_closed_once(self) -> None:
-        held = {_connection(session) for session in self._held_sessions() if session.state is not State.CLOSED}
+        held = {_connection(session) for session in self._held_sessions() if session.state is not SessionState.CLOSED}
         open_connections = set(self.atlanta.open_connections)
         assert held <= open_connections
         # A session that is tried twice before it is lent belongs to the attempt that opens it.
@@ -474,7 +475,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.trio.settle()
 
     def _all_is_served_in_the_end(self) -> None:
-        self.trio.start(keep_warm, list(self.pools.values()), 3.0)
+        self.trio.start(maintain_pools, list(self.pools.values()), 3.0)
         for _ in range(CALM):
             self._do_as_one_should()
             self.trio.pass_time(0.3)

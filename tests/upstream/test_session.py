@@ -14,7 +14,7 @@ from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from gateway.upstream.session import Session, State, SupersededError
+from gateway.upstream.session import Session, SessionState, SupersededError
 from tests.kit.fake_backends import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
 
 MAX_FIELDS = 100
@@ -37,7 +37,7 @@ async def test_an_exchange_sends_the_request_as_it_is_and_returns_its_answer() -
 
     assert stream.sent == [GET.frame]
     assert response.frame == ANSWER
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
     assert repr(session) == "<Session atlanta idle, 1 requests>"
 
 
@@ -49,7 +49,7 @@ async def test_it_does_not_matter_in_which_chunks_an_answer_comes(cuts: set[int]
     response = await session.exchange(GET)
 
     assert response.frame == ANSWER
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
 
 
 async def test_a_session_carries_one_request_after_the_other() -> None:
@@ -61,7 +61,7 @@ async def test_a_session_carries_one_request_after_the_other() -> None:
         assert name_in(await session.exchange(ask(name))) == name
 
     assert session.requests == 3
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
     assert session.is_quiet()
 
 
@@ -72,7 +72,7 @@ async def test_a_failed_operation_is_an_answer_like_any_other() -> None:
     response = await session.exchange(GET)
 
     assert response.items[0].reason == ResultReason.ITEM_NOT_FOUND
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
 
 
 # What does not end properly ------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ async def test_a_failure_tells_its_stage_and_leaves_the_session_busy(failure: Fa
     assert (caught.value.stage, caught.value.reason) == (failure.stage, failure.reason)
     assert caught.value.backend == "atlanta"
     assert session.stage is failure.stage
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
     assert session.requests == 0
 
 
@@ -141,7 +141,7 @@ async def test_a_request_that_can_not_be_sent_fails_in_sending(error: Exception)
         await session.exchange(GET)
 
     assert (caught.value.stage, caught.value.reason) == (Stage.SEND, "closed")
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
 
 
 async def test_an_answer_over_the_limit_is_refused_before_it_has_come() -> None:
@@ -150,7 +150,7 @@ async def test_an_answer_over_the_limit_is_refused_before_it_has_come() -> None:
     with pytest.raises(BackendError, match="over the limit"):
         await session.exchange(GET)
 
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
 
 
 async def test_an_answer_with_another_items_number_is_another_requests() -> None:
@@ -170,7 +170,7 @@ async def test_garbage_is_never_taken_for_an_answer(garbage: bytes) -> None:
         await session.exchange(GET)
 
     assert caught.value.stage is Stage.READ
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ async def test_what_follows_a_right_answer_spoils_the_session_but_not_the_answer
     response = await session.exchange(GET)
 
     assert response.frame == ANSWER
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
     assert session.fault == "unasked"
     assert not session.is_quiet()
 
@@ -195,7 +195,7 @@ async def test_what_comes_later_is_seen_before_the_session_is_lent_again() -> No
 
     stream.say(answer_to(ask("key-2")))
 
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
     assert not session.is_quiet()
     assert session.fault == "unasked"
 
@@ -224,7 +224,7 @@ async def test_an_answer_about_another_object_is_never_returned(request_: Reques
         await session.exchange(request_)
 
     assert (caught.value.stage, caught.value.reason) == (Stage.READ, "mismatch")
-    assert (session.state, session.fault) == (State.BUSY, "mismatch")
+    assert (session.state, session.fault) == (SessionState.BUSY, "mismatch")
 
 
 async def test_an_object_that_was_made_before_is_never_returned_as_new() -> None:
@@ -256,7 +256,7 @@ async def test_what_comes_before_the_request_is_sent_keeps_it_from_being_sent(wh
 
     assert (caught.value.stage, caught.value.reason) == (Stage.CONNECT, "closed")
     assert stream.sent == [GET.frame]
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
 
 
 # Cancelled at each await ---------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ async def test_an_exchange_that_is_cancelled_leaves_the_session_busy(
 
     assert scope.cancelled_caught
     assert session.stage is stage
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
 
 
 async def test_a_session_is_busy_as_soon_as_its_exchange_begins(nursery: trio.Nursery) -> None:
@@ -299,7 +299,7 @@ async def test_a_session_is_busy_as_soon_as_its_exchange_begins(nursery: trio.Nu
     nursery.start_soon(session.exchange, GET)
     await wait_all_tasks_blocked()
 
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
 
 
 async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio.Nursery) -> None:
@@ -320,7 +320,7 @@ async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio
     await wait_all_tasks_blocked()
 
     assert answers == [ANSWER]
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
 
 
 # Who pays for an answer ----------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ async def test_an_answer_that_comes_in_parts_is_held_until_it_is_whole() -> None
 
     assert purse.most == len(ANSWER)
     assert purse.held == 0
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
 
 
 async def test_an_answer_in_one_part_is_nobodys_to_hold() -> None:
@@ -368,7 +368,7 @@ async def test_an_answer_that_nobody_can_pay_for_is_not_received(limit: int) -> 
         await session.exchange(GET, payer=purse)
 
     assert (caught.value.stage, caught.value.reason) == (Stage.READ, "max_buffered")
-    assert session.state is State.BUSY
+    assert session.state is SessionState.BUSY
     session.close()
     assert purse.held == 0
 
@@ -431,7 +431,7 @@ async def test_an_idle_session_says_goodbye_and_a_busy_one_does_not() -> None:
 
     assert idle.closed == ["politely"]
     assert busy.closed == ["at once"]
-    assert polite.state is rude.state is State.CLOSED
+    assert polite.state is rude.state is SessionState.CLOSED
 
 
 # Answers that come later ---------------------------------------------------------------------------------------------
@@ -504,8 +504,8 @@ async def test_an_exchange_that_expires_has_timed_out(nursery: trio.Nursery) -> 
 async def test_a_session_has_news_from_the_first_byte_to_its_end() -> None:
     stream = FakeStream()
     session = session_over(stream)
-    assert not session.has_news()
+    assert not session.has_unread_data()
     stream.say(b"x")
-    assert session.has_news()
+    assert session.has_unread_data()
     session.close()
-    assert not session.has_news()
+    assert not session.has_unread_data()

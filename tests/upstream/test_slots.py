@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
-from gateway.upstream.keeper import keep_warm
+from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.slots import Ceiling, Slots
 from tests.kit.fake_backends import SETTINGS, FakeKeyManager, in_virtual_time, lease, make_pool, use
 
@@ -736,7 +736,7 @@ async def test_a_slot_that_its_pool_does_not_use_goes_to_a_waiting_pool(nursery:
     await lease(blue)
     await lease(red)
     red.give_back(await lease(red))
-    nursery.start_soon(keep_warm, [red, blue], 3.0)
+    nursery.start_soon(maintain_pools, [red, blue], 3.0)
     nursery.start_soon(lease, blue)
 
     await trio.sleep(0.9)
@@ -755,7 +755,7 @@ async def test_sessions_kept_warm_take_no_slot_from_each_other(nursery: trio.Nur
         for credential in ("red", "blue", "green")
     ]
 
-    nursery.start_soon(keep_warm, pools, 3.0)
+    nursery.start_soon(maintain_pools, pools, 3.0)
     await trio.sleep(60)
 
     assert len(atlanta.attempts) == 2
@@ -783,7 +783,7 @@ async def test_a_credential_that_is_refused_does_not_cost_another_its_sessions(n
     for _ in range(20):
         nursery.start_soon(client)
         nursery.start_soon(unwelcome)
-    nursery.start_soon(keep_warm, [red, blue], 3.0)
+    nursery.start_soon(maintain_pools, [red, blue], 3.0)
     await trio.sleep(60)
 
     assert len(atlanta.executed) > 0.75 * 4 * 60 / 0.05
@@ -799,7 +799,7 @@ async def test_handshakes_are_spread_evenly_if_there_is_one_slot_too_few(nursery
     made = [
         make_pool(atlanta, nursery.start_soon, settings, credential=f"id{number}", slots=slots) for number in range(8)
     ]
-    nursery.start_soon(keep_warm, [pool for pool, _ in made], 3.0)
+    nursery.start_soon(maintain_pools, [pool for pool, _ in made], 3.0)
     await trio.sleep(2)
     before = [observer.opened for _, observer in made]
     order = random.Random(1)
@@ -823,7 +823,7 @@ async def test_warm_sessions_that_nobody_uses_make_room_for_a_busy_identity(nurs
         make_pool(atlanta, nursery.start_soon, settings, credential=f"id{number}", slots=slots)[0]
         for number in range(20)
     ]
-    nursery.start_soon(keep_warm, pools, 3.0)
+    nursery.start_soon(maintain_pools, pools, 3.0)
     await trio.sleep(120)
     assert slots.used == 16
     busy = next(pool for pool in pools if slots.held(pool))
@@ -845,7 +845,7 @@ async def test_a_refused_credential_does_not_keep_slots_from_others_for_long(nur
     atlanta, slots = FakeKeyManager(), Slots(2)
     red, blue = (make_pool(atlanta, nursery.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue"))
     atlanta.refused.add("blue")
-    nursery.start_soon(keep_warm, [red, blue], 3.0)
+    nursery.start_soon(maintain_pools, [red, blue], 3.0)
     with pytest.raises(BackendError):
         await use(blue, "key-1")
     await trio.sleep(5)
@@ -900,7 +900,7 @@ async def test_pools_share_slots_with_few_handshakes_and_none_starves(nursery: t
             longest[credential] = max(longest[credential], trio.current_time() - began)
             most = max(most, len(atlanta.open_connections))
 
-    nursery.start_soon(keep_warm, list(pools.values()), 3.0)
+    nursery.start_soon(maintain_pools, list(pools.values()), 3.0)
     for credential, number in load.clients.items():
         for _ in range(number):
             nursery.start_soon(client, credential)

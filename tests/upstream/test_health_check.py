@@ -20,10 +20,10 @@ from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Health
-from gateway.upstream.keeper import watch
+from gateway.upstream.health_check import HealthChecker, HealthCheckSettings
+from gateway.upstream.maintenance import watch
+from gateway.upstream.open_session import VALIDATION_REQUESTS
 from gateway.upstream.pool import Pool
-from gateway.upstream.prober import Prober, ProberSettings
-from gateway.upstream.session import PROBES
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
     Behaviour,
@@ -39,7 +39,7 @@ from tests.kit.fake_backends import (
 )
 
 CREDENTIALS = ("red", "blue")
-STEADY = ProberSettings(interval=2.0, timeout=2.0, jitter=0.0)
+STEADY = HealthCheckSettings(interval=2.0, timeout=2.0, jitter=0.0)
 
 
 @pytest.fixture
@@ -57,11 +57,11 @@ def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery, credentials: 
 
 
 def prober_of(
-    backend: Backend, settings: ProberSettings = STEADY, probe: str = "discover-versions", log: Log | None = None
-) -> Prober:
+    backend: Backend, settings: HealthCheckSettings = STEADY, probe: str = "discover-versions", log: Log | None = None
+) -> HealthChecker:
     """A prober that tries the backend's credentials in their order."""
-    request = decode_request(PROBES[probe])
-    return Prober(backend, list(backend.pools), request, settings, Metrics("test"), log or get("test"))
+    request = decode_request(VALIDATION_REQUESTS[probe])
+    return HealthChecker(backend, list(backend.pools), request, settings, Metrics("test"), log or get("test"))
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def log(said: LogCapture) -> Log:
     return logger
 
 
-async def states(prober: Prober, backend: Backend, number: int) -> list[str]:
+async def states(prober: HealthChecker, backend: Backend, number: int) -> list[str]:
     """The backend's state after each of so many probes."""
     found = []
     for _ in range(number):
@@ -446,7 +446,7 @@ async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
 )
 @in_virtual_time
 async def test_an_answer_that_says_it_does_not_serve_counts_beside_clients_that_are_answered(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, settings: ProberSettings, probe: str, state: str
+    nursery: trio.Nursery, atlanta: FakeKeyManager, settings: HealthCheckSettings, probe: str, state: str
 ) -> None:
     backend = backend_of(atlanta, nursery)
 

@@ -19,7 +19,7 @@ _ROUND: Final = 0.25  # s between two rounds
 _REPEAT: Final = 60.0  # s until a fault that goes on is logged again
 
 
-async def keep_warm(
+async def maintain_pools(
     pools: Collection[Pool], deadline: float, *, idle_limit: IdleLimit | None = None, log: Log | None = None
 ) -> None:
     """Tend the pools of one backend, for ever, and forget the idle limit that they learned together long ago.
@@ -37,7 +37,7 @@ async def keep_warm(
                 )
             for pool in pools:
                 try:
-                    for session in pool.tend():
+                    for session in pool.maintain():
                         nursery.start_soon(partial(_keep_alive, pool, session, deadline, say))
                 except Exception as error:  # noqa: BLE001 - else it would end the whole gateway
                     say(pool.credential, "pool not tended: a fault of the gateway", pool=repr(pool), exc_info=error)
@@ -64,7 +64,7 @@ async def validate(pool: Pool, session: Session, deadline: float) -> None:
     session.is_repeatable = False
     try:
         with trio.move_on_after(deadline):
-            await session.exchange(pool.probe)
+            await session.exchange(pool.validation_request)
     except BackendError:
         pass
     finally:
@@ -95,15 +95,15 @@ def _hasten(backend: Backend, balancer: Balancer, before: set[str]) -> set[str]:
     silent = {name for name, pool in backend.pools.items() if pool.is_silent}
     for name in silent - before:
         if balancer.serves_elsewhere(backend, name):
-            backend.pools[name].hasten_repeatable()
+            backend.pools[name].hedge_repeatable()
     return silent
 
 
 def _move_waiters(backend: Backend, balancer: Balancer) -> None:
     since = trio.current_time() - _ROUND
     for name, pool in backend.pools.items():
-        if pool.waits_since(since):
-            pool.move_waiters(since, partial(balancer.room_elsewhere, backend, name))
+        if pool.waiters.have_waited_since(since):
+            pool.waiters.move(since, partial(balancer.room_elsewhere, backend, name))
 
 
 def _turned(backend: Backend, before: str, balancer: Balancer, metrics: Metrics, log: Log) -> None:
@@ -114,7 +114,7 @@ def _turned(backend: Backend, before: str, balancer: Balancer, metrics: Metrics,
     else:
         log.warning("key manager turned", **said, **_why(backend))
     if not backend.health.serves:
-        backend.turned_down(partial(balancer.serves_elsewhere, backend))
+        backend.on_down(partial(balancer.serves_elsewhere, backend))
 
 
 def _why(backend: Backend) -> dict[str, str]:

@@ -20,7 +20,7 @@ _FAULTS: Final = {
 }
 
 
-class Meter:
+class PoolObserver:
     """The observer that pools report to. Label children are looked up once."""
 
     def __init__(self, backend: str, credential: str, metrics: Metrics, log: Log) -> None:

@@ -9,7 +9,7 @@ from gateway.errors import BackendError, Stage
 from gateway.metrics import Metrics
 from gateway.policy import Effect
 from gateway.upstream.idle_limit import IdleLimit
-from gateway.upstream.meter import Meter
+from gateway.upstream.pool_observer import PoolObserver
 from tests.kit.fake_backends import in_virtual_time
 
 
@@ -22,7 +22,7 @@ class Watch:
         logger = structlog.wrap_logger(
             None, processors=[self._captured], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        self.meter = Meter("atlanta", "red", self.metrics, logger)
+        self.meter = PoolObserver("atlanta", "red", self.metrics, logger)
 
     @property
     def said(self) -> list[str]:

@@ -15,7 +15,7 @@ from gateway.policy import Effect
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.idle_limit import IdleLimit
-from gateway.upstream.keeper import keep_warm, watch
+from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.pool import PoolSettings
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
@@ -53,7 +53,7 @@ async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
 ) -> None:
     limit = IdleLimit(25.0)
     pools = [make_pool(FakeKeyManager(), nursery.start_soon)[0] for _ in range(2)]
-    nursery.start_soon(partial(keep_warm, pools, 3.0, idle_limit=limit, log=log.bind(backend="atlanta")))
+    nursery.start_soon(partial(maintain_pools, pools, 3.0, idle_limit=limit, log=log.bind(backend="atlanta")))
     for _ in range(3):
         await trio.sleep(20)
         limit.closed_by_peer(10.0, trio.current_time())
@@ -88,8 +88,8 @@ async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
     def stumbles() -> list[object]:
         raise fault
 
-    monkeypatch.setattr(red, "tend", stumbles)
-    nursery.start_soon(partial(keep_warm, [red, blue], 3.0, log=log))
+    monkeypatch.setattr(red, "maintain", stumbles)
+    nursery.start_soon(partial(maintain_pools, [red, blue], 3.0, log=log))
     await trio.sleep(1)
     assert (red.statistics().idle, blue.statistics().idle) == (0, 1)
 
@@ -107,7 +107,7 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
 ) -> None:
     key_manager = FakeKeyManager()
     pool, observer = make_pool(key_manager, nursery.start_soon, WARM)
-    nursery.start_soon(partial(keep_warm, [pool], 3.0, log=log))
+    nursery.start_soon(partial(maintain_pools, [pool], 3.0, log=log))
     await trio.sleep(1)
     fault = RuntimeError("of ours")
     key_manager.behaviour = lambda _connection, _request: stumble(fault)()
@@ -129,7 +129,7 @@ async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
 ) -> None:
     backend = Backend("atlanta", Slots(1), {})
     fault = RuntimeError("of ours")
-    monkeypatch.setattr("gateway.upstream.keeper._move_waiters", stumble(fault))
+    monkeypatch.setattr("gateway.upstream.maintenance._move_waiters", stumble(fault))
     watching = partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log)
     nursery.start_soon(watching)
     await trio.sleep(5)
@@ -189,7 +189,7 @@ async def test_reads_are_overdue_at_once_if_their_key_manager_becomes_silent(nur
     rung: list[str] = []
     for session, name in ((read, "read"), (change, "change")):
         session.is_repeatable = session is read
-        pool.alarms.set(session.alarm, trio.current_time() + 30, partial(rung.append, name))
+        pool.timers.set(session.timer, trio.current_time() + 30, partial(rung.append, name))
     silent.is_reachable = False
     nursery.start_soon(lease, pool)
 

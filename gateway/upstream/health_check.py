@@ -28,7 +28,7 @@ _DISCOVER: Final = decode_request(compose.discover_versions())
 _HANDSHAKES: Final = 3  # credentials tried in one check, at the most: no storm at a key manager that refuses many
 #: Reasons of a session that could not be opened, for which another credential may do better. If the cause was not the
 #: credential after all, another one fails in the same way.
-_MAY_BE_THE_CREDENTIAL: Final = frozenset({"credential", "alert", "tls", "proof"})
+_MAY_BE_THE_CREDENTIAL: Final = frozenset({"credential", "alert", "tls", "validation"})
 
 
 class Finding(NamedTuple):
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 _SERVES: Final = Finding(Verdict.SERVES)
 
 
-class ProberSettings(NamedTuple):
+class HealthCheckSettings(NamedTuple):
     """Seconds between health checks and for one of them, and which answer counts as one of a backend that serves.
 
     ``expect_text`` is part of a serving node's answer to Query; without it every answer serves, or every successful
@@ -57,7 +57,7 @@ class ProberSettings(NamedTuple):
     asks_versions: bool = True
 
 
-class Prober:
+class HealthChecker:
     """Checks one backend, for ever.
 
     ``credentials`` are names of the backend's pools, in the order in which they are tried: the check keeps to one of
@@ -69,7 +69,7 @@ class Prober:
         backend: Backend,
         credentials: Sequence[str],
         probe: Request,
-        settings: ProberSettings,
+        settings: HealthCheckSettings,
         metrics: Metrics,
         log: Log,
     ) -> None:
@@ -86,7 +86,7 @@ class Prober:
         self._is_outweighed = False
 
     def __repr__(self) -> str:
-        return f"<Prober of {self._backend.name} as {self._credential}: {self._backend.health!r}>"
+        return f"<HealthChecker of {self._backend.name} as {self._credential}: {self._backend.health!r}>"
 
     async def run(self) -> None:
         """Check now and then, until cancelled."""
@@ -154,7 +154,7 @@ class Prober:
 
     async def _ask(self) -> Response:
         """Ask on the session that is kept; if the peer has closed that in the meantime, on a fresh one."""
-        if self._session is not None and not self._backend.site.is_of(self._session):
+        if self._session is not None and not self._backend.endpoint.is_current(self._session):
             self._hang_up()
         if self._session is not None:
             try:

@@ -24,7 +24,9 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
 from gateway.tcp import TcpTimeouts
-from gateway.upstream.session import PROBES, Site, State, Target, open_session
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.open_session import VALIDATION_REQUESTS, SessionTarget, open_session
+from gateway.upstream.session import SessionState
 from tests.kit.fake_backends import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
 Answer = Callable[[Request], bytes | None]
@@ -32,9 +34,9 @@ DEADLINE = 10.0  # s, real ones, in which each of these must have come to its en
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of certificates."""
-    directory: Path = tmp_path_factory.mktemp("site")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory of certificates and keys."""
+    directory: Path = tmp_path_factory.mktemp("certificates")
 
     def pair(name: str) -> tuple[Path, Path]:
         return directory / f"{name}.pem", directory / f"{name}.key"
@@ -54,9 +56,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Server:
     """A key manager on a loopback port, with one way of answering; an answer of None closes the connection."""
 
-    def __init__(self, site: Path, certificate: str, answer: Answer) -> None:
+    def __init__(self, certificates: Path, certificate: str, answer: Answer) -> None:
         self._context = tls.server_context(
-            site / f"{certificate}.pem", site / f"{certificate}.key", site / "clients-ca.pem"
+            certificates / f"{certificate}.pem", certificates / f"{certificate}.key", certificates / "clients-ca.pem"
         )
         self._answer = answer
         self.asked: list[str] = []
@@ -113,12 +115,12 @@ class Meeting(NamedTuple):
     """A server, and what a gateway would need to open sessions to it."""
 
     server: Server
-    target: Target
+    target: SessionTarget
 
 
 async def meet(
     nursery: trio.Nursery,
-    site: Path,
+    certificates: Path,
     answer: Answer = answer_to,
     *,
     certificate: str = "kms",
@@ -126,15 +128,26 @@ async def meet(
     ca: str | None = "servers-ca",
     pinned: str | None = None,
 ) -> Meeting:
-    server = Server(site, certificate, answer)
+    server = Server(certificates, certificate, answer)
     address = await nursery.start(server.serve)
     context = tls.client_context(
-        site / f"{credential}.pem", site / f"{credential}.key", None if ca is None else site / f"{ca}.pem"
+        certificates / f"{credential}.pem",
+        certificates / f"{credential}.key",
+        None if ca is None else certificates / f"{ca}.pem",
     )
-    pins = frozenset[str]() if pinned is None else frozenset({fingerprint(site / f"{pinned}.pem")})
+    pins = frozenset[str]() if pinned is None else frozenset({fingerprint(certificates / f"{pinned}.pem")})
     name = None if ca is None else "localhost"
     return Meeting(
-        server, Target("atlanta", Site(address), context, name, pins, MAX_RESPONSE_SIZE, PROBES["discover-versions"])
+        server,
+        SessionTarget(
+            "atlanta",
+            Endpoint(address),
+            context,
+            name,
+            pins,
+            MAX_RESPONSE_SIZE,
+            VALIDATION_REQUESTS["discover-versions"],
+        ),
     )
 
 
@@ -142,7 +155,7 @@ def fingerprint(certificate: Path) -> str:
     return x509.load_pem_x509_certificate(certificate.read_bytes()).fingerprint(hashes.SHA256()).hex()
 
 
-async def refusal_of(target: Target) -> BackendError:
+async def refusal_of(target: SessionTarget) -> BackendError:
     with trio.fail_after(DEADLINE), pytest.raises(BackendError) as caught:
         await open_session(target)
     return caught.value
@@ -151,12 +164,14 @@ async def refusal_of(target: Target) -> BackendError:
 # As it should be -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_session_is_opened_proves_itself_and_carries_requests(nursery: trio.Nursery, site: Path) -> None:
-    server, target = await meet(nursery, site)
+async def test_a_session_is_opened_proves_itself_and_carries_requests(
+    nursery: trio.Nursery, certificates: Path
+) -> None:
+    server, target = await meet(nursery, certificates)
 
     with trio.fail_after(DEADLINE):
         session = await open_session(target)
-        assert (session.state, session.requests, session.peer) == (State.IDLE, 0, "127.0.0.1")
+        assert (session.state, session.requests, session.peer) == (SessionState.IDLE, 0, "127.0.0.1")
         response = await session.exchange(ask("key-1"))
         assert session.is_quiet()  # session tickets have come, and don't count
         session.close()
@@ -166,8 +181,8 @@ async def test_a_session_is_opened_proves_itself_and_carries_requests(nursery: t
     assert server.asked == ["", "key-1"]
 
 
-async def test_a_session_that_the_key_manager_closes_is_not_quiet(nursery: trio.Nursery, site: Path) -> None:
-    server, target = await meet(nursery, site, lambda request: None if name_in(request) else answer_to(request))
+async def test_a_session_that_the_key_manager_closes_is_not_quiet(nursery: trio.Nursery, certificates: Path) -> None:
+    server, target = await meet(nursery, certificates, lambda request: None if name_in(request) else answer_to(request))
 
     with trio.fail_after(DEADLINE):
         session = await open_session(target)
@@ -180,17 +195,17 @@ async def test_a_session_that_the_key_manager_closes_is_not_quiet(nursery: trio.
     session.close()
 
 
-async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, site: Path) -> None:
-    _server, target = await meet(nursery, site, ca=None, pinned="kms")
+async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, certificates: Path) -> None:
+    _server, target = await meet(nursery, certificates, ca=None, pinned="kms")
 
     with trio.fail_after(DEADLINE):
         session = await open_session(target)
 
-    assert session.state is State.IDLE
+    assert session.state is SessionState.IDLE
     session.close()
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", VALIDATION_REQUESTS)
 @pytest.mark.parametrize(
     "reason",
     [
@@ -201,16 +216,16 @@ async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, site: Pat
     ],
 )
 async def test_any_well_formed_answer_validates_a_session(
-    nursery: trio.Nursery, site: Path, reason: ResultReason, probe: str
+    nursery: trio.Nursery, certificates: Path, reason: ResultReason, probe: str
 ) -> None:
     def refuses_the_probe(request: Request) -> bytes:
         return answer_to(request) if name_in(request) else compose.failure(request, reason, "go away")
 
-    _server, target = await meet(nursery, site, refuses_the_probe)
+    _server, target = await meet(nursery, certificates, refuses_the_probe)
 
     with trio.fail_after(DEADLINE):
-        session = await open_session(target._replace(probe=PROBES[probe]))
-        assert session.state is State.IDLE
+        session = await open_session(target._replace(validation_request=VALIDATION_REQUESTS[probe]))
+        assert session.state is SessionState.IDLE
         response = await session.exchange(ask("key-1"))
 
     assert name_in(response) == "key-1"
@@ -219,24 +234,24 @@ async def test_any_well_formed_answer_validates_a_session(
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["fails", "is silent"])
 async def test_the_addresses_that_a_name_had_last_are_used_while_the_resolver_fails(
-    nursery: trio.Nursery, site: Path, is_silent: bool
+    nursery: trio.Nursery, certificates: Path, is_silent: bool
 ) -> None:
-    _server, target = await meet(nursery, site)
+    _server, target = await meet(nursery, certificates)
     trio.socket.set_custom_hostname_resolver(NoNames(is_silent=is_silent))
-    known = Site(Address("kms.invalid", target.site.address.port), ("127.0.0.1",))
+    known = Endpoint(Address("kms.invalid", target.endpoint.address.port), ("127.0.0.1",))
 
     with trio.fail_after(DEADLINE):
-        session = await open_session(target._replace(site=known))
+        session = await open_session(target._replace(endpoint=known))
 
     assert session.peer == "127.0.0.1"
-    assert known.is_of(session)
+    assert known.is_current(session)
     session.close()
 
 
 async def test_a_key_manager_that_is_gone_without_a_word_is_noticed_by_the_kernel(
-    nursery: trio.Nursery, site: Path
+    nursery: trio.Nursery, certificates: Path
 ) -> None:
-    _server, target = await meet(nursery, site)
+    _server, target = await meet(nursery, certificates)
     with trio.fail_after(DEADLINE):
         session = await open_session(target._replace(tcp=TcpTimeouts(5, 10.0)))
 
@@ -260,9 +275,9 @@ def answers_another(_request: Request) -> bytes:
 
 REFUSALS = {
     "closes instead of an answer": ({"answer": lambda _request: None}, "credential"),
-    "talks HTTP": ({"answer": lambda _request: b"HTTP/1.1 400 Bad Request\r\n\r\n"}, "proof"),
-    "answers something else": ({"answer": answers_another}, "proof"),
-    "says more than was asked": ({"answer": answers_twice}, "proof"),
+    "talks HTTP": ({"answer": lambda _request: b"HTTP/1.1 400 Bad Request\r\n\r\n"}, "validation"),
+    "answers something else": ({"answer": answers_another}, "validation"),
+    "says more than was asked": ({"answer": answers_twice}, "validation"),
     "does not take the certificate": ({"credential": "foreign"}, "credential"),
     "has a certificate of another CA": ({"ca": "foreign-ca"}, "unknown_ca"),
     "has a certificate for another name": ({"certificate": "elsewhere"}, "hostname"),
@@ -274,9 +289,9 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("how", "reason"), REFUSALS.values(), ids=REFUSALS.keys())
 async def test_a_key_manager_that_does_not_let_in_is_told_apart_and_nothing_was_sent(
-    nursery: trio.Nursery, site: Path, how: dict[str, object], reason: str
+    nursery: trio.Nursery, certificates: Path, how: dict[str, object], reason: str
 ) -> None:
-    server, target = await meet(nursery, site, **how)  # type: ignore[arg-type]
+    server, target = await meet(nursery, certificates, **how)  # type: ignore[arg-type]
 
     error = await refusal_of(target)
 
@@ -287,11 +302,11 @@ async def test_a_key_manager_that_does_not_let_in_is_told_apart_and_nothing_was_
 
 @pytest.mark.parametrize(("days", "is_told"), [(-1, True), (1, False)])
 async def test_a_refusal_of_a_certificate_that_has_ended_is_explained(
-    nursery: trio.Nursery, site: Path, days: int, is_told: bool
+    nursery: trio.Nursery, certificates: Path, days: int, is_told: bool
 ) -> None:
-    _server, target = await meet(nursery, site, credential="foreign")
+    _server, target = await meet(nursery, certificates, credential="foreign")
     ends = datetime.now(UTC) + timedelta(days=days)
-    own = OwnCertificate("app-1", site / "foreign.pem", ends - timedelta(days=30), ends)
+    own = OwnCertificate("app-1", certificates / "foreign.pem", ends - timedelta(days=30), ends)
 
     error = await refusal_of(target._replace(own=own))
 
@@ -300,11 +315,11 @@ async def test_a_refusal_of_a_certificate_that_has_ended_is_explained(
     assert error.reason == "credential"
 
 
-async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, site: Path) -> None:
-    _server, target = await meet(nursery, site)
+async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, certificates: Path) -> None:
+    _server, target = await meet(nursery, certificates)
     with socket.socket() as sock:  # bound, and not listening
         sock.bind(("127.0.0.1", 0))
-        error = await refusal_of(target._replace(site=Site(Address("127.0.0.1", sock.getsockname()[1]))))
+        error = await refusal_of(target._replace(endpoint=Endpoint(Address("127.0.0.1", sock.getsockname()[1]))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
     assert "Connection refused" in str(error)
@@ -324,22 +339,22 @@ def without_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "kms.invalid"])
-async def test_that_we_have_no_descriptor_is_told_apart(nursery: trio.Nursery, site: Path, host: str) -> None:
+async def test_that_we_have_no_descriptor_is_told_apart(nursery: trio.Nursery, certificates: Path, host: str) -> None:
     """From a key manager that refuses, and from a name that is not known: both would be held against it."""
-    _server, target = await meet(nursery, site)
+    _server, target = await meet(nursery, certificates)
     trio.socket.set_custom_hostname_resolver(NoNames() if host == "kms.invalid" else None)
     with without_descriptors():
-        error = await refusal_of(target._replace(site=Site(Address(host, 5696))))
+        error = await refusal_of(target._replace(endpoint=Endpoint(Address(host, 5696))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "resources")
     assert "Too many open files" in str(error)
 
 
-async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site: Path) -> None:
-    _server, target = await meet(nursery, site)
+async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, certificates: Path) -> None:
+    _server, target = await meet(nursery, certificates)
 
     trio.socket.set_custom_hostname_resolver(NoNames())
-    error = await refusal_of(target._replace(site=Site(Address("kms.invalid", 5696))))
+    error = await refusal_of(target._replace(endpoint=Endpoint(Address("kms.invalid", 5696))))
 
     assert (error.stage, error.reason) == (Stage.CONNECT, "connect")
     assert "can't connect to kms.invalid:5696: " in str(error)
@@ -347,39 +362,39 @@ async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, site:
 
 
 async def test_that_no_connection_can_be_made_is_told_for_the_name_to_be_looked_up(
-    nursery: trio.Nursery, site: Path
+    nursery: trio.Nursery, certificates: Path
 ) -> None:
     """It may have moved. If only this process is short of descriptors, no other address would help."""
-    _server, target = await meet(nursery, site)
+    _server, target = await meet(nursery, certificates)
     told: list[str] = []
     with socket.socket() as sock:  # bound, and not listening
         sock.bind(("127.0.0.1", 0))
-        known = Site(Address("kms.invalid", sock.getsockname()[1]), ("127.0.0.1", "127.0.0.2"))
+        known = Endpoint(Address("kms.invalid", sock.getsockname()[1]), ("127.0.0.1", "127.0.0.2"))
         known.connect_failed = lambda: told.append("failed")
 
-        error = await refusal_of(target._replace(site=known))
+        error = await refusal_of(target._replace(endpoint=known))
         assert "127.0.0.1: Connection refused; 127.0.0.2: Connection refused" in str(error)
         assert told == ["failed"]
         with without_descriptors():
-            assert (await refusal_of(target._replace(site=known))).reason == "resources"
+            assert (await refusal_of(target._replace(endpoint=known))).reason == "resources"
         assert told == ["failed"]
 
     trio.socket.set_custom_hostname_resolver(NoNames(is_silent=True))
-    unknown = Site(Address("kms.invalid", 5696))
+    unknown = Endpoint(Address("kms.invalid", 5696))
     unknown.connect_failed = lambda: told.append("too late")
     with trio.move_on_after(0.01):
-        await open_session(target._replace(site=unknown))
+        await open_session(target._replace(endpoint=unknown))
     assert told == ["failed", "too late"]
 
 
-async def test_giving_up_while_a_session_opens_closes_its_connection(nursery: trio.Nursery, site: Path) -> None:
+async def test_giving_up_while_a_session_opens_closes_its_connection(nursery: trio.Nursery, certificates: Path) -> None:
     asked = trio.Event()
 
     def says_nothing(_request: Request) -> bytes:
         asked.set()
         return b""
 
-    server, target = await meet(nursery, site, says_nothing)
+    server, target = await meet(nursery, certificates, says_nothing)
 
     with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as opening:

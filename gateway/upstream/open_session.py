@@ -1,0 +1,136 @@
+"""Open a session: connect, make the TLS handshake, check the certificate, and validate with a first request."""
+
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import trio
+from OpenSSL import SSL
+
+from gateway import tls
+from gateway.config import OwnCertificate
+from gateway.errors import OUT_OF_RESOURCES, BackendError, Stage, StreamClosedError, TlsError
+from gateway.kmip import compose
+from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_request
+from gateway.tcp import TcpTimeouts
+from gateway.upstream.connecting import connect, peer_of
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.session import Session, SessionState
+
+Opener = Callable[[], Awaitable[Session]]
+
+#: The cheap requests that validate a session, by the value of a backend's setting ``probe``.
+VALIDATION_REQUESTS: Final = {"discover-versions": compose.discover_versions(), "query": compose.query()}
+
+#: Reasons with which a key manager refuses a certificate that is not valid any more: it need not name the cause.
+_MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
+
+#: Reasons of TlsError that are reported as they are; any other is reported as "tls".
+_TLS_REASONS: Final = frozenset(
+    {"hostname", "pin", "unknown_ca", "expired", "alert", "handshake_too_large", "certificate_too_large"}
+)
+
+
+class SessionTarget(NamedTuple):
+    """The parameters of sessions to one backend with one credential. ``own`` is the certificate in ``context``."""
+
+    backend: str
+    endpoint: Endpoint
+    context: SSL.Context
+    server_name: str | None
+    pinned_sha256: frozenset[str]
+    max_response_size: int
+    validation_request: bytes
+    own: OwnCertificate | None = None
+    tcp: TcpTimeouts | None = None
+    max_fields: int = MAX_RESPONSE_FIELDS
+
+
+async def open_session(target: SessionTarget) -> Session:
+    """Open a session and validate it with a cheap request.
+
+    In TLS 1.3 a server refuses a client's certificate only after the handshake, so that only an answer shows that the
+    credential is accepted. Raises BackendError, always with Stage.CONNECT: no client's request was sent. The caller
+    sets the deadline.
+    """
+    try:
+        return await _open(target)
+    except BackendError as error:
+        own = target.own
+        if own is None or error.reason not in _MAY_BE_LAPSED or not (lapse := own.lapse(datetime.now(UTC))):
+            raise
+        raise _refused(
+            target,
+            f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}, and restart the gateway"
+            f" ({error.args[0]})",
+            error.reason,
+        ) from None
+
+
+async def _open(target: SessionTarget) -> Session:
+    sock = await _connect(target)
+    peer = peer_of(sock)
+    stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
+    try:
+        await stream.handshake()
+        tls.check_server(stream, target.server_name, target.pinned_sha256)
+        session = Session(
+            stream,
+            target.backend,
+            max_response_size=target.max_response_size,
+            max_fields=target.max_fields,
+            peer=peer,
+        )
+        await _validate(session, target)
+    except TlsError as error:
+        stream.close()
+        raise _refused(target, str(error), error.reason if error.reason in _TLS_REASONS else "tls") from None
+    except StreamClosedError as error:
+        stream.close()
+        raise _refused(target, str(error), "tls") from None
+    except ValueError as error:  # of a certificate that OpenSSL accepts, and `cryptography` can't parse
+        stream.close()
+        raise _refused(target, f"the key manager's certificate can't be parsed: {error}", "certificate") from None
+    except BaseException:
+        stream.close()
+        raise
+    return session
+
+
+async def _connect(target: SessionTarget) -> socket.socket:
+    endpoint = target.endpoint
+    try:
+        sock = await connect(endpoint.address, endpoint.hosts)
+    except OSError as error:
+        if error.errno not in OUT_OF_RESOURCES:
+            endpoint.connect_failed()
+        reason = "resources" if error.errno in OUT_OF_RESOURCES else "connect"
+        raise _refused(target, f"can't connect to {endpoint.address}: {error.strerror or error}", reason) from None
+    except trio.Cancelled:
+        endpoint.connect_failed()  # the caller's deadline has passed, or the gateway ends
+        raise
+    if target.tcp is not None:
+        target.tcp.set_on(sock)
+    return sock
+
+
+async def _validate(session: Session, target: SessionTarget) -> None:
+    """Exchange the validation request: any well-formed answer validates TLS, KMIP and the session.
+
+    An error in the answer concerns the rights of this role, or a password that each request must carry: clients' own
+    requests may fare better, and if not, the client should see the key manager's answer. Only TLS refuses a credential.
+    """
+    try:
+        await session.exchange(decode_request(target.validation_request))
+    except BackendError as error:
+        reason = {"closed": "credential", "records": "records"}.get(error.reason, "validation")
+        hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
+        raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
+    if session.state is not SessionState.IDLE:
+        raise _refused(target, "the key manager sent more bytes after the first answer", "validation")
+    session.requests = 0
+
+
+def _refused(target: SessionTarget, message: str, reason: str) -> BackendError:
+    return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason)
