@@ -21,7 +21,10 @@ _COMMAND = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.mutants", "
 _TESTS = ["tests/test_failover.py", "tests/test_policy.py", "tests/test_knowledge.py"]
 #: The tests for the mutants of other tables than those of policy.
 _MORE_TESTS = [
-    *(f"tests/upstream/test_{name}.py" for name in ("breaker", "gate", "slots", "opening", "pool", "load")),
+    *(
+        f"tests/upstream/test_{name}.py"
+        for name in ("breaker", "ceiling", "gate", "opening", "pool", "pool_load", "reserve", "slots")
+    ),
     "tests/dispatcher",
     "tests/test_failover.py",
 ]
@@ -39,13 +42,13 @@ _NUMBERS: dict[str, float] = {
     "gateway.upstream.gate:_SLOW": 1000.0,
     "gateway.upstream.gate:_LONGEST_PAUSE": 1000.0,
     "gateway.upstream.opening:_YOUNG": 0.0,
-    "gateway.upstream.session:_DISTRUST": 0.0,
-    "gateway.upstream.slots:_PATIENCE": 1000.0,
+    "gateway.upstream.endpoint:_DISTRUST": 0.0,
+    "gateway.upstream.slots:STARVATION_DELAY": 1000.0,
     "gateway.upstream.slots:_UNUSED": 1000.0,
     "gateway.upstream.slots:_RECENT": 0.0,
     "gateway.upstream.slots:_RESERVE": 1000_000,
     "gateway.upstream.slots:_ABANDONED": 1,
-    "gateway.upstream.slots:_CEILING_SIGNS": 1000,
+    "gateway.upstream.ceiling:_SIGNS": 1000,
     "gateway.dispatcher.attempts:_DOUBT": 1000.0,
     "gateway.dispatcher.attempts:_AGAIN": 1000.0,
     "gateway.dispatcher.attempts:_ALWAYS": 1000.0,

@@ -1,8 +1,8 @@
 """Gate: bounds the handshakes with one backend that are under way, over all of its pools.
 
-Handshakes are what costs a key manager most, and an HSM makes one after the other. The number that may be under way
-grows by one with each success, as long as handshakes are quick, and is halved by each failure. After a failure nobody
-opens a session for a pause, which doubles while failures go on. The health check ends the pause if the backend answers.
+Handshakes cost a key manager more than anything else, and an HSM makes them one by one. The bound grows by one with
+each success, as long as handshakes are quick, and is halved by each failure. After a failure no session is opened for a
+pause, which doubles while failures go on. An answered health check ends the pause.
 """
 
 import random
@@ -10,9 +10,11 @@ from typing import Final
 
 from gateway.errors import BackendError
 
-_INITIAL: Final = 4
-_MOST: Final = 16
-_SLOW: Final = 0.25  # of the connect deadline: handshakes that take longer than that do not let the number grow
+_INITIAL: Final = 4  # handshakes at once
+_MOST: Final = 16  # handshakes at once
+_SLOW: Final = 0.25  # of the connect deadline: slower handshakes do not raise the bound
+_FIRST_PAUSE: Final = 0.1  # s
+_LONGEST_PAUSE: Final = 2.0  # s; a connection attempt in that time costs no key manager anything
 
 
 class Pause:
@@ -34,7 +36,7 @@ class Pause:
         return now >= self.until
 
     def failed(self, now: float) -> None:
-        """Begin the next pause. Attempts that fail while one lasts failed together, and change nothing."""
+        """Begin the next pause. Does nothing during a pause: attempts that were under way together fail together."""
         if now >= self.until:
             self.until = now + min(self._next, self._longest) * random.uniform(0.75, 1)  # noqa: S311 - spreads load
             self._next = min(self._next * 2, self._longest)
@@ -48,7 +50,8 @@ class Pause:
 class Gate:
     """Counts handshakes with one backend. ``connect_deadline`` bounds each of them, in seconds.
 
-    ``failure`` is why the last handshake failed, if that concerns every credential; ``failing_since`` when that began.
+    ``failure`` is the last handshake's error, if it concerns every credential; ``failing_since`` the time of the first
+    such error since a success.
     """
 
     def __init__(self, *, connect_deadline: float = 3.0) -> None:
@@ -67,13 +70,13 @@ class Gate:
         return now >= self.pause.until and self.under_way < (self.limit if self.failure is None else 1)
 
     def succeeded(self, seconds: float) -> None:
-        """Count a handshake that took so long. The caller also ends it in ``under_way``."""
+        """Count a handshake that took so long. The caller decrements ``under_way``."""
         if seconds <= self._slow:
             self.limit = min(self.limit + 1, _MOST)
         self.reached()
 
     def reached(self) -> None:
-        """The backend has answered, perhaps to the health check: nothing speaks against another attempt."""
+        """End the failure and the pause: the backend has answered a handshake or a health check."""
         self.failure = None
         self.failing_since = float("inf")
         self.pause.reset()
@@ -92,9 +95,5 @@ class Gate:
         self.pause.failed(now)
 
     def wait_until(self, then: float) -> None:
-        """Let no handshake begin until then: this process lacks what it takes."""
+        """Let no handshake begin before this time: this process lacks descriptors or memory."""
         self.pause.until = max(self.pause.until, then)
-
-
-_FIRST_PAUSE: Final = 0.1  # s
-_LONGEST_PAUSE: Final = 2.0  # s; one connection attempt in that time costs no key manager anything

@@ -1,29 +1,29 @@
-"""The learned idle limit: how long a key manager lets a session be idle, as its own behaviour tells.
+"""Idle limit: learns how long a key manager leaves a session open that is idle, from the sessions that it closes.
 
-Key managers close idle sessions, often after 30 s and without saying so in their documentation. A request that is sent
-just then is lost, so that the pool must let go first.
+Key managers close idle sessions, often after 30 s and without documenting it. A request that is sent in that moment is
+lost, so that the pool must close idle sessions earlier than the key manager.
 """
 
 from collections import deque
 from typing import Final
 
 _EVIDENCE: Final = 3  # sessions closed at about the same age
-_APART: Final = 1.0  # s between them: a restart closes all at once, and teaches nothing
-_TOGETHER: Final = 900.0  # s within which they must fall: restarts a day or a week apart teach nothing
+_APART: Final = 1.0  # s between them: a restart closes all sessions at once, and shows no limit
+_TOGETHER: Final = 900.0  # s within which they must fall: restarts a day or a week apart show no limit
 _ALIKE: Final = 0.15  # of the age: how far their ages may differ
-_MARGIN: Final = 0.8  # of the age: where the pool stays
-_LEAST: Final = 5.0  # s; below that the cure would cost more than the illness
-_FORGET_AFTER: Final = 3600.0  # s until what was learned is doubted
+_MARGIN: Final = 0.8  # of the age: the limit that the pool then keeps
+_LEAST: Final = 5.0  # s; a lower limit would cost more handshakes than lost requests
+_FORGET_AFTER: Final = 3600.0  # s until a learned limit is dropped
 
 
 class IdleLimit:
-    """``configured`` is the idle timeout of the settings, in seconds; ``effective`` what the pool should keep."""
+    """``configured`` is the idle timeout of the settings, in seconds; ``effective`` the one that the pool keeps."""
 
     def __init__(self, configured: float) -> None:
         self.configured = configured
         self._learned: float | None = None
         self._learned_at = 0.0
-        self._closes: deque[tuple[float, float]] = deque(maxlen=_EVIDENCE)
+        self._closes: deque[tuple[float, float]] = deque(maxlen=_EVIDENCE)  # time, and seconds of idleness
 
     def __repr__(self) -> str:
         return f"<IdleLimit {self.effective:g} s ({self.source})>"
@@ -39,13 +39,13 @@ class IdleLimit:
         return "config" if self.effective == self.configured else "learned"
 
     def closed_by_peer(self, idle_for: float, now: float) -> bool:
-        """The key manager closed a session that had been idle for so long. Returns whether a new limit was learned."""
+        """Count a session that the key manager closed after so many seconds. Return True if a new limit was learned."""
         if self._closes and now - self._closes[-1][0] < _APART:
             self._closes.clear()  # several at once: an event on the other side, not a limit
             self._closes.append((now, float("inf")))
             return False
         self._closes.append((now, idle_for))
-        # a session is idle for ``configured`` at the most: opened again each time, one shows a limit in thrice that
+        # Sessions are idle for ``configured`` at most; three of them, opened one after the other, take three times that.
         while now - self._closes[0][0] > max(_TOGETHER, 3 * self.configured):
             self._closes.popleft()
         ages = [age for _, age in self._closes]
@@ -60,7 +60,7 @@ class IdleLimit:
         return True
 
     def forget(self, now: float) -> bool:
-        """Unlearn what was learned long ago. Returns whether there was anything to unlearn."""
+        """Drop a limit that was learned an hour ago or earlier. Return True if there was such a limit."""
         if self._learned is None or now - self._learned_at < _FORGET_AFTER:
             return False
         self._learned = None

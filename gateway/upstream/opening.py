@@ -1,14 +1,18 @@
-"""Opening: opens the sessions of one pool, and remembers why the last attempt failed.
+"""Opening: the attempts of one pool to open a session, and the pauses after failures.
 
-              an attempt fails             the pause is over
+              an attempt fails              the pause ends
     READY  --------------------> PAUSED  ---------------------> TRYING (one attempt at a time)
       ^                             ^                              |  |
       |                             +------- an attempt fails -----+  |
       +------------------------- a session opens --------------------+
 
-A failure concerns either one credential (the key manager refuses it, or closes the connection right after the
-handshake), or every credential (nobody listens, nothing comes back). The pause after the first kind is this pool's, the
-pause after the second is the gate's, for all pools of the backend.
+    READY    ``failure`` is None: any number of attempts, as Slots and Gate allow
+    PAUSED   ``failure`` is set, and a pause lasts: no attempt; new requests fail at once with the known failure
+    TRYING   ``failure`` is set, and no pause lasts: one attempt, whose outcome ends the state
+
+A failure concerns one credential (the key manager refuses it, or closes the connection right after the handshake), or
+every credential (connection refused, or no answer). The pause after the first kind is this pool's. The pause after the
+second kind is the Gate's, for all pools of the backend.
 """
 
 from collections.abc import Awaitable, Callable
@@ -23,32 +27,40 @@ from gateway.upstream.gate import Gate, Pause
 from gateway.upstream.open_session import Opener
 from gateway.upstream.session import Session
 
-#: Reasons that concern one credential only.
+#: Reasons of failures that concern one credential only.
 REFUSED: Final = frozenset({"credential", "validation", "alert"})
 
 _FIRST_PAUSE: Final = 0.25  # s after a credential was refused
-_RESOURCES_PAUSE: Final = 0.1  # s without attempts when this process is out of descriptors or memory
-_YOUNG: Final = 2.0  # s: if a session ends earlier, before its first answer to a client, the next one is tried twice
+_RESOURCES_PAUSE: Final = 0.1  # s without attempts if this process is out of descriptors or memory
+_YOUNG: Final = 2.0  # s: age below which a session that the peer closes unused makes the next one be validated twice
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
 
 class Opening:
-    """Attempts of one pool. ``opener`` opens a session, within ``connect_deadline`` seconds.
+    """The state machine above. ``opener`` opens a session, within ``connect_deadline`` seconds.
 
-    If the key manager closes a session as soon as it was opened, ``is_suspicious`` is set, and the next session must
-    answer ``probe`` a second time: some key managers close behind the first answer, as one does that is full.
+    ``under_way`` is the number of attempts; the pool counts them. If the key manager closes a session as soon as it was
+    opened, ``is_suspicious`` is set, and the next session must answer ``validation_request`` a second time: some key
+    managers close after the first answer, for example when they have too many sessions.
     """
 
     def __init__(
-        self, backend: str, opener: Opener, gate: Gate, probe: Request, *, connect_deadline: float, max_pause: float
+        self,
+        backend: str,
+        opener: Opener,
+        gate: Gate,
+        validation_request: Request,
+        *,
+        connect_deadline: float,
+        max_pause: float,
     ) -> None:
         self._backend = backend
         self.opener = opener
         self._gate = gate
         self._deadline = connect_deadline
         self._pause = Pause(_FIRST_PAUSE, max_pause)
-        self._probe = probe
+        self._validation_request = validation_request
         self.is_suspicious = False
         self.under_way = 0
         self.failure: BackendError | None = None
@@ -63,9 +75,9 @@ class Opening:
         return self.failure is None or (not self.under_way and self._pause.is_over(now))
 
     def known_failure(self, now: float) -> BackendError | None:
-        """Return why no session can be had now, if an attempt would have to wait for the end of a pause.
+        """Return the failure for which a new request need not wait; None if an attempt is under way or may begin.
 
-        While a refused credential is tried again, that is known, too.
+        A refused credential also counts while it is tried again: a second refusal is more likely than a session.
         """
         failure = self.failure
         if failure is not None and (not self._pause.is_over(now) or (self.under_way and failure.reason in REFUSED)):
@@ -73,23 +85,23 @@ class Opening:
         return None if self._gate.pause.is_over(now) or self.under_way else self._gate.failure
 
     async def attempt(self) -> Session | BackendError:
-        """Try to open a session. Never raises what a key manager can cause."""
+        """Try to open a session, and return it or the error. Raises nothing that a key manager can cause."""
         try:
             with trio.move_on_after(self._deadline):
                 session = await self.opener()
-                return await self._tried_twice(session) if self.is_suspicious else session
+                return await self._validate_again(session) if self.is_suspicious else session
         except BackendError as error:
             return error
         except Exception as error:  # noqa: BLE001 - an odd key manager must not end the gateway
             return self._error(quoted(f"{type(error).__name__}: {error}"), "unexpected")
         return self._error(f"no session within {self._deadline:g} s", "timeout")
 
-    async def _tried_twice(self, session: Session) -> Session | BackendError:
+    async def _validate_again(self, session: Session) -> Session | BackendError:
         try:
-            await session.exchange(self._probe)
+            await session.exchange(self._validation_request)
         except BackendError:
             session.close()
-            return self._error("the key manager closes sessions behind their first answer", "validation")
+            return self._error("the key manager closes sessions after their first answer", "validation")
         except BaseException:
             session.close()
             raise
@@ -101,13 +113,13 @@ class Opening:
         return BackendError(message, backend=self._backend, stage=Stage.CONNECT, reason=reason)
 
     def opened(self) -> None:
-        """Count a session that opened."""
+        """Enter READY: a session has opened."""
         self.failure = None
         self.failing_since = float("inf")
         self._pause.reset()
 
     def failed(self, error: BackendError, now: float) -> None:
-        """Count a failed attempt, and begin the pause that belongs to it."""
+        """Enter PAUSED with the pause that belongs to the failure; a lack of resources here only delays attempts."""
         if error.reason == "resources":
             self._gate.wait_until(now + _RESOURCES_PAUSE)
             return
@@ -122,7 +134,7 @@ class Opening:
             self._gate.failed(error, now)
 
     def closed_by_peer(self, session: Session, now: float) -> bool:
-        """Count a session that the key manager closed. Return True if it was closed as soon as it was opened."""
+        """Count a session that the key manager closed. Return True if it was closed unused within 2 s."""
         if session.requests or now - session.opened_at > _YOUNG:
             return False
         self.is_suspicious = True

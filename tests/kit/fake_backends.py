@@ -1,15 +1,16 @@
 """Key managers in memory: streams that follow a script, openers that succeed, fail or hang, and who watches them."""
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.errors import BackendError, Stage, StreamClosedError, StreamInterruptedError
+from gateway.errors import BackendError, PoolBusyError, Stage, StreamClosedError, StreamInterruptedError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response, Version
@@ -17,6 +18,7 @@ from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.policy import Effect
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.open_session import Opener
 from gateway.upstream.pool import Pool, PoolSettings
 from gateway.upstream.session import Session
@@ -366,6 +368,45 @@ async def use(pool: Pool, name: str) -> str:
         return name_in(await session.exchange(ask(name)))
     finally:
         pool.give_back(session)
+
+
+class WaitingClient:
+    """A client that waits for a session in a task of its own, and the outcome."""
+
+    def __init__(self, pool: Pool, nursery: trio.Nursery, principal: str = "alice") -> None:
+        self.pool = pool
+        self.principal = principal
+        self.session: Session | None = None
+        self.error: BackendError | PoolBusyError | None = None
+        self.ended_at: float | None = None
+        self.scope = trio.CancelScope()
+        nursery.start_soon(self._wait)
+
+    async def _wait(self) -> None:
+        with self.scope:
+            try:
+                self.session = await self.pool.wait(self.principal)
+            except (BackendError, PoolBusyError) as error:
+                self.error = error
+        self.ended_at = trio.current_time()
+
+
+async def waiting(pool: Pool, nursery: trio.Nursery, number: int, principal: str = "alice") -> list[WaitingClient]:
+    """Return so many waiting clients, in this order."""
+    waiters = []
+    for _ in range(number):
+        waiters.append(WaitingClient(pool, nursery, principal))
+        await wait_all_tasks_blocked()
+    return waiters
+
+
+@asynccontextmanager
+async def kept_warm(*pools: Pool) -> AsyncIterator[None]:
+    """Keep these pools warm for the length of a block."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(maintain_pools, pools, 3.0)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 # Time --------------------------------------------------------------------------------------------------------------

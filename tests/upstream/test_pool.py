@@ -1,8 +1,6 @@
 """The promises of a pool: to requests that borrow a session, to requests that wait, and to the key manager."""
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import pairwise
 
@@ -10,12 +8,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.errors import BackendError, PoolBusyError, StreamClosedError, TlsError
+from gateway.errors import BackendError, StreamClosedError, TlsError
 from gateway.kmip.messages import Request
-from gateway.policy import Effect
 from gateway.upstream.backend import Backend
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
@@ -24,15 +20,18 @@ from tests.kit.fake_backends import (
     Behaviour,
     Connection,
     FakeKeyManager,
+    WaitingClient,
     answer_to,
     answers,
     ask,
     breaks_while_it_is_asked,
     in_virtual_time,
+    kept_warm,
     lease,
     make_pool,
     never_answers,
     use,
+    waiting,
 )
 
 PAUSE = 0.1  # s, the longest first pause of the gate
@@ -42,45 +41,6 @@ LONGEST_PAUSE = 2.0  # s
 @pytest.fixture
 def atlanta() -> FakeKeyManager:
     return FakeKeyManager()
-
-
-class Waiting:
-    """A client that waits for a session in a task of its own, and the outcome."""
-
-    def __init__(self, pool: Pool, nursery: trio.Nursery, principal: str = "alice") -> None:
-        self.pool = pool
-        self.principal = principal
-        self.session: Session | None = None
-        self.error: BackendError | PoolBusyError | None = None
-        self.ended_at: float | None = None
-        self.scope = trio.CancelScope()
-        nursery.start_soon(self._wait)
-
-    async def _wait(self) -> None:
-        with self.scope:
-            try:
-                self.session = await self.pool.wait(self.principal)
-            except (BackendError, PoolBusyError) as error:
-                self.error = error
-        self.ended_at = trio.current_time()
-
-
-async def waiting(pool: Pool, nursery: trio.Nursery, number: int, principal: str = "alice") -> list[Waiting]:
-    """Return so many waiting clients, in this order."""
-    waiters = []
-    for _ in range(number):
-        waiters.append(Waiting(pool, nursery, principal))
-        await wait_all_tasks_blocked()
-    return waiters
-
-
-@asynccontextmanager
-async def kept_warm(*pools: Pool) -> AsyncIterator[None]:
-    """Keep these pools warm for the length of a block."""
-    async with trio.open_nursery() as prober:
-        prober.start_soon(maintain_pools, pools, 3.0)
-        yield
-        prober.cancel_scope.cancel()
 
 
 # Lending -----------------------------------------------------------------------------------------------------------
@@ -203,31 +163,6 @@ async def test_the_bound_holds_however_many_ask(nursery: trio.Nursery, atlanta: 
 
 
 @in_virtual_time
-async def test_the_queue_has_an_end(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=2), slots=Slots(1))
-    await lease(pool)
-    await waiting(pool, nursery, 2)
-
-    with pytest.raises(PoolBusyError, match="2 requests are waiting already") as caught:
-        await pool.wait()
-
-    assert caught.value.reason == "queue_full"
-    assert repr(pool) == "<Pool atlanta as red: idle=0 busy=1 opening=0 waiting=2>"
-
-
-@in_virtual_time
-async def test_without_a_queue_sessions_are_opened_all_the_same(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    """A request for which a session is being opened does not count as waiting."""
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=0), slots=Slots(2))
-
-    waiters = await waiting(pool, nursery, 3)
-    await trio.sleep(1)
-
-    assert [waiter.session is not None for waiter in waiters] == [True, True, False]
-    assert isinstance(waiters[2].error, PoolBusyError)
-
-
-@in_virtual_time
 async def test_a_session_given_back_twice_is_an_error_and_not_lent_twice(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
@@ -255,78 +190,6 @@ async def test_one_busy_client_does_not_keep_another_waiting(nursery: trio.Nurse
     assert busy[0].session is session
     assert modest.session is session
     assert pool.statistics().waiting == 4
-
-
-@in_virtual_time
-async def test_a_full_queue_is_full_for_the_principal_that_fills_it(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=3), slots=Slots(1))
-    await lease(pool)
-    busy = await waiting(pool, nursery, 3, "alice")
-
-    (modest,) = await waiting(pool, nursery, 1, "bob")
-
-    assert [waiter.error is None for waiter in busy] == [True, True, False]
-    assert isinstance(busy[2].error, PoolBusyError)
-    assert modest.ended_at is None
-    assert pool.statistics().waiting == 3
-
-
-@pytest.mark.parametrize(("seen_before", "sessions"), [(50.0, 7), (70.0, 8)])
-@in_virtual_time
-async def test_one_principal_leaves_a_slot_to_another_seen_within_a_minute(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, seen_before: float, sessions: int
-) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
-    (bob,) = await waiting(pool, nursery, 1, "bob")
-    await trio.sleep(1)
-    assert bob.session is not None
-    pool.give_back(bob.session)
-    await trio.sleep(seen_before - 1)
-    pool.drop_idle("idle")
-
-    async with kept_warm(pool):
-        await waiting(pool, nursery, 10, "alice")
-        await trio.sleep(1)
-        assert pool.statistics().busy == sessions
-
-        (bob,) = await waiting(pool, nursery, 1, "bob")
-        await trio.sleep(1)
-        assert (bob.session is not None) is (sessions < 8)
-
-
-@in_virtual_time
-async def test_one_principal_takes_none_of_the_slots_that_are_opened_for_another(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(64))
-    async with kept_warm(pool):
-        for name in ("bob", "carol"):
-            pool.give_back(await pool.wait(name))
-            session = pool.take(name)
-            assert session is not None
-            session.close()
-            pool.give_back(session)
-        await waiting(pool, nursery, 100, "alice")
-        await trio.sleep(5)
-        assert pool.statistics().busy == 56
-
-        for name in ("bob", "carol"):
-            (other,) = await waiting(pool, nursery, 1, name)
-            await trio.sleep(atlanta.handshake_cost)
-            await wait_all_tasks_blocked()
-            assert other.session is not None
-        assert pool.statistics().busy == 58
-
-
-@in_virtual_time
-async def test_many_principals_use_every_slot(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
-    for number in range(20):
-        await waiting(pool, nursery, 1, f"client-{number}")
-    await trio.sleep(1)
-    assert pool.statistics().busy == 8
 
 
 # Leaving -----------------------------------------------------------------------------------------------------------
@@ -676,7 +539,7 @@ async def test_nobody_waits_for_attempts_that_began_after_their_own(
 
     waiters = []
     for principal in ("alice", "alice", "bob"):
-        waiters.append(Waiting(pool, nursery, principal))
+        waiters.append(WaitingClient(pool, nursery, principal))
         await trio.sleep(1)
     await trio.sleep(10)
 
@@ -1130,36 +993,6 @@ async def test_idle_sessions_that_are_closed_are_dropped_and_no_others(
 
     assert observer.closed == {"remote_idle": 2}
     assert [pool.take(), pool.take(), pool.take()] == [sessions[3], sessions[0], None]
-
-
-@in_virtual_time
-async def test_waiting_requests_move_to_backends_with_room_the_oldest_first(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
-    await lease(pool)
-    moved: list[str] = []
-
-    async def client(name: str, effect: Effect | None) -> None:
-        try:
-            await pool.wait("alice", effect)
-        except BackendError as error:
-            moved.append(f"{name} {error.reason}")
-
-    for name, effect in [("bound", None), ("read", Effect.READ), ("change", Effect.MUTATE), ("late", Effect.READ)]:
-        nursery.start_soon(client, name, effect)
-        await trio.sleep(1)
-    assert pool.waiters.have_waited_since(trio.current_time() - 4)
-    assert not pool.waiters.have_waited_since(trio.current_time() - 5)
-
-    pool.waiters.move(trio.current_time() - 1.5, lambda effect: 0 if effect is Effect.MUTATE else 5)
-    await wait_all_tasks_blocked()
-
-    assert moved == ["read moved"]
-    assert pool.statistics().waiting == 3
-    pool.waiters.move(trio.current_time(), lambda _effect: 1)
-    await wait_all_tasks_blocked()
-    assert sorted(moved) == ["change moved", "late moved", "read moved"]
 
 
 # Tending -----------------------------------------------------------------------------------------------------------

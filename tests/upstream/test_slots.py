@@ -1,7 +1,6 @@
 """A backend's slots: the pool that may open the next session, and the idle session that is closed for it."""
 
 import random
-from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
 from gateway.upstream.maintenance import maintain_pools
-from gateway.upstream.slots import Ceiling, Slots
+from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import SETTINGS, FakeKeyManager, in_virtual_time, lease, make_pool, use
 
 NEVER = float("inf")
@@ -39,7 +38,7 @@ class OpenGate(Gate):
         return now >= 0
 
 
-class FakeTenant:
+class FakePoolMember:
     """A pool, as Slots see it. It holds ``holds`` slots; ``idle_since`` is None if all of them are busy.
 
     ``waits`` and ``warms`` are the sessions that it needs. ``looked_at`` counts what Slots ask of it.
@@ -112,11 +111,11 @@ def slots_of(limit: int) -> Slots:
     return Slots(limit, gate=OpenGate())
 
 
-def wanting(slots: Slots, waits: int = 1) -> FakeTenant:
+def wanting(slots: Slots, waits: int = 1) -> FakePoolMember:
     """A pool without a session that has just queued."""
-    tenant = FakeTenant(slots, waits=waits)
-    slots.want(tenant)
-    return tenant
+    member = FakePoolMember(slots, waits=waits)
+    slots.want(member)
+    return member
 
 
 # Taking ------------------------------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def test_a_slot_whose_session_was_not_opened_is_free_again() -> None:
 
 def test_a_pool_that_needs_nothing_any_more_is_passed_over() -> None:
     slots = slots_of(1)
-    giver = FakeTenant(slots, 1)
+    giver = FakePoolMember(slots, 1)
     gave_up, stays = wanting(slots), wanting(slots)
     gave_up.waits = 0
 
@@ -166,7 +165,7 @@ def test_a_pool_that_needs_nothing_any_more_is_passed_over() -> None:
 
 def test_a_pool_that_was_closed_is_forgotten() -> None:
     slots = slots_of(1)
-    giver = FakeTenant(slots, 1)
+    giver = FakePoolMember(slots, 1)
     closed = wanting(slots)
 
     assert slots.forget(closed) == []
@@ -177,11 +176,11 @@ def test_a_pool_that_was_closed_is_forgotten() -> None:
 
 def test_a_failure_is_told_to_every_pool_that_waits() -> None:
     slots = slots_of(2)
-    holder = FakeTenant(slots, 2)
+    holder = FakePoolMember(slots, 2)
     without = wanting(slots)
     holder.waits = 1
     slots.want(holder)
-    idler = FakeTenant(slots)
+    idler = FakePoolMember(slots)
     error = BackendError("refused", backend="atlanta", stage=Stage.CONNECT, reason="connect")
 
     slots.fail_waiting(error)
@@ -221,19 +220,19 @@ WARM, WAITS = Pool(warms=1), Pool(waits=1)
 def test_slots_are_taken_in_order(pools: list[Pool], order: str) -> None:
     held = sum(pool.holds for pool in pools)
     slots = slots_of(held)
-    tenants = {
-        name: FakeTenant(slots, pool.holds, waits=pool.waits, warms=pool.warms)
+    members = {
+        name: FakePoolMember(slots, pool.holds, waits=pool.waits, warms=pool.warms)
         for name, pool in zip("abc", pools, strict=False)
     }
-    for tenant in tenants.values():
-        (slots.want if tenant.waits else slots.want_warm)(tenant)
+    for member in members.values():
+        (slots.want if member.waits else slots.want_warm)(member)
 
     taken = ""
     for _ in range(len(order)):
-        before = {name: tenant.opened for name, tenant in tenants.items()}
+        before = {name: member.opened for name, member in members.items()}
         slots.limit += 1
         slots.serve()
-        taken += "".join(name for name, tenant in tenants.items() if tenant.opened > before[name])
+        taken += "".join(name for name, member in members.items() if member.opened > before[name])
 
     assert taken == order
 
@@ -241,11 +240,11 @@ def test_slots_are_taken_in_order(pools: list[Pool], order: str) -> None:
 # The reserve -------------------------------------------------------------------------------------------------------
 
 
-def lose_last(slots: Slots, number: int) -> list[FakeTenant]:
+def lose_last(slots: Slots, number: int) -> list[FakePoolMember]:
     """Pools that have just lost their last session."""
-    lost = [FakeTenant(slots, 1) for _ in range(number)]
-    for tenant in lost:
-        slots.release(tenant)
+    lost = [FakePoolMember(slots, 1) for _ in range(number)]
+    for member in lost:
+        slots.release(member)
     return lost
 
 
@@ -294,11 +293,11 @@ def test_a_pool_without_a_session_warms_up_in_a_reserved_slot() -> None:
     wanting(slots, 10)
     assert slots.used == 3
 
-    for tenant in lost:
-        tenant.warms = 2
-        slots.want_warm(tenant)
+    for member in lost:
+        member.warms = 2
+        slots.want_warm(member)
 
-    assert [tenant.opened for tenant in lost] == [1, 0]
+    assert [member.opened for member in lost] == [1, 0]
 
 
 def test_the_only_pool_warms_up_in_the_only_slot_after_it_lost_its_session() -> None:
@@ -312,10 +311,10 @@ def test_the_only_pool_warms_up_in_the_only_slot_after_it_lost_its_session() -> 
 def test_pools_that_lost_their_sessions_together_all_warm_up_again() -> None:
     slots = slots_of(4)
     pools = lose_last(slots, 4)
-    for tenant in pools:
-        tenant.warms = 1
-        slots.want_warm(tenant)
-    assert [tenant.opened for tenant in pools] == [1] * 4
+    for member in pools:
+        member.warms = 1
+        slots.want_warm(member)
+    assert [member.opened for member in pools] == [1] * 4
 
 
 def test_a_credential_that_is_refused_has_no_slot_reserved(clock: Clock) -> None:
@@ -362,8 +361,8 @@ def test_an_idle_session_is_closed_if_that_is_worth_a_handshake(
     taker: int, holder: int, unused_for: float, moves: bool
 ) -> None:
     slots = slots_of(taker + holder)
-    red = FakeTenant(slots, holder, idle_since=trio.current_time() - unused_for)
-    blue = FakeTenant(slots, taker, waits=1)
+    red = FakePoolMember(slots, holder, idle_since=trio.current_time() - unused_for)
+    blue = FakePoolMember(slots, taker, waits=1)
 
     slots.want(blue)
 
@@ -377,7 +376,7 @@ def test_warm_sessions_that_clients_do_not_use_make_room(unused_for: float, open
     """Eight identities keep one session each of eight: one that is busy must not be left with its own."""
     slots = slots_of(8)
     for _ in range(7):
-        FakeTenant(slots, 1, idle_since=trio.current_time() - unused_for)
+        FakePoolMember(slots, 1, idle_since=trio.current_time() - unused_for)
 
     busy = wanting(slots, 8)
 
@@ -387,7 +386,7 @@ def test_warm_sessions_that_clients_do_not_use_make_room(unused_for: float, open
 def test_a_session_is_taken_from_the_pool_that_holds_most() -> None:
     slots = slots_of(5)
     now = trio.current_time()
-    red, green = FakeTenant(slots, 2, idle_since=now - 9), FakeTenant(slots, 3, idle_since=now)
+    red, green = FakePoolMember(slots, 2, idle_since=now - 9), FakePoolMember(slots, 3, idle_since=now)
     wanting(slots)
     assert (red.evicted, green.evicted) == (0, 1)
 
@@ -395,29 +394,29 @@ def test_a_session_is_taken_from_the_pool_that_holds_most() -> None:
 def test_among_equals_a_session_is_taken_from_the_pool_used_least_recently() -> None:
     slots = slots_of(6)
     now = trio.current_time()
-    pools = [FakeTenant(slots, 2, idle_since=now - unused_for) for unused_for in (1, 3, 2)]
+    pools = [FakePoolMember(slots, 2, idle_since=now - unused_for) for unused_for in (1, 3, 2)]
     wanting(slots)
     assert [pool.evicted for pool in pools] == [0, 1, 0]
 
 
 def test_a_pool_whose_sessions_are_busy_is_passed_over() -> None:
     slots = slots_of(6)
-    red, green = FakeTenant(slots, 2, idle_since=trio.current_time()), FakeTenant(slots, 4)
+    red, green = FakePoolMember(slots, 2, idle_since=trio.current_time()), FakePoolMember(slots, 4)
     blue = wanting(slots)
     assert (red.held, green.held, blue.held) == (1, 4, 1)
 
 
 def test_no_session_is_closed_to_keep_another_pool_warm() -> None:
     slots = slots_of(4)
-    red = FakeTenant(slots, 4, idle_since=trio.current_time() - 1e6)
-    blue = FakeTenant(slots, warms=1)
+    red = FakePoolMember(slots, 4, idle_since=trio.current_time() - 1e6)
+    blue = FakePoolMember(slots, warms=1)
     slots.want_warm(blue)
     assert (red.evicted, blue.opened) == (0, 0)
 
 
 def test_no_session_is_closed_while_the_gate_lets_nobody_in() -> None:
     slots = Slots(1)
-    red = FakeTenant(slots, 1, idle_since=trio.current_time())
+    red = FakePoolMember(slots, 1, idle_since=trio.current_time())
     slots.gate.wait_until(trio.current_time() + 1)
     blue = wanting(slots)
     assert (red.evicted, blue.opened) == (0, 0)
@@ -444,10 +443,10 @@ def test_a_session_that_comes_back_is_closed_if_another_pool_starves(
 ) -> None:
     slots = slots_of(holder + other)
     now = trio.current_time()
-    red = FakeTenant(slots, holder, waits=holder_waits_for is not None, since=now - (holder_waits_for or 0.0))
-    blue = FakeTenant(slots, other, waits=waits_for is not None, since=now - (waits_for or 0.0))
-    for tenant in (red, blue):
-        slots.want(tenant)
+    red = FakePoolMember(slots, holder, waits=holder_waits_for is not None, since=now - (holder_waits_for or 0.0))
+    blue = FakePoolMember(slots, other, waits=waits_for is not None, since=now - (waits_for or 0.0))
+    for member in (red, blue):
+        slots.want(member)
 
     assert slots.should_yield(red) is yields
     assert not slots.should_yield(blue)
@@ -456,7 +455,7 @@ def test_a_session_that_comes_back_is_closed_if_another_pool_starves(
 def test_a_session_is_kept_while_the_gate_lets_nobody_in() -> None:
     """To close it would help nobody."""
     slots = Slots(4)
-    red = FakeTenant(slots, 4)
+    red = FakePoolMember(slots, 4)
     wanting(slots).since -= 9
     assert slots.should_yield(red)
     slots.gate.wait_until(trio.current_time() + 1)
@@ -466,7 +465,7 @@ def test_a_session_is_kept_while_the_gate_lets_nobody_in() -> None:
 def test_a_session_yields_to_a_poorer_pool_although_a_slot_is_reserved() -> None:
     slots = slots_of(8)
     lose_last(slots, 1)
-    rich, poor = FakeTenant(slots, 6), FakeTenant(slots, 1, waits=1)
+    rich, poor = FakePoolMember(slots, 6), FakePoolMember(slots, 1, waits=1)
     slots.want(poor)
     assert poor.opened == 0
 
@@ -478,7 +477,7 @@ def test_a_session_yields_to_a_poorer_pool_although_a_slot_is_reserved() -> None
 
 def test_sessions_beyond_a_lower_limit_are_closed_as_they_come_back() -> None:
     slots = slots_of(4)
-    red = FakeTenant(slots, 4)
+    red = FakePoolMember(slots, 4)
 
     slots.limit = 3
 
@@ -489,7 +488,7 @@ def test_sessions_beyond_a_lower_limit_are_closed_as_they_come_back() -> None:
 
 def test_a_slot_that_nobody_waits_for_stays_free() -> None:
     slots = slots_of(1)
-    red, blue = FakeTenant(slots, 1), FakeTenant(slots)
+    red, blue = FakePoolMember(slots, 1), FakePoolMember(slots)
 
     slots.release(red)
 
@@ -498,9 +497,9 @@ def test_a_slot_that_nobody_waits_for_stays_free() -> None:
 
 def test_a_pool_that_loses_its_last_session_queues_with_those_that_have_none() -> None:
     slots = slots_of(2)
-    red, green = FakeTenant(slots, 1, waits=1), FakeTenant(slots, 1, waits=1)
-    for tenant in (red, green):
-        slots.want(tenant)
+    red, green = FakePoolMember(slots, 1, waits=1), FakePoolMember(slots, 1, waits=1)
+    for member in (red, green):
+        slots.want(member)
 
     slots.release(green)
 
@@ -523,7 +522,7 @@ class FakeSession:
 
 def test_one_abandoned_session_is_closed_for_each_pool_that_waits() -> None:
     slots = slots_of(3)
-    red = FakeTenant(slots, 3)
+    red = FakePoolMember(slots, 3)
     sessions = [FakeSession() for _ in range(3)]
     slots.abandoned.update(dict.fromkeys(sessions, red))
 
@@ -541,7 +540,7 @@ def test_one_abandoned_session_is_closed_for_each_pool_that_waits() -> None:
 
 def test_an_idle_session_is_closed_rather_than_an_abandoned_one() -> None:
     slots = slots_of(2)
-    red, session = FakeTenant(slots, 2, idle_since=trio.current_time()), FakeSession()
+    red, session = FakePoolMember(slots, 2, idle_since=trio.current_time()), FakeSession()
     slots.abandoned[session] = red
     wanting(slots)
     assert (red.evicted, session.is_closed) == (1, False)
@@ -549,7 +548,7 @@ def test_an_idle_session_is_closed_rather_than_an_abandoned_one() -> None:
 
 def test_clients_that_disconnected_are_looked_for_now_and_then(clock: Clock) -> None:
     slots = slots_of(1)
-    red = FakeTenant(slots, 1)
+    red = FakePoolMember(slots, 1)
     wanting(slots)
     for _ in range(10):
         slots.serve()
@@ -562,79 +561,12 @@ def test_clients_that_disconnected_are_looked_for_now_and_then(clock: Clock) -> 
 # The ceiling -------------------------------------------------------------------------------------------------------
 
 
-def refuse(ceiling: Ceiling, sessions: int, clock: Clock, times: int = 1) -> bool:
-    """Handshakes are refused beside so many sessions, one after the other."""
-    is_news = False
-    for _ in range(times):
-        began = clock.now
-        clock.now += 0.1
-        is_news = ceiling.refused(sessions, began, clock.now)
-    return is_news
-
-
-def test_two_refusals_in_a_row_teach_a_ceiling(clock: Clock) -> None:
-    ceiling = Ceiling(64)
-    assert not refuse(ceiling, 4, clock)
-    assert ceiling.now(clock.now) == 64
-    assert refuse(ceiling, 4, clock)
-    assert ceiling.now(clock.now) == 4
-    assert repr(ceiling) == "<Ceiling 4 of 64>"
-
-
-def test_refusals_of_one_moment_are_one_sign(clock: Clock) -> None:
-    """A key manager that goes down refuses every handshake that is under way."""
-    ceiling = Ceiling(64)
-    assert not any(ceiling.refused(4, clock.now, clock.now + 0.1) for _ in range(16))
-    assert ceiling.value is None
-
-
-def test_a_session_that_opens_speaks_against_a_ceiling(clock: Clock) -> None:
-    ceiling = Ceiling(64)
-    for _ in range(10):
-        refuse(ceiling, 4, clock)
-        ceiling.opened(5)
-    assert ceiling.value is None
-
-
-def test_one_session_more_is_tried_after_a_growing_pause(clock: Clock) -> None:
-    ceiling, tries = Ceiling(64), []
-    refuse(ceiling, 4, clock, 2)
-    began = clock.now
-    while clock.now < began + 3600:
-        if ceiling.now(clock.now) == 5:
-            tries.append(clock.now)
-            assert not refuse(ceiling, 4, clock)
-        clock.now += 1
-    gaps = [later - earlier for earlier, later in pairwise(tries)]
-    assert tries[0] - began <= 61
-    assert max(gaps) <= 602
-    assert 5 <= len(tries) <= 15
-
-
-def test_a_session_beyond_the_ceiling_raises_it(clock: Clock) -> None:
-    ceiling = Ceiling(8)
-    refuse(ceiling, 4, clock, 2)
-    clock.now += 61
-    raised = []
-    for sessions in range(5, 9):
-        assert ceiling.now(clock.now) == sessions
-        ceiling.opened(sessions)
-        raised.append(ceiling.value)
-    assert raised == [5, 6, 7, None]
-    assert ceiling.now(clock.now) == 8
-
-
-def test_a_ceiling_that_sinks_is_learned_too(clock: Clock) -> None:
-    ceiling = Ceiling(64)
-    refuse(ceiling, 40, clock, 2)
-    assert refuse(ceiling, 4, clock, 2)
-    assert ceiling.now(clock.now) == 4
-
-
 def test_sessions_beyond_a_learned_ceiling_are_closed_as_they_come_back(clock: Clock) -> None:
     slots = slots_of(64)
-    red = FakeTenant(slots, 5)
-    refuse(slots.ceiling, 4, clock, 2)
+    red = FakePoolMember(slots, 5)
+    for _ in range(2):
+        slots.ceiling.refused(4, clock.now, clock.now + 0.1)
+        clock.now += 0.2
     assert slots.should_yield(red)
     slots.release(red)
     assert not slots.should_yield(red)
@@ -647,19 +579,19 @@ def test_sessions_beyond_a_learned_ceiling_are_closed_as_they_come_back(clock: C
 def cost_of_a_request(pools: int, waiting: int) -> int:
     """Return how often pools are looked at while one session is returned and wanted again."""
     slots = slots_of(8)
-    tenants = [FakeTenant(slots) for _ in range(pools)]
-    busy = FakeTenant(slots, 8)
-    for tenant in tenants[:waiting]:
-        tenant.waits = 1
-        slots.want(tenant)
-    for tenant in (busy, *tenants):
-        tenant.looked_at = 0
+    members = [FakePoolMember(slots) for _ in range(pools)]
+    busy = FakePoolMember(slots, 8)
+    for member in members[:waiting]:
+        member.waits = 1
+        slots.want(member)
+    for member in (busy, *members):
+        member.looked_at = 0
 
     slots.should_yield(busy)
     busy.waits = 1
     slots.want(busy)
 
-    return sum(tenant.looked_at for tenant in (busy, *tenants))
+    return sum(member.looked_at for member in (busy, *members))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["nobody waits", "half of them wait", "all wait"])
@@ -670,17 +602,17 @@ def test_a_request_costs_the_same_however_many_pools_there_are(share: float) -> 
 
 def test_a_round_of_the_keeper_looks_at_each_pool_a_few_times() -> None:
     slots = slots_of(8)
-    FakeTenant(slots, 8)
-    tenants = [FakeTenant(slots, warms=1) for _ in range(1000)]
-    for tenant in tenants:
-        slots.want_warm(tenant)
-    for tenant in tenants:
-        tenant.looked_at = 0
+    FakePoolMember(slots, 8)
+    members = [FakePoolMember(slots, warms=1) for _ in range(1000)]
+    for member in members:
+        slots.want_warm(member)
+    for member in members:
+        member.looked_at = 0
 
-    for tenant in tenants:
-        slots.want_warm(tenant)
+    for member in members:
+        slots.want_warm(member)
 
-    assert sum(tenant.looked_at for tenant in tenants) <= 2 * len(tenants)
+    assert sum(member.looked_at for member in members) <= 2 * len(members)
 
 
 # With real pools ---------------------------------------------------------------------------------------------------
