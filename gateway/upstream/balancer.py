@@ -1,4 +1,9 @@
-"""The balancer: backends in the order in which a request should try them."""
+"""Balancer: yields backends in the order in which a request should try them.
+
+1. The preferred backend, if it is available: the one that holds the client's latest changes.
+2. With round robin, the next in turn of the best tier, if no other backend can rank before it: the fast path.
+3. All other backends that may run the request, by rank (see ``_rank``), those of equal rank by the policy.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import cycle
@@ -9,22 +14,22 @@ from gateway.policy import Effect
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import HealthState
 
-#: Ranks: the lowest is tried first. Priorities (0 to 9) count tens; a backend at which a request would have to wait, or
-#: at which one is overdue, comes after the others of its own tier, and before the next tier.
+#: Ranks: the lowest is tried first. Tiers (priorities 0 to 9) count tens. Within a tier, a backend that has no free
+#: session comes later, and one at which a request is overdue comes last. Backends that fail come after all tiers.
 _TIER: Final = 10
 _WAIT: Final = 1
 _OVERDUE: Final = 2
 _FAILING: Final = 1_000
 _DOWN: Final = 2_000
-_STANDBY: Final = 3_000  # it would answer, and refuse
+_STANDBY: Final = 3_000  # it would answer with an error
 
-_TOUCH: Final = Effect.TOUCH  # a member of an enumeration is slow to come by
+_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
 Choose = Callable[[Sequence[Backend]], Backend]
 
 
 class Balancer:
-    """Chooses among the backends that are best for a request, by weight and turn, or by what is under way.
+    """Chooses among the backends that are best for a request, by weighted round robin or by exchanges in flight.
 
     ``backends`` may be replaced at any time.
     """
@@ -39,55 +44,53 @@ class Balancer:
 
     @property
     def backends(self) -> Sequence[Backend]:
-        """All backends there are."""
+        """All backends, in the order of the configuration."""
         return self._backends
 
     @backends.setter
     def backends(self, backends: Sequence[Backend]) -> None:
         self._backends = backends
         for backend in backends:
-            backend.turn = 0  # the turns are made of these: from what an old list has left, some would get none at all
+            backend.turn = 0  # a stale value from a previous list could starve a backend
         self._turns = [_turns(backends, Effect.READ), _turns(backends, Effect.MUTATE)] if self._takes_turns else []
 
     def order(
         self, credential: str, effect: Effect, version: Version, preferred: Backend | None = None
     ) -> Iterator[Backend]:
-        """Yield each backend that may run such a request once, best first; it is asked anew for each next one.
+        """Yield each backend that may run such a request, once, best first.
 
-        ``preferred`` comes before all, if it is available and may. Those that don't speak the version are passed over,
-        unless none does. Those that are failing come last: where nothing else is left, trying them is better than
-        giving up. Where all are replaced meanwhile, it goes on with those that have come.
+        The best is looked for anew each time that the caller asks for the next, among the backends that exist then.
+        ``preferred`` comes first if it is available; if it is not, rank decides. Failing backends come last: to try one
+        is better than to fail without a try.
         """
-        if preferred is not None:
-            first = preferred if self._is_there(preferred, credential, effect, version) else None
-        else:
+        if preferred is None:
             first = self._next_if_ready(credential, effect, version)
+        else:
+            is_there = preferred in self._backends and _is_available(preferred, credential, effect, version)
+            first = preferred if is_there else None
         if first is not None:
             yield first
         tried = [first]
-        while left := [one for one in self._candidates(effect, version) if one not in tried]:
-            best = _FAILING * 10
-            equals: list[Backend] = []
-            for backend in left:
-                rank = _rank(backend, credential, effect)
-                if rank < best:
-                    best = rank
-                    equals = [backend]
-                elif rank == best:
-                    equals.append(backend)
-            chosen = equals[0] if len(equals) == 1 else self._choose(equals)
+        while left := [backend for backend in self._candidates(effect, version) if backend not in tried]:
+            chosen = self._best(left, credential, effect)
             tried.append(chosen)
             yield chosen
 
+    def _best(self, backends: Sequence[Backend], credential: str, effect: Effect) -> Backend:
+        """Return the backend of the lowest rank; among equals the policy chooses."""
+        ranks = [_rank(backend, credential, effect) for backend in backends]
+        best = min(ranks)
+        return self._choose([backend for backend, rank in zip(backends, ranks, strict=True) if rank == best])
+
     def _candidates(self, effect: Effect, version: Version) -> list[Backend]:
-        """Those that may run such a request and speak its version; where none does, those that may run it."""
-        able = [one for one in self._backends if one.accepts(effect)]
-        return [one for one in able if one.speaks(version)] or able
+        """Return the backends that may run such a request and speak its version; if none speaks it, all that may."""
+        able = [backend for backend in self._backends if backend.accepts(effect)]
+        return [backend for backend in able if backend.speaks(version)] or able
 
     def _next_if_ready(self, credential: str, effect: Effect, version: Version) -> Backend | None:
-        """Whose turn it is in the best tier, if no other can be better: it is up, and has a session at hand.
+        """Return the next in turn of the best tier, if it is up and has a free session; no other can rank before it.
 
-        That is so nearly always, and costs the same however many backends there are.
+        Nearly every request takes this path, which costs the same however many backends there are.
         """
         if not self._takes_turns:
             return None
@@ -100,29 +103,27 @@ class Balancer:
         pool = backend.pools[credential]
         return backend if pool.has_room and not pool.is_failing else None
 
-    def _is_there(self, backend: Backend, credential: str, effect: Effect, version: Version) -> bool:
-        return backend in self._backends and _is_available(backend, credential, effect, version)
-
     def preferred_backend(
-        self, stays: Sequence[str], credential: str, effect: Effect, version: Version, *, is_new: bool
+        self, stable_ids: Sequence[str], credential: str, effect: Effect, version: Version, *, is_new: bool
     ) -> Backend | None:
-        """The first of these backends that is available to a credential for such a request.
+        """Return the first of these backends that is available to a credential for such a request.
 
-        None for a request that only makes something new (``is_new``), where one of a better tier is available: nothing
-        binds that to a backend, and the client comes back to its tier.
+        None for a request that only creates objects (``is_new``) if a backend of a better tier is available: such a
+        request needs no earlier change, and the client returns to the better tier.
         """
-        available = {one.stable_id: one for one in self._backends if _is_available(one, credential, effect, version)}
-        preferred = next((available[name] for name in stays if name in available), None)
+        available = {
+            backend.stable_id: backend
+            for backend in self._backends
+            if _is_available(backend, credential, effect, version)
+        }
+        preferred = next((available[name] for name in stable_ids if name in available), None)
         if preferred is None or not is_new:
             return preferred
-        best = min(one.options.priority for one in available.values())
+        best = min(backend.options.priority for backend in available.values())
         return preferred if preferred.options.priority <= best else None
 
     def has_other(self, tried: Collection[Backend], credential: str, effect: Effect, version: Version) -> bool:
-        """Return True if such a request could be sent to a backend that was not tried, and may be answered there soon.
-
-        A backend at which requests are overdue is no help.
-        """
+        """Return True if such a request could be sent to a backend that was not tried and has no overdue request."""
         return any(
             other not in tried
             and _is_available(other, credential, effect, version)
@@ -131,7 +132,7 @@ class Balancer:
         )
 
     def room_elsewhere(self, backend: Backend, credential: str, effect: Effect) -> int:
-        """Return how many requests that wait at this backend others could serve without a wait."""
+        """Return how many requests that wait at this backend the other backends could serve without a wait."""
         return sum(
             other.pools[credential].room
             for other in self._backends
@@ -142,7 +143,7 @@ class Balancer:
         )
 
     def serves_elsewhere(self, backend: Backend, credential: str) -> bool:
-        """Return True if another backend is available to a credential."""
+        """Return True if a different backend is reachable with a credential."""
         return any(other.is_reachable_with(credential) for other in self._backends if other is not backend)
 
 
@@ -151,6 +152,7 @@ def _is_available(backend: Backend, credential: str, effect: Effect, version: Ve
 
 
 def _rank(backend: Backend, credential: str, effect: Effect) -> int:
+    """Return the rank of a backend for a request: its tier, and what speaks against it now."""
     pool = backend.pools[credential]
     rank = backend.options.priority * _TIER
     if not backend.health.serves:
@@ -163,7 +165,10 @@ def _rank(backend: Backend, credential: str, effect: Effect) -> int:
 
 
 def _turns(backends: Iterable[Backend], effect: Effect) -> Iterator[Backend]:
-    """The backends of the best tier that may run requests of an effect, in turn, for ever."""
+    """Yield the backends of the best tier that may run requests of an effect, in turn, for ever.
+
+    The turns are computed once, for as many requests as the weights add up to, and then repeat.
+    """
     candidates = [backend for backend in backends if backend.accepts(effect)]
     best = min((backend.options.priority for backend in candidates), default=0)
     tier = [backend for backend in candidates if backend.options.priority == best]
@@ -171,7 +176,10 @@ def _turns(backends: Iterable[Backend], effect: Effect) -> Iterator[Backend]:
 
 
 def _in_turn(backends: Sequence[Backend]) -> Backend:
-    """Smooth weighted round robin: each gains its weight, the richest is chosen and pays for all."""
+    """Choose by smooth weighted round robin, as nginx does.
+
+    Each backend's ``turn`` gains its weight; the greatest is chosen, and loses the sum of the weights.
+    """
     total = 0
     chosen = backends[0]
     for backend in backends:
@@ -185,7 +193,7 @@ def _in_turn(backends: Sequence[Backend]) -> Backend:
 
 
 def _least_in_flight(backends: Sequence[Backend]) -> Backend:
-    """The fewest exchanges under way for its weight; in turn among equals."""
+    """Choose the backend with fewest exchanges in flight for its weight; among equals by round robin."""
     least = min(backend.in_flight / backend.options.weight for backend in backends)
     equals = [backend for backend in backends if backend.in_flight / backend.options.weight == least]
     return _in_turn(equals)

@@ -45,7 +45,7 @@ class IdleLimit:
             self._closes.append((now, float("inf")))
             return False
         self._closes.append((now, idle_for))
-        # Sessions are idle for ``configured`` at most; three of them, opened one after the other, take three times that.
+        # Sessions are idle for ``configured`` at most; three, opened one after the other, take three times that.
         while now - self._closes[0][0] > max(_TOGETHER, 3 * self.configured):
             self._closes.popleft()
         ages = [age for _, age in self._closes]
