@@ -333,7 +333,7 @@ async def test_the_one_that_knows_is_waited_for_no_longer_than_until_it_is_found
             await trio.sleep(8)
             assert key_managers[1].asked == []
             for _ in range(3):
-                it.backends[0].health.probed(Verdict.FAILS)
+                it.backends[0].health.checked(Verdict.FAILS)
             began = trio.current_time()
         assert trio.current_time() - began < 1
 
@@ -934,7 +934,7 @@ async def test_a_list_is_answered_with_what_is_in_it() -> None:
 async def test_only_those_that_are_available_now_count() -> None:
     async with house_of_versions(OLD, NEW) as it:
         for _ in range(3):
-            it.backends[0].health.probed(Verdict.FAILS)
+            it.backends[0].health.checked(Verdict.FAILS)
         assert versions_in(await it.ask(discover())) == sorted(NEW, reverse=True)
 
 
@@ -945,7 +945,7 @@ async def test_with_all_of_them_down_no_version_is_spoken() -> None:
         for backend, key_manager in zip(it.backends, it.key_managers, strict=True):
             key_manager.refuse()
             for _ in range(3):
-                backend.health.probed(Verdict.FAILS)
+                backend.health.checked(Verdict.FAILS)
         assert refusal(await it.ask(discover()))[0] is Refusal.NO_BACKEND
 
 

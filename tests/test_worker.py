@@ -135,7 +135,7 @@ async def test_an_identity_whose_certificate_has_ended_costs_nobody_else(
     said = capsys.readouterr().err
     assert "own certificate is not valid: key managers may refuse this identity" in said
     assert "identity=lapsed" in said
-    assert "key manager refuses the credential of the health check: another identity's serves instead" in said
+    assert "key manager refuses the credential of the health check: another identity's is used instead" in said
     assert "instead=everyone" in said
 
 

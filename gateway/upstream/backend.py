@@ -1,10 +1,10 @@
-"""Backend: one key manager: its name, its place in the order, its pools, and what is known of it.
+"""Backend: one key manager, with its options, its pools and its state.
 
-Three objects decide about it, each by its own evidence, and Backend puts them together:
+Three objects decide about the use of a backend, each from evidence of its own; Backend combines them:
 
-* Health: may it be used at all? By its own health check.
-* Breaker: may it be sent a request of this kind, with this credential? By the outcomes of clients' exchanges.
-* Gate, inside Slots: may a session be opened now? By the outcomes of handshakes.
+* Health: may the backend be used at all? From its health checks.
+* Breaker: may the backend be sent a request of this kind with this credential? From the outcomes of clients' exchanges.
+* Gate, inside Slots: may a session be opened now? From the outcomes of handshakes.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ _CIRCUIT_STATES: Final = {
 
 
 class BackendOptions(NamedTuple):
-    """What the configuration says of a backend: its share, its tier (the lowest serves), and whether it may write."""
+    """The settings of a backend that the balancer uses: its share, its tier (the lowest serves), and its role."""
 
     weight: int = 1
     priority: int = 0
@@ -39,11 +39,11 @@ class BackendOptions(NamedTuple):
 
 
 class Backend:
-    """One key manager, with a pool for each credential that is shown to it. ``slots`` bounds them together.
+    """One key manager, with a pool for each credential. ``slots`` bounds the sessions of all pools together.
 
-    ``stable_id`` is its name in marks, the same in every gateway before the same key managers. ``versions`` are the
-    protocol versions that it said it speaks, or None if it has not been asked. ``outstanding`` counts the exchanges for
-    clients that are under way; ``turn`` belongs to the balancer.
+    ``stable_id`` names the backend in marks and affinity entries; it is the same in every gateway in front of the same
+    key managers. ``versions`` are the protocol versions that the backend reported, or None before the first report.
+    ``in_flight`` counts the exchanges for clients that are under way; ``turn`` belongs to the balancer.
     """
 
     def __init__(
@@ -83,51 +83,51 @@ class Backend:
 
     @property
     def is_live(self) -> bool:
-        """True if requests of at least one credential can be served, as far as is known."""
+        """True if requests of at least one credential can be served, by all evidence so far."""
         return self.health.serves and any(not pool.is_failing for pool in self.pools.values())
 
     def is_available_to(self, credential: str, effect: Effect) -> bool:
-        """Return True if requests of this effect with this credential should come here."""
+        """Return True if requests of this effect with this credential should be sent to this backend."""
         return self.is_reachable_with(credential) and self.allows(credential, effect)
 
     def allows(self, credential: str, effect: Effect) -> bool:
-        """Return True if clients' exchanges do not speak against it."""
+        """Return True if the breaker lets requests of this effect with this credential pass."""
         return self.breaker.is_quiet or self.breaker.allows(credential, effect, trio.current_time())
 
     def is_reachable_with(self, credential: str) -> bool:
-        """Return True if sessions with this credential can be had, as far as is known."""
+        """Return True if health checks succeed and sessions with this credential can be opened."""
         return self.health.serves and not self.pools[credential].is_failing
 
     def accepts(self, effect: Effect) -> bool:
-        """Return True if its role lets it run requests of this effect."""
+        """Return True if the backend's role allows requests of this effect."""
         return self.options.writable or effect <= _TOUCH
 
     def speaks(self, version: Version) -> bool:
-        """Return True if it may speak a protocol version: it said so, or it has not been asked."""
+        """Return True if the backend reported this protocol version, or has not reported any."""
         return self.versions is None or version in self.versions
 
     def reached(self) -> None:
-        """The health check was answered: sessions may be opened again."""
+        """Allow sessions to be opened again: the health check was answered."""
         gate = self.slots.gate
         if gate.failure is not None:
             gate.reached()
             self.slots.serve()
 
     def on_down(self, others_serve: Callable[[str], bool]) -> None:
-        """Close idle sessions. If other backends serve, have the reads try there, and the requests that wait.
+        """Close idle sessions; if other backends serve, repeat the reads and the waiting requests there.
 
-        ``others_serve`` tells if another backend is available to a credential.
+        ``others_serve`` returns True if a different backend is available to a credential.
         """
         for credential, pool in self.pools.items():
             pool.drop_idle("ejected")
             if others_serve(credential):
                 pool.interrupt_repeatable()
                 pool.waiters.fail_all(
-                    BackendError("it has turned down", backend=self.name, stage=Stage.CONNECT, reason="down")
+                    BackendError("the backend is down", backend=self.name, stage=Stage.CONNECT, reason="down")
                 )
 
-    def move(self, hosts: tuple[str, ...]) -> None:
-        """Note the IP addresses that the backend has now: sessions to any other are closed, or when they come back."""
+    def set_hosts(self, hosts: tuple[str, ...]) -> None:
+        """Set the IP addresses of the backend. Sessions to any other address are closed, or not lent again."""
         has_moved = set(hosts) != set(self.endpoint.hosts)
         self.endpoint.hosts = hosts
         if has_moved:

@@ -1,20 +1,20 @@
-"""Breaker: decides, from the outcomes of exchanges, if a backend may be sent requests of a kind.
+"""Breaker: decides, from the outcomes of exchanges, if requests of a kind may be sent to a backend.
 
-    N failures in a row            the pause is over
+    N consecutive failures         the pause is over
   CLOSED ------------------> OPEN ------------------> HALF_OPEN
     ^                          ^                       |  |  |
     |                          +---- a trial fails ----+  |  +--- a trial is answered: twice as many at once
     +------------- 1, 2, 4 and 8 trials are answered -----+
 
-Reads and changes have a circuit each, since a key manager may answer every Get and hang on every Create. A circuit
-exists for each credential (a partition of an HSM may fail alone) and one for all credentials together. Reads are tried
-before changes. Each pause is twice as long as the last one. An answer that arrives while a circuit is OPEN makes it
-HALF_OPEN. The failure of a request that began before the last pause was over counts for nothing.
+Reads and changes have a circuit each, since a key manager may answer every Get and hang on every Create. There is a
+circuit for each credential (a partition of an HSM may fail alone), and a circuit for all credentials together. Reads
+are tried before changes. Each pause is twice as long as the previous pause. An answer that arrives while a circuit is
+OPEN makes it HALF_OPEN. The failure of a request that began before the end of the previous pause is ignored.
 
-A request that is overdue opens nothing, since slowness is no failure. Until it ends, or the backend answers a request
-of that kind, other backends are preferred; that is all.
+An overdue request opens no circuit, since slowness is no failure. Until the request ends, or the backend answers a
+request of that kind, other backends are preferred.
 
-Everything here is plain: callers pass the time, in trio's seconds.
+No function here reads the clock: callers pass the time, in trio's seconds.
 """
 
 import random
@@ -54,7 +54,7 @@ class BreakerSettings(NamedTuple):
 
 
 class Circuit:
-    """The state machine at the top of this file, for one kind of request."""
+    """The state machine above, for reads or changes of one credential, or of all."""
 
     __slots__ = (
         "closed_at",
@@ -77,12 +77,12 @@ class Circuit:
         self.closed_at = float("-inf")
         self.failures = 0
         self.failing_since = float("inf")
-        self.credentials: set[str] = set()  # those with a failure among these
+        self.credentials: set[str] = set()  # of these failures
         self.is_overdue = False
         self.pauses = 0
         self.until = float("-inf")  # end of the pause
         self.tried_since = float("-inf")  # when the state became HALF_OPEN
-        self.trials = 0  # that may be under way together in HALF_OPEN
+        self.trials = 0  # the greatest number under way together in HALF_OPEN
         self.under_way = 0
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Circuit:
     def allows(self, now: float, *, is_change: bool, is_for_changes: bool) -> bool:
         """Return True if one more request may be sent.
 
-        ``is_for_changes`` tells the kind of this circuit. A change also asks the circuit for reads.
+        ``is_for_changes`` is the kind of this circuit. A change must also pass the circuit for reads.
         """
         if self.state is _OPEN and now >= self.until:
             self._try(now)
@@ -107,7 +107,7 @@ class Circuit:
         self.trials = 1
 
     def answered(self, now: float) -> None:
-        """Count an answer."""
+        """Count an answer: it ends the failures, and may close the circuit."""
         self.failures = 0
         self.failing_since = float("inf")
         self.credentials.clear()
@@ -121,12 +121,12 @@ class Circuit:
                 self.closed_at = now
 
     def failed(self, credential: str, began: float, now: float, credentials_needed: int) -> bool:
-        """Count the failure of an exchange that ``began`` then. Return True if that opened the circuit.
+        """Count the failure of an exchange that ``began`` then. Return True if the circuit opened.
 
         ``credentials_needed`` is the number of credentials that must have failed.
         """
         if self.state is _OPEN or began < self.tried_since:
-            return False  # sent before the last pause was over: no news
+            return False  # sent before the end of the previous pause
         self.failures += 1
         self.credentials.add(credential)
         self.failing_since = min(self.failing_since, began)
@@ -151,15 +151,15 @@ class Circuit:
         return is_quiet and now - self.closed_at > _FORGIVEN
 
 
-_CHANGES: Final = "requests that change something"
+_CHANGES: Final = "changes"
 _ALL: Final = ""  # stands for all credentials together; no identity has an empty name
 _Key = tuple[str, bool]  # a credential, and True for changes
 
 
 class Breaker:
-    """The circuits of one backend. ``credentials`` is the number of credentials that it is used with.
+    """The circuits of one backend. ``credentials`` is the number of credentials in use.
 
-    ``is_quiet`` is True while no circuit exists, so that a request need not look for any.
+    ``is_quiet`` is True while no circuit exists: then a request passes without a search.
     """
 
     def __init__(self, settings: BreakerSettings | None = None, *, credentials: int = 1) -> None:
@@ -173,25 +173,27 @@ class Breaker:
 
     @property
     def state(self) -> CircuitState:
-        """The state for all credentials: that of reads, or HALF_OPEN if only changes are held back."""
+        """The state for all credentials together: that of reads, or HALF_OPEN if only changes are held back."""
         reads, changes = (self._circuits.get((_ALL, kind)) for kind in (False, True))
         if reads is not None and reads.state is not _CLOSED:
             return reads.state
         return _CLOSED if changes is None or changes.state is _CLOSED else _HALF_OPEN
 
     def describe(self, now: float) -> str:
-        """Say which requests are held back, and what is tried when."""
+        """Return a sentence for the log: the requests that are held back, and the time of the next trial."""
         changes = self._circuits.get((_ALL, True))
         reads = self._circuits.get((_ALL, False))
         kind, circuit = ("requests", reads) if reads is not None and reads.state is not _CLOSED else (_CHANGES, changes)
         if circuit is None or circuit.state is _CLOSED:
-            return "nothing is held back"
+            return "no requests are held back"
         if circuit.state is _OPEN:
-            return f"{kind} failed in a row, and are sent elsewhere; a trial in {max(0.0, circuit.until - now):.1f} s"
-        return f"{kind} failed in a row; {circuit.trials} at once are tried"
+            return (
+                f"{kind} failed in a row and go to other backends; next trial in {max(0.0, circuit.until - now):.1f} s"
+            )
+        return f"{kind} failed in a row; at most {circuit.trials} at a time are sent as trials"
 
     def circuits(self) -> Iterable[tuple[str, bool, CircuitState]]:
-        """Yield credential ("" is all of them), True for changes, and state of every circuit that exists."""
+        """Yield the credential ("" for all), True for changes, and the state of every circuit."""
         for (credential, is_change), circuit in self._circuits.items():
             yield credential, is_change, circuit.state
 
@@ -203,24 +205,24 @@ class Breaker:
         )
 
     def enter(self, credential: str, effect: Effect, now: float) -> list[Circuit]:
-        """Begin to send a request. ``leave`` must follow with the trials that this returns.
+        """Count a request that is about to be sent. The caller passes the returned trials to ``leave`` afterwards.
 
-        A request that is sent although ``allows`` says no, because no backend is left, is no trial.
+        A request that is sent although ``allows`` returns False, because no backend is left, is no trial.
         """
         if self.is_quiet or not self.allows(credential, effect, now):
             return []
-        trials = [one for _, one in self._relevant(credential, effect) if one.state is _HALF_OPEN]
+        trials = [circuit for _, circuit in self._relevant(credential, effect) if circuit.state is _HALF_OPEN]
         for circuit in trials:
             circuit.under_way += 1
         return trials
 
     def leave(self, trials: Iterable[Circuit]) -> None:
-        """End what ``enter`` began."""
+        """Count the end of a request that ``enter`` counted."""
         for circuit in trials:
             circuit.under_way -= 1
 
     def answered(self, credential: str, effect: Effect, now: float) -> None:
-        """Count an answer to a request. An answered change is a sign for reads, too."""
+        """Count an answer to a request. An answered change also counts as an answered read."""
         for kind in (False, True) if effect > _TOUCH else (False,):
             for key in ((credential, kind), (_ALL, kind)):
                 circuit = self._circuits.get(key)
@@ -233,7 +235,7 @@ class Breaker:
     def failed(self, credential: str, effect: Effect, began: float, now: float) -> str | None:
         """Count the failure of an exchange that ``began`` then.
 
-        Return None, or if that opened a circuit, the credential that is held back from now on; "" means all of them.
+        Return the credential whose circuit opened, "" for that of all credentials, or None if no circuit opened.
         """
         is_change = effect > _TOUCH
         opened = None
@@ -244,7 +246,7 @@ class Breaker:
         return opened
 
     def reset(self) -> None:
-        """Forget everything: the backend is another machine now."""
+        """Forget all circuits: the backend has become a different machine."""
         self._circuits.clear()
         self.is_quiet = True
 
@@ -254,18 +256,18 @@ class Breaker:
             self._circuit(name, is_change=effect > _TOUCH).is_overdue = True
 
     def not_overdue(self, credential: str, effect: Effect) -> None:
-        """End what ``overdue`` began: the request has ended without an answer, which ``failed`` may tell."""
+        """Undo ``overdue``: the request has ended without an answer; ``failed`` counts that if it is a failure."""
         for name in (credential, _ALL):
             circuit = self._circuits.get((name, effect > _TOUCH))
             if circuit is not None:
                 circuit.is_overdue = False
 
     def is_overdue(self, credential: str, effect: Effect) -> bool:
-        """Return True if a request of this kind is overdue, and none was answered since it is."""
+        """Return True if a request of this kind is overdue, and no request of this kind was answered since."""
         return not self.is_quiet and any(circuit.is_overdue for _, circuit in self._relevant(credential, effect))
 
     def _relevant(self, credential: str, effect: Effect) -> Iterable[tuple[bool, Circuit]]:
-        """Yield the circuits that a request must ask. A change asks those for reads, too."""
+        """Yield the circuits that a request must pass, with their kinds. A change must also pass those for reads."""
         for kind in (False, True) if effect > _TOUCH else (False,):
             for name in (credential, _ALL):
                 circuit = self._circuits.get((name, kind))

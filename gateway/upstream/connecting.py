@@ -22,7 +22,7 @@ async def look_up(address: Address) -> list[str]:
     try:
         found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except socket.gaierror:
-        socket.socket().close()  # without a free descriptor no name is found either: raise that error instead
+        socket.socket().close()  # a lack of descriptors also fails the lookup: raise that error instead
         raise
     if not found:
         raise OSError("the name has no address")
@@ -30,11 +30,11 @@ async def look_up(address: Address) -> list[str]:
 
 
 async def connect(address: Address, hosts: Sequence[str] = ()) -> socket.socket:
-    """Return a socket that is connected to one of ``hosts``; if there are none, to what ``address`` leads to now.
+    """Connect to one of ``hosts``, or of the addresses that ``address`` resolves to, and return the socket.
 
     The hosts are tried in their order, by happy eyeballs (RFC 8305): each has a head start of 250 ms before the next is
-    tried beside it. Not by `trio.open_tcp_stream`, which looks the name up each time, and so fails with the resolver.
-    Raises OSError, whose ``strerror`` tells of every host. The deadline is the caller's.
+    tried beside it. `trio.open_tcp_stream` is not used: it looks the name up each time, and so fails with the resolver.
+    Raises OSError, whose ``strerror`` names every host. The caller sets the deadline.
     """
     hosts = hosts or await look_up(address)
     connected: list[socket.socket] = []
@@ -58,7 +58,7 @@ async def connect(address: Address, hosts: Sequence[str] = ()) -> socket.socket:
     except BaseException:
         _close(connected)
         raise
-    _close(connected[1:])  # two may have answered at once
+    _close(connected[1:])  # two hosts may have answered at once
     if not connected:
         raise _failure(address, failures)
     return connected[0]
@@ -76,7 +76,7 @@ async def _connect_to(host: str, port: int) -> socket.socket:
 
 
 def peer_of(sock: socket.socket) -> str:
-    """Return the IP address at the other end, written as `look_up` does; "" if the peer has left already."""
+    """Return the IP address at the other end, written as `look_up` does; "" if the peer has disconnected."""
     try:
         return _host(sock.getpeername())
     except OSError:
@@ -84,13 +84,13 @@ def peer_of(sock: socket.socket) -> str:
 
 
 def _host(sockaddr: tuple[Any, ...]) -> str:
-    """The IP address of a socket's address; with its zone if it is link-local, where it means nothing without."""
+    """Return the IP address of a socket's address; with its zone if it is link-local: it is ambiguous without."""
     host, scope = str(sockaddr[0]), sockaddr[3] if len(sockaddr) > 3 else 0
     return f"{host}%{scope}" if scope and "%" not in host else host
 
 
 def _failure(address: Address, failures: dict[str, OSError]) -> OSError:
-    """Return one error that tells of all hosts; its number is that of a lack of descriptors or memory here, if any."""
+    """Return an error that names all hosts; its number is that of a lack of descriptors or memory here, if any."""
     errors = list(failures.values())
     first = next((error for error in errors if error.errno in OUT_OF_RESOURCES), errors[0])
     told = [_words(error) if host == address.host else f"{host}: {_words(error)}" for host, error in failures.items()]
@@ -98,7 +98,7 @@ def _failure(address: Address, failures: dict[str, OSError]) -> OSError:
 
 
 def _words(error: OSError) -> str:
-    """The operating system's words; trio's own repeat the address."""
+    """Return the operating system's message; trio's message repeats the address."""
     is_system = error.errno is not None and not isinstance(error, socket.gaierror)
     return os.strerror(error.errno) if is_system and error.errno is not None else str(error)
 

@@ -1,8 +1,8 @@
-"""The fleet: all backends, and those that come and go with the addresses of a name.
+"""Fleet: all backends; backends are added and removed as the addresses of a configured name change.
 
-A backend that is configured by a name may become several backends, one for each address of the name, called ``name/1``,
-``name/2`` and so on; numbers are used again, so that labels of metrics stay few. While the addresses of a name are one
-backend, it is called as the name, unless it was one of several before: a backend that stays keeps its name.
+A backend that is configured by a name may be several backends, one for each address of the name, called ``name/1``,
+``name/2`` and so on; numbers are used again, so that labels of metrics stay few. If the addresses of a name are a
+single backend, it is called as the name, unless it was one of several before: a backend that remains keeps its name.
 """
 
 import ipaddress
@@ -18,16 +18,17 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.connecting import look_up
 
 Build = Callable[[str, Address], Backend]
-Tend = Callable[[Backend], Awaitable[None]]
+Maintain = Callable[[Backend], Awaitable[None]]
 
 _LOOKUP_PAUSE: Final = 1.0  # s between two lookups of a name, however often connections to it fail
 
 
 class ConfiguredBackend:
-    """One configured backend, and the backends that it is just now, each by the first of its IP addresses.
+    """One entry of ``[[backends]]``, and its backends at the moment, each by the first of its IP addresses.
 
-    ``build`` makes a Backend of a name and an address. ``addresses`` says how many key managers the addresses of the
-    name are: "one", "each" (of them is one), or "auto" ("each", but one IPv4 and one IPv6 address are one).
+    ``build`` makes a Backend from a name and an address. ``addresses`` tells how many key managers the addresses of the
+    name stand for: "one", "each" (a key manager per address), or "auto" (as "each", but a single IPv4 and a single IPv6
+    address are one key manager).
     """
 
     def __init__(self, name: str, address: Address, build: Build, addresses: Addresses = "auto") -> None:
@@ -44,7 +45,7 @@ class ConfiguredBackend:
 
     @property
     def is_by_name(self) -> bool:
-        """Whether its address is a name, which may mean several."""
+        """True if the address is a name, which may have several IP addresses."""
         try:
             ipaddress.ip_address(self.address.host)
         except ValueError:
@@ -53,37 +54,38 @@ class ConfiguredBackend:
 
     @property
     def hosts(self) -> set[str]:
-        """The IP addresses that are known, of all its backends."""
+        """The known IP addresses of all its backends."""
         return {host for backend in self.backends.values() for host in backend.endpoint.hosts}
 
     def update(self, hosts: Sequence[str]) -> tuple[list[Backend], list[Backend]]:
-        """Become the backends of these IP addresses. Returns the backends that have come, and those that have gone.
+        """Change the backends to those of these IP addresses. Return the added and the removed backends.
 
-        A backend of which an address is still there stays, with its sessions to that address and its health; so does
-        one that was alone before and is alone now, wherever it has moved.
+        A backend that keeps an address remains, with its sessions to that address and its health. So does a backend
+        that was the only one before and is the only one now, whatever its address.
         """
         groups = self._grouped(hosts)
         left = list(self.backends.values())
         is_moved = len(groups) == len(left) == 1
-        stay: dict[str, Backend] = {}
+        remaining: dict[str, Backend] = {}
         for first, group in groups.items():
-            same = next((one for one in left if is_moved or not set(group).isdisjoint(one.endpoint.hosts)), None)
-            if same is not None:
-                left.remove(same)
-                stay[first] = same
-        come: dict[str, Backend] = {}
-        for first in (first for first in groups if first not in stay):
-            taken = [*stay.values(), *come.values()]
-            come[first] = self._build_one(self.name if len(groups) == 1 else self._free_name(taken))
-        self.backends = {first: stay[first] if first in stay else come[first] for first in groups}
+            for backend in left:
+                if is_moved or not set(group).isdisjoint(backend.endpoint.hosts):
+                    left.remove(backend)
+                    remaining[first] = backend
+                    break
+        added: dict[str, Backend] = {}
+        for first in (first for first in groups if first not in remaining):
+            taken = [*remaining.values(), *added.values()]
+            added[first] = self._build_one(self.name if len(groups) == 1 else self._free_name(taken))
+        self.backends = {first: remaining[first] if first in remaining else added[first] for first in groups}
         for first, backend in self.backends.items():
             if self._addresses != "one":
-                backend.stable_id = f"{self.name}/{first}"  # whether there are others or not
-            backend.move(groups[first])
-        return list(come.values()), left
+                backend.stable_id = f"{self.name}/{first}"  # also if it is the only one
+            backend.set_hosts(groups[first])
+        return list(added.values()), left
 
     def _grouped(self, hosts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The IP addresses of each backend, in the resolver's order, by the first: the lowest, IPv4 before IPv6."""
+        """Return the IP addresses of each backend, in the resolver's order, by its lowest address, IPv4 before IPv6."""
         ordered = sorted(set(hosts), key=lambda host: (":" in host, host))
         is_dual_stack = [":" in host for host in ordered] == [False, True]
         if ordered and (self._addresses == "one" or (self._addresses == "auto" and is_dual_stack)):
@@ -104,13 +106,17 @@ class ConfiguredBackend:
 
 
 class Fleet:
-    """All backends. ``tend`` runs for each as long as it is there; ``changed`` is told all when they change."""
+    """All backends. ``maintain`` runs for each until it is removed; ``changed`` gets the new list when it changes."""
 
     def __init__(
-        self, members: Sequence[ConfiguredBackend], tend: Tend, changed: Callable[[list[Backend]], None], log: Log
+        self,
+        configured: Sequence[ConfiguredBackend],
+        maintain: Maintain,
+        changed: Callable[[list[Backend]], None],
+        log: Log,
     ) -> None:
-        self._members = members
-        self._tend = tend
+        self._configured = configured
+        self._maintain = maintain
         self._changed = changed
         self._log = log
         self._scopes: dict[Backend, trio.CancelScope] = {}
@@ -120,63 +126,67 @@ class Fleet:
 
     @property
     def backends(self) -> list[Backend]:
-        """All backends there are just now, in the order of the configuration."""
-        return [backend for member in self._members for backend in member.backends.values()]
+        """All backends at the moment, in the order of the configuration."""
+        return [backend for configured in self._configured for backend in configured.backends.values()]
 
     async def run(self, resolve_interval: float) -> None:
-        """Tend all backends, and look names up every so many seconds, for ever."""
+        """Maintain all backends, and look up names every ``resolve_interval`` seconds, for ever."""
         async with trio.open_nursery() as nursery:
             for backend in self.backends:
-                nursery.start_soon(self._tend_one, backend)
-            for member in self._members:
-                if member.is_by_name:  # each by itself: a resolver may take long to fail
-                    nursery.start_soon(self._keep_resolving, member, resolve_interval, nursery)
+                nursery.start_soon(self._maintain_one, backend)
+            for configured in self._configured:
+                if configured.is_by_name:  # in separate tasks: a resolver may take long to fail
+                    nursery.start_soon(self._keep_resolving, configured, resolve_interval, nursery)
             await trio.sleep_forever()
 
-    async def _keep_resolving(self, member: ConfiguredBackend, interval: float, nursery: trio.Nursery) -> None:
-        """Look a name up every so many seconds, and soon after a connection to its addresses has failed."""
+    async def _keep_resolving(self, configured: ConfiguredBackend, interval: float, nursery: trio.Nursery) -> None:
+        """Look up a name every ``interval`` seconds, and soon after a connection to its addresses has failed."""
         while True:
-            member.lookup_wanted = trio.Event()
-            await self._resolve(member, nursery)
+            configured.lookup_wanted = trio.Event()
+            await self._resolve(configured, nursery)
             pause = min(_LOOKUP_PAUSE, interval)
             await trio.sleep(pause)
             with trio.move_on_after(interval - pause):
-                await member.lookup_wanted.wait()
+                await configured.lookup_wanted.wait()
 
-    async def _resolve(self, member: ConfiguredBackend, nursery: trio.Nursery) -> None:
-        """Look a member's name up. While that fails, sessions are opened to the addresses that are known."""
-        before = member.hosts
+    async def _resolve(self, configured: ConfiguredBackend, nursery: trio.Nursery) -> None:
+        """Look up a name once. If that fails, sessions are opened to the known addresses."""
+        before = configured.hosts
         try:
-            hosts = await look_up(member.address)
+            hosts = await look_up(configured.address)
         except OSError as error:
-            self._not_found(member, error.strerror or str(error))
+            self._not_found(configured, error.strerror or str(error))
             return
-        if member.lookup_error:
-            member.lookup_error = ""
-            self._log.info("name looked up again", backend=member.name, addresses=hosts)
-        come, gone = member.update(hosts)
-        if come or gone:
+        if configured.lookup_error:
+            configured.lookup_error = ""
+            self._log.info("name resolved again", backend=configured.name, addresses=hosts)
+        added, removed = configured.update(hosts)
+        if added or removed:
             self._changed(self.backends)
-        for backend in come:
-            nursery.start_soon(self._tend_one, backend)
-        for backend in gone:
+        for backend in added:
+            nursery.start_soon(self._maintain_one, backend)
+        for backend in removed:
             backend.close("removed")
             if backend in self._scopes:
                 self._scopes[backend].cancel()
-        if come or gone or (before and member.hosts != before):
+        if added or removed or (before and configured.hosts != before):
             self._log.info(
-                "addresses changed", backend=member.name, addresses=hosts, come=_names(come), gone=_names(gone)
+                "addresses changed",
+                backend=configured.name,
+                addresses=hosts,
+                added=_names(added),
+                removed=_names(removed),
             )
 
-    def _not_found(self, member: ConfiguredBackend, detail: str) -> None:
-        if detail != member.lookup_error:
-            member.lookup_error = detail
-            known = sorted(member.hosts)
-            self._log.warning("can't look a name up", backend=member.name, detail=detail, known_addresses=known)
+    def _not_found(self, configured: ConfiguredBackend, detail: str) -> None:
+        if detail != configured.lookup_error:
+            configured.lookup_error = detail
+            known = sorted(configured.hosts)
+            self._log.warning("can't resolve a name", backend=configured.name, detail=detail, known_addresses=known)
 
-    async def _tend_one(self, backend: Backend) -> None:
+    async def _maintain_one(self, backend: Backend) -> None:
         with trio.CancelScope() as self._scopes[backend]:
-            await self._tend(backend)
+            await self._maintain(backend)
         del self._scopes[backend]
 
 

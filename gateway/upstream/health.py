@@ -1,19 +1,19 @@
-"""Health: the state of a backend by its own health check, which needs several verdicts in a row to change it."""
+"""Health: the state of a backend by its health checks; several equal verdicts in a row change the state."""
 
 from enum import Enum
 from typing import Final
 
 
 class Verdict(Enum):
-    """What a probe found."""
+    """Result of a health check."""
 
     SERVES = "serves"
-    STANDBY = "standby"  # it answers, and does not serve
+    STANDBY = "standby"  # answers, but is in standby
     FAILS = "fails"
 
 
 class HealthState(Enum):
-    """What is believed of a backend."""
+    """State of a backend by its health checks."""
 
     UP = "up"
     STANDBY = "standby"
@@ -21,11 +21,11 @@ class HealthState(Enum):
 
 
 class Health:
-    """What a backend's own probes say of it: patient in both directions, by ``rise`` and ``fall``.
+    """The state of a backend: ``rise`` successful checks in a row make it UP, ``fall`` failed checks make it DOWN.
 
-    A backend begins as UP, so that a start does not wait for probes; the first verdict of all counts at once.
-    ``reason`` (a short word) and ``detail`` (a sentence for the log) say why the last health check did not find a
-    backend that serves; both are empty if it did.
+    A backend begins as UP, so that the gateway's start does not wait for health checks; the first check counts at once.
+    ``reason`` (a short word) and ``detail`` (a sentence for the log) tell why the last check did not succeed; both are
+    empty if it did.
     """
 
     def __init__(self, *, rise: int = 2, fall: int = 3) -> None:
@@ -39,27 +39,28 @@ class Health:
 
     def __repr__(self) -> str:
         return (
-            f"<Health {self.state.value}: {self._verdict.value if self._verdict else 'not probed'} x{self._in_a_row}>"
+            f"<Health {self.state.value}: {self._verdict.value if self._verdict else 'not checked'} x{self._in_a_row}>"
         )
 
     @property
     def serves(self) -> bool:
-        """Whether requests should be sent to it."""
+        """True if requests should be sent to the backend."""
         return self.state is _UP
 
-    def probed(self, verdict: Verdict, reason: str = "", detail: str = "") -> bool:
-        """Take a probe's verdict into account, and note why. Returns whether the state has changed."""
+    def checked(self, verdict: Verdict, reason: str = "", detail: str = "") -> bool:
+        """Count the verdict of a health check, and keep its reason. Return True if the state has changed."""
         self.reason, self.detail = reason, detail
         first = self._verdict is None
         self._in_a_row = self._in_a_row + 1 if verdict is self._verdict else 1
         self._verdict = verdict
         state = _STATE_AFTER[verdict]
-        if state is self.state or (self._in_a_row < self._patience(verdict) and not first):
+        if state is self.state or (self._in_a_row < self._needed(verdict) and not first):
             return False
         self.state = state
         return True
 
-    def _patience(self, verdict: Verdict) -> int:
+    def _needed(self, verdict: Verdict) -> int:
+        """Return how many equal verdicts in a row change the state."""
         if verdict is Verdict.FAILS:
             return self._fall
         if verdict is Verdict.STANDBY or self.state is HealthState.STANDBY:
@@ -67,7 +68,7 @@ class Health:
         return self._rise
 
 
-_UP: Final = HealthState.UP  # a member of an enumeration is slow to come by
+_UP: Final = HealthState.UP  # access to an enum member is slow
 _STATE_AFTER: Final = {
     Verdict.SERVES: HealthState.UP,
     Verdict.STANDBY: HealthState.STANDBY,

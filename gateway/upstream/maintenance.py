@@ -1,4 +1,8 @@
-"""The keeper: goes round a backend's pools, keeps them warm, and acts when the backend turns up or down."""
+"""Maintenance: the tasks of each backend beside the requests.
+
+``maintain_pools`` closes old sessions, opens missing ones and validates warm ones. ``watch`` acts on changes of the
+backend's state, and moves waiting requests to backends with a free session.
+"""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -22,10 +26,11 @@ _REPEAT: Final = 60.0  # s until a fault that goes on is logged again
 async def maintain_pools(
     pools: Collection[Pool], deadline: float, *, idle_limit: IdleLimit | None = None, log: Log | None = None
 ) -> None:
-    """Tend the pools of one backend, for ever, and forget the idle limit that they learned together long ago.
+    """Maintain the pools of a backend four times a second, for ever.
 
-    A session that would grow too old is kept alive by the pool's probe, within ``deadline`` seconds. A fault of ours in
-    one pool's round is logged, and ends neither the rounds nor the gateway.
+    A warm session that would grow too old is validated, within ``deadline`` seconds, which resets its age. A learned
+    idle limit is dropped after an hour. A fault of the gateway in one pool's round is logged, and ends neither the
+    rounds nor the gateway.
     """
     log = log or get("upstream")
     say = partial(Throttle(_REPEAT).error, log)
@@ -33,33 +38,34 @@ async def maintain_pools(
         while True:
             if idle_limit is not None and idle_limit.forget(trio.current_time()):
                 log.info(
-                    "learned idle limit forgotten: pool.idle_timeout holds again", idle_timeout=idle_limit.configured
+                    "learned idle limit dropped after an hour: pool.idle_timeout applies again",
+                    idle_timeout=idle_limit.configured,
                 )
             for pool in pools:
                 try:
                     for session in pool.maintain():
-                        nursery.start_soon(partial(_keep_alive, pool, session, deadline, say))
+                        nursery.start_soon(partial(_validate_warm, pool, session, deadline, say))
                 except Exception as error:  # noqa: BLE001 - else it would end the whole gateway
-                    say(pool.credential, "pool not tended: a fault of the gateway", pool=repr(pool), exc_info=error)
+                    say(pool.credential, "fault of the gateway in pool maintenance", pool=repr(pool), exc_info=error)
             await trio.sleep(_ROUND)
 
 
-async def _keep_alive(pool: Pool, session: Session, deadline: float, say: Callable[..., None]) -> None:
+async def _validate_warm(pool: Pool, session: Session, deadline: float, say: Callable[..., None]) -> None:
     try:
         await validate(pool, session, deadline)
     except Exception as error:  # noqa: BLE001 - as above
         say(
             f"{pool.credential} alive",
-            "session not kept alive: a fault of the gateway",
+            "fault of the gateway in session validation",
             pool=repr(pool),
             exc_info=error,
         )
 
 
 async def validate(pool: Pool, session: Session, deadline: float) -> None:
-    """Find out within so many seconds if a lent session is alive, and give it back.
+    """Validate a lent session with a cheap request, within ``deadline`` seconds, and give it back.
 
-    After an error the session stays BUSY, and is closed.
+    After an error or a timeout the session is BUSY, so that the pool closes it.
     """
     session.is_repeatable = False
     try:
@@ -72,7 +78,7 @@ async def validate(pool: Pool, session: Session, deadline: float) -> None:
 
 
 async def watch(backend: Backend, *, balancer: Balancer, metrics: Metrics, log: Log) -> None:
-    """Act on state changes of a backend, for ever, and have waiting requests go where they can be served."""
+    """Act on state changes of a backend four times a second, for ever: log, count, and move requests elsewhere."""
     state = backend.state
     silent: set[str] = set()
     throttle = Throttle(_REPEAT)
@@ -81,17 +87,17 @@ async def watch(backend: Backend, *, balancer: Balancer, metrics: Metrics, log: 
         try:
             before, state = state, backend.state
             if state != before:
-                _turned(backend, before, balancer, metrics, log)
-            silent = _hasten(backend, balancer, silent)
+                _state_changed(backend, before, balancer, metrics, log)
+            silent = _hedge_if_silent(backend, balancer, silent)
             _move_waiters(backend, balancer)
         except Exception as error:  # noqa: BLE001 - else it would end the whole gateway
             throttle.error(
-                log, backend.name, "backend not watched: a fault of the gateway", backend=backend.name, exc_info=error
+                log, backend.name, "fault of the gateway while watching a backend", backend=backend.name, exc_info=error
             )
 
 
-def _hasten(backend: Backend, balancer: Balancer, before: set[str]) -> set[str]:
-    """Have reads tried elsewhere if their pool has become silent; return the credentials of silent pools."""
+def _hedge_if_silent(backend: Backend, balancer: Balancer, before: set[str]) -> set[str]:
+    """Hedge the reads of each pool that has become silent since ``before``; return the credentials of silent pools."""
     silent = {name for name, pool in backend.pools.items() if pool.is_silent}
     for name in silent - before:
         if balancer.serves_elsewhere(backend, name):
@@ -100,25 +106,26 @@ def _hasten(backend: Backend, balancer: Balancer, before: set[str]) -> set[str]:
 
 
 def _move_waiters(backend: Backend, balancer: Balancer) -> None:
+    """Move requests that have waited for a whole round to backends with a free session."""
     since = trio.current_time() - _ROUND
     for name, pool in backend.pools.items():
         if pool.waiters.have_waited_since(since):
             pool.waiters.move(since, partial(balancer.room_elsewhere, backend, name))
 
 
-def _turned(backend: Backend, before: str, balancer: Balancer, metrics: Metrics, log: Log) -> None:
+def _state_changed(backend: Backend, before: str, balancer: Balancer, metrics: Metrics, log: Log) -> None:
     metrics.backend_state_changes.labels(backend.name, backend.state).inc()
-    said = {"backend": backend.name, "state": backend.state, "before": before}
+    fields = {"backend": backend.name, "state": backend.state, "before": before}
     if backend.state == "up":
-        log.info("key manager turned", **said)
+        log.info("backend state changed", **fields)
     else:
-        log.warning("key manager turned", **said, **_why(backend))
+        log.warning("backend state changed", **fields, **_why(backend))
     if not backend.health.serves:
         backend.on_down(partial(balancer.serves_elsewhere, backend))
 
 
 def _why(backend: Backend) -> dict[str, str]:
-    """Return the reason, a short word, and the detail, a sentence, for which a backend does not serve, or not all."""
+    """Return the reason (a short word) and the detail (a sentence) for a state other than up."""
     if not backend.health.serves:
         return {"reason": backend.health.reason, "detail": backend.health.detail}
     return {"reason": "exchanges", "detail": backend.breaker.describe(trio.current_time())}

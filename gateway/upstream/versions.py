@@ -1,7 +1,8 @@
-"""Versions: the gateway's own answer to Discover Versions, from what the key managers said when they were probed.
+"""Versions: the gateway's own answer to Discover Versions, from the versions that health checks have found.
 
-Many clients ask on every session, and some take the answer for a sign of life: so there is one only while a key manager
-is available to that client, and it says what every available one speaks.
+Many clients send Discover Versions on every session, and some take the answer for a sign of life. Therefore the gateway
+answers only while a key manager is available to the client, and names the versions that all available key managers
+speak.
 """
 
 from typing import Final
@@ -14,7 +15,7 @@ from gateway.upstream.balancer import Balancer
 
 _SINCE: Final = (1, 1)
 
-#: Fields with which the question is still the plain one (1.4 section 7.2); with any other, a key manager answers.
+#: Fields of a plain request (1.4 section 7.2). A request with any other field goes to a key manager.
 _PLAIN_HEADER: Final = frozenset(
     {
         Tag.PROTOCOL_VERSION,
@@ -29,16 +30,16 @@ _PLAIN_ITEM: Final = frozenset({Tag.OPERATION, Tag.UNIQUE_BATCH_ITEM_ID, Tag.REQ
 
 
 class CommonVersions:
-    """Answers Discover Versions in the key managers' place."""
+    """Answers Discover Versions instead of the key managers."""
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
 
     def answer(self, request: Request, credential: str) -> bytes | None:
-        """The answer (1.4 section 4.26), or None where a key manager must give it.
+        """Return the answer (1.4 section 4.26), or None if a key manager must answer.
 
-        That is so for other requests, for extensions and credentials, for a version that not all available key
-        managers speak, and where one of them was not asked yet, or none is available.
+        None for other operations, for requests with extensions or credentials, for a version that not all available
+        key managers speak, if an available key manager has not reported its versions, and if none is available.
         """
         if request.items[0].operation != Operation.DISCOVER_VERSIONS or len(request.items) > 1:
             return None
@@ -57,7 +58,7 @@ class CommonVersions:
         return frame if most is None or len(frame) <= most else None
 
     def _spoken(self, credential: str) -> frozenset[Version]:
-        """What every backend speaks that is available to a credential; nothing where that is not known."""
+        """Return the versions that all backends available to a credential speak; empty if that is not known."""
         available = [backend for backend in self._balancer.backends if backend.is_reachable_with(credential)]
         spoken = [backend.versions for backend in available if backend.versions is not None]
         if not available or len(spoken) < len(available):
@@ -66,7 +67,7 @@ class CommonVersions:
 
 
 def _asked(request: Request) -> list[Version] | None:
-    """The versions that a client asks about, none of them for all; None where it asks for something else besides."""
+    """Return the versions that a client names, empty if it names none; None if the request is not a plain one."""
     frame = request.frame
     parts = list(ttlv.walk(frame, ttlv.HEADER_SIZE, len(frame)))
     if [part.tag for part in parts] != [Tag.REQUEST_HEADER, Tag.BATCH_ITEM]:

@@ -108,7 +108,7 @@ async def test_requests_that_wait_at_a_key_manager_that_turns_down_go_elsewhere(
                 clients.start_soon(tally.ask, it, ask("key"))
             await trio.sleep(0.3)
             for _ in range(3):
-                it.backends[0].health.probed(Verdict.FAILS)
+                it.backends[0].health.checked(Verdict.FAILS)
             await trio.sleep(4)
             clients.cancel_scope.cancel()
         assert tally.outcomes == {"ok": 4}

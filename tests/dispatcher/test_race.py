@@ -173,13 +173,13 @@ async def test_the_loser_is_closed_as_soon_as_a_request_waits_for_its_slot() -> 
 def turn_down(backend: Backend) -> None:
     """Its health checks fail."""
     for _ in range(3):
-        backend.health.probed(Verdict.FAILS)
+        backend.health.checked(Verdict.FAILS)
 
 
 def turn_up(backend: Backend) -> None:
     """Its health checks succeed."""
     for _ in range(2):
-        backend.health.probed(Verdict.SERVES)
+        backend.health.checked(Verdict.SERVES)
 
 
 # The budget -----------------------------------------------------------------------------------------------------------

@@ -140,10 +140,10 @@ def taken_for_down(it: House, place: int) -> Iterator[None]:
     """Probes of it fail for the length of a block."""
     health = it.backends[place].health
     for _ in range(3):
-        health.probed(Verdict.FAILS)
+        health.checked(Verdict.FAILS)
     yield
     for _ in range(2):
-        health.probed(Verdict.SERVES)
+        health.checked(Verdict.SERVES)
 
 
 def state_in(answer: Answer) -> str:

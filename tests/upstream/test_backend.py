@@ -136,7 +136,7 @@ async def test_the_health_check_speaks_for_every_credential(
     verdict: Verdict, state: str, nursery: trio.Nursery
 ) -> None:
     backend = make_backend(FakeKeyManager(), nursery)
-    backend.health.probed(verdict)
+    backend.health.checked(verdict)
     assert backend.state == state
     assert available(backend) == []
     assert not backend.is_live

@@ -42,7 +42,7 @@ def pool_of(it: Backend, credential: str = "red") -> FakePool:
 def turn(it: Backend, verdict: Verdict) -> None:
     """Let its own probes say this."""
     it.health = Health()
-    it.health.probed(verdict)
+    it.health.checked(verdict)
 
 
 def ejects(it: Backend, credential: str = "red", effect: Effect = Effect.READ) -> None:

@@ -427,16 +427,18 @@ def test_a_circuit_is_remembered_while_a_trial_is_under_way() -> None:
 def test_the_description_names_the_requests_that_are_held_back() -> None:
     exchanges = Exchanges()
     breaker = exchanges.breaker
-    assert breaker.describe(exchanges.now) == "nothing is held back"
+    assert breaker.describe(exchanges.now) == "no requests are held back"
     exchanges.open(CHANGE)
     exchanges.now += 0.4
-    held_back = "requests that change something failed in a row"
-    assert breaker.describe(exchanges.now) == f"{held_back}, and are sent elsewhere; a trial in 0.6 s"
+    held_back = "changes failed in a row"
+    assert breaker.describe(exchanges.now) == f"{held_back} and go to other backends; next trial in 0.6 s"
     exchanges.now += 0.6
     exchanges.allows(effect=CHANGE)
-    assert breaker.describe(exchanges.now) == f"{held_back}; 1 at once are tried"
+    assert breaker.describe(exchanges.now) == f"{held_back}; at most 1 at a time are sent as trials"
     exchanges.open(READ)
-    assert breaker.describe(exchanges.now).startswith("requests failed in a row, and are sent elsewhere; a trial in")
+    assert breaker.describe(exchanges.now).startswith(
+        "requests failed in a row and go to other backends; next trial in"
+    )
     assert repr(breaker) == "<Breaker open, 4 circuits>"
 
 

@@ -66,7 +66,7 @@ async def test_a_scrape_sees_the_states_of_its_moment(nursery: trio.Nursery) -> 
     collect_pools(metrics, lambda: there)
     assert scrape(metrics, "backend_state")["atlanta", "up"] == 1
 
-    atlanta.health.probed(Verdict.FAILS)
+    atlanta.health.checked(Verdict.FAILS)
     there.remove(london)
 
     assert scrape(metrics, "backend_up") == {("atlanta",): 0}

@@ -248,12 +248,12 @@ async def test_while_a_name_can_not_be_looked_up_its_last_addresses_are_used_and
 
     assert hosts_of(member) == {"kms": ("192.0.2.1",)}
     (failed,) = running.said
-    assert (failed["event"], failed["backend"]) == ("can't look a name up", "kms")
+    assert (failed["event"], failed["backend"]) == ("can't resolve a name", "kms")
     assert failed["known_addresses"] == ["192.0.2.1"]
     running.names.hosts = ["192.0.2.2"]
     await trio.sleep(60)
     assert [(entry["event"], entry["addresses"]) for entry in running.said[1:]] == [
-        ("name looked up again", ["192.0.2.2"]),
+        ("name resolved again", ["192.0.2.2"]),
         ("addresses changed", ["192.0.2.2"]),
     ]
 

@@ -1,4 +1,4 @@
-"""The prober's verdicts, and what is done about them."""
+"""The checker's verdicts, and what is done about them."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -56,10 +56,10 @@ def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery, credentials: 
     return Backend(key_manager.name, slots, pools, health=Health(rise=2, fall=3))
 
 
-def prober_of(
+def checker_of(
     backend: Backend, settings: HealthCheckSettings = STEADY, probe: str = "discover-versions", log: Log | None = None
 ) -> HealthChecker:
-    """A prober that tries the backend's credentials in their order."""
+    """A checker that tries the backend's credentials in their order."""
     request = decode_request(VALIDATION_REQUESTS[probe])
     return HealthChecker(backend, list(backend.pools), request, settings, Metrics("test"), log or get("test"))
 
@@ -76,11 +76,11 @@ def log(said: LogCapture) -> Log:
     return logger
 
 
-async def states(prober: HealthChecker, backend: Backend, number: int) -> list[str]:
+async def states(checker: HealthChecker, backend: Backend, number: int) -> list[str]:
     """The backend's state after each of so many probes."""
     found = []
     for _ in range(number):
-        await prober.probe()
+        await checker.check()
         found.append(backend.state)
     return found
 
@@ -98,7 +98,7 @@ async def test_it_asks_now_and_then_on_one_session(nursery: trio.Nursery, atlant
         answers(connection, request)
 
     atlanta.behaviour = notes_when
-    nursery.start_soon(prober_of(backend).run)
+    nursery.start_soon(checker_of(backend).run)
     await trio.sleep(60)
 
     assert len(atlanta.attempts) == 1
@@ -112,13 +112,13 @@ async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
+    checker = checker_of(backend)
     atlanta.host = "192.0.2.2"
-    await prober.probe()
+    await checker.check()
 
-    backend.move(("192.0.2.1",))
+    backend.set_hosts(("192.0.2.1",))
     atlanta.host = "192.0.2.1"
-    await states(prober, backend, 2)
+    await states(checker, backend, 2)
 
     assert [len(connection.sent) for connection in atlanta.connections] == [2, 3]
     assert [connection.closed for connection in atlanta.connections] == [["politely"], []]
@@ -129,12 +129,12 @@ async def test_without_a_descriptor_to_ask_with_nothing_is_known(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
+    checker = checker_of(backend)
     atlanta.refuse("resources")
-    assert await states(prober, backend, 5) == ["up"] * 5
+    assert await states(checker, backend, 5) == ["up"] * 5
 
     atlanta.refuse()
-    assert await states(prober, backend, 1) == ["down"]  # the first verdict of all counts at once
+    assert await states(checker, backend, 1) == ["down"]  # the first verdict of all counts at once
 
 
 @in_virtual_time
@@ -146,7 +146,7 @@ async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeK
         answers(connection, request)
 
     atlanta.behaviour = notes_when
-    nursery.start_soon(prober_of(backend_of(atlanta, nursery), STEADY._replace(jitter=0.2)).run)
+    nursery.start_soon(checker_of(backend_of(atlanta, nursery), STEADY._replace(jitter=0.2)).run)
     await trio.sleep(600)
 
     gaps = [later - earlier for earlier, later in pairwise(asked_at[2:])]
@@ -158,14 +158,14 @@ async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeK
 @in_virtual_time
 async def test_it_is_patient_in_both_directions(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
-    assert await states(prober, backend, 2) == ["up", "up"]
+    checker = checker_of(backend)
+    assert await states(checker, backend, 2) == ["up", "up"]
 
     atlanta.behaviour = never_answers
-    assert await states(prober, backend, 3) == ["up", "up", "down"]
+    assert await states(checker, backend, 3) == ["up", "up", "down"]
 
     atlanta.recover()
-    assert await states(prober, backend, 2) == ["down", "up"]
+    assert await states(checker, backend, 2) == ["down", "up"]
 
 
 @in_virtual_time
@@ -173,7 +173,7 @@ async def test_what_is_down_at_the_start_is_down_at_once(nursery: trio.Nursery, 
     backend = backend_of(atlanta, nursery)
     atlanta.refuse()
 
-    assert await states(prober_of(backend), backend, 1) == ["down"]
+    assert await states(checker_of(backend), backend, 1) == ["down"]
 
 
 @in_virtual_time
@@ -181,14 +181,14 @@ async def test_a_session_that_was_closed_in_the_meantime_is_no_bad_sign(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
+    checker = checker_of(backend)
     for _ in range(5):
-        await prober.probe()
+        await checker.check()
         atlanta.hang_up()
 
     assert repr(backend.health) == "<Health up: serves x5>"
     assert len(atlanta.attempts) == 5
-    await prober.probe()
+    await checker.check()
     assert len(atlanta.open_connections) == 1
 
 
@@ -207,14 +207,14 @@ async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_noth
     nursery: trio.Nursery, atlanta: FakeKeyManager, failure: Callable[[FakeKeyManager], None]
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
-    await prober.probe()
+    checker = checker_of(backend)
+    await checker.check()
     atlanta.hang_up()
     failure(atlanta)
 
     for number in range(1, 11):
         began = trio.current_time()
-        await prober.probe()
+        await checker.check()
         assert trio.current_time() - began <= STEADY.timeout + 0.001
         assert repr(backend.health).endswith(f"fails x{number}>")
 
@@ -226,7 +226,7 @@ async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_noth
 async def test_when_it_ends_it_hangs_up(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     async with trio.open_nursery() as probing:
-        probing.start_soon(prober_of(backend).run)
+        probing.start_soon(checker_of(backend).run)
         await trio.sleep(1)
         assert len(atlanta.open_connections) == 1
         probing.cancel_scope.cancel()
@@ -242,17 +242,17 @@ async def test_a_refused_credential_says_nothing_of_the_key_manager_while_anothe
     nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, log=log)
-    assert await states(prober, backend, 2) == ["up", "up"]
+    checker = checker_of(backend, log=log)
+    assert await states(checker, backend, 2) == ["up", "up"]
 
     atlanta.refused.add("red")
     atlanta.hang_up()
 
-    assert await states(prober, backend, 5) == ["up"] * 5
+    assert await states(checker, backend, 5) == ["up"] * 5
     assert [connection.credential for connection in atlanta.open_connections] == ["blue"]
     assert said.entries == [
         {
-            "event": "key manager refuses the credential of the health check: another identity's serves instead",
+            "event": "key manager refuses the credential of the health check: another identity's is used instead",
             "log_level": "error",
             "backend": "atlanta",
             "credential": "red",
@@ -268,17 +268,17 @@ async def test_it_keeps_to_the_credential_that_serves_until_that_is_refused_too(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
+    checker = checker_of(backend)
     atlanta.refused.add("red")
-    await prober.probe()
+    await checker.check()
     attempts = len(atlanta.attempts)
 
     atlanta.refused = {"blue"}
-    assert await states(prober, backend, 3) == ["up"] * 3
+    assert await states(checker, backend, 3) == ["up"] * 3
     assert len(atlanta.attempts) == attempts  # on its session
 
     atlanta.hang_up()
-    assert await states(prober, backend, 3) == ["up"] * 3
+    assert await states(checker, backend, 3) == ["up"] * 3
     assert [connection.credential for connection in atlanta.open_connections] == ["red"]
 
 
@@ -288,13 +288,13 @@ async def test_a_few_credentials_are_tried_in_one_check_and_the_next_goes_on_wit
 ) -> None:
     names = [f"app-{number}" for number in range(8)]
     backend = backend_of(atlanta, nursery, names)
-    prober = prober_of(backend)
+    checker = checker_of(backend)
     atlanta.refused.update(names[:7])
 
     handshakes = []
     for _ in range(4):
         before = len(atlanta.attempts)
-        await prober.probe()
+        await checker.check()
         handshakes.append(len(atlanta.attempts) - before)
 
     assert handshakes == [3, 3, 2, 0]
@@ -311,7 +311,7 @@ async def test_a_credential_that_has_served_clients_lately_is_tried_before_other
     await use(backend.pools["app-7"], "key-1")
     backend.pools["app-7"].answered_at = trio.current_time()
 
-    await prober_of(backend).probe()
+    await checker_of(backend).check()
 
     assert repr(backend.health) == "<Health up: serves x1>"
     assert len(atlanta.attempts) == 3  # the client's, the check's own credential, app-7
@@ -322,27 +322,27 @@ async def test_where_refusals_take_their_time_the_next_check_goes_on(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
+    checker = checker_of(backend)
     atlanta.handshake_cost = 1.5
     atlanta.refused.add("red")
 
-    assert await states(prober, backend, 3) == ["down", "down", "up"]
+    assert await states(checker, backend, 3) == ["down", "down", "up"]
 
 
 @in_virtual_time
 async def test_a_key_manager_that_takes_no_credential_is_down(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
-    assert await states(prober, backend, 1) == ["up"]
+    checker = checker_of(backend)
+    assert await states(checker, backend, 1) == ["up"]
     atlanta.refused.update(CREDENTIALS)
     atlanta.hang_up()
 
-    assert await states(prober, backend, 4) == ["up", "up", "down", "down"]
+    assert await states(checker, backend, 4) == ["up", "up", "down", "down"]
     assert backend.health.reason == "credential"
     assert backend.health.detail == "no session with the credential of any of red, blue: refused"
 
     atlanta.recover()
-    assert await states(prober, backend, 2) == ["down", "up"]
+    assert await states(checker, backend, 2) == ["down", "up"]
 
 
 @in_virtual_time
@@ -350,8 +350,8 @@ async def test_unless_clients_are_answered_on_sessions_that_were_opened_before(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
-    assert await states(prober, backend, 1) == ["up"]
+    checker = checker_of(backend)
+    assert await states(checker, backend, 1) == ["up"]
     atlanta.refused.update(CREDENTIALS)
     atlanta.hang_up()
 
@@ -359,9 +359,9 @@ async def test_unless_clients_are_answered_on_sessions_that_were_opened_before(
         await trio.sleep(1)
         backend.pools["blue"].answered_at = trio.current_time()
         await trio.sleep(1)
-        assert await states(prober, backend, 1) == ["up"]
+        assert await states(checker, backend, 1) == ["up"]
 
-    assert await states(prober, backend, 3) == ["up", "up", "down"]
+    assert await states(checker, backend, 3) == ["up", "up", "down"]
 
 
 @in_virtual_time
@@ -369,14 +369,14 @@ async def test_trouble_that_is_the_key_managers_own_is_no_refusal(
     nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, log=log)
+    checker = checker_of(backend, log=log)
     atlanta.refuse("hostname")
-    await prober.probe()
+    await checker.check()
     assert len(atlanta.attempts) == 1
     assert backend.health.reason == "hostname"
 
     atlanta.recover()
-    assert await states(prober, backend, 2) == ["down", "up"]
+    assert await states(checker, backend, 2) == ["down", "up"]
     assert [connection.credential for connection in atlanta.open_connections] == ["red"]
     assert said.entries == []
 
@@ -384,7 +384,7 @@ async def test_trouble_that_is_the_key_managers_own_is_no_refusal(
 # A check that fails beside clients that are answered ------------------------------------------------------------------
 
 
-def never_answers_probes(connection: Connection, request: Request) -> None:
+def never_answers_health_checks(connection: Connection, request: Request) -> None:
     if name_in(request):
         answers(connection, request)
 
@@ -394,13 +394,13 @@ async def test_a_check_that_fails_says_nothing_while_clients_are_answered(
     nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, log=log)
-    assert await states(prober, backend, 1) == ["up"]
-    atlanta.behaviour = never_answers_probes
+    checker = checker_of(backend, log=log)
+    assert await states(checker, backend, 1) == ["up"]
+    atlanta.behaviour = never_answers_health_checks
 
     async with trio.open_nursery() as clients:
         clients.start_soon(clients_of, backend.pools["blue"])
-        assert await states(prober, backend, 10) == ["up"] * 10
+        assert await states(checker, backend, 10) == ["up"] * 10
         clients.cancel_scope.cancel()
 
     assert said.entries == [
@@ -412,7 +412,7 @@ async def test_a_check_that_fails_says_nothing_while_clients_are_answered(
             "detail": "no answer to the health check within 2 s",
         }
     ]
-    assert await states(prober, backend, 3) == ["up", "up", "down"]  # nobody asks any more
+    assert await states(checker, backend, 3) == ["up", "up", "down"]  # nobody asks any more
 
 
 async def clients_of(pool: Pool) -> None:
@@ -428,13 +428,13 @@ async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend)
-    assert await states(prober, backend, 1) == ["up"]
+    checker = checker_of(backend)
+    assert await states(checker, backend, 1) == ["up"]
     atlanta.behaviour = never_answers
     backend.pools["blue"].answered_at = trio.current_time()
     await trio.sleep(0.001)
 
-    assert await states(prober, backend, 3) == ["up", "up", "down"]
+    assert await states(checker, backend, 3) == ["up", "up", "down"]
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ async def test_an_answer_that_says_it_does_not_serve_counts_beside_clients_that_
 
     atlanta.behaviour = fails_and_answers_clients
 
-    assert await states(prober_of(backend, settings, probe), backend, 1) == [state]
+    assert await states(checker_of(backend, settings, probe), backend, 1) == [state]
     assert backend.health.reason
     assert backend.health.detail
 
@@ -468,15 +468,15 @@ async def test_a_fault_of_ours_in_one_round_ends_no_check(
     backend = backend_of(atlanta, nursery)
     fault = RuntimeError("of ours")
     faults = [fault]
-    probed = backend.health.probed
+    checked = backend.health.checked
 
     def stumbles(*finding: Any) -> bool:
         if faults:
             raise faults.pop()
-        return probed(*finding)
+        return checked(*finding)
 
-    monkeypatch.setattr(backend.health, "probed", stumbles)
-    nursery.start_soon(prober_of(backend, log=log).run)
+    monkeypatch.setattr(backend.health, "checked", stumbles)
+    nursery.start_soon(checker_of(backend, log=log).run)
     await trio.sleep(5)
 
     assert repr(backend.health) == "<Health up: serves x2>"
@@ -502,13 +502,13 @@ async def test_a_standby_is_told_apart_by_what_it_says_of_itself_and_joins_by_it
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    prober = prober_of(backend, STEADY._replace(expect_text=b"ServerType=master"), "query")
+    checker = checker_of(backend, STEADY._replace(expect_text=b"ServerType=master"), "query")
 
     atlanta.behaviour = with_server_information("ServerType=clone")
-    assert await states(prober, backend, 1) == ["standby"]
+    assert await states(checker, backend, 1) == ["standby"]
 
     atlanta.behaviour = with_server_information("ServerType=master")
-    assert await states(prober, backend, 1) == ["up"]
+    assert await states(checker, backend, 1) == ["up"]
 
 
 @pytest.mark.parametrize(("must_succeed", "state"), [(False, "up"), (True, "down")])
@@ -521,9 +521,9 @@ async def test_a_failure_that_is_well_formed_serves_unless_success_is_asked_for(
         compose.failure(request, ResultReason.GENERAL_FAILURE, "no")
     )
 
-    prober = prober_of(backend, STEADY._replace(must_succeed=must_succeed))
+    checker = checker_of(backend, STEADY._replace(must_succeed=must_succeed))
 
-    assert await states(prober, backend, 1) == [state]
+    assert await states(checker, backend, 1) == [state]
 
 
 def versions(*spoken: Version) -> bytes:
@@ -560,7 +560,7 @@ async def test_it_learns_which_versions_are_spoken_from_what_can_be_read(
     backend = backend_of(atlanta, nursery)
     atlanta.behaviour = discovers
 
-    await prober_of(backend).probe()
+    await checker_of(backend).check()
 
     assert backend.versions == (None if learned is None else frozenset(learned))
     assert backend.state == "up"
@@ -597,14 +597,14 @@ async def test_what_turns_down_is_said_and_lets_its_sessions_go(
     await wait_all_tasks_blocked()
 
     backend.health = Health(fall=1)
-    await prober_of(backend).probe()
+    await checker_of(backend).check()
     await trio.sleep(1)
 
     assert red.statistics().idle == 0
     assert ended == ["interrupted"] * others_serve
     assert said.entries == [
         {
-            "event": "key manager turned",
+            "event": "backend state changed",
             "log_level": "warning",
             "backend": "atlanta",
             "state": "down",

@@ -66,7 +66,7 @@ async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
     assert limit.source == "config"
     assert said.entries == [
         {
-            "event": "learned idle limit forgotten: pool.idle_timeout holds again",
+            "event": "learned idle limit dropped after an hour: pool.idle_timeout applies again",
             "log_level": "info",
             "backend": "atlanta",
             "idle_timeout": 25.0,
@@ -97,7 +97,7 @@ async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
     await trio.sleep(1)
     assert red.statistics().idle == 1
     assert [(entry["event"], entry["exc_info"]) for entry in said.entries] == [
-        ("pool not tended: a fault of the gateway", fault)  # once a minute, however many rounds
+        ("fault of the gateway in pool maintenance", fault)  # once a minute, however many rounds
     ]
 
 
@@ -117,7 +117,7 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
     await trio.sleep(21)
 
     assert [(entry["event"], entry["exc_info"]) for entry in said.entries] == [
-        ("session not kept alive: a fault of the gateway", fault)
+        ("fault of the gateway in session validation", fault)
     ]
     assert observer.closed == {"error": 1}
     assert pool.statistics().idle == 1

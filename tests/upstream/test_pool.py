@@ -1232,7 +1232,7 @@ async def test_a_session_to_an_old_address_is_not_lent(nursery: trio.Nursery, at
     lent, idle = await lease(pool), await lease(pool)
     pool.give_back(idle)
 
-    backend.move(("192.0.2.1",))
+    backend.set_hosts(("192.0.2.1",))
 
     assert pool.take() is None
     pool.give_back(lent)
@@ -1248,7 +1248,7 @@ async def test_a_session_opened_to_an_old_address_is_replaced(nursery: trio.Nurs
     atlanta.host = "192.0.2.2"
     (waiter,) = await waiting(pool, nursery, 1)
 
-    Backend("kms", slots, {"red": pool}, endpoint=endpoint).move(("192.0.2.1",))
+    Backend("kms", slots, {"red": pool}, endpoint=endpoint).set_hosts(("192.0.2.1",))
     atlanta.host = "192.0.2.1"
     await trio.sleep(1)
 
