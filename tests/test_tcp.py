@@ -1,4 +1,4 @@
-"""TCP: a peer that is gone without a word is noticed, and one lost packet is no such peer. Over the loopback."""
+"""Tests of TCP timeouts over the loopback: a vanished peer is noticed, a single lost packet is not taken for that."""
 
 import socket
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import pytest
 from gateway.tcp import TcpTimeouts, is_unacknowledged
 from tests.kit.streams import connected, cut_off, reconnect
 
-DEADLINE = 20.0  # s, real ones, in which each of these must have come to its end
+DEADLINE = 20.0  # s of real time, in which each test must end
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a connection."""
+    """Yield both ends of a connection."""
     ends = connected()
     for end in ends:
         end.settimeout(DEADLINE)
@@ -23,7 +23,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def times_of(sock: socket.socket) -> tuple[int, ...]:
-    """Keep-alive: on or off, idle, interval (s), count; and the user timeout (ms)."""
+    """Return keep-alive on or off, idle and interval (s), count, and the user timeout (ms)."""
     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
     values = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
     return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *values)
@@ -44,7 +44,7 @@ def test_a_dead_peer_is_noticed_after_about_twice_the_silence(
     assert times_of(pair[0]) == times
 
 
-def test_accepted_connections_inherit_the_times_of_the_listening_socket() -> None:
+def test_accepted_connections_inherit_the_listening_sockets_times() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         TcpTimeouts(60, 120.0).set_on(listening)
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
@@ -77,7 +77,7 @@ def test_one_lost_probe_ends_nothing(pair: tuple[socket.socket, socket.socket]) 
     assert pair[0].recv(1) == b"x"
 
 
-def test_a_connection_ends_if_what_was_sent_is_not_acknowledged(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_connection_ends_if_sent_data_is_not_acknowledged(pair: tuple[socket.socket, socket.socket]) -> None:
     TcpTimeouts(60, 1.0).set_on(pair[0])
     cut_off(pair[1])
     pair[0].sendall(b"request")

@@ -1,4 +1,4 @@
-"""Key managers in memory: streams that follow a script, openers that succeed, fail or hang, and who watches them."""
+"""Key managers in memory: scripted streams, openers that succeed, fail or hang, pools, and observers."""
 
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,7 +33,7 @@ MAX_RESPONSE_SIZE: Final = 1 << 16
 def ask(
     name: str, *operations: int, version: Version = (1, 4), numbered: bool = False, header: tuple[bytes, ...] = ()
 ) -> Request:
-    """A request about the object of this name: Get, or the operations given."""
+    """Return a request about the object of this name: Get, or the given operations."""
     payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, name)
     asks = [
         compose.Ask(operation, payload, bytes([index]) if numbered else None)
@@ -43,7 +43,7 @@ def ask(
 
 
 def answer_to(request: Request) -> bytes:
-    """The right answer: success, for every item, about the object that was asked for."""
+    """Return the right answer: success for every item, about the object that the request names."""
     results = [
         compose.Result(
             ResultStatus.SUCCESS,
@@ -57,7 +57,7 @@ def answer_to(request: Request) -> bytes:
 
 
 def name_in(message: Request | Response) -> str:
-    """The object that a message is about; nothing for a probe."""
+    """Return the name of the object that a message is about; "" for a validation request."""
     names = message.items[0].unique_identifiers
     return names[0].decode() if names else ""
 
@@ -66,10 +66,10 @@ def name_in(message: Request | Response) -> str:
 
 
 class FakeStream:
-    """A session's side of a connection, of which the test is the other side.
+    """The session's side of a connection; the test is the other side.
 
-    ``answer`` is what is said when something was sent, to be received chunk by chunk. An empty chunk is the end of the
-    stream, an exception is raised; after the last of them the other side is silent, until it says more.
+    ``answer`` holds the chunks that the other side sends after the first request. An empty chunk is the end of the
+    stream, and an exception is raised; after the last chunk the other side is silent, until the test calls ``say``.
     """
 
     def __init__(self, *answer: bytes | Exception) -> None:
@@ -85,7 +85,7 @@ class FakeStream:
         self._interrupted = False
 
     def say(self, *chunks: bytes | Exception, at: float = 0.0) -> None:
-        """Say something, to be heard at a time or later."""
+        """Send chunks from the other side, which arrive at the time ``at`` or later."""
         self._said.extend((at, chunk) for chunk in chunks)
         self._news.unpark_all()
 
@@ -177,12 +177,12 @@ class Connection(FakeStream):
         self.key_manager.behaviour(self, decode_request(data))
 
     def execute(self, request: Request) -> None:
-        """Do what a request asks for, and remember it."""
+        """Run a request, and record it."""
         if name_in(request):
             self.key_manager.executed.append((self.credential, name_in(request)))
 
     def answer(self, request: Request, *more: bytes) -> None:
-        """Say the right answer, when the work is done; and more."""
+        """Send the right answer after ``operation_cost``, and then ``more``."""
         self.say(answer_to(request), *more, at=trio.current_time() + self.key_manager.operation_cost)
 
 
@@ -190,29 +190,29 @@ Behaviour = Callable[[Connection, Request], None]
 
 
 def answers(connection: Connection, request: Request) -> None:
-    """As it should be."""
+    """Behave properly: run the request, and answer."""
     connection.execute(request)
     connection.answer(request)
 
 
 def never_answers(connection: Connection, request: Request) -> None:
-    """It works, and is not heard of again."""
+    """Run the request, and never answer."""
     connection.execute(request)
 
 
 def hangs_up_after(connection: Connection, request: Request) -> None:
-    """It works, and closes instead of answering."""
+    """Run the request, and close instead of answering."""
     connection.execute(request)
     connection.hang_up()
 
 
 class FakeKeyManager:
-    """A key manager in memory. What it does wrong can be set at any time, and holds from then on.
+    """A key manager in memory, whose faults can be set at any time.
 
-    ``behaviour`` is what happens to a request, ``greeting`` to a connection that is new. ``refusal`` is raised for
-    whoever connects, or for a credential that is in ``refused``; ``is_reachable`` False lets them wait for ever. Costs
-    are in seconds; sessions lead to ``host`` as it was when they began. ``executed`` says which operations ran: as
-    whom, on which object.
+    ``behaviour`` is called for each request, ``greeting`` for each new connection. ``refusal`` is raised for every
+    connection attempt; a credential in ``refused`` is refused; with ``is_reachable`` False attempts wait for ever.
+    Costs are in seconds. Sessions lead to ``host`` as it was when they began. ``executed`` lists the operations that
+    ran: the credential and the object.
     """
 
     def __init__(self, name: str = "atlanta", *, handshake_cost: float = 0.06, operation_cost: float = 0.005) -> None:
@@ -234,25 +234,25 @@ class FakeKeyManager:
 
     @property
     def open_connections(self) -> list[Connection]:
-        """The connections that nobody has closed on our side."""
+        """The connections that the gateway has not closed."""
         return [connection for connection in self.connections if not connection.closed]
 
     def refuse(self, reason: str = "connect") -> None:
-        """From now on, refuse whoever connects; or have our own side be short of something: resources."""
+        """From now on, refuse every connection; the reason "resources" stands for a lack in the gateway itself."""
         self.refusal = self._refusal(reason)
 
     def _refusal(self, reason: str) -> BackendError:
         return BackendError("refused", backend=self.name, stage=Stage.CONNECT, reason=reason)
 
     def recover(self) -> None:
-        """From now on, be as one should be."""
+        """From now on, behave properly."""
         self.refusal = None
         self.refused.clear()
         self.is_reachable = True
         self.behaviour = answers
 
     def hang_up(self) -> None:
-        """Close every connection."""
+        """Close every connection from the key manager's side."""
         for connection in self.open_connections:
             connection.hang_up()
 
@@ -275,13 +275,13 @@ class FakeKeyManager:
 
 
 def validated(session: Session) -> Session:
-    """As if it had answered its first request."""
+    """Return the session as if it had answered its validation request."""
     session.stage = Stage.READ
     return session
 
 
 def breaks_while_it_is_asked(_connection: Connection, _request: Request) -> None:
-    """The connection breaks while the request is sent."""
+    """Break the connection while the request is sent."""
     raise StreamClosedError("connection broken: EPIPE")
 
 
@@ -289,7 +289,7 @@ def breaks_while_it_is_asked(_connection: Connection, _request: Request) -> None
 
 
 class FakeObserver:
-    """Counts what it is told."""
+    """Counts the events of a pool."""
 
     def __init__(self) -> None:
         self.opened = 0
@@ -326,7 +326,7 @@ class FakeObserver:
         self.learned.append(limit.effective)
 
 
-#: No spread, so that a story knows its times.
+#: No spread, so that a test knows the times.
 SETTINGS: Final = PoolSettings(min_idle=0, lifetime_spread=0.0)
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
@@ -341,7 +341,7 @@ def make_pool(
     slots: Slots | None = None,
     endpoint: Endpoint | None = None,
 ) -> tuple[Pool, FakeObserver]:
-    """A pool of sessions to a key manager, and who watches it. It has room for four, or what ``slots`` give."""
+    """Return a pool of four sessions at most, or as ``slots`` allows, to a key manager, and its observer."""
     observer = FakeObserver()
     pool = Pool(
         key_manager.name,
@@ -362,7 +362,7 @@ async def lease(pool: Pool) -> Session:
 
 
 async def use(pool: Pool, name: str) -> str:
-    """Ask for a key on a borrowed session. Returns which key the answer is about."""
+    """Get a key on a borrowed session. Return the name of the key in the answer."""
     session = await lease(pool)
     try:
         return name_in(await session.exchange(ask(name)))
@@ -371,7 +371,7 @@ async def use(pool: Pool, name: str) -> str:
 
 
 class WaitingClient:
-    """A client that waits for a session in a task of its own, and the outcome."""
+    """A client that waits for a session in a task of its own, and keeps the outcome."""
 
     def __init__(self, pool: Pool, nursery: trio.Nursery, principal: str = "alice") -> None:
         self.pool = pool
@@ -392,7 +392,7 @@ class WaitingClient:
 
 
 async def waiting(pool: Pool, nursery: trio.Nursery, number: int, principal: str = "alice") -> list[WaitingClient]:
-    """Return so many waiting clients, in this order."""
+    """Start so many clients that wait for a session, one after the other, and return them."""
     waiters = []
     for _ in range(number):
         waiters.append(WaitingClient(pool, nursery, principal))
@@ -402,7 +402,7 @@ async def waiting(pool: Pool, nursery: trio.Nursery, number: int, principal: str
 
 @asynccontextmanager
 async def kept_warm(*pools: Pool) -> AsyncIterator[None]:
-    """Keep these pools warm for the length of a block."""
+    """Maintain these pools for the length of a block."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(maintain_pools, pools, 3.0)
         yield
@@ -417,5 +417,5 @@ def _run_in_virtual_time(function: Callable[[], Awaitable[object]], **settings: 
     return trio.run(function, **settings)
 
 
-#: For tests in which time passes only where nothing else can happen, and then at once.
+#: For tests in virtual time: time passes only when every task waits, and then at once.
 in_virtual_time: Final = pytest.mark.trio(run=_run_in_virtual_time)

@@ -8,9 +8,9 @@ import trio
 
 
 class Names(trio.abc.HostnameResolver):
-    """A name server whose answers the test decides, the same for every name; None is a failure.
+    """A name server that answers ``hosts`` for every name; with ``hosts`` None it fails.
 
-    ``delays`` are seconds that lookups of a name take; ``asked`` says when which name was looked up.
+    ``delays`` are the seconds that a lookup takes, by name; ``asked`` lists the time and the name of each lookup.
     """
 
     def __init__(self, hosts: Sequence[str] | None = ()) -> None:

@@ -1,7 +1,7 @@
-"""A trio that ticks when it is told to, so that what a test does can fall between any two ticks.
+"""A trio run that the test ticks step by step, so that the test can act between any two ticks.
 
 Trio runs here as the guest of a loop that is the test itself (trio's "guest mode"). Plain functions of trio can be
-called between ticks: events set, tasks started, scopes cancelled. The clock stands still until it is told otherwise.
+called between ticks: events set, tasks started, scopes cancelled. The clock stands still until ``pass_time``.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,12 +13,12 @@ import outcome
 import trio
 from trio.testing import MockClock
 
-_STUCK: Final = 30.0  # s of real time after which a tick will not come any more
-_RESTLESS: Final = 10_000  # ticks after which nothing will settle any more
+_STUCK: Final = 30.0  # s of real time after which a tick is taken to be stuck
+_RESTLESS: Final = 10_000  # ticks after which the tasks are taken to run for ever
 
 
 class SteppedTrio:
-    """A run of trio, for a block. Tasks are started in its ``nursery``."""
+    """A run of trio for the length of a block. Tasks are started in its ``nursery``."""
 
     def __init__(self) -> None:
         self.nursery: trio.Nursery
@@ -61,7 +61,7 @@ class SteppedTrio:
         self.nursery.start_soon(function, *arguments)
 
     def tick(self, times: int = 1) -> None:
-        """Let every task that can run do so, up to where it waits next."""
+        """Run every runnable task until it waits again."""
         for _ in range(times):
             self._token.run_sync_soon(_nothing)  # there may be nothing to do, and nothing to wake trio
             self._turn()
@@ -76,7 +76,7 @@ class SteppedTrio:
         raise AssertionError(f"not settled after {_RESTLESS} ticks")
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, and everybody notice."""
+        """Move the clock, and settle."""
         self._clock.jump(seconds)
         self.settle()
 

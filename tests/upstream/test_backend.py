@@ -1,4 +1,4 @@
-"""Backend: puts health, breaker and gate together, and acts when the backend turns up or down."""
+"""Tests of Backend: it combines health, breaker and gate, and acts when the backend goes down."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ async def test_failures_of_two_credentials_eject_the_backend(nursery: trio.Nurse
     fail(backend, "red", "green")
     assert backend.state == "ejected"
     assert available(backend) == []
-    assert backend.is_live  # sessions can be had
+    assert backend.is_live  # sessions can be opened
 
 
 @in_virtual_time
@@ -143,7 +143,7 @@ async def test_the_health_check_speaks_for_every_credential(
 
 
 @in_virtual_time
-async def test_idle_sessions_are_closed_when_the_backend_turns_down(nursery: trio.Nursery) -> None:
+async def test_idle_sessions_are_closed_when_the_backend_goes_down(nursery: trio.Nursery) -> None:
     key_manager = FakeKeyManager()
     backend = make_backend(key_manager, nursery)
     for name in CREDENTIALS:
@@ -156,10 +156,10 @@ async def test_idle_sessions_are_closed_when_the_backend_turns_down(nursery: tri
 
 @pytest.mark.parametrize(("repeatable", "others", "stays"), [(True, True, 0), (True, False, 1), (False, True, 1)])
 @in_virtual_time
-async def test_reads_are_interrupted_when_the_backend_turns_down_if_others_serve(
+async def test_reads_are_interrupted_on_backend_down_if_others_serve(
     repeatable: bool, others: bool, stays: int, nursery: trio.Nursery
 ) -> None:
-    """A change that is merely slow must not become one whose outcome nobody knows."""
+    """A change that is only slow must not end with an unknown outcome."""
     key_manager = FakeKeyManager()
     backend = make_backend(key_manager, nursery)
     pool = backend.pools["red"]
@@ -172,9 +172,7 @@ async def test_reads_are_interrupted_when_the_backend_turns_down_if_others_serve
 
 @pytest.mark.parametrize("others", [True, False])
 @in_virtual_time
-async def test_waiting_requests_move_when_the_backend_turns_down_if_others_serve(
-    others: bool, nursery: trio.Nursery
-) -> None:
+async def test_waiting_requests_move_on_backend_down_if_others_serve(others: bool, nursery: trio.Nursery) -> None:
     backend = make_backend(FakeKeyManager(), nursery, limit=1)
     pool = backend.pools["red"]
     session = await pool.wait()
@@ -200,12 +198,12 @@ async def test_waiting_requests_move_when_the_backend_turns_down_if_others_serve
 
 
 @pytest.mark.parametrize("effect", Effect)
-def test_a_clone_that_only_reads_runs_nothing_that_leaves_a_trace(effect: Effect) -> None:
+def test_a_read_only_backend_accepts_no_changes(effect: Effect) -> None:
     clone = Backend("clone", Slots(1), {}, options=BackendOptions(writable=False))
     assert clone.accepts(effect) is (effect <= Effect.TOUCH)
 
 
-def test_versions_are_believed_once_they_are_told() -> None:
+def test_a_backend_speaks_every_version_until_it_has_reported_its_own() -> None:
     backend = Backend("kms", Slots(1), {})
     assert backend.speaks((2, 1))
     backend.versions = frozenset({(1, 4)})

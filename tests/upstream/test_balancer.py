@@ -1,4 +1,4 @@
-"""The order in which backends are tried: the best first, equals in turn, failing backends last."""
+"""Tests of the balancer: the best backend first, equals in turn, failing backends last."""
 
 from collections import Counter
 from itertools import pairwise
@@ -20,7 +20,7 @@ from tests.kit.fake_backends import in_virtual_time
 
 
 class FakePool:
-    """A pool, as far as the balancer looks at it."""
+    """The part of a pool that the balancer uses."""
 
     def __init__(self) -> None:
         self.has_room = True
@@ -40,13 +40,13 @@ def pool_of(it: Backend, credential: str = "red") -> FakePool:
 
 
 def turn(it: Backend, verdict: Verdict) -> None:
-    """Let its own probes say this."""
+    """Report a verdict of the health check, three times."""
     it.health = Health()
     it.health.checked(verdict)
 
 
 def ejects(it: Backend, credential: str = "red", effect: Effect = Effect.READ) -> None:
-    """Exchanges with a credential fail in a row."""
+    """Fail exchanges with a credential until the backend is ejected."""
     now = trio.current_time()
     for _ in range(3):
         it.breaker.failed(credential, effect, now, now)
@@ -85,7 +85,7 @@ def test_each_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize("how", ["failing", "without room", "down"])
-def test_a_backend_that_is_passed_over_does_not_double_its_neighbours_share(how: str) -> None:
+def test_a_skipped_backends_share_is_spread_over_all_others(how: str) -> None:
     backends = [backend(name) for name in "abcd"]
     pool_of(backends[1]).is_failing = how == "failing"
     pool_of(backends[1]).has_room = how != "without room"
@@ -129,7 +129,7 @@ def test_the_credentials_take_turns_together() -> None:
 # Ranks -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_comes_first_and_the_hopeless_last() -> None:
+def test_ready_backends_come_first_and_standby_ones_last() -> None:
     room, waiting, failing, down, standby = (
         backend(name) for name in ("room", "waiting", "failing", "down", "standby")
     )
@@ -201,7 +201,7 @@ def test_a_lower_tier_serves_only_where_a_higher_one_can_not() -> None:
     assert firsts(balancer, 3) == ["near", "near", "near"]
 
     pool_of(near).has_room = False
-    assert order(balancer) == ["near", "far"]  # one waits for its own site before another is asked
+    assert order(balancer) == ["near", "far"]  # a request waits in its own tier before the next tier is tried
 
     pool_of(near).is_failing = True
     assert order(balancer) == ["far", "near"]
@@ -275,7 +275,7 @@ def test_backends_without_the_version_are_passed_over_unless_none_has_it() -> No
 # Others ------------------------------------------------------------------------------------------------------------
 
 
-def test_another_backend_must_be_well_and_able() -> None:
+def test_has_other_needs_an_available_backend_that_may_run_the_request() -> None:
     a, b = backend("a"), backend("b")
     balancer = Balancer([a, b])
     assert balancer.has_other([a], "red", Effect.MUTATE, (1, 4))
@@ -292,7 +292,7 @@ def test_another_backend_must_be_well_and_able() -> None:
 @pytest.mark.parametrize(
     ("state", "orders"),
     [
-        ("overdue", {"baz"}),  # after the others of its tier, before the next tier
+        ("overdue", {"baz"}),  # last of its tier, before the next tier
         ("overdue for changes", {"abz", "baz"}),
         ("open", {"bza"}),
         ("open for changes", {"abz", "baz"}),
@@ -316,7 +316,7 @@ async def test_a_backend_whose_exchanges_fail_or_are_overdue_comes_later(state: 
 
 
 @in_virtual_time
-async def test_a_backend_at_which_requests_are_overdue_is_no_help() -> None:
+async def test_has_other_ignores_backends_with_overdue_requests() -> None:
     a, b, c = backend("a"), backend("b"), backend("c", writable=False)
     balancer = Balancer([a, b, c])
     b.breaker.overdue("red", Effect.READ)
@@ -339,7 +339,7 @@ async def test_room_elsewhere_counts_backends_that_may_run_the_request() -> None
     assert balancer.room_elsewhere(a, "red", Effect.READ) == 3
 
 
-def test_a_backend_serves_elsewhere_if_its_health_and_its_pool_are_well() -> None:
+def test_serves_elsewhere_needs_good_health_and_a_working_pool() -> None:
     a, b = backend("a"), backend("b")
     balancer = Balancer([a, b])
     assert balancer.serves_elsewhere(a, "red")

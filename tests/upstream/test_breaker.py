@@ -1,4 +1,4 @@
-"""The breaker: failures in a row hold requests back, trials let them in again, in the field's three states."""
+"""Tests of the breaker: consecutive failures open a circuit, answered trials close it again."""
 
 import random
 from itertools import product
@@ -22,7 +22,7 @@ def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Exchanges:
-    """Exchanges with one backend, and the time that passes between them."""
+    """Exchanges with a backend, and the time that passes between them."""
 
     def __init__(self, *, credentials: int = 1) -> None:
         self.breaker = Breaker(credentials=credentials)
@@ -44,7 +44,7 @@ class Exchanges:
         return self.breaker.allows(credential, effect, self.now)
 
     def trials(self, effect: Effect = READ) -> int:
-        """Begin as many requests as are allowed at once, and end them without a verdict. Return their number."""
+        """Begin as many requests as are allowed at once, and end them without an outcome. Return their number."""
         begun: list[list[Circuit]] = []
         while self.allows(effect=effect) and len(begun) < 100:
             begun.append(self.breaker.enter("red", effect, self.now))
@@ -53,7 +53,7 @@ class Exchanges:
         return len(begun)
 
     def open(self, effect: Effect = READ) -> None:
-        """Fail until requests are held back, beginning with no failure."""
+        """Fail until the circuit is open."""
         self.fail(3, effect=effect)
 
     def half_open(self) -> None:
@@ -63,7 +63,7 @@ class Exchanges:
         assert self.allows()
 
     def recover(self) -> None:
-        """Be open, half-open, and closed again."""
+        """Open the circuit, and close it again with answered trials."""
         self.half_open()
         self.answer(4)
 
@@ -86,7 +86,7 @@ class Exchanges:
         ("fff....a", HALF_OPEN),
         ("fff....aaa", HALF_OPEN),
         ("fff....aaaa", CLOSED),
-        ("fff....aaaaff", CLOSED),  # three in a row are needed again
+        ("fff....aaaaff", CLOSED),  # three consecutive failures are needed again
         ("fff....aaaafff", OPEN),
         ("fff....f....", OPEN),  # the second pause is longer
         ("fff....f........", HALF_OPEN),
@@ -128,7 +128,7 @@ def test_a_trial_without_an_outcome_makes_room_for_the_next() -> None:
 
 
 def test_a_request_that_is_not_allowed_is_no_trial() -> None:
-    """No other backend was left for it."""
+    """The request was sent because no other backend was left."""
     exchanges = Exchanges()
     exchanges.open()
     assert exchanges.breaker.enter("red", READ, exchanges.now) == []
@@ -151,7 +151,7 @@ def test_each_pause_is_twice_as_long_up_to_a_maximum() -> None:
 
 
 @pytest.mark.parametrize(("well_for", "pause"), [(59.0, 2 * PAUSE), (61.0, PAUSE)])
-def test_the_length_of_pauses_is_forgiven_after_a_minute(well_for: float, pause: float) -> None:
+def test_pauses_start_short_again_after_a_minute_without_failure(well_for: float, pause: float) -> None:
     exchanges = Exchanges()
     exchanges.recover()
     exchanges.now += well_for
@@ -315,7 +315,7 @@ def test_another_credentials_answer_keeps_the_circuit_for_all_closed() -> None:
     assert exchanges.breaker.state is HALF_OPEN
 
 
-def test_one_credential_opens_the_circuit_for_all_if_nothing_else_is_asked() -> None:
+def test_one_credential_alone_opens_the_circuit_for_all_after_ten_seconds() -> None:
     exchanges = Exchanges(credentials=2)
     exchanges.fail(3, "red")
     exchanges.now += 9.9
@@ -356,7 +356,7 @@ def test_an_overdue_request_holds_nothing_back() -> None:
         (CHANGE, CHANGE, False, False),
     ],
 )
-def test_an_overdue_request_prefers_others_until_one_of_its_kind_is_answered(
+def test_an_overdue_request_counts_until_one_of_its_kind_is_answered(
     overdue: Effect, answered: Effect | None, reads: bool, changes: bool
 ) -> None:
     exchanges = Exchanges()
@@ -458,7 +458,7 @@ def events() -> st.SearchStrategy[Event]:
 
 
 class History:
-    """Any sequence of events, and the requests that are under way."""
+    """A random sequence of events, and the requests under way."""
 
     def __init__(self) -> None:
         self.breaker = Breaker(credentials=2)
@@ -500,7 +500,7 @@ class History:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(events(), max_size=80))
-def test_no_history_leaves_a_trial_behind_or_holds_requests_back_for_ever(happened: list[Event]) -> None:
+def test_no_history_leaks_a_trial_or_holds_requests_back_for_ever(happened: list[Event]) -> None:
     history = History()
     for event in happened:
         history.happens(event)

@@ -13,7 +13,7 @@ class Clock:
 
 
 def refuse(ceiling: Ceiling, sessions: int, clock: Clock, times: int = 1) -> bool:
-    """Handshakes are refused beside so many sessions, one after the other."""
+    """Refuse handshakes, one after the other, while so many sessions answer. Return the last result."""
     is_news = False
     for _ in range(times):
         began = clock.now

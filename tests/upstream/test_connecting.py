@@ -1,4 +1,4 @@
-"""Connecting to a backend: to the addresses that are known, the next one beside one that does not answer."""
+"""Tests of connecting: the known addresses are tried in order, each beside those that do not answer."""
 
 import errno
 import socket
@@ -14,13 +14,13 @@ from gateway.upstream.connecting import connect, look_up, peer_of
 from tests.kit.fake_names import Names
 from tests.kit.streams import cancelled_everywhere, descriptors
 
-DEADLINE = 10.0  # s, real ones, in which each of these must have come to its end
+DEADLINE = 10.0  # s of real time, in which each test must end
 NAME = "kms.example.com"
 
 
 @contextmanager
 def listening_on(*hosts: str) -> Iterator[int]:
-    """A port on which somebody listens at each of these addresses, and nobody at any other."""
+    """Yield a port with a listener at each of these addresses, and no listener at any other."""
     with ExitStack() as stack:
         first = stack.enter_context(socket.create_server((hosts[0], 0)))
         port: int = first.getsockname()[1]
@@ -31,7 +31,7 @@ def listening_on(*hosts: str) -> Iterator[int]:
 
 @contextmanager
 def silent_at(host: str, port: int) -> Iterator[None]:
-    """An address that answers nothing: its queue of connections is full, so that Linux drops who comes next."""
+    """Make an address that never answers: its backlog is full, so that Linux drops further connections."""
     with ExitStack() as stack:
         listening = stack.enter_context(socket.socket())
         listening.bind((host, port))
@@ -70,7 +70,7 @@ async def test_an_address_that_refuses_is_followed_by_the_next() -> None:
 
 
 async def test_an_address_that_is_silent_is_joined_by_the_next() -> None:
-    """As on a machine with an IPv6 route that leads nowhere."""
+    """This happens on a machine with a broken IPv6 route."""
     before = descriptors()
     with listening_on("127.0.0.1") as port, silent_at("127.0.0.2", port):
         assert await peer_among(port, ["127.0.0.2", "127.0.0.1"]) == "127.0.0.1"
@@ -87,7 +87,7 @@ async def test_an_ipv6_address_is_an_address() -> None:
         pytest.skip("this machine has no IPv6")
 
 
-async def test_of_two_that_answer_at_once_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_two_connections_made_at_once_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "_HEAD_START", 0.0)
     with listening_on("127.0.0.1", "127.0.0.2", "127.0.0.3") as port:
         before = descriptors()
@@ -99,14 +99,14 @@ async def test_of_two_that_answer_at_once_one_is_kept(monkeypatch: pytest.Monkey
         assert descriptors() == before
 
 
-async def test_if_none_answers_the_error_tells_of_each() -> None:
+async def test_if_no_address_answers_the_error_names_each() -> None:
     with listening_on("127.0.0.1") as port, pytest.raises(OSError, match="refused") as caught:
         await peer_among(port, ["127.0.0.2", "127.0.0.3"])
     assert caught.value.errno == errno.ECONNREFUSED
     assert caught.value.strerror == "127.0.0.2: Connection refused; 127.0.0.3: Connection refused"
 
 
-async def test_giving_up_at_any_step_leaves_no_descriptor_behind() -> None:
+async def test_cancelling_at_any_step_leaks_no_descriptor() -> None:
     with listening_on("127.0.0.1") as port, silent_at("127.0.0.2", port):
         before = descriptors()
 

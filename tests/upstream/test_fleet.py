@@ -1,4 +1,4 @@
-"""The fleet: a name with several addresses becomes several backends, and keeps those that stay."""
+"""Tests of the fleet: a name with several addresses becomes several backends, which follow its addresses."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,17 +26,17 @@ def build(name: str, address: Address) -> Backend:
     return Backend(name, Slots(1), {}, endpoint=Endpoint(address))
 
 
-def member_of(addresses: Addresses = "auto", *hosts: str) -> ConfiguredBackend:
-    """A backend that is given by a name, which leads to these hosts."""
-    member = ConfiguredBackend("kms", KMS, build, addresses)
+def configured_as(addresses: Addresses = "auto", *hosts: str) -> ConfiguredBackend:
+    """Return a backend that is configured by a name, which resolves to these hosts."""
+    configured = ConfiguredBackend("kms", KMS, build, addresses)
     if hosts:
-        member.update(hosts)
-    return member
+        configured.update(hosts)
+    return configured
 
 
-def hosts_of(member: ConfiguredBackend) -> dict[str, tuple[str, ...]]:
-    """Which backend has which addresses."""
-    return {backend.name: backend.endpoint.hosts for backend in member.backends.values()}
+def hosts_of(configured: ConfiguredBackend) -> dict[str, tuple[str, ...]]:
+    """Return the addresses of each backend, by its name."""
+    return {backend.name: backend.endpoint.hosts for backend in configured.backends.values()}
 
 
 def names(backends: Sequence[Backend]) -> list[str]:
@@ -45,51 +45,54 @@ def names(backends: Sequence[Backend]) -> list[str]:
 
 class TestMember:
     def test_one_address_is_one_backend_under_its_own_name(self) -> None:
-        member = member_of()
-        assert member.update(["192.0.2.1"]) == ([], [])
-        assert names(list(member.backends.values())) == ["kms"]
+        configured = configured_as()
+        assert configured.update(["192.0.2.1"]) == ([], [])
+        assert names(list(configured.backends.values())) == ["kms"]
 
     def test_several_addresses_are_several_backends(self) -> None:
-        member = member_of()
-        come, gone = member.update(["192.0.2.1", "192.0.2.2"])
-        assert names(come) == ["kms/1", "kms/2"]
-        assert names(gone) == ["kms"]
+        configured = configured_as()
+        added, removed = configured.update(["192.0.2.1", "192.0.2.2"])
+        assert names(added) == ["kms/1", "kms/2"]
+        assert names(removed) == ["kms"]
 
-    def test_who_stays_keeps_its_backend_and_who_comes_takes_the_free_place(self) -> None:
-        member = member_of()
-        member.update(["192.0.2.1", "192.0.2.2", "192.0.2.3"])
-        stays = member.backends["192.0.2.3"]
-        come, gone = member.update(["192.0.2.3", "192.0.2.4"])
-        assert member.backends["192.0.2.3"] is stays
-        assert names(come) == ["kms/1"]
-        assert names(gone) == ["kms/1", "kms/2"]
+    def test_a_kept_address_keeps_its_backend_and_a_new_one_reuses_a_name(self) -> None:
+        configured = configured_as()
+        configured.update(["192.0.2.1", "192.0.2.2", "192.0.2.3"])
+        stays = configured.backends["192.0.2.3"]
+        added, removed = configured.update(["192.0.2.3", "192.0.2.4"])
+        assert configured.backends["192.0.2.3"] is stays
+        assert names(added) == ["kms/1"]
+        assert names(removed) == ["kms/1", "kms/2"]
 
-    def test_the_one_that_is_joined_by_others_stays_and_so_does_the_one_that_is_left(self) -> None:
-        member = member_of()
-        member.update(["192.0.2.1"])
-        (first,) = member.backends.values()
-        come, gone = member.update(["192.0.2.1", "192.0.2.2"])
-        assert (names(come), gone) == (["kms/1"], [])
-        assert member.backends["192.0.2.1"] is first
-        assert hosts_of(member) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",)}
-        assert (names(member.update(["192.0.2.2"])[1]), names(list(member.backends.values()))) == (["kms"], ["kms/1"])
-        assert come[0].stable_id == "kms/192.0.2.2"
+    def test_a_backend_remains_when_addresses_are_added_and_removed(self) -> None:
+        configured = configured_as()
+        configured.update(["192.0.2.1"])
+        (first,) = configured.backends.values()
+        added, removed = configured.update(["192.0.2.1", "192.0.2.2"])
+        assert (names(added), removed) == (["kms/1"], [])
+        assert configured.backends["192.0.2.1"] is first
+        assert hosts_of(configured) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",)}
+        assert (names(configured.update(["192.0.2.2"])[1]), names(list(configured.backends.values()))) == (
+            ["kms"],
+            ["kms/1"],
+        )
+        assert added[0].stable_id == "kms/192.0.2.2"
 
-    def test_one_address_that_becomes_another_is_still_the_same_one(self) -> None:
-        member = member_of()
-        member.update(["192.0.2.1"])
-        (first,) = member.backends.values()
-        assert member.update(["192.0.2.2"]) == ([], [])
-        assert member.backends == {"192.0.2.2": first}
+    def test_a_single_address_that_changes_keeps_its_backend(self) -> None:
+        configured = configured_as()
+        configured.update(["192.0.2.1"])
+        (first,) = configured.backends.values()
+        assert configured.update(["192.0.2.2"]) == ([], [])
+        assert configured.backends == {"192.0.2.2": first}
         assert first.endpoint.hosts == ("192.0.2.2",)
         assert first.stable_id == "kms/192.0.2.2"
 
     def test_names_stay_few_however_often_addresses_change(self) -> None:
-        member = member_of()
+        configured = configured_as()
         seen: set[str] = set()
         for number in range(100):
-            member.update([f"192.0.2.{number}", f"192.0.2.{number + 1}"])
-            seen |= {backend.name for backend in member.backends.values()}
+            configured.update([f"192.0.2.{number}", f"192.0.2.{number + 1}"])
+            seen |= {backend.name for backend in configured.backends.values()}
         assert seen <= {"kms/1", "kms/2", "kms/3"}
 
     @pytest.mark.parametrize(("host", "by_name"), [("192.0.2.1", False), ("::1", False), ("kms.example.com", True)])
@@ -98,51 +101,51 @@ class TestMember:
 
 
 class TestOneKeyManagerOrSeveral:
-    """`addresses`: how many key managers the addresses of a name are."""
+    """The setting `addresses`: the number of key managers that the addresses of a name stand for."""
 
     def test_one_ipv4_and_one_ipv6_address_are_one_key_manager(self) -> None:
-        member = member_of()
-        (backend,) = member.backends.values()
-        assert member.update(["2001:db8::1", "192.0.2.1"]) == ([], [])
-        assert list(member.backends.values()) == [backend]
+        configured = configured_as()
+        (backend,) = configured.backends.values()
+        assert configured.update(["2001:db8::1", "192.0.2.1"]) == ([], [])
+        assert list(configured.backends.values()) == [backend]
         assert backend.endpoint.hosts == (
             "2001:db8::1",
             "192.0.2.1",
         )  # the resolver's order is the order of the attempts
         assert backend.stable_id == "kms/192.0.2.1"  # whatever the order, and without IPv6, too
 
-    def test_it_stays_one_while_its_second_address_comes_goes_or_changes(self) -> None:
-        member = member_of("auto", "192.0.2.1")
-        (backend,) = member.backends.values()
+    def test_one_backend_remains_while_its_second_address_changes(self) -> None:
+        configured = configured_as("auto", "192.0.2.1")
+        (backend,) = configured.backends.values()
         for hosts in (["192.0.2.1", "2001:db8::1"], ["2001:db8::2", "192.0.2.1"], ["192.0.2.1"], ["192.0.2.2"]):
-            assert member.update(hosts) == ([], [])
-            assert hosts_of(member) == {"kms": tuple(hosts)}
-        assert list(member.backends.values()) == [backend]
+            assert configured.update(hosts) == ([], [])
+            assert hosts_of(configured) == {"kms": tuple(hosts)}
+        assert list(configured.backends.values()) == [backend]
 
     def test_a_third_address_makes_each_a_key_manager(self) -> None:
-        member = member_of("auto", "2001:db8::1", "192.0.2.1")
-        come, gone = member.update(["2001:db8::1", "192.0.2.1", "192.0.2.2"])
-        assert (names(come), gone) == (["kms/1", "kms/2"], [])
-        assert hosts_of(member) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",), "kms/2": ("2001:db8::1",)}
+        configured = configured_as("auto", "2001:db8::1", "192.0.2.1")
+        added, removed = configured.update(["2001:db8::1", "192.0.2.1", "192.0.2.2"])
+        assert (names(added), removed) == (["kms/1", "kms/2"], [])
+        assert hosts_of(configured) == {"kms": ("192.0.2.1",), "kms/1": ("192.0.2.2",), "kms/2": ("2001:db8::1",)}
 
-    def test_two_that_turn_out_to_be_one_leave_the_first(self) -> None:
-        member = member_of("auto", "192.0.2.1", "192.0.2.2", "2001:db8::1")
-        come, gone = member.update(["192.0.2.2", "2001:db8::1"])
-        assert (come, names(gone)) == ([], ["kms/1", "kms/3"])
-        assert hosts_of(member) == {"kms/2": ("192.0.2.2", "2001:db8::1")}
+    def test_two_backends_that_become_one_leave_the_first(self) -> None:
+        configured = configured_as("auto", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+        added, removed = configured.update(["192.0.2.2", "2001:db8::1"])
+        assert (added, names(removed)) == ([], ["kms/1", "kms/3"])
+        assert hosts_of(configured) == {"kms/2": ("192.0.2.2", "2001:db8::1")}
 
-    def test_each_may_be_one_though_they_are_of_two_families(self) -> None:
-        assert hosts_of(member_of("each", "192.0.2.1", "2001:db8::1")) == {
+    def test_each_address_may_be_a_key_manager_of_its_own(self) -> None:
+        assert hosts_of(configured_as("each", "192.0.2.1", "2001:db8::1")) == {
             "kms/1": ("192.0.2.1",),
             "kms/2": ("2001:db8::1",),
         }
 
-    def test_all_may_be_one_however_many_there_are(self) -> None:
-        member = member_of("one")
-        (backend,) = member.backends.values()
+    def test_all_addresses_may_be_one_key_manager(self) -> None:
+        configured = configured_as("one")
+        (backend,) = configured.backends.values()
         for hosts in (["192.0.2.3", "192.0.2.1"], ["192.0.2.4", "192.0.2.5", "2001:db8::1"], ["192.0.2.1"]):
-            assert member.update(hosts) == ([], [])
-            assert hosts_of(member) == {"kms": tuple(hosts)}
+            assert configured.update(hosts) == ([], [])
+            assert hosts_of(configured) == {"kms": tuple(hosts)}
             assert backend.stable_id == "kms"  # so that marks outlive every address
 
     @given(
@@ -156,15 +159,15 @@ class TestOneKeyManagerOrSeveral:
             max_size=8,
         ),
     )
-    def test_every_address_is_of_one_backend_and_names_are_never_used_twice(
+    def test_every_address_has_one_backend_and_names_are_unique(
         self, addresses: Addresses, lookups: list[list[str]]
     ) -> None:
-        member = member_of(addresses)
-        there = set(member.backends.values())
+        configured = configured_as(addresses)
+        there = set(configured.backends.values())
         for hosts in lookups:
-            come, gone = member.update(hosts)
-            there = there.difference(gone).union(come)
-            now = list(member.backends.values())
+            added, removed = configured.update(hosts)
+            there = there.difference(removed).union(added)
+            now = list(configured.backends.values())
             assert set(now) == there
             assert len({one.name for one in now}) == len({one.stable_id for one in now}) == len(now)
             assert sorted(host for one in now for host in one.endpoint.hosts) == sorted(hosts)
@@ -178,7 +181,7 @@ async def untended(_backend: Backend) -> None:
 
 
 class Running:
-    """A fleet that runs, with a name server and a log of the test's."""
+    """A running fleet with a fake name server and a captured log."""
 
     def __init__(self, nursery: trio.Nursery, *members: ConfiguredBackend, interval: float = 30.0) -> None:
         self.names = Names(["192.0.2.1"])
@@ -194,21 +197,21 @@ class Running:
 
     @property
     def asked_at(self) -> list[float]:
-        """When names were looked up."""
+        """The times of the lookups."""
         return [at for at, _name in self.names.asked]
 
     @property
-    def said(self) -> list[EventDict]:
-        """What the log has."""
+    def logged(self) -> list[EventDict]:
+        """The captured log lines."""
         return list(self._log.entries)
 
 
 @in_virtual_time
 async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: trio.Nursery) -> None:
-    member = member_of()
-    running = Running(nursery, member)
+    configured = configured_as()
+    running = Running(nursery, configured)
     await trio.sleep(10)
-    (backend,) = member.backends.values()
+    (backend,) = configured.backends.values()
     running.names.hosts = ["192.0.2.2"]
 
     backend.endpoint.connect_failed()
@@ -216,7 +219,7 @@ async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: t
 
     assert running.asked_at == [0, 10]
     assert backend.endpoint.hosts == ("192.0.2.2",)
-    for _ in range(100):  # while it goes on, once a second is enough
+    for _ in range(100):  # while connections keep failing, once a second is enough
         backend.endpoint.connect_failed()
         await trio.sleep(0.1)
     assert len(running.asked_at) <= 12
@@ -225,7 +228,7 @@ async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: t
 
 
 @in_virtual_time
-async def test_a_name_whose_lookup_takes_long_keeps_no_other_waiting(nursery: trio.Nursery) -> None:
+async def test_a_slow_lookup_delays_no_other_name(nursery: trio.Nursery) -> None:
     slow, quick = (ConfiguredBackend(name, Address(f"{name}.example.com", 5696), build) for name in ("slow", "quick"))
     running = Running(nursery, slow, quick)
     running.names.delays["slow.example.com"] = 1000.0
@@ -237,22 +240,22 @@ async def test_a_name_whose_lookup_takes_long_keeps_no_other_waiting(nursery: tr
 
 
 @in_virtual_time
-async def test_while_a_name_can_not_be_looked_up_its_last_addresses_are_used_and_it_is_said_once(
+async def test_a_failed_lookup_keeps_the_addresses_and_is_logged_once(
     nursery: trio.Nursery,
 ) -> None:
-    member = member_of()
-    running = Running(nursery, member)
+    configured = configured_as()
+    running = Running(nursery, configured)
     await trio.sleep(1)
     running.names.hosts = None
     await trio.sleep(600)
 
-    assert hosts_of(member) == {"kms": ("192.0.2.1",)}
-    (failed,) = running.said
+    assert hosts_of(configured) == {"kms": ("192.0.2.1",)}
+    (failed,) = running.logged
     assert (failed["event"], failed["backend"]) == ("can't resolve a name", "kms")
     assert failed["known_addresses"] == ["192.0.2.1"]
     running.names.hosts = ["192.0.2.2"]
     await trio.sleep(60)
-    assert [(entry["event"], entry["addresses"]) for entry in running.said[1:]] == [
+    assert [(entry["event"], entry["addresses"]) for entry in running.logged[1:]] == [
         ("name resolved again", ["192.0.2.2"]),
         ("addresses changed", ["192.0.2.2"]),
     ]
@@ -260,17 +263,17 @@ async def test_while_a_name_can_not_be_looked_up_its_last_addresses_are_used_and
 
 @in_virtual_time
 async def test_a_name_without_an_address_changes_nothing(nursery: trio.Nursery) -> None:
-    member = member_of()
-    running = Running(nursery, member)
+    configured = configured_as()
+    running = Running(nursery, configured)
     await trio.sleep(1)
     running.names.hosts = []
     await trio.sleep(60)
-    assert hosts_of(member) == {"kms": ("192.0.2.1",)}
+    assert hosts_of(configured) == {"kms": ("192.0.2.1",)}
 
 
 @in_virtual_time
-async def test_sessions_to_an_address_that_has_left_the_name_end_at_once(nursery: trio.Nursery) -> None:
-    """A single address moves, and the key manager at the old one still answers: perhaps it was the master."""
+async def test_sessions_to_a_removed_address_are_closed(nursery: trio.Nursery) -> None:
+    """The name moves to a new address, while the old key manager still answers: perhaps it was the master."""
     key_manager = FakeKeyManager("kms")
 
     def build_with_pool(name: str, address: Address) -> Backend:
@@ -278,16 +281,16 @@ async def test_sessions_to_an_address_that_has_left_the_name_end_at_once(nursery
         pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, endpoint=endpoint)
         return Backend(name, slots, {"red": pool}, endpoint=endpoint)
 
-    member = ConfiguredBackend("kms", KMS, build_with_pool)
-    (backend,) = member.backends.values()
+    configured = ConfiguredBackend("kms", KMS, build_with_pool)
+    (backend,) = configured.backends.values()
     pool = backend.pools["red"]
-    member.update(["192.0.2.1"])
+    configured.update(["192.0.2.1"])
     key_manager.host = "192.0.2.1"
     idle, lent = await lease(pool), await lease(pool)
     pool.give_back(idle)
 
     key_manager.host = "192.0.2.2"
-    member.update(["192.0.2.2"])
+    configured.update(["192.0.2.2"])
 
     assert idle.state is SessionState.CLOSED
     assert pool.take() is None
@@ -303,22 +306,22 @@ async def test_sessions_stay_if_only_the_order_of_the_addresses_changes(nursery:
     key_manager = FakeKeyManager("kms")
     slots, endpoint = Slots(4), Endpoint(KMS)
     pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, endpoint=endpoint)
-    member = ConfiguredBackend(
+    configured = ConfiguredBackend(
         "kms", KMS, lambda name, _address: Backend(name, slots, {"red": pool}, endpoint=endpoint), "one"
     )
-    member.update(["192.0.2.1", "192.0.2.2"])
+    configured.update(["192.0.2.1", "192.0.2.2"])
     key_manager.host = "192.0.2.1"
     session = await lease(pool)
     pool.give_back(session)
 
     for hosts in (["192.0.2.2", "192.0.2.1"], ["192.0.2.3", "192.0.2.1"]):
-        member.update(hosts)
+        configured.update(hosts)
         assert pool.take() is session
         pool.give_back(session)
 
 
 @in_virtual_time
-async def test_backends_come_and_go_with_their_addresses() -> None:
+async def test_backends_are_added_and_removed_with_their_addresses() -> None:
     resolver = Names()
     trio.socket.set_custom_hostname_resolver(resolver)
     tended: list[Backend] = []
@@ -332,8 +335,8 @@ async def test_backends_come_and_go_with_their_addresses() -> None:
             tended.remove(backend)
 
     changed: Callable[[list[Backend]], None] = lambda backends: told.append(names(backends))  # noqa: E731
-    member = member_of()
-    fleet = Fleet([member], tend, changed, structlog.wrap_logger(None, processors=[LogCapture()]))
+    configured = configured_as()
+    fleet = Fleet([configured], tend, changed, structlog.wrap_logger(None, processors=[LogCapture()]))
     async with trio.open_nursery() as nursery:
         resolver.hosts = ["192.0.2.1"]
         nursery.start_soon(fleet.run, 30.0)
@@ -344,7 +347,7 @@ async def test_backends_come_and_go_with_their_addresses() -> None:
         assert sorted(names(tended)) == ["kms", "kms/1"]
         resolver.hosts = None
         await trio.sleep(300)
-        assert sorted(names(tended)) == ["kms", "kms/1"]  # while names can't be looked up, things stay as they are
+        assert sorted(names(tended)) == ["kms", "kms/1"]  # while lookups fail, the backends stay as they are
         resolver.hosts = ["192.0.2.2", "192.0.2.3"]
         await trio.sleep(30)
         assert sorted(names(tended)) == ["kms/1", "kms/2"]

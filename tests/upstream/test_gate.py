@@ -1,4 +1,4 @@
-"""The gate: how many handshakes with one backend may be under way, and how long it is left alone after a failure."""
+"""Tests of the gate: the bound on handshakes under way, and the pauses after failures."""
 
 import random
 
@@ -40,10 +40,10 @@ def test_four_handshakes_may_begin_at_first() -> None:
         ("q", 5),  # a quick handshake
         ("qqq", 7),
         ("q" * 50, 16),
-        ("s", 4),  # a slow one: the key manager makes one after the other, or is far away
+        ("s", 4),  # a slow handshake: the key manager makes them one by one, or is far away
         ("ssss", 4),
         ("f", 2),  # a failure that concerns every credential
-        ("f-f", 1),  # and another one after the pause
+        ("f-f", 1),  # and a second failure after the pause
         ("f-f-f-f", 1),
         ("ffff", 2),  # four that fail together
         ("f-q", 3),
@@ -96,7 +96,7 @@ def test_one_handshake_at_a_time_is_tried_after_a_failure() -> None:
 
 
 def pauses_of(gate: Gate, number: int) -> list[float]:
-    """Let so many handshakes fail, each as soon as it may begin."""
+    """Fail so many handshakes, each as soon as it may begin, and return the pauses."""
     now, lengths = 0.0, []
     for _ in range(number):
         gate.failed(failure(), now)
@@ -132,7 +132,7 @@ def test_a_handshake_or_an_answered_health_check_ends_the_pause(end: str) -> Non
     assert gate.has_room(0.0)
     assert (gate.failure, gate.failing_since) == (None, float("inf"))
     gate.failed(failure(), 10.0)
-    assert gate.pause.until == pytest.approx(10.1)  # the next one is the shortest again
+    assert gate.pause.until == pytest.approx(10.1)  # the next pause is the shortest again
 
 
 def test_the_gate_keeps_the_last_failure_and_the_time_of_the_first() -> None:
@@ -177,7 +177,7 @@ def test_jitter_spreads_the_ends_of_pauses(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_jitter_does_not_compound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next pause doubles the unspread length of the last one."""
+    """The next pause doubles the length of the previous pause without its jitter."""
     monkeypatch.undo()
     pause, now = Pause(0.25, 4.0), 0.0
     for longest in (0.25, 0.5, 1.0, 2.0, 4.0, 4.0):

@@ -1,11 +1,11 @@
-"""Health: patience in both directions."""
+"""Tests of Health: several equal verdicts in a row change the state, in both directions."""
 
 import pytest
 
 from gateway.upstream.health import Health, HealthState, Verdict
 
 
-def test_it_begins_as_up() -> None:
+def test_health_begins_as_up() -> None:
     assert Health().state is HealthState.UP
 
 
@@ -16,7 +16,7 @@ def test_the_first_verdict_counts_at_once() -> None:
 
 
 @pytest.mark.parametrize("fall", [1, 2, 5])
-def test_it_falls_with_patience(fall: int) -> None:
+def test_several_failed_checks_make_it_down(fall: int) -> None:
     health = Health(rise=1, fall=fall)
     health.checked(Verdict.SERVES)
     assert [health.checked(Verdict.FAILS) for _ in range(fall)] == [False] * (fall - 1) + [True]
@@ -24,7 +24,7 @@ def test_it_falls_with_patience(fall: int) -> None:
 
 
 @pytest.mark.parametrize("rise", [1, 2, 5])
-def test_it_rises_with_patience(rise: int) -> None:
+def test_several_successful_checks_make_it_up(rise: int) -> None:
     health = Health(rise=rise, fall=1)
     health.checked(Verdict.FAILS)
     assert [health.checked(Verdict.SERVES) for _ in range(rise)] == [False] * (rise - 1) + [True]
@@ -38,7 +38,7 @@ def test_a_single_failure_in_between_is_forgiven() -> None:
     assert health.serves
 
 
-def test_a_standby_does_not_serve_and_joins_at_once_when_promoted() -> None:
+def test_a_standby_that_is_promoted_serves_at_once() -> None:
     health = Health(rise=3, fall=3)
     health.checked(Verdict.SERVES)
     assert health.checked(Verdict.STANDBY)

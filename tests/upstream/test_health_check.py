@@ -1,4 +1,4 @@
-"""The checker's verdicts, and what is done about them."""
+"""Tests of the health check: verdicts, credentials, and the reactions to a change of state."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -59,25 +59,27 @@ def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery, credentials: 
 def checker_of(
     backend: Backend, settings: HealthCheckSettings = STEADY, probe: str = "discover-versions", log: Log | None = None
 ) -> HealthChecker:
-    """A checker that tries the backend's credentials in their order."""
+    """Return a checker that tries the backend's credentials in their order."""
     request = decode_request(VALIDATION_REQUESTS[probe])
     return HealthChecker(backend, list(backend.pools), request, settings, Metrics("test"), log or get("test"))
 
 
 @pytest.fixture
-def said() -> LogCapture:
+def logged() -> LogCapture:
     return LogCapture()
 
 
 @pytest.fixture
-def log(said: LogCapture) -> Log:
-    """A log of which ``said`` has the entries."""
-    logger: Log = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+def log(logged: LogCapture) -> Log:
+    """Return a log whose entries ``logged`` captures."""
+    logger: Log = structlog.wrap_logger(
+        None, processors=[logged], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
     return logger
 
 
 async def states(checker: HealthChecker, backend: Backend, number: int) -> list[str]:
-    """The backend's state after each of so many probes."""
+    """Check so many times, and return the backend's state after each check."""
     found = []
     for _ in range(number):
         await checker.check()
@@ -89,7 +91,7 @@ async def states(checker: HealthChecker, backend: Backend, number: int) -> list[
 
 
 @in_virtual_time
-async def test_it_asks_now_and_then_on_one_session(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_checks_repeat_on_one_session(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     asked_at = []
 
@@ -104,13 +106,11 @@ async def test_it_asks_now_and_then_on_one_session(nursery: trio.Nursery, atlant
     assert len(atlanta.attempts) == 1
     assert 29 <= len(asked_at) <= 32
     assert repr(backend.health).startswith("<Health up: serves")
-    assert backend.slots.used == 0  # its session is none of the pools'
+    assert backend.slots.used == 0  # the session belongs to no pool
 
 
 @in_virtual_time
-async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_check_follows_the_backend_to_its_new_address(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend)
     atlanta.host = "192.0.2.2"
@@ -125,7 +125,7 @@ async def test_where_the_backend_is_elsewhere_by_now_it_asks_there(
 
 
 @in_virtual_time
-async def test_without_a_descriptor_to_ask_with_nothing_is_known(
+async def test_a_lack_of_descriptors_says_nothing_of_the_backend(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
@@ -134,11 +134,11 @@ async def test_without_a_descriptor_to_ask_with_nothing_is_known(
     assert await states(checker, backend, 5) == ["up"] * 5
 
     atlanta.refuse()
-    assert await states(checker, backend, 1) == ["down"]  # the first verdict of all counts at once
+    assert await states(checker, backend, 1) == ["down"]  # the first verdict counts at once
 
 
 @in_virtual_time
-async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_jitter_spreads_the_times_of_checks(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     asked_at = []
 
     def notes_when(connection: Connection, request: Request) -> None:
@@ -156,7 +156,7 @@ async def test_probers_do_not_keep_in_step(nursery: trio.Nursery, atlanta: FakeK
 
 
 @in_virtual_time
-async def test_it_is_patient_in_both_directions(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_the_state_changes_after_rise_or_fall_checks(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend)
     assert await states(checker, backend, 2) == ["up", "up"]
@@ -169,7 +169,9 @@ async def test_it_is_patient_in_both_directions(nursery: trio.Nursery, atlanta: 
 
 
 @in_virtual_time
-async def test_what_is_down_at_the_start_is_down_at_once(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_a_backend_that_is_down_at_the_start_is_down_at_once(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
     backend = backend_of(atlanta, nursery)
     atlanta.refuse()
 
@@ -177,9 +179,7 @@ async def test_what_is_down_at_the_start_is_down_at_once(nursery: trio.Nursery, 
 
 
 @in_virtual_time
-async def test_a_session_that_was_closed_in_the_meantime_is_no_bad_sign(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_session_closed_between_checks_is_no_failure(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend)
     for _ in range(5):
@@ -203,7 +203,7 @@ FAILURES: dict[str, Callable[[FakeKeyManager], None]] = {
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
 @in_virtual_time
-async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_nothing(
+async def test_a_failing_check_ends_in_time_and_leaves_no_connection(
     nursery: trio.Nursery, atlanta: FakeKeyManager, failure: Callable[[FakeKeyManager], None]
 ) -> None:
     backend = backend_of(atlanta, nursery)
@@ -223,7 +223,9 @@ async def test_however_it_fails_it_takes_no_longer_than_its_time_and_leaves_noth
 
 
 @in_virtual_time
-async def test_when_it_ends_it_hangs_up(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_the_session_is_closed_when_the_checker_is_cancelled(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
     backend = backend_of(atlanta, nursery)
     async with trio.open_nursery() as probing:
         probing.start_soon(checker_of(backend).run)
@@ -238,8 +240,8 @@ async def test_when_it_ends_it_hangs_up(nursery: trio.Nursery, atlanta: FakeKeyM
 
 
 @in_virtual_time
-async def test_a_refused_credential_says_nothing_of_the_key_manager_while_another_works(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
+async def test_a_refused_credential_fails_no_check_while_another_works(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, logged: LogCapture, log: Log
 ) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend, log=log)
@@ -250,7 +252,7 @@ async def test_a_refused_credential_says_nothing_of_the_key_manager_while_anothe
 
     assert await states(checker, backend, 5) == ["up"] * 5
     assert [connection.credential for connection in atlanta.open_connections] == ["blue"]
-    assert said.entries == [
+    assert logged.entries == [
         {
             "event": "key manager refuses the credential of the health check: another identity's is used instead",
             "log_level": "error",
@@ -264,9 +266,7 @@ async def test_a_refused_credential_says_nothing_of_the_key_manager_while_anothe
 
 
 @in_virtual_time
-async def test_it_keeps_to_the_credential_that_serves_until_that_is_refused_too(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_working_credential_is_used_until_it_is_refused(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend)
     atlanta.refused.add("red")
@@ -283,7 +283,7 @@ async def test_it_keeps_to_the_credential_that_serves_until_that_is_refused_too(
 
 
 @in_virtual_time
-async def test_a_few_credentials_are_tried_in_one_check_and_the_next_goes_on_with_others(
+async def test_a_check_tries_three_credentials_and_the_next_goes_on(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     names = [f"app-{number}" for number in range(8)]
@@ -302,7 +302,7 @@ async def test_a_few_credentials_are_tried_in_one_check_and_the_next_goes_on_wit
 
 
 @in_virtual_time
-async def test_a_credential_that_has_served_clients_lately_is_tried_before_others(
+async def test_the_credential_that_served_clients_last_is_tried_first(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     names = [f"app-{number}" for number in range(8)]
@@ -318,9 +318,7 @@ async def test_a_credential_that_has_served_clients_lately_is_tried_before_other
 
 
 @in_virtual_time
-async def test_where_refusals_take_their_time_the_next_check_goes_on(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_slow_refusals_are_continued_by_the_next_check(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend)
     atlanta.handshake_cost = 1.5
@@ -330,7 +328,7 @@ async def test_where_refusals_take_their_time_the_next_check_goes_on(
 
 
 @in_virtual_time
-async def test_a_key_manager_that_takes_no_credential_is_down(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_a_key_manager_that_accepts_no_credential_is_down(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend)
     assert await states(checker, backend, 1) == ["up"]
@@ -346,7 +344,7 @@ async def test_a_key_manager_that_takes_no_credential_is_down(nursery: trio.Nurs
 
 
 @in_virtual_time
-async def test_unless_clients_are_answered_on_sessions_that_were_opened_before(
+async def test_refusals_do_not_count_while_older_sessions_answer(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
@@ -365,8 +363,8 @@ async def test_unless_clients_are_answered_on_sessions_that_were_opened_before(
 
 
 @in_virtual_time
-async def test_trouble_that_is_the_key_managers_own_is_no_refusal(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
+async def test_a_failure_of_the_key_manager_is_no_refusal(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, logged: LogCapture, log: Log
 ) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend, log=log)
@@ -378,7 +376,7 @@ async def test_trouble_that_is_the_key_managers_own_is_no_refusal(
     atlanta.recover()
     assert await states(checker, backend, 2) == ["down", "up"]
     assert [connection.credential for connection in atlanta.open_connections] == ["red"]
-    assert said.entries == []
+    assert logged.entries == []
 
 
 # A check that fails beside clients that are answered ------------------------------------------------------------------
@@ -390,8 +388,8 @@ def never_answers_health_checks(connection: Connection, request: Request) -> Non
 
 
 @in_virtual_time
-async def test_a_check_that_fails_says_nothing_while_clients_are_answered(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log
+async def test_a_failed_check_does_not_count_while_clients_are_answered(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, logged: LogCapture, log: Log
 ) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend, log=log)
@@ -403,7 +401,7 @@ async def test_a_check_that_fails_says_nothing_while_clients_are_answered(
         assert await states(checker, backend, 10) == ["up"] * 10
         clients.cancel_scope.cancel()
 
-    assert said.entries == [
+    assert logged.entries == [
         {
             "event": "health check failed, and does not count: the key manager answers clients",
             "log_level": "warning",
@@ -412,11 +410,11 @@ async def test_a_check_that_fails_says_nothing_while_clients_are_answered(
             "detail": "no answer to the health check within 2 s",
         }
     ]
-    assert await states(checker, backend, 3) == ["up", "up", "down"]  # nobody asks any more
+    assert await states(checker, backend, 3) == ["up", "up", "down"]  # no client asks any more
 
 
 async def clients_of(pool: Pool) -> None:
-    """Ask once a second, for ever."""
+    """Send a request once a second, for ever."""
     while True:
         await use(pool, "key-1")
         pool.answered_at = trio.current_time()
@@ -424,7 +422,7 @@ async def clients_of(pool: Pool) -> None:
 
 
 @in_virtual_time
-async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
+async def test_an_answer_from_before_the_check_does_not_outweigh_it(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     backend = backend_of(atlanta, nursery)
@@ -445,7 +443,7 @@ async def test_an_answer_from_before_the_check_began_does_not_excuse_it(
     ],
 )
 @in_virtual_time
-async def test_an_answer_that_says_it_does_not_serve_counts_beside_clients_that_are_answered(
+async def test_a_standby_answer_counts_although_clients_are_answered(
     nursery: trio.Nursery, atlanta: FakeKeyManager, settings: HealthCheckSettings, probe: str, state: str
 ) -> None:
     backend = backend_of(atlanta, nursery)
@@ -462,8 +460,8 @@ async def test_an_answer_that_says_it_does_not_serve_counts_beside_clients_that_
 
 
 @in_virtual_time
-async def test_a_fault_of_ours_in_one_round_ends_no_check(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
+async def test_a_fault_of_the_gateway_does_not_end_the_checks(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, logged: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = backend_of(atlanta, nursery)
     fault = RuntimeError("of ours")
@@ -480,14 +478,14 @@ async def test_a_fault_of_ours_in_one_round_ends_no_check(
     await trio.sleep(5)
 
     assert repr(backend.health) == "<Health up: serves x2>"
-    assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
+    assert [(entry["log_level"], entry["exc_info"]) for entry in logged.entries] == [("error", fault)]
 
 
 # What counts as serving --------------------------------------------------------------------------------------------
 
 
 def with_server_information(text: str) -> Behaviour:
-    """A key manager that says this of itself."""
+    """Make a behaviour that answers Query with this server information."""
 
     def answers_query(connection: Connection, request: Request) -> None:
         payload = ttlv.text(Tag.VENDOR_IDENTIFICATION, text)
@@ -498,9 +496,7 @@ def with_server_information(text: str) -> Behaviour:
 
 
 @in_virtual_time
-async def test_a_standby_is_told_apart_by_what_it_says_of_itself_and_joins_by_itself(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_standby_is_recognized_and_serves_once_promoted(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
     checker = checker_of(backend, STEADY._replace(expect_text=b"ServerType=master"), "query")
 
@@ -513,7 +509,7 @@ async def test_a_standby_is_told_apart_by_what_it_says_of_itself_and_joins_by_it
 
 @pytest.mark.parametrize(("must_succeed", "state"), [(False, "up"), (True, "down")])
 @in_virtual_time
-async def test_a_failure_that_is_well_formed_serves_unless_success_is_asked_for(
+async def test_an_error_answer_is_a_success_unless_expect_status_says_so(
     nursery: trio.Nursery, atlanta: FakeKeyManager, must_succeed: bool, state: str
 ) -> None:
     backend = backend_of(atlanta, nursery)
@@ -549,7 +545,7 @@ def versions(*spoken: Version) -> bytes:
     ids=["two", "none", "something else", "an empty one", "cut"],
 )
 @in_virtual_time
-async def test_it_learns_which_versions_are_spoken_from_what_can_be_read(
+async def test_versions_are_learned_from_readable_answers(
     nursery: trio.Nursery, atlanta: FakeKeyManager, payload: bytes, learned: set[Version] | None
 ) -> None:
     def discovers(connection: Connection, request: Request) -> None:
@@ -571,8 +567,8 @@ async def test_it_learns_which_versions_are_spoken_from_what_can_be_read(
 
 @pytest.mark.parametrize("others_serve", [True, False])
 @in_virtual_time
-async def test_what_turns_down_is_said_and_lets_its_sessions_go(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, said: LogCapture, log: Log, others_serve: bool
+async def test_a_backend_that_goes_down_is_logged_and_its_sessions_closed(
+    nursery: trio.Nursery, atlanta: FakeKeyManager, logged: LogCapture, log: Log, others_serve: bool
 ) -> None:
     backend, metrics = backend_of(atlanta, nursery), Metrics("test")
     red = backend.pools["red"]
@@ -602,7 +598,7 @@ async def test_what_turns_down_is_said_and_lets_its_sessions_go(
 
     assert red.statistics().idle == 0
     assert ended == ["interrupted"] * others_serve
-    assert said.entries == [
+    assert logged.entries == [
         {
             "event": "backend state changed",
             "log_level": "warning",

@@ -1,4 +1,4 @@
-"""The learned idle limit: what teaches, what does not, and how it is forgotten."""
+"""Tests of the learned idle limit: the closes that count as evidence, and the end of a learned limit."""
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ from gateway.upstream.pool import PoolSettings
 from tests.kit.fake_backends import Connection, FakeKeyManager, in_virtual_time, make_pool
 
 
-def test_several_closes_at_about_the_same_age_teach() -> None:
+def test_closes_at_about_the_same_age_teach_a_limit() -> None:
     limit = IdleLimit(25)
     assert [limit.closed_by_peer(age, now) for now, age in [(20, 10.0), (35, 10.2), (50, 10.1)]] == [False, False, True]
     assert limit.effective == pytest.approx(8.0)
@@ -52,28 +52,28 @@ def test_a_long_limit_is_learned_as_well() -> None:
     assert [limit.closed_by_peer(2000.0, now) for now in (2000.0, 4001.0, 6002.0)] == [False, False, True]
 
 
-def test_it_never_goes_below_five_seconds() -> None:
+def test_a_limit_is_at_least_five_seconds() -> None:
     limit = IdleLimit(25)
     for now in (10, 20, 30):
         limit.closed_by_peer(1.0, now)
     assert limit.effective == 5.0
 
 
-def test_what_the_settings_allow_is_never_exceeded() -> None:
+def test_a_learned_limit_never_exceeds_the_setting() -> None:
     limit = IdleLimit(25)
     for now in (100, 200, 300):
         assert not limit.closed_by_peer(60.0, now)
     assert limit.effective == 25
 
 
-def test_it_learns_again_when_the_peer_grows_stricter() -> None:
+def test_a_lower_limit_is_learned_later() -> None:
     limit = IdleLimit(25)
     for now, age in [(20, 20.0), (45, 20.0), (70, 20.0), (100, 10.0), (120, 10.0), (140, 10.0)]:
         limit.closed_by_peer(age, now)
     assert limit.effective == pytest.approx(8.0)
 
 
-def test_it_unlearns_in_time() -> None:
+def test_a_learned_limit_is_dropped_after_an_hour() -> None:
     limit = IdleLimit(25)
     for now in (20, 35, 50):
         limit.closed_by_peer(10.0, now)
@@ -84,7 +84,7 @@ def test_it_unlearns_in_time() -> None:
 
 @in_virtual_time
 async def test_a_pool_stays_below_what_its_key_manager_allows(nursery: trio.Nursery) -> None:
-    """Idle sessions die at 12 s. After three of them the pool lets go, or proves them alive, before that."""
+    """Sessions that are idle for 12 s are closed. After three closes the pool closes or validates them earlier."""
     key_manager = FakeKeyManager()
     pool, observer = make_pool(key_manager, nursery.start_soon, PoolSettings(min_idle=1, lifetime_spread=0.0))
 

@@ -1,4 +1,4 @@
-"""The keeper's rounds: what is learned is forgotten in time, and a fault of ours ends neither them nor the gateway."""
+"""Tests of maintenance: learned limits are dropped; a fault of the gateway ends neither the rounds nor the gateway."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,19 +25,21 @@ WARM = PoolSettings(min_idle=1, idle_timeout=25.0, lifetime_spread=0.0)
 
 
 @pytest.fixture
-def said() -> LogCapture:
+def logged() -> LogCapture:
     return LogCapture()
 
 
 @pytest.fixture
-def log(said: LogCapture) -> Log:
-    """A log of which ``said`` has the entries."""
-    logger: Log = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+def log(logged: LogCapture) -> Log:
+    """Return a log whose entries ``logged`` captures."""
+    logger: Log = structlog.wrap_logger(
+        None, processors=[logged], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
     return logger
 
 
 def stumble(fault: Exception) -> Callable[..., None]:
-    """A function that raises the first time, and does nothing afterwards."""
+    """Return a function that raises the first time, and does nothing afterwards."""
     faults = [fault]
 
     def stumbles(*_arguments: object) -> None:
@@ -49,7 +51,7 @@ def stumble(fault: Exception) -> Callable[..., None]:
 
 @in_virtual_time
 async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
-    nursery: trio.Nursery, said: LogCapture, log: Log
+    nursery: trio.Nursery, logged: LogCapture, log: Log
 ) -> None:
     limit = IdleLimit(25.0)
     pools = [make_pool(FakeKeyManager(), nursery.start_soon)[0] for _ in range(2)]
@@ -64,7 +66,7 @@ async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
     await trio.sleep(20)
 
     assert limit.source == "config"
-    assert said.entries == [
+    assert logged.entries == [
         {
             "event": "learned idle limit dropped after an hour: pool.idle_timeout applies again",
             "log_level": "info",
@@ -76,7 +78,7 @@ async def test_a_learned_idle_limit_is_forgotten_after_an_hour(
 
 @in_virtual_time
 async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
-    nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
+    nursery: trio.Nursery, logged: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = Slots(4)
     red, blue = (
@@ -96,14 +98,14 @@ async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
     monkeypatch.undo()
     await trio.sleep(1)
     assert red.statistics().idle == 1
-    assert [(entry["event"], entry["exc_info"]) for entry in said.entries] == [
+    assert [(entry["event"], entry["exc_info"]) for entry in logged.entries] == [
         ("fault of the gateway in pool maintenance", fault)  # once a minute, however many rounds
     ]
 
 
 @in_virtual_time
-async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
-    nursery: trio.Nursery, said: LogCapture, log: Log
+async def test_a_fault_while_a_session_is_validated_costs_that_session_only(
+    nursery: trio.Nursery, logged: LogCapture, log: Log
 ) -> None:
     key_manager = FakeKeyManager()
     pool, observer = make_pool(key_manager, nursery.start_soon, WARM)
@@ -116,7 +118,7 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
     key_manager.recover()
     await trio.sleep(21)
 
-    assert [(entry["event"], entry["exc_info"]) for entry in said.entries] == [
+    assert [(entry["event"], entry["exc_info"]) for entry in logged.entries] == [
         ("fault of the gateway in session validation", fault)
     ]
     assert observer.closed == {"error": 1}
@@ -124,8 +126,8 @@ async def test_a_fault_while_a_session_is_kept_alive_costs_that_session_only(
 
 
 @in_virtual_time
-async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
-    nursery: trio.Nursery, said: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
+async def test_a_fault_while_a_backend_is_watched_does_not_end_the_watch(
+    nursery: trio.Nursery, logged: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Backend("atlanta", Slots(1), {})
     fault = RuntimeError("of ours")
@@ -134,14 +136,14 @@ async def test_a_fault_while_a_backend_is_watched_ends_no_watch(
     nursery.start_soon(watching)
     await trio.sleep(5)
 
-    assert [(entry["log_level"], entry["exc_info"]) for entry in said.entries] == [("error", fault)]
+    assert [(entry["log_level"], entry["exc_info"]) for entry in logged.entries] == [("error", fault)]
 
 
 # Watching ----------------------------------------------------------------------------------------------------------
 
 
 def two_backends(nursery: trio.Nursery) -> list[Backend]:
-    """Two key managers with one slot each."""
+    """Return two backends with a slot each."""
     backends = []
     for name in ("atlanta", "london"):
         slots = Slots(1)
@@ -179,7 +181,7 @@ async def test_waiting_requests_move_if_another_backend_has_room(
 
 @in_virtual_time
 async def test_reads_are_overdue_at_once_if_their_key_manager_becomes_silent(nursery: trio.Nursery, log: Log) -> None:
-    """Nothing comes back from a new connection: the answers that are awaited will not come either."""
+    """No answer to a new connection means that the awaited answers will not come either."""
     slots, silent = Slots(4), FakeKeyManager("atlanta")
     pool, _ = make_pool(silent, nursery.start_soon, slots=slots)
     atlanta, (_, london) = Backend("atlanta", slots, {"red": pool}), two_backends(nursery)

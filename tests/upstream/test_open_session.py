@@ -1,4 +1,4 @@
-"""Opening a session, over real TLS on the loopback: it is a session only when the key manager has answered on it."""
+"""Tests of open_session, over real TLS on the loopback: a session is open once the key manager has answered on it."""
 
 import os
 import resource
@@ -30,7 +30,7 @@ from gateway.upstream.session import SessionState
 from tests.kit.fake_backends import MAX_RESPONSE_SIZE, answer_to, ask, name_in
 
 Answer = Callable[[Request], bytes | None]
-DEADLINE = 10.0  # s, real ones, in which each of these must have come to its end
+DEADLINE = 10.0  # s of real time, in which each test must end
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """A key manager on a loopback port, with one way of answering; an answer of None closes the connection."""
+    """A key manager on a loopback port. ``answer`` makes its answers; None closes the connection."""
 
     def __init__(self, certificates: Path, certificate: str, answer: Answer) -> None:
         self._context = tls.server_context(
@@ -97,7 +97,7 @@ class Server:
 
 
 class NoNames(trio.abc.HostnameResolver):
-    """A name server that knows none, and may take for ever to say so."""
+    """A name server that knows no name; with ``is_silent`` it never answers."""
 
     def __init__(self, *, is_silent: bool = False) -> None:
         self._is_silent = is_silent
@@ -112,7 +112,7 @@ class NoNames(trio.abc.HostnameResolver):
 
 
 class Meeting(NamedTuple):
-    """A server, and what a gateway would need to open sessions to it."""
+    """A server, and the target to open sessions to it."""
 
     server: Server
     target: SessionTarget
@@ -164,9 +164,7 @@ async def refusal_of(target: SessionTarget) -> BackendError:
 # As it should be -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_session_is_opened_proves_itself_and_carries_requests(
-    nursery: trio.Nursery, certificates: Path
-) -> None:
+async def test_a_session_is_opened_validated_and_carries_requests(nursery: trio.Nursery, certificates: Path) -> None:
     server, target = await meet(nursery, certificates)
 
     with trio.fail_after(DEADLINE):
@@ -209,7 +207,7 @@ async def test_a_pinned_certificate_needs_no_ca(nursery: trio.Nursery, certifica
 @pytest.mark.parametrize(
     "reason",
     [
-        ResultReason.OPERATION_NOT_SUPPORTED,  # Discover Versions is of 1.1: a server of 1.0 does not know it
+        ResultReason.OPERATION_NOT_SUPPORTED,  # Discover Versions came with KMIP 1.1: a server of 1.0 does not know it
         ResultReason.PERMISSION_DENIED,  # the role of this credential lacks the operation
         ResultReason.NOT_AUTHORISED,
         ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,  # each request must carry a password, which clients' requests do
@@ -233,7 +231,7 @@ async def test_any_well_formed_answer_validates_a_session(
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["fails", "is silent"])
-async def test_the_addresses_that_a_name_had_last_are_used_while_the_resolver_fails(
+async def test_the_last_addresses_are_used_while_the_resolver_fails(
     nursery: trio.Nursery, certificates: Path, is_silent: bool
 ) -> None:
     _server, target = await meet(nursery, certificates)
@@ -248,9 +246,7 @@ async def test_the_addresses_that_a_name_had_last_are_used_while_the_resolver_fa
     session.close()
 
 
-async def test_a_key_manager_that_is_gone_without_a_word_is_noticed_by_the_kernel(
-    nursery: trio.Nursery, certificates: Path
-) -> None:
+async def test_the_kernel_notices_a_key_manager_that_has_vanished(nursery: trio.Nursery, certificates: Path) -> None:
     _server, target = await meet(nursery, certificates)
     with trio.fail_after(DEADLINE):
         session = await open_session(target._replace(tcp=TcpTimeouts(5, 10.0)))
@@ -288,7 +284,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("how", "reason"), REFUSALS.values(), ids=REFUSALS.keys())
-async def test_a_key_manager_that_does_not_let_in_is_told_apart_and_nothing_was_sent(
+async def test_each_refusal_has_its_reason_and_nothing_was_sent(
     nursery: trio.Nursery, certificates: Path, how: dict[str, object], reason: str
 ) -> None:
     server, target = await meet(nursery, certificates, **how)  # type: ignore[arg-type]
@@ -327,7 +323,7 @@ async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, c
 
 @contextmanager
 def without_descriptors() -> Iterator[None]:
-    """This process gets no further descriptor, for the length of a block."""
+    """Let this process get no further descriptor, for the length of a block."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)
@@ -339,8 +335,10 @@ def without_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "kms.invalid"])
-async def test_that_we_have_no_descriptor_is_told_apart(nursery: trio.Nursery, certificates: Path, host: str) -> None:
-    """From a key manager that refuses, and from a name that is not known: both would be held against it."""
+async def test_a_lack_of_descriptors_has_a_reason_of_its_own(
+    nursery: trio.Nursery, certificates: Path, host: str
+) -> None:
+    """A refusal or an unknown name would count against the key manager; a lack of descriptors must not."""
     _server, target = await meet(nursery, certificates)
     trio.socket.set_custom_hostname_resolver(NoNames() if host == "kms.invalid" else None)
     with without_descriptors():
@@ -361,10 +359,8 @@ async def test_a_name_without_an_address_is_refused(nursery: trio.Nursery, certi
     assert "Name or service not known" in str(error)
 
 
-async def test_that_no_connection_can_be_made_is_told_for_the_name_to_be_looked_up(
-    nursery: trio.Nursery, certificates: Path
-) -> None:
-    """It may have moved. If only this process is short of descriptors, no other address would help."""
+async def test_a_failed_connection_asks_for_a_lookup_of_the_name(nursery: trio.Nursery, certificates: Path) -> None:
+    """The backend may have moved. If this process lacks descriptors, no other address would help."""
     _server, target = await meet(nursery, certificates)
     told: list[str] = []
     with socket.socket() as sock:  # bound, and not listening
@@ -387,7 +383,7 @@ async def test_that_no_connection_can_be_made_is_told_for_the_name_to_be_looked_
     assert told == ["failed", "too late"]
 
 
-async def test_giving_up_while_a_session_opens_closes_its_connection(nursery: trio.Nursery, certificates: Path) -> None:
+async def test_cancelling_an_open_closes_its_connection(nursery: trio.Nursery, certificates: Path) -> None:
     asked = trio.Event()
 
     def says_nothing(_request: Request) -> bytes:

@@ -1,4 +1,4 @@
-"""Opening: one pool's attempts, the pauses after failures, and the failure that waiting requests are told."""
+"""Tests of Opening: a pool's attempts, the pauses after failures, and the failure that new requests get."""
 
 import random
 
@@ -160,7 +160,7 @@ def test_a_lack_of_descriptors_is_no_failure_of_the_pool(opening: Opening, gate:
     [
         ("credential", 0.1, 0, "credential"),  # during the pause
         ("credential", 0.3, 0, None),  # after it, a request may try
-        ("credential", 0.3, 1, "credential"),  # while another request tries, it is known, too
+        ("credential", 0.3, 1, "credential"),  # also known while an attempt is under way
         ("connect", 0.05, 0, "connect"),
         ("connect", 0.05, 1, None),  # an attempt that began before the failure may still succeed
         ("connect", 0.3, 0, None),
@@ -168,7 +168,7 @@ def test_a_lack_of_descriptors_is_no_failure_of_the_pool(opening: Opening, gate:
         ("resources", 0.05, 0, None),
     ],
 )
-def test_the_known_failure_is_told_while_no_attempt_may_begin(
+def test_the_failure_is_known_while_no_attempt_may_begin(
     opening: Opening, reason: str, after: float, under_way: int, known: str | None
 ) -> None:
     opening.failed(failure(reason), 0.0)
@@ -176,7 +176,7 @@ def test_the_known_failure_is_told_while_no_attempt_may_begin(
     assert reason_of(opening.known_failure(after)) == known
 
 
-def test_the_known_failure_of_one_pool_is_that_of_all_if_nobody_can_connect(gate: Gate) -> None:
+def test_an_unreachable_backend_is_a_known_failure_of_every_pool(gate: Gate) -> None:
     red, blue = (opening_of(FakeKeyManager(), gate) for _ in range(2))
     red.failed(failure("connect"), 0.0)
     assert reason_of(blue.known_failure(0.05)) == "connect"
@@ -194,7 +194,7 @@ def session_that(opened_at: float, *, answered: int = 0) -> Session:
 
 
 @in_virtual_time
-async def test_the_next_session_after_one_that_died_young_is_tried_twice(gate: Gate) -> None:
+async def test_the_session_after_an_early_close_is_validated_twice(gate: Gate) -> None:
     atlanta = FakeKeyManager()
     opening = opening_of(atlanta, gate)
     assert opening.closed_by_peer(session_that(0.0), now=0.1)
@@ -207,7 +207,7 @@ async def test_the_next_session_after_one_that_died_young_is_tried_twice(gate: G
 
 
 @in_virtual_time
-async def test_a_key_manager_that_closes_behind_its_first_answer_refuses_sessions(gate: Gate) -> None:
+async def test_closing_after_the_first_answer_is_a_refusal(gate: Gate) -> None:
     atlanta = FakeKeyManager()
     atlanta.behaviour = hangs_up_after
     opening = opening_of(atlanta, gate)
@@ -224,13 +224,13 @@ async def test_a_key_manager_that_closes_behind_its_first_answer_refuses_session
     ("answered", "age"), [(1, 0.1), (0, 2.1)], ids=["it has answered a client", "it was open for two seconds"]
 )
 @in_virtual_time
-async def test_other_deaths_say_nothing(opening: Opening, answered: int, age: float) -> None:
+async def test_later_closes_do_not_make_the_key_manager_suspicious(opening: Opening, answered: int, age: float) -> None:
     assert not opening.closed_by_peer(session_that(0.0, answered=answered), now=age)
     assert not opening.is_suspicious
 
 
 @in_virtual_time
-async def test_the_text_tells_if_attempts_fail(opening: Opening) -> None:
+async def test_repr_shows_failing_attempts(opening: Opening) -> None:
     opening.under_way = 2
     assert repr(opening) == "<Opening 2 under way>"
     opening.failed(failure("validation"), 0.0)

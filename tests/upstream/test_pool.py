@@ -1,4 +1,4 @@
-"""The promises of a pool: to requests that borrow a session, to requests that wait, and to the key manager."""
+"""Tests of a pool: lending, waiting, opening, validation and closing of sessions."""
 
 import socket
 from functools import partial
@@ -127,9 +127,7 @@ async def test_a_waiting_request_gets_a_session_that_is_opened_first(
 
 
 @in_virtual_time
-async def test_no_more_handshakes_at_once_than_a_key_manager_should_bear(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_the_gate_bounds_handshakes_at_once(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
 
     waiters = await waiting(pool, nursery, 20)
@@ -141,7 +139,7 @@ async def test_no_more_handshakes_at_once_than_a_key_manager_should_bear(
 
 
 @in_virtual_time
-async def test_the_bound_holds_however_many_ask(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_sessions_stay_within_the_slots_under_load(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     slots = Slots(3)
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
     most = 0
@@ -225,7 +223,7 @@ async def test_a_client_that_left_the_queue_is_passed_over(nursery: trio.Nursery
 async def test_a_client_that_leaves_just_before_its_turn_keeps_no_session(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    """Cancelled, and handed a session before the cancellation is noticed: the session goes to the next client."""
+    """The client is cancelled, then gets a session before it runs: the session must go to the next client."""
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
     session = await lease(pool)
     leaver, stayer = await waiting(pool, nursery, 2)
@@ -242,7 +240,7 @@ async def test_a_client_that_leaves_just_before_its_turn_keeps_no_session(
 async def test_a_client_that_leaves_just_after_its_turn_has_the_session(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    """Handed a session, and cancelled before it ran: it has borrowed the session, and must give it back."""
+    """The client gets a session, then is cancelled before it runs: it has the session, and must give it back."""
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
     session = await lease(pool)
     leaver, stayer = await waiting(pool, nursery, 2)
@@ -293,7 +291,7 @@ async def test_a_client_that_leaves_during_a_refusal_is_not_served_later(
 
 
 @in_virtual_time
-async def test_a_session_whose_exchange_failed_is_closed_and_its_place_is_free(
+async def test_a_session_whose_exchange_failed_is_closed_and_frees_its_slot(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     slots = Slots(1)
@@ -313,7 +311,7 @@ async def test_a_session_whose_exchange_failed_is_closed_and_its_place_is_free(
 async def test_a_session_whose_exchange_was_cancelled_is_never_lent_again(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    """Its answer may still come, and would be taken for the next one's."""
+    """The answer may still come, and would be taken for the answer to the next request."""
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
     atlanta.operation_cost = 2.0
 
@@ -327,14 +325,14 @@ async def test_a_session_whose_exchange_was_cancelled_is_never_lent_again(
 
 
 def speaks_unasked(connection: Connection, request: Request) -> None:
-    """Answers rightly, and then once more for somebody else, in a record of its own."""
+    """Answer rightly, and then send an answer about a different object, in a record of its own."""
     connection.execute(request)
     connection.answer(request, answer_to(ask("of-another")))
 
 
 @in_virtual_time
-async def test_an_answer_that_nobody_asked_for_reaches_nobody(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    """Neither whoever borrows the session next, nor whoever waited for it and is handed it at once."""
+async def test_an_unasked_answer_reaches_no_client(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    """Neither the next borrower gets it, nor a request that waits for the session."""
     pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
     atlanta.behaviour = speaks_unasked
     got = {}
@@ -349,13 +347,11 @@ async def test_an_answer_that_nobody_asked_for_reaches_nobody(nursery: trio.Nurs
 
     assert got == {f"key-{number}": f"key-{number}" for number in range(5)}
     assert observer.closed == {"unasked": 5}
-    assert observer.learned == []  # that the sessions were idle for so long teaches nothing
+    assert observer.learned == []  # the idle limit learns nothing from these sessions
 
 
 @in_virtual_time
-async def test_a_session_that_was_opened_and_speaks_unasked_is_not_handed_over(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_new_session_with_unasked_bytes_is_not_lent(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
 
     def talkative(connection: Connection) -> None:
@@ -369,9 +365,7 @@ async def test_a_session_that_was_opened_and_speaks_unasked_is_not_handed_over(
 
 
 @in_virtual_time
-async def test_an_idle_session_that_is_flooded_with_records_is_closed_for_that_reason(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_an_idle_session_flooded_with_records_is_closed(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, observer = make_pool(atlanta, nursery.start_soon)
     sessions = [await lease(pool) for _ in range(4)]
     for session in sessions:
@@ -392,9 +386,7 @@ async def test_an_idle_session_that_is_flooded_with_records_is_closed_for_that_r
 
 
 @in_virtual_time
-async def test_a_key_manager_that_sends_unasked_bytes_is_distrusted_for_ten_minutes(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_unasked_bytes_make_the_key_manager_distrusted(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     endpoint = Endpoint()
     pool, observer = make_pool(atlanta, nursery.start_soon, endpoint=endpoint)
     assert not endpoint.is_distrusted
@@ -414,7 +406,7 @@ async def test_a_key_manager_that_sends_unasked_bytes_is_distrusted_for_ten_minu
 
 @in_virtual_time
 @pytest.mark.parametrize("answer", ["key-2", "key-1 twice"])
-async def test_a_session_that_answers_something_else_is_closed_and_the_key_manager_is_distrusted(
+async def test_a_wrong_answer_closes_the_session_and_makes_distrusted(
     nursery: trio.Nursery, atlanta: FakeKeyManager, answer: str
 ) -> None:
     endpoint = Endpoint()
@@ -458,7 +450,7 @@ async def test_a_session_that_the_peer_closed_is_not_lent(nursery: trio.Nursery,
 
 
 @in_virtual_time
-async def test_a_waiting_request_is_told_at_once_that_no_session_opens(
+async def test_waiting_requests_fail_at_once_if_no_session_opens(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     slots = Slots(4)
@@ -478,7 +470,7 @@ async def test_a_waiting_request_is_told_at_once_that_no_session_opens(
 
 
 @in_virtual_time
-async def test_after_a_failure_one_attempt_is_made_and_its_outcome_is_everybodys(
+async def test_after_a_failure_one_attempt_decides_for_all_requests(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
@@ -487,7 +479,7 @@ async def test_after_a_failure_one_attempt_is_made_and_its_outcome_is_everybodys
         await pool.wait()
 
     with pytest.raises(BackendError):
-        await pool.wait()  # told at once, during the pause
+        await pool.wait()  # fails at once, during the pause
     await trio.sleep(PAUSE)
     waiters = await waiting(pool, nursery, 50)
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=1 waiting=50 failing>"
@@ -495,11 +487,11 @@ async def test_after_a_failure_one_attempt_is_made_and_its_outcome_is_everybodys
 
     assert len(atlanta.attempts) == 2
     assert {type(waiter.error) for waiter in waiters} == {BackendError}
-    assert len({id(waiter.error) for waiter in waiters}) == 50  # one each: a raised error keeps its traceback
+    assert len({id(waiter.error) for waiter in waiters}) == 50  # an error for each: a raised error keeps its traceback
 
 
 @in_virtual_time
-async def test_the_outcome_may_be_a_session_for_the_first_and_more_for_the_others(
+async def test_a_successful_attempt_opens_sessions_for_all_requests(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon)
@@ -531,9 +523,7 @@ async def test_a_silent_key_manager_costs_the_connect_deadline_at_most(
 
 
 @in_virtual_time
-async def test_nobody_waits_for_attempts_that_began_after_their_own(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_each_wait_ends_with_the_attempt_that_it_began(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon)
     atlanta.is_reachable = False
 
@@ -556,7 +546,7 @@ async def test_attempts_that_fail_together_are_one_failure(nursery: trio.Nursery
     await trio.sleep(atlanta.handshake_cost + PAUSE)
 
     assert observer.failed == ["connect"] * 4
-    assert {type(waiter.error) for waiter in waiters} == {BackendError}  # also of those without an attempt
+    assert {type(waiter.error) for waiter in waiters} == {BackendError}  # also of pools without an attempt
     assert repr(pool) == "<Pool atlanta as red: idle=0 busy=0 opening=0 waiting=0 failing>"
     assert slots.gate.pause.is_over(trio.current_time())
     assert slots.gate.limit == 2
@@ -583,9 +573,7 @@ async def test_an_unreachable_key_manager_is_tried_again_after_growing_pauses(
 
 
 @in_virtual_time
-async def test_a_refused_credential_is_tried_once_a_pause_however_many_clients_ask(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_refused_credential_is_tried_once_a_pause(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, observer = make_pool(atlanta, nursery.start_soon)
     atlanta.refused.add("red")
     waits = []
@@ -611,7 +599,7 @@ async def test_a_refused_credential_is_tried_once_a_pause_however_many_clients_a
 
 
 @in_virtual_time
-async def test_a_recovery_is_found_without_a_client(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_a_recovery_is_noticed_without_a_request(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=3))
     atlanta.refuse()
 
@@ -639,7 +627,7 @@ async def test_requests_wait_as_long_as_a_lent_session_may_come_back(
         (waiter,) = await waiting(pool, nursery, 1)
         await trio.sleep(4)
         assert waiter.ended_at is None
-        assert len(atlanta.attempts) < 10  # pauses hold: it is not tried again and again for the one who waits
+        assert len(atlanta.attempts) < 10  # pauses hold: a waiting request causes no further attempts
 
         pool.give_back(session)
         await wait_all_tasks_blocked()
@@ -647,9 +635,7 @@ async def test_requests_wait_as_long_as_a_lent_session_may_come_back(
 
 
 @in_virtual_time
-async def test_when_the_last_lent_session_breaks_the_others_are_told(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_when_the_last_lent_session_breaks_waits_fail(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon)
     session = await lease(pool)
     atlanta.refuse()
@@ -668,10 +654,10 @@ async def test_when_the_last_lent_session_breaks_the_others_are_told(
 
 @pytest.mark.parametrize("reason", ["connect", "credential"])
 @in_virtual_time
-async def test_when_the_last_lent_session_ends_during_a_pause_nobody_waits_on(
+async def test_when_the_last_lent_session_ends_in_a_pause_waits_fail(
     nursery: trio.Nursery, atlanta: FakeKeyManager, reason: str
 ) -> None:
-    """The pause may last 30 s; requests can try another key manager meanwhile."""
+    """The pause may last 30 s, in which requests can try a different key manager."""
     pool, _ = make_pool(atlanta, nursery.start_soon)
     first, last = await lease(pool), await lease(pool)
     atlanta.refuse(reason)
@@ -693,7 +679,7 @@ async def test_when_the_last_lent_session_ends_during_a_pause_nobody_waits_on(
 
 
 @in_virtual_time
-async def test_a_failure_that_concerns_every_credential_is_told_to_every_pool(
+async def test_an_unreachable_backend_fails_the_waits_of_every_pool(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     slots = Slots(20)
@@ -713,7 +699,7 @@ async def test_a_failure_that_concerns_every_credential_is_told_to_every_pool(
 
 
 @in_virtual_time
-async def test_a_refused_credential_is_told_to_its_own_pool_only(
+async def test_a_refused_credential_fails_the_waits_of_its_own_pool_only(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     slots = Slots(4)
@@ -760,8 +746,10 @@ async def test_an_odd_error_of_one_key_manager_does_not_end_the_gateway(
 
 
 @in_virtual_time
-async def test_a_key_manager_that_has_come_back_is_not_flooded(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    """One handshake more at once with each that succeeds."""
+async def test_a_recovered_key_manager_gets_few_handshakes_at_once(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    """The bound on handshakes grows by one with each that succeeds."""
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(100))
     atlanta.refuse()
     with pytest.raises(BackendError):
@@ -835,7 +823,7 @@ async def test_a_read_whose_client_has_disconnected_is_closed_and_no_other(
 
 
 class Exchange:
-    """An exchange that goes on although nobody awaits the answer."""
+    """An exchange that continues although no client awaits the answer."""
 
     def __init__(self, pool: Pool, session: Session, nursery: trio.Nursery) -> None:
         self.error: str | None = None
@@ -871,7 +859,7 @@ async def test_an_abandoned_session_is_kept_if_nobody_needs_its_slot(
 @pytest.mark.parametrize("whose", ["red", "blue"])
 @pytest.mark.parametrize("waits_first", [True, False])
 @in_virtual_time
-async def test_an_abandoned_session_makes_room_at_once(
+async def test_an_abandoned_session_is_closed_at_once_for_a_waiting_request(
     nursery: trio.Nursery, atlanta: FakeKeyManager, whose: str, waits_first: bool
 ) -> None:
     slots = Slots(1)
@@ -958,9 +946,7 @@ async def test_an_abandoned_session_of_a_closed_pool_is_closed(nursery: trio.Nur
 
 
 @in_virtual_time
-async def test_sessions_that_were_idle_as_long_are_lent_to_be_validated(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_sessions_idle_as_long_are_lent_for_validation(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon)
     sessions = [await lease(pool) for _ in range(3)]
     for session in sessions:
@@ -978,10 +964,10 @@ async def test_sessions_that_were_idle_as_long_are_lent_to_be_validated(
 
 
 @in_virtual_time
-async def test_idle_sessions_that_are_closed_are_dropped_and_no_others(
+async def test_drop_closed_closes_only_sessions_closed_by_the_peer(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    """One poisonous request must not cost an identity all its sessions."""
+    """A request that breaks its session must not cost an identity all sessions."""
     pool, observer = make_pool(atlanta, nursery.start_soon)
     sessions = [await lease(pool) for _ in range(4)]
     for session in sessions:
@@ -999,7 +985,7 @@ async def test_idle_sessions_that_are_closed_are_dropped_and_no_others(
 
 
 @in_virtual_time
-async def test_min_idle_sessions_are_there_before_anybody_asks(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_min_idle_sessions_are_opened_before_any_request(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
 
     async with kept_warm(pool):
@@ -1014,7 +1000,7 @@ async def test_min_idle_sessions_are_there_before_anybody_asks(nursery: trio.Nur
 
 
 @in_virtual_time
-async def test_warm_sessions_stay_and_are_used_before_the_peer_loses_patience(
+async def test_warm_sessions_are_validated_before_the_peer_closes_them(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
@@ -1055,7 +1041,7 @@ async def test_a_surplus_session_is_closed_after_the_idle_timeout(
 
 
 @in_virtual_time
-async def test_slow_probes_do_not_keep_what_is_not_needed(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_slow_validation_keeps_no_surplus_session(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
 
     async with kept_warm(pool):
@@ -1106,7 +1092,7 @@ async def test_a_warm_session_that_does_not_answer_properly_is_replaced(
 
 
 @in_virtual_time
-async def test_a_session_that_is_being_proven_serves_who_waits_for_it(
+async def test_a_session_under_validation_serves_a_waiting_request(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1), slots=Slots(1))
@@ -1174,7 +1160,7 @@ async def test_sessions_that_began_together_do_not_end_together(nursery: trio.Nu
 
 @in_virtual_time
 async def test_an_old_session_is_neither_lent_nor_kept(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    """As soon as somebody looks: the keeper, which does so four times a second, or who gives it back."""
+    """Maintenance closes it, four times a second, or ``give_back`` does."""
     pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(max_lifetime=100.0))
     kept, lent = await lease(pool), await lease(pool)
     pool.give_back(kept)
@@ -1192,9 +1178,7 @@ async def test_an_old_session_is_neither_lent_nor_kept(nursery: trio.Nursery, at
 
 
 @in_virtual_time
-async def test_closing_ends_what_is_idle_and_tells_those_who_wait(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_closing_closes_idle_sessions_and_fails_waits(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     slots = Slots(2)
     pool, observer = make_pool(atlanta, nursery.start_soon, slots=slots)
     lent, idle = await lease(pool), await lease(pool)
@@ -1283,7 +1267,7 @@ async def test_a_lack_of_descriptors_is_no_failure_of_the_backend(
 
 
 @in_virtual_time
-async def test_a_request_is_told_of_a_lack_of_descriptors(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_a_request_fails_with_the_lack_of_descriptors(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _observer = make_pool(atlanta, nursery.start_soon)
     atlanta.refuse("resources")
     async with kept_warm(pool):

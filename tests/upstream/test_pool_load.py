@@ -1,4 +1,4 @@
-"""Many identities and many clients before key managers that bear little: few handshakes, and nobody starves."""
+"""Tests of pools under load: many clients cause few handshakes at a weak key manager, and no identity starves."""
 
 import random
 from collections import Counter
@@ -38,7 +38,7 @@ WARM = SETTINGS._replace(min_idle=1)
 
 
 class SerialKeyManager(FakeKeyManager):
-    """An HSM that makes one handshake after the other, also for peers that have given up.
+    """An HSM that makes handshakes one by one, also for peers that have given up.
 
     ``wasted`` counts handshakes that the gateway gave up; ``most`` is the greatest number under way at once.
     """
@@ -50,7 +50,7 @@ class SerialKeyManager(FakeKeyManager):
         self.most = self.wasted = 0
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Reset the counts."""
         self.attempts.clear()
         self.most = self.wasted = 0
 
@@ -77,7 +77,7 @@ class SerialKeyManager(FakeKeyManager):
 def pools_of(
     key_manager: FakeKeyManager, nursery: trio.Nursery, number: int, slots: Slots, settings: PoolSettings = WARM
 ) -> list[Pool]:
-    """So many identities' pools, which are kept warm."""
+    """Start the maintained pools of so many identities, and return them."""
     pools = [
         make_pool(key_manager, nursery.start_soon, settings, credential=f"id{index}", slots=slots)[0]
         for index in range(number)
@@ -101,9 +101,7 @@ async def time_until_warm(pools: Sequence[Pool], sessions: int = 1) -> float:
 
 @pytest.mark.parametrize("identities", [20, 200])
 @in_virtual_time
-async def test_all_identities_are_warm_soon_at_start_and_after_a_restart(
-    nursery: trio.Nursery, identities: int
-) -> None:
+async def test_all_identities_are_warm_soon_after_a_start(nursery: trio.Nursery, identities: int) -> None:
     """An HSM that makes twenty handshakes a second needs 10 s for 200."""
     hsm = SerialKeyManager()
     slots = Slots(400)
@@ -161,7 +159,7 @@ async def test_many_warm_sessions_are_opened_a_few_at_a_time(nursery: trio.Nurse
 
 
 class LimitedKeyManager(FakeKeyManager):
-    """It takes so many sessions, and refuses more after the handshake."""
+    """A key manager that accepts so many sessions, and refuses more after the handshake."""
 
     most = 4
 
@@ -174,7 +172,7 @@ class LimitedKeyManager(FakeKeyManager):
 
 
 def ask_for_ever(pool: Pool, nursery: trio.Nursery, clients: int, tally: Counter[str]) -> None:
-    """Clients that ask again as soon as they are answered."""
+    """Start clients that send the next request as soon as they are answered."""
 
     async def client() -> None:
         while True:
@@ -211,7 +209,7 @@ async def test_a_limit_of_the_key_manager_is_learned_and_seldom_tried(nursery: t
 
 
 class SlowKeyManager(LimitedKeyManager):
-    """It answers further sessions too late."""
+    """A key manager that answers further sessions too late."""
 
     async def _open(self, credential: str) -> Session:
         try:
@@ -237,8 +235,8 @@ async def test_sessions_that_open_too_slowly_teach_no_limit(nursery: trio.Nurser
 
 
 @in_virtual_time
-async def test_lack_of_descriptors_teaches_no_limit_of_the_key_manager(nursery: trio.Nursery) -> None:
-    """Sessions that are open answer while this process can't open another one."""
+async def test_a_lack_of_descriptors_teaches_no_limit(nursery: trio.Nursery) -> None:
+    """Open sessions answer while this process can't open more sessions."""
     atlanta = FakeKeyManager(operation_cost=0.05)
     pool, observer = make_pool(atlanta, nursery.start_soon, WARM, slots=Slots(64))
     nursery.start_soon(maintain_pools, [pool], 3.0)
@@ -300,9 +298,7 @@ def closes_at_once(connection: Connection) -> None:
 
 @pytest.mark.parametrize("clients", [0, 8])
 @in_virtual_time
-async def test_a_key_manager_that_closes_behind_its_validation_gets_few_handshakes(
-    nursery: trio.Nursery, clients: int
-) -> None:
+async def test_closing_after_validation_costs_few_handshakes(nursery: trio.Nursery, clients: int) -> None:
     strange = FakeKeyManager()
     strange.greeting = closes_at_once
     slots, tally = Slots(64), Counter[str]()
@@ -327,7 +323,7 @@ async def test_a_key_manager_that_closes_behind_its_validation_gets_few_handshak
 
 
 def slow_key_pairs(seconds: Callable[[], float]) -> Callable[[Connection, Request], None]:
-    """Key pairs take so long, everything else 5 ms."""
+    """Make a behaviour for which Create Key Pair takes so long, and every other operation 5 ms."""
 
     def behaviour(connection: Connection, request: Request) -> None:
         connection.execute(request)
@@ -338,7 +334,7 @@ def slow_key_pairs(seconds: Callable[[], float]) -> Callable[[Connection, Reques
 
 
 def tend(it: House) -> None:
-    """Run the keeper and the health check of each backend, as the gateway does."""
+    """Run maintenance, watch and health check of each backend, as the gateway does."""
     for backend in it.backends:
         probe = decode_request(VALIDATION_REQUESTS["discover-versions"])
         prober = HealthChecker(
@@ -351,7 +347,7 @@ def tend(it: House) -> None:
 
 @pytest.mark.parametrize(("spread", "pause"), [(0.0, 1.0), (5.0, 5.0)])
 @in_virtual_time
-async def test_slow_changes_of_one_identity_never_hold_up_another(spread: float, pause: float) -> None:
+async def test_slow_changes_of_one_identity_delay_no_other(spread: float, pause: float) -> None:
     """140 clients of red make key pairs of 20 s with 2 x 64 slots; blue reads now and then."""
     varied = random.Random(1)
     async with house("atlanta", "london", places=64, pool=WARM) as it:
@@ -380,13 +376,13 @@ async def test_slow_changes_of_one_identity_never_hold_up_another(spread: float,
 
 
 def slow_if_named(connection: Connection, request: Request) -> None:
-    """Everything but validation takes 20 s."""
+    """Answer a validation request at once, and every other request after 20 s."""
     connection.execute(request)
     connection.say(answer_to(request), at=trio.current_time() + (20.0 if name_in(request) else 0.005))
 
 
 @in_virtual_time
-async def test_an_identity_that_reads_once_in_a_while_keeps_its_warm_session(nursery: trio.Nursery) -> None:
+async def test_an_identity_that_reads_rarely_keeps_its_warm_session(nursery: trio.Nursery) -> None:
     slots = Slots(64)
     atlanta = FakeKeyManager()
     atlanta.behaviour = slow_if_named

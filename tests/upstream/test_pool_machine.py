@@ -1,4 +1,4 @@
-"""Two pools that share a backend, and all that can happen to them, in any order and between any ticks."""
+"""State machine test of two pools that share a backend: events in any order and between any ticks."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -29,12 +29,12 @@ from tests.kit.fake_backends import (
 from tests.kit.stepped import SteppedTrio
 
 CREDENTIALS: Final = ("red", "blue")
-TURN: Final = 0.25  # s between two rounds of the keeper
-CALM: Final = 60  # rounds in which a key manager that does as it should must have served everybody
+TURN: Final = 0.25  # s between two rounds of maintenance
+CALM: Final = 60  # rounds in which a properly working key manager must have served every client
 
 
 class Attempt:
-    """A connection attempt that waits for the key manager's decision."""
+    """A connection attempt that waits for the test's decision."""
 
     def __init__(self, credential: str) -> None:
         self.credential = credential
@@ -43,7 +43,7 @@ class Attempt:
 
 
 class HeldKeyManager(FakeKeyManager):
-    """Lets everybody wait, those who connect and those who ask, until the test decides."""
+    """A key manager that holds every connection attempt and every request until the test decides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class HeldKeyManager(FakeKeyManager):
         return open_when_decided
 
     def decide(self, attempt: Attempt, refusal: Exception | None = None) -> None:
-        """Let one in, or not."""
+        """Accept or refuse the attempt."""
         self.connecting.remove(attempt)
         attempt.refusal = refusal
         attempt.decided.set()
@@ -88,9 +88,9 @@ class HeldKeyManager(FakeKeyManager):
 
 
 class Client:
-    """Asks for one key, and keeps the outcome. Does with a session what the dispatcher does.
+    """A client that gets a key and keeps the outcome, with the same calls to the pool as the dispatcher.
 
-    ``session`` is lent, and ``abandoned`` after another backend has answered; the exchange on it still goes on.
+    ``session`` is lent; it is ``abandoned`` after a different backend has answered, while its exchange continues.
     """
 
     def __init__(self, name: str, principal: str, pool: Pool, nursery: trio.Nursery, *, is_repeatable: bool) -> None:
@@ -157,12 +157,12 @@ class Client:
 
 
 def pauses() -> st.SearchStrategy[int | None]:
-    """How many ticks pass until the next thing happens; None: until all is quiet."""
+    """Draw the number of ticks until the next event; None stands for ticks until every task waits."""
     return st.sampled_from([None, 0, 1, 2, 3])
 
 
 def choices() -> st.SearchStrategy[int]:
-    """One of what there is."""
+    """Draw an index, which selects an object modulo their number."""
     return st.integers(0, 7)
 
 
@@ -408,7 +408,7 @@ class PoolMachine(RuleBasedStateMachine):
         held = {_connection(session) for session in self._held_sessions() if session.state is not SessionState.CLOSED}
         open_connections = set(self.atlanta.open_connections)
         assert held <= open_connections
-        # A session that is tried twice before it is lent belongs to the attempt that opens it.
+        # A session that is validated twice before it is lent belongs to the attempt that opens it.
         being_opened = sum(pool.opening.under_way for pool in self.pools.values() if pool.opening.is_suspicious)
         assert len(open_connections - held) <= being_opened
         assert sum(observer.opened - observer.closed.total() for observer in self.observers) == len(
@@ -434,7 +434,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert not (pool._closed and (pool.statistics().waiting or pool.statistics().idle))
 
     def _no_slot_is_free_for_a_pool_without_session(self) -> None:
-        """Holds as soon as the keeper has made a round."""
+        """Check the invariant that holds after a round of maintenance."""
         for pool in self.pools.values():
             may_open = self.slots.gate.has_room(trio.current_time()) and self.slots.has_room()
             if may_open and pool.needs_session:
@@ -484,7 +484,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert asked == []
 
     def _nothing_is_left(self) -> None:
-        """Closed while sessions are lent and being opened, for clients who ask until the end."""
+        """Close the pools while sessions are lent and being opened, and check that nothing is left."""
         for credential in CREDENTIALS:
             self.clients_ask(credential, "alice", 2, is_repeatable=False, pause=None)
         for pool in self.pools.values():

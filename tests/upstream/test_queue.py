@@ -1,4 +1,4 @@
-"""The queue of a pool: in turn between principals, in order within each."""
+"""Tests of the fair queue: principals take turns, and the requests of each keep their order."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from gateway.upstream.queue import FairQueue
 
 
 class Waiter(NamedTuple):
-    """A waiting request."""
+    """The principal and the arrival of a waiting request."""
 
     principal: str
     since: float
 
 
 def queue_of(principals: str) -> FairQueue[Waiter]:
-    """A queue to which these principals, a letter each, came one a second."""
+    """Return a queue to which these principals, a letter each, were added a second apart."""
     queue: FairQueue[Waiter] = FairQueue()
     for second, principal in enumerate(principals):
         queue.append(Waiter(principal, float(second)))
@@ -69,7 +69,7 @@ def test_a_waiter_that_leaves_takes_no_turn() -> None:
     assert repr(queue) == "<FairQueue 0 waiting, of 0 principals>"
 
 
-def test_the_queue_knows_the_longest_waiting_of_all_principals() -> None:
+def test_the_oldest_waiter_of_all_principals_is_known() -> None:
     queue = queue_of("aabc")
     queue.popleft()
 
@@ -80,14 +80,14 @@ def test_the_queue_knows_the_longest_waiting_of_all_principals() -> None:
 @pytest.mark.parametrize(
     ("came", "newcomer", "makes_place"),
     [
-        ("aaaab", "b", ("a", 3)),  # the newest of those who fill it
-        ("aab", "b", None),  # two of one and one of the other: nobody fills it
+        ("aaaab", "b", ("a", 3)),  # the newest of the principal that fills it
+        ("aab", "b", None),  # two of one principal and one of the other: neither fills it
         ("aaab", "b", ("a", 2)),
-        ("aaaa", "a", None),  # who fills it makes no place for itself
+        ("aaaa", "a", None),  # the principal that fills it gets no place
         ("aaaabbbc", "c", ("a", 3)),
     ],
 )
-def test_a_full_queue_is_full_for_the_principal_that_fills_it(
+def test_a_full_queue_rejects_the_principal_that_fills_it(
     came: str, newcomer: str, makes_place: tuple[str, float] | None
 ) -> None:
     """The newcomer is in the queue already."""
@@ -123,7 +123,7 @@ def test_no_waiter_is_lost_and_no_principal_is_served_twice_in_a_row(steps: list
     assert sorted(served(queue)) == sorted(waiter.principal for waiter in there)
 
 
-def test_the_queue_tells_which_principals_wait_and_in_which_order() -> None:
+def test_the_queue_lists_principals_and_waiters() -> None:
     queue = queue_of("aab")
     assert [waiter.since for waiter in queue.all()] == [0, 1, 2]
     assert (queue.has("b"), queue.has("c")) == (True, False)
@@ -133,7 +133,7 @@ def test_the_queue_tells_which_principals_wait_and_in_which_order() -> None:
     assert list(queue.principals()) == ["a"]
 
 
-def test_a_principal_that_is_passed_over_has_a_turn_only_if_no_other_waits() -> None:
+def test_a_passed_over_principal_gets_a_turn_only_if_alone() -> None:
     queue = queue_of("aabc")
     turns = [queue.popleft(passed_over=["a"]).principal for _ in range(4)]
     assert turns == ["b", "c", "a", "a"]

@@ -15,7 +15,7 @@ def atlanta() -> FakeKeyManager:
 
 @pytest.mark.parametrize(("seen_before", "sessions"), [(50.0, 7), (70.0, 8)])
 @in_virtual_time
-async def test_one_principal_leaves_a_slot_to_another_seen_within_a_minute(
+async def test_a_principal_leaves_a_slot_to_one_seen_within_a_minute(
     nursery: trio.Nursery, atlanta: FakeKeyManager, seen_before: float, sessions: int
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
@@ -37,7 +37,7 @@ async def test_one_principal_leaves_a_slot_to_another_seen_within_a_minute(
 
 
 @in_virtual_time
-async def test_one_principal_takes_none_of_the_slots_that_are_opened_for_another(
+async def test_a_greedy_principal_gets_no_session_opened_for_another(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(64))

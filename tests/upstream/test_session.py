@@ -1,4 +1,4 @@
-"""One exchange at a time; and whatever does not end properly leaves a session that nobody will use again."""
+"""Tests of a session: one exchange at a time; an exchange that does not end properly leaves the session BUSY."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -29,7 +29,7 @@ def session_over(stream: FakeStream, *, max_response_size: int = MAX_RESPONSE_SI
 # An exchange that ends properly --------------------------------------------------------------------------------------
 
 
-async def test_an_exchange_sends_the_request_as_it_is_and_returns_its_answer() -> None:
+async def test_an_exchange_sends_the_request_unchanged_and_returns_its_answer() -> None:
     stream = FakeStream(ANSWER)
     session = session_over(stream)
 
@@ -79,7 +79,7 @@ async def test_a_failed_operation_is_an_answer_like_any_other() -> None:
 
 
 class Failure(NamedTuple):
-    """What the other side does, and how the session must report it."""
+    """An event on the other side, and the stage and reason that the session must report."""
 
     says: tuple[bytes | Exception, ...]
     stage: Stage
@@ -116,7 +116,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
-async def test_a_failure_tells_its_stage_and_leaves_the_session_busy(failure: Failure) -> None:
+async def test_a_failure_has_a_stage_and_leaves_the_session_busy(failure: Failure) -> None:
     session = session_over(FakeStream(*failure.says))
 
     with pytest.raises(BackendError) as caught:
@@ -153,7 +153,7 @@ async def test_an_answer_over_the_limit_is_refused_before_it_has_come() -> None:
     assert session.state is SessionState.BUSY
 
 
-async def test_an_answer_with_another_items_number_is_another_requests() -> None:
+async def test_an_answer_with_a_different_item_id_is_a_mismatch() -> None:
     session = session_over(FakeStream(answer_to(ask("key-1", numbered=True))))
 
     with pytest.raises(BackendError) as caught:
@@ -176,7 +176,7 @@ async def test_garbage_is_never_taken_for_an_answer(garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "more", [b"\x42", ANSWER, answer_to(ask("key-2")), b"garbage"], ids=["a byte", "again", "another", "garbage"]
 )
-async def test_what_follows_a_right_answer_spoils_the_session_but_not_the_answer(more: bytes) -> None:
+async def test_bytes_after_an_answer_cost_the_session_but_not_the_answer(more: bytes) -> None:
     session = session_over(FakeStream(ANSWER + more))
 
     response = await session.exchange(GET)
@@ -187,7 +187,7 @@ async def test_what_follows_a_right_answer_spoils_the_session_but_not_the_answer
     assert not session.is_quiet()
 
 
-async def test_what_comes_later_is_seen_before_the_session_is_lent_again() -> None:
+async def test_bytes_that_arrive_later_are_noticed_before_the_next_loan() -> None:
     stream = FakeStream(ANSWER)
     session = session_over(stream)
     await session.exchange(GET)
@@ -228,7 +228,7 @@ async def test_an_answer_about_another_object_is_never_returned(request_: Reques
 
 
 async def test_an_object_that_was_made_before_is_never_returned_as_new() -> None:
-    """The answer to a Create comes again while the next Create waits for its own."""
+    """The answer to a Create arrives again while the next Create waits for its answer."""
     create = ask("", Operation.CREATE)
     first = answer_to(ask("key-1", Operation.CREATE))
     stream = FakeStream(first)
@@ -244,8 +244,8 @@ async def test_an_object_that_was_made_before_is_never_returned_as_new() -> None
 
 
 @pytest.mark.parametrize("what", [answer_to(ask("key-2")), b""], ids=["spoken on", "closed"])
-async def test_what_comes_before_the_request_is_sent_keeps_it_from_being_sent(what: bytes) -> None:
-    """Nothing was sent, so that whatever the request does may be done elsewhere."""
+async def test_bytes_before_the_request_keep_it_from_being_sent(what: bytes) -> None:
+    """Nothing was sent, so that any request may be sent to a different backend."""
     stream = FakeStream(ANSWER)
     session = session_over(stream)
     await session.exchange(GET)
@@ -303,7 +303,7 @@ async def test_a_session_is_busy_as_soon_as_its_exchange_begins(nursery: trio.Nu
 
 
 async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio.Nursery) -> None:
-    """Both happen before the session runs again: the bytes were there, so that the exchange has ended properly."""
+    """Bytes and deadline both come before the session runs again: the exchange has ended properly."""
     stream = FakeStream()
     session = session_over(stream)
     answers = []
@@ -327,7 +327,7 @@ async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio
 
 
 class Purse:
-    """Pays for so many bytes at once."""
+    """A payer that counts up to so many bytes at once."""
 
     def __init__(self, limit: int = 1000) -> None:
         self.limit = limit
@@ -353,14 +353,14 @@ async def test_an_answer_that_comes_in_parts_is_held_until_it_is_whole() -> None
     assert session.state is SessionState.IDLE
 
 
-async def test_an_answer_in_one_part_is_nobodys_to_hold() -> None:
+async def test_an_answer_in_one_part_is_not_counted() -> None:
     purse = Purse(limit=0)
     await session_over(FakeStream(ANSWER)).exchange(GET, payer=purse)
     assert purse.most == 0
 
 
 @pytest.mark.parametrize("limit", [59, len(ANSWER) - 1])
-async def test_an_answer_that_nobody_can_pay_for_is_not_received(limit: int) -> None:
+async def test_an_answer_over_the_payers_limit_is_not_received(limit: int) -> None:
     purse = Purse(limit)
     session = session_over(FakeStream(ANSWER[:50], ANSWER[50:60], ANSWER[60:]))
 
@@ -374,7 +374,7 @@ async def test_an_answer_that_nobody_can_pay_for_is_not_received(limit: int) -> 
 
 
 @in_virtual_time
-async def test_an_answer_that_is_given_up_is_released_with_its_session() -> None:
+async def test_closing_the_session_releases_a_partial_answer() -> None:
     purse = Purse()
     session = session_over(FakeStream(ANSWER[:50]))
 
@@ -387,7 +387,7 @@ async def test_an_answer_that_is_given_up_is_released_with_its_session() -> None
     assert purse.held == 0
 
 
-async def test_a_superseded_exchange_goes_on_holding_what_it_has_received(nursery: trio.Nursery) -> None:
+async def test_a_superseded_exchange_keeps_counting_its_bytes(nursery: trio.Nursery) -> None:
     purse = Purse()
     stream = FakeStream(ANSWER[:50])
     session = session_over(stream)
@@ -419,7 +419,7 @@ async def test_an_answer_without_a_payer_has_64_kib_at_the_most() -> None:
 # Closing -------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_idle_session_says_goodbye_and_a_busy_one_does_not() -> None:
+async def test_closing_an_idle_session_is_polite_and_a_busy_one_is_not() -> None:
     idle, busy = FakeStream(ANSWER), FakeStream(b"")
     polite, rude = session_over(idle), session_over(busy)
     await polite.exchange(GET)
@@ -461,7 +461,7 @@ async def test_a_superseded_exchange_may_still_be_finished(nursery: trio.Nursery
 
 
 @in_virtual_time
-async def test_half_an_answer_is_not_lost_if_the_exchange_is_superseded(nursery: trio.Nursery) -> None:
+async def test_half_an_answer_survives_a_superseded_exchange(nursery: trio.Nursery) -> None:
     stream = FakeStream()
     session = session_over(stream)
     answer = answer_to(ask("key-1"))
@@ -501,7 +501,7 @@ async def test_an_exchange_that_expires_has_timed_out(nursery: trio.Nursery) -> 
 
 
 @in_virtual_time
-async def test_a_session_has_news_from_the_first_byte_to_its_end() -> None:
+async def test_a_session_has_unread_data_until_it_is_closed() -> None:
     stream = FakeStream()
     session = session_over(stream)
     assert not session.has_unread_data()

@@ -1,4 +1,4 @@
-"""A backend's slots: the pool that may open the next session, and the idle session that is closed for it."""
+"""Tests of slots: the pool that opens the next session, and the session that is closed for it."""
 
 import random
 from typing import NamedTuple
@@ -17,7 +17,7 @@ NEVER = float("inf")
 
 
 class Clock:
-    """The time outside of trio: it passes when a test says so."""
+    """The time outside of trio; tests set it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -32,16 +32,16 @@ def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Cl
 
 
 class OpenGate(Gate):
-    """A gate that holds nobody back, so that slots alone decide."""
+    """A gate that lets every handshake begin, so that slots alone decide."""
 
     def has_room(self, now: float) -> bool:
         return now >= 0
 
 
 class FakePoolMember:
-    """A pool, as Slots see it. It holds ``holds`` slots; ``idle_since`` is None if all of them are busy.
+    """A pool that holds ``holds`` slots; ``idle_since`` is None if all its sessions are busy.
 
-    ``waits`` and ``warms`` are the sessions that it needs. ``looked_at`` counts what Slots ask of it.
+    ``waits`` and ``warms`` are the numbers of sessions that the pool needs. ``looked_at`` counts the calls by Slots.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def slots_of(limit: int) -> Slots:
 
 
 def wanting(slots: Slots, waits: int = 1) -> FakePoolMember:
-    """A pool without a session that has just queued."""
+    """Return a pool without a slot that has just queued."""
     member = FakePoolMember(slots, waits=waits)
     slots.want(member)
     return member
@@ -121,7 +121,7 @@ def wanting(slots: Slots, waits: int = 1) -> FakePoolMember:
 # Taking ------------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_so_many_slots_and_no_more() -> None:
+def test_no_more_slots_are_taken_than_the_limit() -> None:
     slots = slots_of(3)
     red, blue = wanting(slots, 2), wanting(slots, 2)
 
@@ -152,7 +152,7 @@ def test_a_slot_whose_session_was_not_opened_is_free_again() -> None:
     assert (slots.used, slots.gate.under_way) == (0, 0)
 
 
-def test_a_pool_that_needs_nothing_any_more_is_passed_over() -> None:
+def test_a_queued_pool_that_needs_nothing_is_skipped() -> None:
     slots = slots_of(1)
     giver = FakePoolMember(slots, 1)
     gave_up, stays = wanting(slots), wanting(slots)
@@ -174,7 +174,7 @@ def test_a_pool_that_was_closed_is_forgotten() -> None:
     assert (closed.opened, slots.used) == (0, 0)
 
 
-def test_a_failure_is_told_to_every_pool_that_waits() -> None:
+def test_a_failure_reaches_every_waiting_pool() -> None:
     slots = slots_of(2)
     holder = FakePoolMember(slots, 2)
     without = wanting(slots)
@@ -192,7 +192,7 @@ def test_a_failure_is_told_to_every_pool_that_waits() -> None:
 
 
 class Pool(NamedTuple):
-    """A pool in the table below: its sessions, and what it needs."""
+    """A pool in the table below: its slots and its needs."""
 
     holds: int = 0
     waits: int = 0
@@ -241,7 +241,7 @@ def test_slots_are_taken_in_order(pools: list[Pool], order: str) -> None:
 
 
 def lose_last(slots: Slots, number: int) -> list[FakePoolMember]:
-    """Pools that have just lost their last session."""
+    """Return so many pools that have just lost their last slot."""
     lost = [FakePoolMember(slots, 1) for _ in range(number)]
     for member in lost:
         slots.release(member)
@@ -274,7 +274,7 @@ def test_a_pool_with_sessions_leaves_slots_to_pools_that_lost_theirs(
     assert hog.opened == opened
 
 
-def test_a_reserved_slot_is_there_for_the_pool_that_comes_back() -> None:
+def test_a_reserved_slot_goes_to_the_pool_that_lost_its_last() -> None:
     slots = slots_of(8)
     (lost,) = lose_last(slots, 1)
     wanting(slots, 8)
@@ -287,7 +287,7 @@ def test_a_reserved_slot_is_there_for_the_pool_that_comes_back() -> None:
 
 
 def test_a_pool_without_a_session_warms_up_in_a_reserved_slot() -> None:
-    """Even while another pool always waits for more."""
+    """This holds also while a different pool always waits for more."""
     slots = slots_of(4)
     lost = lose_last(slots, 2)
     wanting(slots, 10)
@@ -300,7 +300,7 @@ def test_a_pool_without_a_session_warms_up_in_a_reserved_slot() -> None:
     assert [member.opened for member in lost] == [1, 0]
 
 
-def test_the_only_pool_warms_up_in_the_only_slot_after_it_lost_its_session() -> None:
+def test_a_single_pool_warms_up_again_in_a_single_slot() -> None:
     slots = slots_of(1)
     (red,) = lose_last(slots, 1)
     red.warms = 1
@@ -348,7 +348,7 @@ def test_the_reserve_shrinks_with_the_ceiling() -> None:
         (0, 1, 0.0, True),  # the taker has no session
         (0, 5, 0.0, True),
         (1, 3, 0.0, True),  # the pools get more even
-        (1, 2, 0.0, False),  # they would only change places
+        (1, 2, 0.0, False),  # the pools would only swap
         (3, 2, 0.9, False),
         (3, 2, 1.0, True),  # clients have not used it for a second
         (2, 1, 1.0, False),
@@ -373,7 +373,7 @@ def test_an_idle_session_is_closed_if_that_is_worth_a_handshake(
 
 @pytest.mark.parametrize(("unused_for", "opened"), [(59.0, 1), (61.0, 4)])
 def test_warm_sessions_that_clients_do_not_use_make_room(unused_for: float, opened: int) -> None:
-    """Eight identities keep one session each of eight: one that is busy must not be left with its own."""
+    """Eight identities hold one slot each of eight: a busy identity must get more than its own."""
     slots = slots_of(8)
     for _ in range(7):
         FakePoolMember(slots, 1, idle_since=trio.current_time() - unused_for)
@@ -391,7 +391,7 @@ def test_a_session_is_taken_from_the_pool_that_holds_most() -> None:
     assert (red.evicted, green.evicted) == (0, 1)
 
 
-def test_among_equals_a_session_is_taken_from_the_pool_used_least_recently() -> None:
+def test_among_equals_the_least_recently_used_pool_loses_a_session() -> None:
     slots = slots_of(6)
     now = trio.current_time()
     pools = [FakePoolMember(slots, 2, idle_since=now - unused_for) for unused_for in (1, 3, 2)]
@@ -414,7 +414,7 @@ def test_no_session_is_closed_to_keep_another_pool_warm() -> None:
     assert (red.evicted, blue.opened) == (0, 0)
 
 
-def test_no_session_is_closed_while_the_gate_lets_nobody_in() -> None:
+def test_no_session_is_closed_while_no_handshake_may_begin() -> None:
     slots = Slots(1)
     red = FakePoolMember(slots, 1, idle_since=trio.current_time())
     slots.gate.wait_until(trio.current_time() + 1)
@@ -430,15 +430,15 @@ def test_no_session_is_closed_while_the_gate_lets_nobody_in() -> None:
     [
         (3, 1, 0.0, None, True),  # the pools get more even
         (3, 1, None, None, False),  # nobody waits
-        (2, 1, 9.0, None, False),  # they would only change places
-        (1, 0, 0.1, None, False),  # a pool without a session is patient,
+        (2, 1, 9.0, None, False),  # the pools would only swap
+        (1, 0, 0.1, None, False),  # a pool without a slot waits
         (1, 0, 0.3, None, True),  # for a quarter of a second,
         (1, 0, 0.3, 0.4, False),  # unless the holder's own requests have waited longer
         (1, 0, 0.3, 0.2, True),
         (2, 0, 0.0, None, True),
     ],
 )
-def test_a_session_that_comes_back_is_closed_if_another_pool_starves(
+def test_a_returned_session_is_closed_if_another_pool_starves(
     holder: int, other: int, waits_for: float | None, holder_waits_for: float | None, yields: bool
 ) -> None:
     slots = slots_of(holder + other)
@@ -452,8 +452,8 @@ def test_a_session_that_comes_back_is_closed_if_another_pool_starves(
     assert not slots.should_yield(blue)
 
 
-def test_a_session_is_kept_while_the_gate_lets_nobody_in() -> None:
-    """To close it would help nobody."""
+def test_a_session_is_kept_while_no_handshake_may_begin() -> None:
+    """To close the session would help no pool."""
     slots = Slots(4)
     red = FakePoolMember(slots, 4)
     wanting(slots).since -= 9
@@ -475,7 +475,7 @@ def test_a_session_yields_to_a_poorer_pool_although_a_slot_is_reserved() -> None
     assert (rich.held, poor.held) == (5, 2)
 
 
-def test_sessions_beyond_a_lower_limit_are_closed_as_they_come_back() -> None:
+def test_sessions_beyond_a_lowered_limit_are_closed_when_returned() -> None:
     slots = slots_of(4)
     red = FakePoolMember(slots, 4)
 
@@ -495,7 +495,7 @@ def test_a_slot_that_nobody_waits_for_stays_free() -> None:
     assert (red.held, blue.held, slots.used) == (0, 0, 0)
 
 
-def test_a_pool_that_loses_its_last_session_queues_with_those_that_have_none() -> None:
+def test_a_pool_that_loses_its_last_slot_moves_to_the_first_queue() -> None:
     slots = slots_of(2)
     red, green = FakePoolMember(slots, 1, waits=1), FakePoolMember(slots, 1, waits=1)
     for member in (red, green):
@@ -510,7 +510,7 @@ def test_a_pool_that_loses_its_last_session_queues_with_those_that_have_none() -
 
 
 class FakeSession:
-    """A busy session, as Slots see it."""
+    """The part of a busy session that Slots uses."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -561,7 +561,7 @@ def test_clients_that_disconnected_are_looked_for_now_and_then(clock: Clock) -> 
 # The ceiling -------------------------------------------------------------------------------------------------------
 
 
-def test_sessions_beyond_a_learned_ceiling_are_closed_as_they_come_back(clock: Clock) -> None:
+def test_sessions_beyond_a_ceiling_are_closed_when_returned(clock: Clock) -> None:
     slots = slots_of(64)
     red = FakePoolMember(slots, 5)
     for _ in range(2):
@@ -577,7 +577,7 @@ def test_sessions_beyond_a_learned_ceiling_are_closed_as_they_come_back(clock: C
 
 
 def cost_of_a_request(pools: int, waiting: int) -> int:
-    """Return how often pools are looked at while one session is returned and wanted again."""
+    """Return how often Slots reads pools while a session is returned and wanted again."""
     slots = slots_of(8)
     members = [FakePoolMember(slots) for _ in range(pools)]
     busy = FakePoolMember(slots, 8)
@@ -600,7 +600,7 @@ def test_a_request_costs_the_same_however_many_pools_there_are(share: float) -> 
     assert many <= few <= 30
 
 
-def test_a_round_of_the_keeper_looks_at_each_pool_a_few_times() -> None:
+def test_a_round_of_maintenance_looks_at_each_pool_a_few_times() -> None:
     slots = slots_of(8)
     FakePoolMember(slots, 8)
     members = [FakePoolMember(slots, warms=1) for _ in range(1000)]
@@ -661,7 +661,7 @@ async def test_a_slot_that_is_freed_goes_to_the_other_pool(nursery: trio.Nursery
 
 @in_virtual_time
 async def test_a_slot_that_its_pool_does_not_use_goes_to_a_waiting_pool(nursery: trio.Nursery) -> None:
-    """Not at once, since the pools would only change places, but after a second."""
+    """Not at once, since the pools would only swap, but after a second."""
     atlanta, slots = FakeKeyManager(), Slots(3)
     red, _ = make_pool(atlanta, nursery.start_soon, slots=slots)
     blue, _ = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
@@ -695,8 +695,8 @@ async def test_sessions_kept_warm_take_no_slot_from_each_other(nursery: trio.Nur
 
 
 @in_virtual_time
-async def test_a_credential_that_is_refused_does_not_cost_another_its_sessions(nursery: trio.Nursery) -> None:
-    """Its clients ask again and again; once in a pause it may try in one slot."""
+async def test_a_refused_credential_costs_no_other_its_sessions(nursery: trio.Nursery) -> None:
+    """Clients of the refused credential ask again and again; it may try in one slot, once in a pause."""
     atlanta, slots = FakeKeyManager(operation_cost=0.05), Slots(4)
     red, red_observer = make_pool(atlanta, nursery.start_soon, slots=slots)
     blue, observer = make_pool(atlanta, nursery.start_soon, credential="blue", slots=slots)
@@ -724,8 +724,8 @@ async def test_a_credential_that_is_refused_does_not_cost_another_its_sessions(n
 
 
 @in_virtual_time
-async def test_handshakes_are_spread_evenly_if_there_is_one_slot_too_few(nursery: trio.Nursery) -> None:
-    """Eight identities ask once a second each, in any order, with seven slots."""
+async def test_with_one_slot_too_few_handshakes_are_spread_evenly(nursery: trio.Nursery) -> None:
+    """Eight identities send a request a second each, in any order, with seven slots."""
     atlanta, slots = FakeKeyManager(), Slots(7)
     settings = SETTINGS._replace(min_idle=1)
     made = [
@@ -747,8 +747,8 @@ async def test_handshakes_are_spread_evenly_if_there_is_one_slot_too_few(nursery
 
 
 @in_virtual_time
-async def test_warm_sessions_that_nobody_uses_make_room_for_a_busy_identity(nursery: trio.Nursery) -> None:
-    """Validation keeps them alive, and is no use by a client."""
+async def test_unused_warm_sessions_make_room_for_a_busy_identity(nursery: trio.Nursery) -> None:
+    """Validation keeps the sessions open, but is no use by a client."""
     atlanta, slots = FakeKeyManager(operation_cost=1.0), Slots(16)
     settings = SETTINGS._replace(min_idle=1)
     pools = [
@@ -773,7 +773,7 @@ async def test_warm_sessions_that_nobody_uses_make_room_for_a_busy_identity(nurs
 
 
 @in_virtual_time
-async def test_a_refused_credential_does_not_keep_slots_from_others_for_long(nursery: trio.Nursery) -> None:
+async def test_a_refused_credential_keeps_no_slot_from_others_for_long(nursery: trio.Nursery) -> None:
     atlanta, slots = FakeKeyManager(), Slots(2)
     red, blue = (make_pool(atlanta, nursery.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue"))
     atlanta.refused.add("blue")
@@ -788,7 +788,7 @@ async def test_a_refused_credential_does_not_keep_slots_from_others_for_long(nur
 
 
 class Load(NamedTuple):
-    """A minute at a key manager: so many slots, so many clients with each credential, which pause for so long."""
+    """A minute of load: slots, clients with each credential, and the pause of each client between requests."""
 
     slots: int
     clients: dict[str, int]

@@ -16,7 +16,7 @@ def atlanta() -> FakeKeyManager:
 
 
 @in_virtual_time
-async def test_the_queue_has_an_end(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+async def test_a_request_beyond_the_queue_length_is_rejected(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=2), slots=Slots(1))
     await lease(pool)
     await waiting(pool, nursery, 2)
@@ -29,8 +29,8 @@ async def test_the_queue_has_an_end(nursery: trio.Nursery, atlanta: FakeKeyManag
 
 
 @in_virtual_time
-async def test_without_a_queue_sessions_are_opened_all_the_same(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    """A request for which a session is being opened does not count as waiting."""
+async def test_sessions_are_opened_with_a_queue_length_of_zero(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    """A request with a pending open does not count as waiting."""
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=0), slots=Slots(2))
 
     waiters = await waiting(pool, nursery, 3)
@@ -41,9 +41,7 @@ async def test_without_a_queue_sessions_are_opened_all_the_same(nursery: trio.Nu
 
 
 @in_virtual_time
-async def test_a_full_queue_is_full_for_the_principal_that_fills_it(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_a_full_queue_rejects_the_principal_that_fills_it(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=3), slots=Slots(1))
     await lease(pool)
     busy = await waiting(pool, nursery, 3, "alice")
@@ -57,9 +55,7 @@ async def test_a_full_queue_is_full_for_the_principal_that_fills_it(
 
 
 @in_virtual_time
-async def test_waiting_requests_move_to_backends_with_room_the_oldest_first(
-    nursery: trio.Nursery, atlanta: FakeKeyManager
-) -> None:
+async def test_waiting_requests_move_the_oldest_first(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
     await lease(pool)
     moved: list[str] = []
