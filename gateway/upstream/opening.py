@@ -77,7 +77,7 @@ class Opening:
     def known_failure(self, now: float) -> BackendError | None:
         """Return the failure for which a new request need not wait; None if an attempt is under way or may begin.
 
-        A refused credential also counts while it is tried again: a second refusal is more likely than a session.
+        A refused credential also counts while it is tried again.
         """
         failure = self.failure
         if failure is not None and (not self._pause.is_over(now) or (self.under_way and failure.reason in REFUSED)):
@@ -105,6 +105,9 @@ class Opening:
         except BaseException:
             session.close()
             raise
+        if not session.is_idle:
+            session.close()
+            return self._error("the key manager sent more bytes after an answer", "validation")
         self.is_suspicious = False
         session.requests = 0
         return session

@@ -40,7 +40,7 @@ def pool_of(it: Backend, credential: str = "red") -> FakePool:
 
 
 def turn(it: Backend, verdict: Verdict) -> None:
-    """Report a verdict of the health check, three times."""
+    """Report a verdict of the first health check, which counts at once."""
     it.health = Health()
     it.health.checked(verdict)
 

@@ -481,7 +481,7 @@ async def test_a_fault_of_the_gateway_does_not_end_the_checks(
     assert [(entry["log_level"], entry["exc_info"]) for entry in logged.entries] == [("error", fault)]
 
 
-# What counts as serving --------------------------------------------------------------------------------------------
+# Answers that succeed ---------------------------------------------------------------------------------------------
 
 
 def with_server_information(text: str) -> Behaviour:

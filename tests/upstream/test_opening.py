@@ -9,7 +9,15 @@ from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
 from gateway.upstream.opening import Opening
 from gateway.upstream.session import Session
-from tests.kit.fake_backends import MAX_RESPONSE_SIZE, FakeKeyManager, FakeStream, ask, hangs_up_after, in_virtual_time
+from tests.kit.fake_backends import (
+    MAX_RESPONSE_SIZE,
+    FakeKeyManager,
+    FakeStream,
+    answer_to,
+    ask,
+    hangs_up_after,
+    in_virtual_time,
+)
 
 MAX_PAUSE = 4.0
 
@@ -217,6 +225,21 @@ async def test_closing_after_the_first_answer_is_a_refusal(gate: Gate) -> None:
         outcome = await opening.attempt()
         assert isinstance(outcome, BackendError)
         assert reason_of(outcome) == "validation"
+    assert atlanta.open_connections == []
+
+
+@in_virtual_time
+async def test_more_bytes_after_the_second_validation_are_a_refusal(gate: Gate) -> None:
+    """The session stays BUSY, and must not be lent or kept."""
+    atlanta = FakeKeyManager()
+    atlanta.behaviour = lambda connection, request: connection.say(2 * answer_to(request))
+    opening = opening_of(atlanta, gate)
+    assert opening.closed_by_peer(session_that(0.0), now=0.1)
+
+    outcome = await opening.attempt()
+
+    assert isinstance(outcome, BackendError)
+    assert reason_of(outcome) == "validation"
     assert atlanta.open_connections == []
 
 

@@ -408,8 +408,9 @@ class PoolMachine(RuleBasedStateMachine):
         held = {_connection(session) for session in self._held_sessions() if session.state is not SessionState.CLOSED}
         open_connections = set(self.atlanta.open_connections)
         assert held <= open_connections
-        # A session that is validated twice before it is lent belongs to the attempt that opens it.
-        being_opened = sum(pool.opening.under_way for pool in self.pools.values() if pool.opening.is_suspicious)
+        # A session that is validated twice before it is lent belongs to the attempt that opens it. That is so although
+        # ``is_suspicious`` is unset: of two attempts at once, the first to succeed unsets it.
+        being_opened = sum(pool.opening.under_way for pool in self.pools.values())
         assert len(open_connections - held) <= being_opened
         assert sum(observer.opened - observer.closed.total() for observer in self.observers) == len(
             list(self._held_sessions())

@@ -75,7 +75,7 @@ async def test_a_failed_operation_is_an_answer_like_any_other() -> None:
     assert session.state is SessionState.IDLE
 
 
-# What does not end properly ------------------------------------------------------------------------------------------
+# Exchanges that fail -------------------------------------------------------------------------------------------------
 
 
 class Failure(NamedTuple):
@@ -323,7 +323,7 @@ async def test_an_answer_that_comes_with_the_deadline_is_an_answer(nursery: trio
     assert session.state is SessionState.IDLE
 
 
-# Who pays for an answer ----------------------------------------------------------------------------------------------
+# The payer of an answer ----------------------------------------------------------------------------------------------
 
 
 class Purse:
