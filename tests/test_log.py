@@ -174,9 +174,6 @@ FAULT = "internal error|fault of the gateway"  # documented together
 #: Lines that are documented and not yet logged, and the lines that they replace.
 NOT_YET: frozenset[str] = frozenset(
     [
-        "backend ejected after consecutive failures",
-        "backend state changed",
-        "can't resolve a name",
         "cannot accept clients: out of file descriptors or memory",
         "cannot listen: another process may use the port",
         "cannot write the mark key file",
@@ -184,21 +181,16 @@ NOT_YET: frozenset[str] = frozenset(
         "connection closed: limit reached",
         "connection closed: unexpected PROXY header",
         "half-open connection closed for a newer connection: limit reached",
-        "learned idle limit dropped after an hour",
-        "name resolved again",
         "other users can read or change a file with a secret",
-        "session closed: the key manager answered a different request",
     ]
 )
 REPLACED: tuple[str, ...] = (
     "a PROXY header was sent to a listener that does not read it",
     "a file with a secret is open to too many",
     "can't accept clients",
-    "can't look a name up",
     "client certificate can't be read",
     "connection closed",
     "half-open connection closed to make room",
-    "key manager turned",
     "marks end with this process",
 )
 TREES = [ast.parse(path.read_text()) for path in sorted((ROOT / "gateway").rglob("*.py"))]

@@ -1,4 +1,4 @@
-"""The gauges of backends and their pools, which are read during a scrape."""
+"""Collector: gauges of backends and their pools, which are read during a scrape."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -11,7 +11,7 @@ _STATES: Final = ("up", "standby", "down", "ejected", "half_open")
 
 
 def collect_pools(metrics: Metrics, backends: Callable[[], Sequence[Backend]]) -> None:
-    """Have the gauges read from ``backends()`` at each scrape, so that requests need not keep them."""
+    """Read the gauges from ``backends()`` at each scrape, so that requests need not update them."""
 
     def each(read: Callable[[Backend], Iterable[Reading]]) -> Callable[[], Iterable[Reading]]:
         return lambda: [reading for backend in backends() for reading in read(backend)]

@@ -120,7 +120,7 @@ class HealthChecker:
         else:
             self._backend.reached()
         self._backend.health.checked(*found)
-        self._metrics.probed(self._backend.name, found.verdict.value, time.perf_counter() - began)
+        self._metrics.health_checked(self._backend.name, found.verdict.value, time.perf_counter() - began)
 
     def _is_outweighed_by_answers(self, error: BackendError, began_at: float, began_before: float) -> bool:
         """Return True if clients have been answered since the failed check began.

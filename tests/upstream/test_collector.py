@@ -1,4 +1,4 @@
-"""A scrape sees the states of the pools at its moment."""
+"""Tests of the collector: a scrape shows the current states of backends and pools."""
 
 import trio
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,8 +12,8 @@ from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
 
 
-def backend(name: str, nursery: trio.Nursery, places: int = 2) -> Backend:
-    key_manager, slots = FakeKeyManager(name), Slots(places)
+def backend(name: str, nursery: trio.Nursery, limit: int = 2) -> Backend:
+    key_manager, slots = FakeKeyManager(name), Slots(limit)
     pools = {
         credential: make_pool(key_manager, nursery.start_soon, credential=credential, slots=slots)[0]
         for credential in ("red", "blue")
@@ -22,7 +22,7 @@ def backend(name: str, nursery: trio.Nursery, places: int = 2) -> Backend:
 
 
 def scrape(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
-    """A family's samples, by the values of their labels."""
+    """Return the samples of a metric family, by the values of their labels."""
     return {
         tuple(sample.labels.values()): sample.value
         for family in text_string_to_metric_families(metrics.exposition().decode())
@@ -33,7 +33,7 @@ def scrape(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
 
 @in_virtual_time
 async def test_a_scrape_counts_sessions_over_all_credentials(nursery: trio.Nursery) -> None:
-    atlanta, london = backend("atlanta", nursery), backend("london", nursery, places=7)
+    atlanta, london = backend("atlanta", nursery), backend("london", nursery, limit=7)
     metrics = Metrics("test")
     collect_pools(metrics, lambda: [atlanta, london])
     red, blue = atlanta.pools["red"], atlanta.pools["blue"]
@@ -59,7 +59,7 @@ async def test_a_scrape_counts_sessions_over_all_credentials(nursery: trio.Nurse
 
 
 @in_virtual_time
-async def test_a_scrape_sees_the_states_of_its_moment(nursery: trio.Nursery) -> None:
+async def test_a_scrape_shows_the_current_states(nursery: trio.Nursery) -> None:
     atlanta, london = backend("atlanta", nursery), backend("london", nursery)
     there = [atlanta, london]
     metrics = Metrics("test")
