@@ -1,1 +1,1 @@
-"""Where key managers live."""
+"""The side of the key managers: backends, their pools and sessions, and the choice among them."""

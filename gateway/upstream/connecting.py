@@ -93,8 +93,10 @@ def _failure(address: Address, failures: dict[str, OSError]) -> OSError:
     """Return an error that names all hosts; its number is that of a lack of descriptors or memory here, if any."""
     errors = list(failures.values())
     first = next((error for error in errors if error.errno in OUT_OF_RESOURCES), errors[0])
-    told = [_words(error) if host == address.host else f"{host}: {_words(error)}" for host, error in failures.items()]
-    return OSError(first.errno, "; ".join(told))
+    messages = [
+        _words(error) if host == address.host else f"{host}: {_words(error)}" for host, error in failures.items()
+    ]
+    return OSError(first.errno, "; ".join(messages))
 
 
 def _words(error: OSError) -> str:

@@ -55,7 +55,7 @@ async def _validate_warm(pool: Pool, session: Session, deadline: float, say: Cal
         await validate(pool, session, deadline)
     except Exception as error:  # noqa: BLE001 - as above
         say(
-            f"{pool.credential} alive",
+            f"{pool.credential} validation",
             "fault of the gateway in session validation",
             pool=repr(pool),
             exc_info=error,

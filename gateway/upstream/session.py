@@ -96,9 +96,9 @@ class Session:
     """An authenticated connection to the backend named ``backend``; ``peer`` is the IP address at the other end.
 
     The session keeps ``state``, ``stage`` (how far the exchange has come), ``requests`` (the number of exchanges that
-    ended properly), ``opened_at``, and ``fault``: "unasked" if the key manager sent bytes that no request asked for,
-    "mismatch" if the key manager answered a different request, else empty. A session with a fault must be closed: each
-    further answer may be the answer to the previous request.
+    ended properly, without those of validation at the start), ``opened_at``, and ``fault``: "unasked" if the key
+    manager sent bytes that no request asked for, "mismatch" if the key manager answered a different request, else
+    empty. A session with a fault must be closed: each further answer may be the answer to the previous request.
 
     The pool, which lends the session, keeps ``expires_at`` and ``idle_since`` (trio's time), ``principal`` (the last
     borrower), ``is_reused`` (True once the session was idle or has served a request), and ``is_abandoned`` (True while
@@ -262,7 +262,7 @@ class Session:
     def _pay(self, payer: Payer | None, frame: bytes | None) -> None:
         """Count the received bytes of an answer until it is whole. Raises BackendError over a limit.
 
-        The caller of ``exchange`` counts the whole answer again before other tasks run, so that its bytes stay free.
+        The caller of ``exchange`` counts the whole answer again before other tasks run, so that the limit has room.
         """
         size = len(self._reader) if frame is None else len(self._reader) + len(frame)
         if payer is None:

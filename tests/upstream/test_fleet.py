@@ -324,32 +324,32 @@ async def test_sessions_stay_if_only_the_order_of_the_addresses_changes(nursery:
 async def test_backends_are_added_and_removed_with_their_addresses() -> None:
     resolver = Names()
     trio.socket.set_custom_hostname_resolver(resolver)
-    tended: list[Backend] = []
+    maintained: list[Backend] = []
     told: list[list[str]] = []
 
-    async def tend(backend: Backend) -> None:
-        tended.append(backend)
+    async def maintain(backend: Backend) -> None:
+        maintained.append(backend)
         try:
             await trio.sleep_forever()
         finally:
-            tended.remove(backend)
+            maintained.remove(backend)
 
     changed: Callable[[list[Backend]], None] = lambda backends: told.append(names(backends))  # noqa: E731
     configured = configured_as()
-    fleet = Fleet([configured], tend, changed, structlog.wrap_logger(None, processors=[LogCapture()]))
+    fleet = Fleet([configured], maintain, changed, structlog.wrap_logger(None, processors=[LogCapture()]))
     async with trio.open_nursery() as nursery:
         resolver.hosts = ["192.0.2.1"]
         nursery.start_soon(fleet.run, 30.0)
         await trio.sleep(1)
-        assert names(tended) == ["kms"]
+        assert names(maintained) == ["kms"]
         resolver.hosts = ["192.0.2.1", "192.0.2.2"]
         await trio.sleep(30)
-        assert sorted(names(tended)) == ["kms", "kms/1"]
+        assert sorted(names(maintained)) == ["kms", "kms/1"]
         resolver.hosts = None
         await trio.sleep(300)
-        assert sorted(names(tended)) == ["kms", "kms/1"]  # while lookups fail, the backends stay as they are
+        assert sorted(names(maintained)) == ["kms", "kms/1"]  # while lookups fail, the backends stay as they are
         resolver.hosts = ["192.0.2.2", "192.0.2.3"]
         await trio.sleep(30)
-        assert sorted(names(tended)) == ["kms/1", "kms/2"]
+        assert sorted(names(maintained)) == ["kms/1", "kms/2"]
         assert told == [["kms", "kms/1"], ["kms/1", "kms/2"]]
         nursery.cancel_scope.cancel()

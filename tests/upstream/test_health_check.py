@@ -464,7 +464,7 @@ async def test_a_fault_of_the_gateway_does_not_end_the_checks(
     nursery: trio.Nursery, atlanta: FakeKeyManager, logged: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = backend_of(atlanta, nursery)
-    fault = RuntimeError("of ours")
+    fault = RuntimeError("a fault")
     faults = [fault]
     checked = backend.health.checked
 

@@ -85,7 +85,7 @@ async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
         make_pool(FakeKeyManager(), nursery.start_soon, WARM, credential=name, slots=slots)[0]
         for name in ("red", "blue")
     )
-    fault = RuntimeError("of ours")
+    fault = RuntimeError("a fault")
 
     def stumbles() -> list[object]:
         raise fault
@@ -111,7 +111,7 @@ async def test_a_fault_while_a_session_is_validated_costs_that_session_only(
     pool, observer = make_pool(key_manager, nursery.start_soon, WARM)
     nursery.start_soon(partial(maintain_pools, [pool], 3.0, log=log))
     await trio.sleep(1)
-    fault = RuntimeError("of ours")
+    fault = RuntimeError("a fault")
     key_manager.behaviour = lambda _connection, _request: stumble(fault)()
 
     await trio.sleep(21)  # beyond 0.8 of idle_timeout
@@ -130,7 +130,7 @@ async def test_a_fault_while_a_backend_is_watched_does_not_end_the_watch(
     nursery: trio.Nursery, logged: LogCapture, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Backend("atlanta", Slots(1), {})
-    fault = RuntimeError("of ours")
+    fault = RuntimeError("a fault")
     monkeypatch.setattr("gateway.upstream.maintenance._move_waiters", stumble(fault))
     watching = partial(watch, backend, balancer=Balancer([backend]), metrics=Metrics("test"), log=log)
     nursery.start_soon(watching)
@@ -188,15 +188,15 @@ async def test_reads_are_overdue_at_once_if_their_key_manager_becomes_silent(nur
     balancer = Balancer([atlanta, london])
     nursery.start_soon(partial(watch, atlanta, balancer=balancer, metrics=Metrics("test"), log=log))
     read, change = await lease(pool), await lease(pool)
-    rung: list[str] = []
+    fired: list[str] = []
     for session, name in ((read, "read"), (change, "change")):
         session.is_repeatable = session is read
-        pool.timers.set(session.timer, trio.current_time() + 30, partial(rung.append, name))
+        pool.timers.set(session.timer, trio.current_time() + 30, partial(fired.append, name))
     silent.is_reachable = False
     nursery.start_soon(lease, pool)
 
     await trio.sleep(2.9)
-    assert rung == []
+    assert fired == []
     await trio.sleep(0.5)
 
-    assert rung == ["read"]
+    assert fired == ["read"]

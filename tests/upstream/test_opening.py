@@ -172,7 +172,7 @@ def test_a_lack_of_descriptors_is_no_failure_of_the_pool(opening: Opening, gate:
         ("connect", 0.05, 0, "connect"),
         ("connect", 0.05, 1, None),  # an attempt that began before the failure may still succeed
         ("connect", 0.3, 0, None),
-        ("connect", 0.3, 1, None),  # the outcome of this attempt is everybody's
+        ("connect", 0.3, 1, None),  # all requests wait for the outcome of this attempt
         ("resources", 0.05, 0, None),
     ],
 )

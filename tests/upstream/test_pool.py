@@ -190,7 +190,7 @@ async def test_one_busy_client_does_not_keep_another_waiting(nursery: trio.Nurse
     assert pool.statistics().waiting == 4
 
 
-# Leaving -----------------------------------------------------------------------------------------------------------
+# Clients that disconnect ---------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -819,7 +819,7 @@ async def test_a_read_whose_client_has_disconnected_is_closed_and_no_other(
     assert repr(pool) == "<Pool atlanta as red: idle=2 busy=0 opening=0 waiting=0>"
 
 
-# Answers that nobody awaits ------------------------------------------------------------------------------------------
+# Abandoned sessions ---------------------------------------------------------------------------------------------------
 
 
 class Exchange:
@@ -942,7 +942,7 @@ async def test_an_abandoned_session_of_a_closed_pool_is_closed(nursery: trio.Nur
     assert not slots.abandoned
 
 
-# Doubt and moves -----------------------------------------------------------------------------------------------------
+# Validation of idle sessions ------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -981,7 +981,7 @@ async def test_drop_closed_closes_only_sessions_closed_by_the_peer(
     assert [pool.take(), pool.take(), pool.take()] == [sessions[3], sessions[0], None]
 
 
-# Tending -----------------------------------------------------------------------------------------------------------
+# Maintenance ---------------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time

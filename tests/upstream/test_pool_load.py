@@ -333,14 +333,14 @@ def slow_key_pairs(seconds: Callable[[], float]) -> Callable[[Connection, Reques
     return behaviour
 
 
-def tend(it: House) -> None:
+def maintain(it: House) -> None:
     """Run maintenance, watch and health check of each backend, as the gateway does."""
     for backend in it.backends:
         probe = decode_request(VALIDATION_REQUESTS["discover-versions"])
-        prober = HealthChecker(
+        checker = HealthChecker(
             backend, list(backend.pools), probe, HealthCheckSettings(jitter=0.0), it.metrics, get("test")
         )
-        it.nursery.start_soon(prober.run)
+        it.nursery.start_soon(checker.run)
         it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
         it.nursery.start_soon(partial(watch, backend, balancer=it.balancer, metrics=it.metrics, log=get("test")))
 
@@ -353,7 +353,7 @@ async def test_slow_changes_of_one_identity_delay_no_other(spread: float, pause:
     async with house("atlanta", "london", places=64, pool=WARM) as it:
         for key_manager in it.key_managers:
             key_manager.behaviour = slow_key_pairs(lambda: varied.uniform(20 - spread, 20 + spread))
-        tend(it)
+        maintain(it)
         await trio.sleep(5)
 
         async def red(number: int) -> None:

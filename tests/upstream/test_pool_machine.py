@@ -141,14 +141,14 @@ class Client:
             if self.abandoned is None:
                 self._pool.give_back(session)
         self._pool.answered_at = trio.current_time()
-        assert name_in(response) == self.name, "an answer has reached somebody else"
+        assert name_in(response) == self.name, "an answer has reached a different client"
         return "answered"
 
     async def _finish(self, session: Session) -> None:
         try:
             if session.stage > Stage.SEND:
                 response = await session.exchange(ask(self.name), is_sent=True)
-                assert name_in(response) == self.name, "an answer has reached somebody else"
+                assert name_in(response) == self.name, "an answer has reached a different client"
         except BackendError:
             pass
         finally:
