@@ -170,7 +170,7 @@ def test_a_batch_is_as_strict_as_its_strictest_item() -> None:
     ("member", "effect"), [(None, Effect.READ), (2, Effect.READ), (1, Effect.MUTATE), (7, Effect.MUTATE)]
 )
 def test_a_locate_that_may_make_an_object_mutates(member: int | None, effect: Effect) -> None:
-    """Object Group ConfiguredBackend 1 is Fresh, 2 is Default; what others mean is not known."""
+    """Object Group Member 1 is Fresh, 2 is Default; what others mean is not known."""
     payload = b"" if member is None else ttlv.enumeration(Tag.OBJECT_GROUP_MEMBER, member)
 
     assert effect_of(request(Operation.LOCATE, payload=payload)) is effect

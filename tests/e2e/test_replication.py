@@ -149,7 +149,7 @@ def _named(name: str) -> Attribute:
 
 CLIENTS: Final = 6
 NEAR: Final = 0.001
-FAR: Final = 0.5  # s on the links within a endpoint, and between the two
+FAR: Final = 0.5  # s on the links within a site, and between the two
 BEFORE: Final = 4.0  # s of load before the kill
 UNPROMOTED: Final = 3.0  # s from the kill to the promotion
 AFTER: Final = 6.0  # s of load once the promoted one serves
