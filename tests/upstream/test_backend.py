@@ -100,7 +100,7 @@ async def test_a_refused_credential_makes_only_its_own_pool_unreachable(nursery:
 
 
 @in_virtual_time
-async def test_a_refused_connection_makes_every_pool_without_sessions_unreachable(nursery: trio.Nursery) -> None:
+async def test_a_refused_connection_makes_pools_without_sessions_unreachable(nursery: trio.Nursery) -> None:
     key_manager = FakeKeyManager()
     backend = make_backend(key_manager, nursery)
     await use(backend.pools["blue"], "key")
