@@ -14,8 +14,8 @@ import trio
 
 from gateway import log, tls
 from gateway.config import Config, load, summary, warnings
+from gateway.core import Core
 from gateway.errors import ConfigError, TlsError
-from gateway.worker import Worker
 
 _MISTAKE: Final = 2  # exit status where the configuration is to blame
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -34,12 +34,12 @@ def run(config: Path) -> None:
     """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
-    worker = Worker(settings)
+    core = Core(settings)
     mistakes: list[str] = []
     for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)  # until the worker listens to signals, and after
+        signal.signal(number, signal.SIG_IGN)  # until the core listens to signals, and after
     try:
-        trio.run(_run, worker)
+        trio.run(_run, core)
     except* ConfigError as errors:
         mistakes = _mistakes(errors)  # to exit here would raise a group
     if mistakes:
@@ -69,27 +69,27 @@ def _load(config: Path) -> Config:
         _give_up(error.mistakes)
 
 
-async def _run(worker: Worker) -> None:
-    """Run a worker until it has drained; a signal begins that, a second one ends the process at once."""
+async def _run(core: Core) -> None:
+    """Run a core until it has drained; a signal begins that, a second one ends the process at once."""
     gc.collect()
     gc.freeze()  # what was imported lives as long as the process: a collection that looks at it stops all clients
     async with trio.open_nursery() as nursery:
-        await nursery.start(_obey_signals, worker)
-        await worker.run()
+        await nursery.start(_obey_signals, core)
+        await core.run()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(worker: Worker, *, task_status: trio.TaskStatus[None]) -> None:
+async def _obey_signals(core: Core, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
         task_status.started()
         async for number in signals:
             if number in _ENDING:
                 break
             name = signal.Signals(number).name
-            log.get("worker").warning("signal ignored: to take a new configuration, restart", signal=name)
+            log.get("core").warning("signal ignored: to take a new configuration, restart", signal=name)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
-    worker.drain()
+    core.drain()
 
 
 def _mistakes(error: BaseException) -> list[str]:

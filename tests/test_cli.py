@@ -15,7 +15,7 @@ from OpenSSL import SSL
 
 from gateway import cli
 from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
-from tests.test_worker import lapsed_identity, write_weak_key
+from tests.test_core import lapsed_identity, write_weak_key
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,13 @@ from OpenSSL import SSL
 
 from gateway import log
 from gateway.config import load
+from gateway.core import Core
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
 from gateway.upstream import maintenance
-from gateway.worker import Worker
 from tests.kit.processes import Certificates, GatewaySettings, Identity, write_config
 
 UNIQUE_IDENTIFIER = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"  # of the object that all requests are about
@@ -128,13 +128,13 @@ def _serve(count: int, size: Size, *, fresh: bool) -> None:
     read_end, write_end = os.pipe()
     _apart(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
     os.close(write_end)
-    trio.run(_run, Worker(config), size, write_port, read_end)
+    trio.run(_run, Core(config), size, write_port, read_end)
 
 
-async def _run(worker: Worker, size: Size, write_port: int, read_end: int) -> None:
+async def _run(core: Core, size: Size, write_port: int, read_end: int) -> None:
     async with trio.open_nursery() as nursery:
-        bound = await nursery.start(worker.run)
-        while not _is_full(worker, size):  # noqa: ASYNC110 - a gauge tells nobody that it has changed
+        bound = await nursery.start(core.run)
+        while not _is_full(core, size):  # noqa: ASYNC110 - a gauge tells nobody that it has changed
             await trio.sleep(1)
         os.write(write_port, bound.listeners[0].port.to_bytes(2, "big"))
         await trio.lowlevel.wait_readable(read_end)
@@ -143,10 +143,10 @@ async def _run(worker: Worker, size: Size, write_port: int, read_end: int) -> No
         nursery.cancel_scope.cancel()
 
 
-def _is_full(worker: Worker, size: Size) -> bool:
+def _is_full(core: Core, size: Size) -> bool:
     """Whether every session that the pools keep is open."""
     labels = [{"backend": f"kms-{number}", "state": "idle"} for number in range(1, size.backends + 1)]
-    idle = [worker.metrics.registry.get_sample_value("kmip_gateway_sessions", label) for label in labels]
+    idle = [core.metrics.registry.get_sample_value("kmip_gateway_sessions", label) for label in labels]
     return all(count == size.pool * size.identities for count in idle)
 
 

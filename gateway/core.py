@@ -1,4 +1,4 @@
-"""The worker: one process. It builds the house from a Config, runs it, and drains it."""
+"""Core: one process of the gateway. Builds everything from a Config, runs it, and drains it."""
 
 import resource
 import socket
@@ -17,7 +17,6 @@ from gateway import log
 from gateway.admin.routes import Routes
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.admin.server import AdminServer
-from gateway.building import Upstream, build_dispatcher, build_listeners
 from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
 from gateway.errors import ConfigError
 from gateway.front.listener import BACKLOG, MAX_REFUSED_CLIENTS, Listener
@@ -26,23 +25,24 @@ from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
+from gateway.wiring import Upstream, build_dispatcher, build_listeners
 
 _OTHER_DESCRIPTORS: Final = 64  # for probes, names being looked up, the admin's clients
 
 
-class Bound(NamedTuple):
-    """The addresses that a worker listens on, in the order of the configuration."""
+class ListenAddresses(NamedTuple):
+    """The addresses that a core listens on, in the order of the configuration."""
 
     listeners: list[Address]
     admin: Address
 
 
-class Worker:
+class Core:
     """One process of the gateway, from a checked Config."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._log = log.get("worker")
+        self._log = log.get("core")
         self._drain = trio.Event()
         self.metrics = Metrics(version("kmip-gateway"))
 
@@ -50,14 +50,14 @@ class Worker:
         """Take no new clients, finish what is begun, within the drain deadline; then ``run`` returns."""
         self._drain.set()
 
-    async def run(self, *, task_status: trio.TaskStatus[Bound] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[ListenAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises ConfigError for what shows only now: an address in use, a key too weak."""
         config = self._config
         finished = trio.Event()
         with ExitStack() as stack:
             sockets = [stack.enter_context(_listen_for_clients(listener)) for listener in config.listeners]
             admin_socket = stack.enter_context(_listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
-            bound = Bound([_address_of(sock) for sock in sockets], _address_of(admin_socket))
+            bound = ListenAddresses([_address_of(sock) for sock in sockets], _address_of(admin_socket))
             async with trio.open_nursery() as admin, trio.open_nursery() as house:
                 upstream = Upstream(config, house, self.metrics)
                 listeners = build_listeners(

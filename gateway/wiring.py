@@ -1,4 +1,4 @@
-"""Building the house: a Config is taken apart, and each room gets its own part."""
+"""Wiring: build every object of the gateway from a Config."""
 
 import os
 import secrets
@@ -248,7 +248,7 @@ def _mark_keys(path: Path) -> list[bytes]:
     except ValueError as error:
         raise ConfigError([f"replication.mark_key_file: {error}"]) from None
     except OSError as error:
-        log.get("worker").warning(
+        log.get("core").warning(
             "marks end with this process: after a restart, values that they stand before are unknown; name a file that"
             " can be written, or turn marks off",
             key="replication.mark_key_file",

@@ -25,18 +25,18 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import log, tls
 from gateway.config import Address, Config, load
 from gateway.config.files import mark_keys
+from gateway.core import Core, ListenAddresses, _listen
 from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.tls import client_context
-from gateway.worker import Bound, Worker, _listen
 from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.kit.streams import descriptors
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("worker"))
+    return Certificates(tmp_path_factory.mktemp("core"))
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ def configure(certificates: Certificates, backend: int, *, extra: str = "", port
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[tuple[Worker, Bound]]:
-    """A worker for the length of a block, drained at its end."""
-    worker = Worker(config)
+async def running(config: Config) -> AsyncIterator[tuple[Core, ListenAddresses]]:
+    """A core for the length of a block, drained at its end."""
+    core = Core(config)
     async with trio.open_nursery() as nursery:
-        bound: Bound = await nursery.start(worker.run)
-        yield worker, bound
-        worker.drain()
+        bound: ListenAddresses = await nursery.start(core.run)
+        yield core, bound
+        core.drain()
 
 
 @asynccontextmanager
-async def client_of(certificates: Certificates, bound: Bound) -> AsyncIterator[Client]:
+async def client_of(certificates: Certificates, bound: ListenAddresses) -> AsyncIterator[Client]:
     context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
     async with connect(bound.listeners[0], context) as client:
         yield client
@@ -81,7 +81,7 @@ async def http(address: Address, path: str) -> bytes:
         return b"".join([chunk async for chunk in stream])
 
 
-async def until_ready(bound: Bound) -> None:
+async def until_ready(bound: ListenAddresses) -> None:
     for _ in range(100):
         if b" 200 " in await http(bound.admin, "/readyz"):
             return
@@ -89,8 +89,8 @@ async def until_ready(bound: Bound) -> None:
     raise AssertionError("not ready")
 
 
-async def test_a_key_is_made_and_got_through_a_worker(certificates: Certificates, key_manager: KeyManager) -> None:
-    async with running(configure(certificates, key_manager.port)) as (_worker, bound):
+async def test_a_key_is_made_and_got_through_a_core(certificates: Certificates, key_manager: KeyManager) -> None:
+    async with running(configure(certificates, key_manager.port)) as (_core, bound):
         await until_ready(bound)
         async with client_of(certificates, bound) as client:
             created = await client.ask(create_key())
@@ -123,7 +123,7 @@ async def test_an_identity_whose_certificate_has_ended_costs_nobody_else(
     log.configure("error", "text")
     settings = GatewaySettings([key_manager.port], [lapsed_identity(certificates), Identity("everyone")])
     path = write_config(certificates, settings, free_port(), free_port())
-    async with running(load(path)) as (_worker, bound):
+    async with running(load(path)) as (_core, bound):
         await until_ready(bound)
         async with client_of(certificates, bound) as client:
             created = await client.ask(create_key())
@@ -156,7 +156,7 @@ async def test_connections_of_both_sides_have_the_times_of_the_configuration(
     extra = "[pool]\ntcp_keepalive = 7\ntcp_user_timeout = 21.5\n"
     config = configure(certificates, key_manager.port, extra=extra)
     listener = config.listeners[0].model_copy(update={"tcp_keepalive": 33, "tcp_user_timeout": 99.0})
-    async with running(config.model_copy(update={"listeners": (listener,)})) as (_worker, bound):
+    async with running(config.model_copy(update={"listeners": (listener,)})) as (_core, bound):
         await until_ready(bound)
         async with client_of(certificates, bound) as client:
             await client.ask(create_key())
@@ -166,7 +166,7 @@ async def test_connections_of_both_sides_have_the_times_of_the_configuration(
 
 
 async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Certificates) -> None:
-    async with running(configure(certificates, free_port())) as (_worker, bound):
+    async with running(configure(certificates, free_port())) as (_core, bound):
         for _ in range(100):
             answer = await http(bound.admin, "/readyz")
             if b" 503 " in answer:
@@ -194,12 +194,12 @@ async def test_draining_finishes_what_is_begun_and_takes_nothing_new(
 ) -> None:
     slow = KeyManager("slow", Store(), context=_kms_context(certificates), operation_cost=0.3)
     await nursery.start(slow.serve, ("127.0.0.1", 0))
-    async with running(configure(certificates, slow.port)) as (worker, bound):
+    async with running(configure(certificates, slow.port)) as (core, bound):
         await until_ready(bound)
         async with client_of(certificates, bound) as idle, client_of(certificates, bound) as busy:
             await busy.stream.send_all(create_key())
             await wait_all_tasks_blocked(0.02)
-            worker.drain()
+            core.drain()
             assert await idle.stream.receive_some() == b""
             idle.stream.close()
             assert (await http(bound.admin, "/readyz")).endswith(b"draining\n")
@@ -217,31 +217,31 @@ async def test_draining_is_bounded(certificates: Certificates, nursery: trio.Nur
     await nursery.start(stuck.serve, ("127.0.0.1", 0))
     config = configure(certificates, stuck.port, extra="[deadlines]\ndrain = 0.2\n")
     with trio.fail_after(10):
-        async with running(config) as (worker, bound):
+        async with running(config) as (core, bound):
             await until_ready(bound)
             async with client_of(certificates, bound) as client:
                 await client.stream.send_all(create_key())
                 await wait_all_tasks_blocked(0.02)
-                worker.drain()
+                core.drain()
                 answer = await client.read_response()  # a closed connection would have some clients repeat it
                 assert "unknown" in str(answer.items[0].message)
     stuck.engine.store.close()
 
 
-async def test_a_worker_drained_before_it_runs_ends_at_once(certificates: Certificates) -> None:
+async def test_a_core_drained_before_it_runs_ends_at_once(certificates: Certificates) -> None:
     for _ in range(5):  # which of its tasks begins first is left to chance
-        worker = Worker(configure(certificates, free_port()))
-        worker.drain()
+        core = Core(configure(certificates, free_port()))
+        core.drain()
         with trio.fail_after(5):
-            await worker.run()
+            await core.run()
 
 
-async def test_a_worker_may_be_cancelled(certificates: Certificates, key_manager: KeyManager) -> None:
+async def test_a_core_may_be_cancelled(certificates: Certificates, key_manager: KeyManager) -> None:
     config = configure(certificates, key_manager.port)
     for _ in range(2):
         before = descriptors()
         async with trio.open_nursery() as nursery:
-            bound: Bound = await nursery.start(Worker(config).run)
+            bound: ListenAddresses = await nursery.start(Core(config).run)
             await until_ready(bound)
             async with client_of(certificates, bound) as client:
                 await client.ask(create_key())
@@ -275,7 +275,7 @@ async def test_an_address_in_use_is_a_mistake_with_a_name(certificates: Certific
         )
         before = descriptors()
         with pytest.raises(ConfigError) as refused:
-            await Worker(config).run()
+            await Core(config).run()
         assert descriptors() == before
     (mistake,) = refused.value.mistakes
     assert mistake.startswith(f"{taken}: can't listen on 127.0.0.1:{port}: Address already in use")
@@ -287,7 +287,7 @@ async def test_a_key_that_openssl_finds_too_weak_is_a_mistake_with_a_name(tmp_pa
     config = configure(certificates, free_port())
     before = descriptors()
     with pytest.raises(ExceptionGroup) as refused:
-        await Worker(config).run()
+        await Core(config).run()
     assert descriptors() == before
     (mistake,) = _mistakes([refused.value])
     assert mistake.startswith('listeners["kmip"].certificate: OpenSSL does not take it')
@@ -366,7 +366,7 @@ async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
     key_manager.engine.journal = Journal(certificates.path("asked.jsonl"))
     settings = GatewaySettings([key_manager.port], backend='probe = "query"')
     config = load(write_config(certificates, settings, free_port(), free_port()))
-    async with running(config) as (_worker, bound), client_of(certificates, bound) as client:
+    async with running(config) as (_core, bound), client_of(certificates, bound) as client:
         for _ in range(2):
             await client.ask(create_key())
             await trio.sleep(1.1)  # longer than a session is believed to live without proof
