@@ -6,16 +6,16 @@ import trio
 
 
 class RetryBudget:
-    """Tokens for requests that are sent a second time: at most ``ratio`` of an identity's requests in flight.
+    """Tokens for requests that are sent a second time: at most ``retry_ratio`` of an identity's requests in flight.
 
-    ``least`` tokens exist however few requests are in flight. A token is held until the second try has ended. So a read
-    that finds no token waits for one, and retries can't become a storm: if every backend fails, they add ``ratio`` to
-    the load and no more. The dispatcher counts ``in_flight``.
+    ``min_retries`` tokens exist however few requests are in flight. A token is held until the second try has ended. So
+    a read that finds no token waits for one, and retries can't become a storm: if every backend fails, they add
+    ``retry_ratio`` to the load and no more. The dispatcher counts ``in_flight``.
     """
 
-    def __init__(self, *, ratio: float = 0.2, least: int = 3) -> None:
-        self._ratio = ratio
-        self._least = least
+    def __init__(self, *, retry_ratio: float, min_retries: int) -> None:
+        self._ratio = retry_ratio
+        self._least = min_retries
         self.in_flight = 0
         self.held = 0
         self._waiting: OrderedDict[trio.Event, None] = OrderedDict()
@@ -70,12 +70,12 @@ class LookupBudget:
     """How many requests may be asked of other backends as well: a share of all requests, and a floor for quiet times.
 
     The clock is the requests themselves, so that the share holds at any load, also for one client that asks again and
-    again for a missing object. ``floor`` is in lookups a second, up to ``most`` held.
+    again for a missing object. At most ``most`` lookups are held.
     """
 
-    def __init__(self, *, ratio: float = 0.2, floor: float = 1.0, most: float = 20.0) -> None:
-        self._ratio = ratio
-        self._floor = TokenBucket(rate=floor, burst=max(1.0, floor * 10))
+    def __init__(self, *, lookup_ratio: float, min_lookups_per_second: float, most: float = 20.0) -> None:
+        self._ratio = lookup_ratio
+        self._floor = TokenBucket(rate=min_lookups_per_second, burst=max(1.0, min_lookups_per_second * 10))
         self._most = most
         self._held = 0.0
 

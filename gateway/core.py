@@ -14,31 +14,29 @@ import trio
 from cryptography import x509
 
 from gateway import log
-from gateway.admin.routes import Routes
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
-from gateway.admin.server import AdminServer
 from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
 from gateway.errors import ConfigError
 from gateway.front.listener import BACKLOG, MAX_REFUSED_CLIENTS, Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.metrics import Metrics
-from gateway.tcp import TcpTimeouts
+from gateway.tcp import TcpTimeouts, set_timeouts
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
-from gateway.wiring import Upstream, build_dispatcher, build_listeners
+from gateway.wiring import Upstream, build_admin, build_dispatcher, build_listeners
 
-_OTHER_DESCRIPTORS: Final = 64  # for probes, names being looked up, the admin's clients
+_OTHER_DESCRIPTORS: Final = 64  # for health checks, lookups of names, and clients of the admin port
 
 
 class ListenAddresses(NamedTuple):
-    """The addresses that a core listens on, in the order of the configuration."""
+    """Addresses that a core listens on, in the order of the configuration; each with the port that it got."""
 
     listeners: list[Address]
     admin: Address
 
 
 class Core:
-    """One process of the gateway, from a checked Config."""
+    """One process of the gateway. ``config`` comes from ``load``."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -47,27 +45,25 @@ class Core:
         self.metrics = Metrics(version("kmip-gateway"))
 
     def drain(self) -> None:
-        """Take no new clients, finish what is begun, within the drain deadline; then ``run`` returns."""
+        """Accept no more clients, and answer the requests in flight until deadlines.drain; then ``run`` returns."""
         self._drain.set()
 
     async def run(self, *, task_status: trio.TaskStatus[ListenAddresses] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until drained. Raises ConfigError for what shows only now: an address in use, a key too weak."""
+        """Serve until drained. Raises ConfigError for an address in use, and for a certificate that OpenSSL refuses."""
         config = self._config
         finished = trio.Event()
         with ExitStack() as stack:
             sockets = [stack.enter_context(_listen_for_clients(listener)) for listener in config.listeners]
             admin_socket = stack.enter_context(_listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
             bound = ListenAddresses([_address_of(sock) for sock in sockets], _address_of(admin_socket))
-            async with trio.open_nursery() as admin, trio.open_nursery() as house:
-                upstream = Upstream(config, house, self.metrics)
-                listeners = build_listeners(
-                    config, build_dispatcher(config, upstream.balancer, self.metrics), self.metrics
-                )
+            async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
+                upstream = Upstream(config, background, self.metrics)
+                dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
+                listeners = build_listeners(config, dispatcher, self.metrics)
+                admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream.fleet, listeners)
-                names = (config.admin.bind.host, *config.admin.hosts)
-                routes = Routes(self.metrics.exposition, partial(self._unreadiness, upstream.fleet), names)
-                admin.start_soon(AdminServer(routes).run, admin_socket, finished)
-                house.start_soon(upstream.run)
+                until_finished.start_soon(admin.run, admin_socket, finished)
+                background.start_soon(upstream.run)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
@@ -81,7 +77,7 @@ class Core:
                     for backend in upstream.fleet.backends:
                         backend.close()
                 finished.set()
-                house.cancel_scope.cancel()
+                background.cancel_scope.cancel()
 
     async def _serve(self, listeners: Sequence[Listener], sockets: Sequence[socket.socket], fleet: Fleet) -> None:
         async with trio.open_nursery() as front:
@@ -109,7 +105,7 @@ class Core:
             self.metrics.certificate_not_after.labels(role, name).set(ends)
 
     def _warn_of_few_descriptors(self) -> None:
-        """Say so where clients could take the descriptors that sessions to key managers need."""
+        """Warn if clients could use up the descriptors that sessions to key managers need."""
         config = self._config
         clients = min(config.limits.max_clients, sum(listener.max_clients for listener in config.listeners))
         clients += config.limits.max_half_open + MAX_REFUSED_CLIENTS * len(config.listeners)
@@ -124,7 +120,7 @@ class Core:
             )
 
     def _warn_of_lapsed_certificates(self) -> None:
-        """Say loudly which identities key managers may refuse; the gateway serves the others."""
+        """Log an error for each identity that key managers may refuse; the gateway serves the other identities."""
         now = datetime.now(UTC)
         for own in lapsed(self._config, now):
             self._log.error(
@@ -137,7 +133,7 @@ class Core:
     def _warn_of_exposed_secrets(self) -> None:
         for secret in exposed(self._config):
             self._log.warning(
-                "a file with a secret is open to too many",
+                "other users can read or change a file with a secret",
                 key=secret.setting,
                 file=str(secret.file),
                 detail=secret.remedy(),
@@ -150,11 +146,12 @@ class Core:
 
 
 def _is_reachable(fleet: Fleet) -> bool:
-    """True if at least one key manager can serve requests, as far as is known."""
+    """Return True if at least one key manager can serve requests, as far as is known."""
     return any(backend.is_live for backend in fleet.backends)
 
 
 def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
+    """Yield each file of certificates, behind the labels of its metric: the role, and the name of the table."""
     for listener in config.listeners:
         yield "listener", listener.name, listener.certificate
         yield "client_ca", listener.name, listener.client_ca
@@ -166,17 +163,18 @@ def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
 
 
 def _listen_for_clients(listener: ListenerConfig) -> socket.socket:
-    timeouts = TcpTimeouts(keepalive=listener.tcp_keepalive, user_timeout=listener.tcp_user_timeout)
-    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=timeouts)
+    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=listener)
 
 
-def _listen(key: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None) -> socket.socket:
+def _listen(
+    setting: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None
+) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if timeouts is not None:
-            timeouts.set_on(sock)  # before the first connection, which would not inherit them later
+            set_timeouts(sock, timeouts)  # before the first connection, which would not inherit them later
         with _port_of(address, family) as port:
             sock.bind((address.host, port))
         sock.listen(backlog)
@@ -184,16 +182,16 @@ def _listen(key: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTim
         sock.close()
         reason = error.strerror or str(error)
         raise ConfigError(
-            [f"{key}: can't listen on {address}: {reason}; choose a free address of this machine"]
+            [f"{setting}: cannot listen on {address}: {reason}; give a free address of this machine"]
         ) from None
     return sock
 
 
 @contextmanager
 def _port_of(address: Address, family: socket.AddressFamily) -> Iterator[int]:
-    """A port to bind: the given one, or one that the kernel has free, held for the length of the block.
+    """Yield the port to bind: the port of the address or, for port 0, a free port that is held during the block.
 
-    A port that the kernel chooses itself while it binds is lost when a listener stops accepting.
+    If the kernel chose the port in the listener's own bind, the port would be lost when the listener stops accepting.
     """
     if address.port:
         yield address.port

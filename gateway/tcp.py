@@ -3,36 +3,43 @@
 import socket
 import struct
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, Protocol
 
 _PROBES: Final = 3  # keep-alive probes that must stay unanswered: a single lost packet must not end a connection
 #: ``tcpi_unacked`` (segments) and ``tcpi_last_ack_recv`` (milliseconds) of Linux's struct tcp_info.
 _TCP_INFO: Final = struct.Struct("@24xI28xI")
 
 
-class TcpTimeouts(NamedTuple):
-    """Times after which a connection ends because its peer is unreachable, both in seconds.
+class TcpTimeouts(Protocol):
+    """Settings after which a connection ends because its peer is unreachable, both in seconds.
 
-    ``keepalive`` is the silence after which the kernel probes the peer. ``user_timeout`` is how long data or probes may
-    stay unacknowledged. Linux ends a connection at the first unanswered probe if the peer has been silent for longer
-    than ``user_timeout``, so that ``user_timeout`` should be at least twice ``keepalive``: then three probes are sent.
+    ``tcp_keepalive`` is the silence after which the kernel probes the peer. ``tcp_user_timeout`` is how long data or
+    probes may stay unacknowledged. Linux ends a connection at the first unanswered probe if the peer has been silent
+    for longer than ``tcp_user_timeout``, so that ``tcp_user_timeout`` should be at least twice ``tcp_keepalive``: then
+    three probes are sent.
     """
 
-    keepalive: int
-    user_timeout: float
+    @property
+    def tcp_keepalive(self) -> int:
+        """Whole seconds."""
 
-    def set_on(self, sock: socket.socket) -> None:
-        """Set these times on a connection, or on a listening socket: accepted connections inherit them.
+    @property
+    def tcp_user_timeout(self) -> float:
+        """Seconds."""
 
-        A dead peer of a silent connection is noticed after about twice ``keepalive``. Does nothing if the connection
-        has ended already.
-        """
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(self.keepalive / _PROBES)))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self.user_timeout * 1000))
+
+def set_timeouts(sock: socket.socket, timeouts: TcpTimeouts) -> None:
+    """Set these times on a connection, or on a listening socket: accepted connections inherit them.
+
+    A dead peer of a silent connection is noticed after about twice ``tcp_keepalive``. Does nothing if the connection
+    has ended already.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, timeouts.tcp_keepalive)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(timeouts.tcp_keepalive / _PROBES)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeouts.tcp_user_timeout * 1000))
 
 
 def is_unacknowledged(sock: socket.socket, seconds: float) -> bool:

@@ -20,14 +20,14 @@ def taken(budget: RetryBudget) -> int:
 
 @pytest.mark.parametrize(("in_flight", "tokens"), [(0, 3), (1, 3), (15, 3), (20, 4), (100, 20), (1000, 200)])
 def test_retry_tokens_are_a_share_of_the_requests_in_flight_or_a_few(in_flight: int, tokens: int) -> None:
-    budget = RetryBudget(ratio=0.2, least=3)
+    budget = RetryBudget(retry_ratio=0.2, min_retries=3)
     budget.in_flight = in_flight
     assert taken(budget) == tokens
     assert not budget.take()
 
 
 def test_a_retry_token_is_held_until_it_is_given_back() -> None:
-    budget = RetryBudget(ratio=0.0, least=1)
+    budget = RetryBudget(retry_ratio=0.0, min_retries=1)
     for _ in range(100):
         assert budget.take()
         assert not budget.take()
@@ -37,7 +37,7 @@ def test_a_retry_token_is_held_until_it_is_given_back() -> None:
 
 @pytest.mark.parametrize(("ratio", "least", "is_nothing"), [(0.0, 0, True), (0.1, 0, False), (0.0, 1, False)])
 def test_a_retry_budget_without_share_and_floor_is_nothing(ratio: float, least: int, is_nothing: bool) -> None:
-    assert RetryBudget(ratio=ratio, least=least).is_nothing is is_nothing
+    assert RetryBudget(retry_ratio=ratio, min_retries=least).is_nothing is is_nothing
 
 
 async def retry(budget: RetryBudget, name: str, order: list[str], seconds: float = 1.0) -> None:
@@ -52,7 +52,7 @@ async def retry(budget: RetryBudget, name: str, order: list[str], seconds: float
 
 @in_virtual_time
 async def test_retries_without_a_token_wait_for_one_in_turn() -> None:
-    budget, order = RetryBudget(ratio=0.0, least=1), list[str]()
+    budget, order = RetryBudget(retry_ratio=0.0, min_retries=1), list[str]()
     async with trio.open_nursery() as nursery:
         for name in "abc":
             nursery.start_soon(retry, budget, name, order)
@@ -66,7 +66,7 @@ async def test_retries_without_a_token_wait_for_one_in_turn() -> None:
 
 @in_virtual_time
 async def test_a_newcomer_does_not_pass_the_retries_that_wait() -> None:
-    budget, order = RetryBudget(ratio=0.2, least=1), list[str]()
+    budget, order = RetryBudget(retry_ratio=0.2, min_retries=1), list[str]()
     assert budget.take()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(retry, budget, "a", order)
@@ -81,7 +81,7 @@ async def test_a_newcomer_does_not_pass_the_retries_that_wait() -> None:
 
 @in_virtual_time
 async def test_a_retry_that_is_cancelled_while_it_waits_keeps_no_token() -> None:
-    budget, order = RetryBudget(ratio=0.0, least=1), list[str]()
+    budget, order = RetryBudget(retry_ratio=0.0, min_retries=1), list[str]()
     assert budget.take()
     with trio.move_on_after(1):
         await budget.wait()
@@ -95,7 +95,7 @@ async def test_a_retry_that_is_cancelled_while_it_waits_keeps_no_token() -> None
 
 @in_virtual_time
 async def test_a_retry_that_is_cancelled_as_its_turn_comes_passes_the_token_on() -> None:
-    budget, order = RetryBudget(ratio=0.0, least=1), list[str]()
+    budget, order = RetryBudget(retry_ratio=0.0, min_retries=1), list[str]()
     assert budget.take()
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
@@ -116,7 +116,7 @@ async def _cancel_and_give_back(scope: trio.CancelScope, budget: RetryBudget) ->
 
 
 def test_lookups_are_a_share_of_the_requests_at_any_load() -> None:
-    budget = LookupBudget(ratio=0.2, floor=0.0, most=20)
+    budget = LookupBudget(lookup_ratio=0.2, min_lookups_per_second=0.0, most=20)
     granted = 0
     for _ in range(10_000):
         budget.request()
@@ -125,14 +125,14 @@ def test_lookups_are_a_share_of_the_requests_at_any_load() -> None:
 
 
 def test_lookups_have_a_floor_in_quiet_times() -> None:
-    budget = LookupBudget(ratio=0.2, floor=1.0)
+    budget = LookupBudget(lookup_ratio=0.2, min_lookups_per_second=1.0)
     assert [budget.withdraw(0.0) for _ in range(11)] == [True] * 10 + [False]
     assert budget.withdraw(1.0)
     assert not budget.withdraw(1.0)
 
 
 def test_lookups_that_are_saved_up_are_bounded() -> None:
-    budget = LookupBudget(ratio=0.2, floor=0.0, most=20)
+    budget = LookupBudget(lookup_ratio=0.2, min_lookups_per_second=0.0, most=20)
     for _ in range(100_000):
         budget.request()
     assert sum(budget.withdraw(0.0) for _ in range(100)) <= 22

@@ -278,7 +278,7 @@ async def test_an_address_in_use_is_a_mistake_with_a_name(certificates: Certific
             await Core(config).run()
         assert descriptors() == before
     (mistake,) = refused.value.mistakes
-    assert mistake.startswith(f"{taken}: can't listen on 127.0.0.1:{port}: Address already in use")
+    assert mistake.startswith(f"{taken}: cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
 async def test_a_key_that_openssl_finds_too_weak_is_a_mistake_with_a_name(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ async def test_a_key_that_openssl_finds_too_weak_is_a_mistake_with_a_name(tmp_pa
         await Core(config).run()
     assert descriptors() == before
     (mistake,) = _mistakes([refused.value])
-    assert mistake.startswith('listeners["kmip"].certificate: OpenSSL does not take it')
+    assert mistake.startswith('listeners["kmip"].certificate: OpenSSL refuses it')
 
 
 def write_weak_key(certificates: Certificates) -> None:
@@ -347,7 +347,7 @@ async def test_where_no_mark_key_can_be_kept_the_gateway_says_so_and_runs(
     structlog.configure(**before)
 
     told = capsys.readouterr().err
-    assert "marks end with this process" in told
+    assert "using a temporary key" in told
     assert "/proc/mark.key" in told
 
 
@@ -389,7 +389,7 @@ async def test_a_private_key_that_others_can_read_is_told_at_the_start(
     structlog.configure(**before)
     certificates.path("server.key").chmod(0o600)
     told = capsys.readouterr().err
-    assert "a file with a secret is open to too many" in told
+    assert "other users can read or change a file with a secret" in told
     assert "server.key" in told
     assert "mode 0644" in told
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from gateway.config import DeadlinesConfig, PoolConfig
 from gateway.dispatcher import Answer, Dispatcher, DispatcherSettings, Knowledge
 from gateway.errors import StreamClosedError
 from gateway.identity import Identity, Principal
@@ -23,7 +24,7 @@ from gateway.policy import Effect, Refusal, effect_of
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.maintenance import maintain_pools
-from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
@@ -57,7 +58,7 @@ class House:
         self,
         nursery: trio.Nursery,
         key_managers: list[FakeKeyManager],
-        pool: PoolSettings,
+        pool: PoolConfig,
         times: DispatcherSettings,
         places: int,
         knowledge: Callable[[Balancer], Knowledge] | None = None,
@@ -102,7 +103,7 @@ class House:
 @asynccontextmanager
 async def house(
     *names: str | FakeKeyManager,
-    pool: PoolSettings = SETTINGS,
+    pool: PoolConfig = SETTINGS,
     times: DispatcherSettings | None = None,
     places: int = 4,
     knowledge: Callable[[Balancer], Knowledge] | None = None,
@@ -321,7 +322,7 @@ async def test_a_request_waits_no_longer_than_the_queue_allows_over_all(version:
 
 @in_virtual_time
 async def test_a_full_queue_is_said_at_once_and_names_no_key_manager_to_the_client() -> None:
-    async with house("atlanta", pool=SETTINGS._replace(queue_length=0), places=1) as it:
+    async with house("atlanta", pool=SETTINGS.model_copy(update={"queue_length": 0}), places=1) as it:
         await lease(it.backends[0].pools["red"])
         began = trio.current_time()
 
@@ -352,7 +353,7 @@ def answers_all_but_probes(connection: Connection, request: Request) -> None:
 @in_virtual_time
 async def test_the_deadline_covers_all_that_may_happen_before_a_request_is_sent() -> None:
     """Sessions that must prove themselves first, and don't: the request is not sent when its time is over."""
-    async with house("atlanta", "london", times=DispatcherSettings(request=2.0)) as it:
+    async with house("atlanta", "london", times=DispatcherSettings(deadlines=DeadlinesConfig(request=2.0))) as it:
         for key_manager, backend in zip(it.key_managers, it.backends, strict=True):
             backend.pools["red"].give_back(await lease(backend.pools["red"]))
             key_manager.behaviour = answers_all_but_probes

@@ -24,7 +24,7 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
-    MAX_RESPONSE_SIZE,
+    LIMITS,
     Connection,
     FakeKeyManager,
     answer_to,
@@ -129,7 +129,7 @@ def _says_more(connection: Connection, request: Request) -> None:
 
 def _says_too_much(connection: Connection, request: Request) -> None:
     connection.execute(request)
-    head = b"\x42\x00\x7b\x01" + (MAX_RESPONSE_SIZE * 2).to_bytes(4, "big")
+    head = b"\x42\x00\x7b\x01" + (LIMITS.max_response_size * 2).to_bytes(4, "big")
     connection.say(head + bytes(1000))
 
 

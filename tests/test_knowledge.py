@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from gateway import log
+from gateway.config import BackendOptions, ReplicationConfig
 from gateway.dispatcher import Answer, DispatcherSettings, Knowledge
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
@@ -17,7 +18,6 @@ from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import Refusal
 from gateway.upstream.affinity import Affinity
-from gateway.upstream.backend import BackendOptions
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
 from gateway.upstream.maintenance import watch
@@ -487,7 +487,7 @@ async def test_one_that_can_not_be_reached_when_it_is_asked_too_changes_nothing(
 async def test_asking_others_is_paid_for_by_the_lookup_budget() -> None:
     """Who polls for what is not there yet does not multiply the load by the number of key managers."""
     key_managers = replicas("atlanta", "london", "paris")
-    times = DispatcherSettings(lookup_ratio=0.1, min_lookups=0.1)
+    times = DispatcherSettings(replication=ReplicationConfig(lookup_ratio=0.1, min_lookups_per_second=0.1))
     async with late_house(key_managers, late(asks_others=True), times=times) as it:
         for _ in range(200):
             assert status(await it.ask(ask("nothing"))) == MISSING
@@ -637,7 +637,7 @@ def poll(value: bytes, *more: bytes) -> Request:
 
 
 def with_marks(balancer: Balancer) -> Knowledge:
-    return Knowledge(Affinity(), Marks([bytes(32)]), CommonVersions(balancer))
+    return Knowledge(Affinity(10.0), Marks([bytes(32)]), CommonVersions(balancer))
 
 
 def value_in(answer: Answer) -> bytes:
@@ -657,7 +657,7 @@ async def test_polls_find_the_key_manager_that_began_through_any_gateway() -> No
 @in_virtual_time
 async def test_without_marks_values_pass_as_they_are_and_follow_the_window() -> None:
     key_managers = patient("atlanta", "london", "paris")
-    async with house(*key_managers, knowledge=lambda _: Knowledge(Affinity())) as it:
+    async with house(*key_managers, knowledge=lambda _: Knowledge(Affinity(10.0))) as it:
         for value in [b"later at atlanta"] * 3:
             await it.ask(poll(value))
         assert [len(one.connections) for one in key_managers] == [1, 0, 0]
@@ -668,7 +668,7 @@ async def test_without_marks_values_pass_as_they_are_and_follow_the_window() -> 
 @pytest.mark.parametrize("is_shared", [False, True])
 async def test_without_marks_a_poll_follows_what_is_pending(operation: Operation, is_shared: bool) -> None:
     key_managers = patient("atlanta", "london", "paris")
-    knows = Knowledge(Affinity(is_shared=is_shared))
+    knows = Knowledge(Affinity(10.0, is_shared=is_shared))
     later = (ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True),)
     async with house(*key_managers, knowledge=lambda _: knows) as it:
         for number in range(6):
@@ -682,7 +682,7 @@ async def test_without_marks_a_ticket_is_shown_where_it_was_given() -> None:
     for one in key_managers:
         one.behaviour = logs_in_and_makes
     shown = (authentication(ticket_credential(b"mine")),)
-    async with house(*key_managers, knowledge=lambda _: Knowledge(Affinity())) as it:
+    async with house(*key_managers, knowledge=lambda _: Knowledge(Affinity(10.0))) as it:
         await it.ask(ask("", Operation.LOGIN, version=(2, 1)))
         for _ in range(3):
             assert (await it.ask(ask("key-1", version=(2, 1), header=shown))).backend is it.backends[0]

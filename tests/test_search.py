@@ -2,6 +2,7 @@
 
 import trio
 
+from gateway.config import DeadlinesConfig, FailoverConfig, ReplicationConfig
 from gateway.dispatcher import DispatcherSettings, Knowledge
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
@@ -61,7 +62,9 @@ async def test_who_has_found_it_keeps_the_client_waiting_for_nobody_else() -> No
 @in_virtual_time
 async def test_a_search_costs_one_however_many_are_asked() -> None:
     key_managers = replicas("atlanta", "london", "paris", "rome")
-    times = DispatcherSettings(lookup_ratio=0.0, min_lookups=0.1)  # one is held, and no more come in this time
+    times = DispatcherSettings(
+        replication=ReplicationConfig(lookup_ratio=0.0, min_lookups_per_second=0.1)
+    )  # one is held, and no more come in this time
     async with late_house(key_managers, late(asks_others=True), times) as it:
         for _ in range(2):
             assert status(await it.ask(ask("nothing"))) == MISSING
@@ -71,7 +74,7 @@ async def test_a_search_costs_one_however_many_are_asked() -> None:
 @in_virtual_time
 async def test_every_request_adds_to_what_pays_for_searches() -> None:
     key_managers = replicas("atlanta", "london", lag=0.0)
-    times = DispatcherSettings(lookup_ratio=0.2, min_lookups=0.0001)
+    times = DispatcherSettings(replication=ReplicationConfig(lookup_ratio=0.2, min_lookups_per_second=0.0001))
     async with late_house(key_managers, late(asks_others=True), times) as it:
         await it.ask(ask("key-1", Operation.CREATE))
         for _ in range(10):
@@ -88,7 +91,7 @@ async def test_every_request_adds_to_what_pays_for_searches() -> None:
 async def test_where_the_identity_has_just_changed_something_is_asked_for_nothing() -> None:
     """There it may well be. A client that locates and finds nothing because a budget is empty makes a second key."""
     key_managers = replicas("atlanta", "london", "paris", lag=1e9)
-    times = DispatcherSettings(lookup_ratio=0.0, min_lookups=0.0001)
+    times = DispatcherSettings(replication=ReplicationConfig(lookup_ratio=0.0, min_lookups_per_second=0.0001))
     async with late_house(key_managers, both(), times) as it:
         await it.ask(ask("nothing"))  # takes the one search that there is
         await it.ask(ask("key-1", Operation.CREATE))
@@ -112,8 +115,8 @@ async def test_who_is_down_is_not_asked() -> None:
 @in_virtual_time
 async def test_nobody_is_asked_once_the_time_for_the_request_is_over() -> None:
     key_managers = replicas("atlanta", "london", "paris")
-    times = DispatcherSettings(request=6.0, try_timeout=5.0)
-    warm = SETTINGS._replace(min_idle=1)
+    times = DispatcherSettings(deadlines=DeadlinesConfig(request=6.0), failover=FailoverConfig(try_timeout=5.0))
+    warm = SETTINGS.model_copy(update={"min_idle": 1})
     async with house(*key_managers, knowledge=lambda _: late(asks_others=True), times=times, pool=warm) as it:
         for backend in it.backends:  # all have sessions
             it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.tcp import TcpTimeouts, is_unacknowledged
+from gateway.config import PoolConfig
+from gateway.tcp import is_unacknowledged, set_timeouts
 from tests.kit.streams import connected, cut_off, reconnect
 
 DEADLINE = 20.0  # s of real time, in which each test must end
@@ -32,40 +33,40 @@ def times_of(sock: socket.socket) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("timeouts", "times"),
     [
-        (TcpTimeouts(5, 10.0), (1, 5, 2, 3, 10_000)),
-        (TcpTimeouts(60, 120.0), (1, 60, 20, 3, 120_000)),
-        (TcpTimeouts(1, 2.5), (1, 1, 1, 3, 2500)),
+        (PoolConfig(tcp_keepalive=5, tcp_user_timeout=10.0), (1, 5, 2, 3, 10_000)),
+        (PoolConfig(tcp_keepalive=60, tcp_user_timeout=120.0), (1, 60, 20, 3, 120_000)),
+        (PoolConfig(tcp_keepalive=1, tcp_user_timeout=2.5), (1, 1, 1, 3, 2500)),
     ],
 )
 def test_a_dead_peer_is_noticed_after_about_twice_the_silence(
-    pair: tuple[socket.socket, socket.socket], timeouts: TcpTimeouts, times: tuple[int, ...]
+    pair: tuple[socket.socket, socket.socket], timeouts: PoolConfig, times: tuple[int, ...]
 ) -> None:
-    timeouts.set_on(pair[0])
+    set_timeouts(pair[0], timeouts)
     assert times_of(pair[0]) == times
 
 
 def test_accepted_connections_inherit_the_listening_sockets_times() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        TcpTimeouts(60, 120.0).set_on(listening)
+        set_timeouts(listening, PoolConfig(tcp_keepalive=60, tcp_user_timeout=120.0))
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
             assert times_of(accepted) == (1, 60, 20, 3, 120_000)
 
 
 def test_a_connection_that_has_ended_is_left_alone(pair: tuple[socket.socket, socket.socket]) -> None:
     pair[0].close()
-    TcpTimeouts(5, 10.0).set_on(pair[0])
+    set_timeouts(pair[0], PoolConfig(tcp_keepalive=5, tcp_user_timeout=10.0))
     assert not is_unacknowledged(pair[0], 0)
 
 
 def test_a_silent_connection_ends_if_its_peer_is_gone(pair: tuple[socket.socket, socket.socket]) -> None:
-    TcpTimeouts(1, 2.0).set_on(pair[0])
+    set_timeouts(pair[0], PoolConfig(tcp_keepalive=1, tcp_user_timeout=2.0))
     cut_off(pair[1])
     with pytest.raises(TimeoutError, match="Connection timed out"):  # the kernel's; the deadline's is "timed out"
         pair[0].recv(1)
 
 
 def test_one_lost_probe_ends_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
-    TcpTimeouts(1, 3.0).set_on(pair[0])
+    set_timeouts(pair[0], PoolConfig(tcp_keepalive=1, tcp_user_timeout=3.0))
     pair[0].settimeout(1.4)  # in which the first probe is lost
     cut_off(pair[1])
     with pytest.raises(TimeoutError, match=r"^timed out"):
@@ -78,7 +79,7 @@ def test_one_lost_probe_ends_nothing(pair: tuple[socket.socket, socket.socket]) 
 
 
 def test_a_connection_ends_if_sent_data_is_not_acknowledged(pair: tuple[socket.socket, socket.socket]) -> None:
-    TcpTimeouts(60, 1.0).set_on(pair[0])
+    set_timeouts(pair[0], PoolConfig(tcp_keepalive=60, tcp_user_timeout=1.0))
     cut_off(pair[1])
     pair[0].sendall(b"request")
     with pytest.raises(TimeoutError, match="Connection timed out"):

@@ -8,11 +8,19 @@ certificates that the gateway shows, and ``secrecy`` the permissions of the file
 
 from gateway.config.loading import load
 from gateway.config.model import (
+    DEFAULT_RESUMPTION_LIFETIME,
+    DEFAULT_TLS_POLICY,
     Addresses,
     AdminConfig,
+    AllowanceConfig,
     BackendConfig,
+    BackendOptions,
+    Balancing,
+    BalancingConfig,
     Config,
     DeadlinesConfig,
+    FailoverConfig,
+    HealthConfig,
     IdentityConfig,
     LimitsConfig,
     ListenerConfig,
@@ -21,6 +29,7 @@ from gateway.config.model import (
     PerAddressConfig,
     PoolConfig,
     Probe,
+    ReplicationConfig,
     TlsPolicy,
     matches_many,
 )
@@ -30,13 +39,21 @@ from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
 
 __all__ = [
+    "DEFAULT_RESUMPTION_LIFETIME",
+    "DEFAULT_TLS_POLICY",
     "Address",
     "Addresses",
     "AdminConfig",
+    "AllowanceConfig",
     "BackendConfig",
+    "BackendOptions",
+    "Balancing",
+    "BalancingConfig",
     "Config",
     "DeadlinesConfig",
     "ExposedFile",
+    "FailoverConfig",
+    "HealthConfig",
     "IdentityConfig",
     "LimitsConfig",
     "ListenerConfig",
@@ -46,6 +63,7 @@ __all__ = [
     "PerAddressConfig",
     "PoolConfig",
     "Probe",
+    "ReplicationConfig",
     "TlsPolicy",
     "exposed",
     "lapsed",

@@ -24,6 +24,7 @@ from gateway.config.values import (
     ServerName,
     Size,
 )
+from gateway.kmip.decode import MAX_BATCH_ITEMS, MAX_DEPTH, MAX_FIELDS, MAX_RESPONSE_FIELDS
 
 TlsPolicy = Literal["modern", "compatible", "legacy"]
 Probe = Literal["discover-versions", "query"]
@@ -31,6 +32,9 @@ Role = Literal["rw", "ro"]
 Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
 WhenNone = Literal["answer", "close"]
+
+DEFAULT_TLS_POLICY: Final = "modern"
+DEFAULT_RESUMPTION_LIFETIME: Final = 3600  # s
 
 _WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
 #: Servers may refuse a request whose Time Stamp is older than a minute, and what they refuse must not be the queue's
@@ -52,7 +56,7 @@ class ListenerConfig(Table):
     certificate: CertificateFile
     private_key: PrivateKeyFile
     client_ca: CaFile
-    tls_policy: TlsPolicy = "modern"
+    tls_policy: TlsPolicy = DEFAULT_TLS_POLICY
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
     handshake_timeout: Seconds = 10.0
     request_timeout: Seconds = 10.0
@@ -60,7 +64,7 @@ class ListenerConfig(Table):
     send_timeout: Seconds = 10.0
     tcp_keepalive: KeepAlive = 60
     tcp_user_timeout: Seconds = 120.0
-    resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = 3600
+    resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = DEFAULT_RESUMPTION_LIFETIME
     proxy_protocol: bool = Field(default=False, strict=True)
     proxy_from: Balancers = Field(default=(), validate_default=True)
 
@@ -78,7 +82,15 @@ class ListenerConfig(Table):
         return proxy_from
 
 
-class BackendConfig(Table):
+class BackendOptions(Table):
+    """The share of a backend among the backends of its priority, its priority (the lowest serves), and its role."""
+
+    weight: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
+    role: Role = "rw"
+
+
+class BackendConfig(BackendOptions):
     """One key manager. ``server_name`` is never empty here: without one it is the address's host."""
 
     name: Name
@@ -89,9 +101,6 @@ class BackendConfig(Table):
     server_name: ServerName = Field(default="", validate_default=True)
     max_sessions: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 64
     probe: Probe = "discover-versions"
-    weight: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
-    priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
-    role: Role = "rw"
 
     @field_validator("ca")
     @classmethod
@@ -159,7 +168,16 @@ def _breadth(key: str, values: tuple[str, ...]) -> str | None:
 PerSecond = Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
-class IdentityConfig(Table):
+class AllowanceConfig(Table):
+    """Limits of one principal: connections, requests in flight, and requests a second (0 is any number)."""
+
+    max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
+    max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000
+    requests_per_second: PerSecond = 0.0
+    request_burst: PerSecond = 0.0
+
+
+class IdentityConfig(AllowanceConfig):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
     To the key managers all whom the rule matches are one client, who sees all that is theirs. So a rule for many says
@@ -172,10 +190,6 @@ class IdentityConfig(Table):
     shared: bool = Field(default=False, strict=True, validate_default=True)
     certificate: OwnCertificateFile
     private_key: PrivateKeyFile
-    max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
-    max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000
-    requests_per_second: PerSecond = 0.0
-    request_burst: PerSecond = 0.0
 
     @field_validator("shared")
     @classmethod
@@ -284,10 +298,10 @@ class LimitsConfig(Table):
 
     max_request_size: Size = 1024 * 1024
     max_response_size: ResponseSize = 2 * 1024 * 1024
-    max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = 32
-    max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
-    max_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = 5000
-    max_response_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = 50_000
+    max_depth: Annotated[int, Field(strict=True, ge=8, le=128)] = MAX_DEPTH
+    max_batch_items: Annotated[int, Field(strict=True, ge=1, le=100_000)] = MAX_BATCH_ITEMS
+    max_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = MAX_FIELDS
+    max_response_fields: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] = MAX_RESPONSE_FIELDS
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
     max_half_open: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1000
     max_requests: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000

@@ -123,7 +123,7 @@ class Attempts:
         session = pool.take(job.principal)
         if session is not None and (not job.is_read or validate_after is not None):
             session = await self._validated(
-                pool, session, job, self._settings.validate_after if validate_after is None else validate_after
+                pool, session, job, self._settings.pool.validate_after if validate_after is None else validate_after
             )
         while session is None:
             session = await self._wait(backend, pool, job, until)
@@ -140,7 +140,7 @@ class Attempts:
         """Wait for a session. A hedge has a time of its own for that: the first try may need the request's later."""
         began = trio.current_time()
         may_move = job.source is None and backend is not job.preferred
-        queue_left = self._settings.queue if is_hedge else job.queue_left
+        queue_left = self._settings.pool.queue_timeout if is_hedge else job.queue_left
         try:
             with trio.move_on_at(min(began + queue_left, job.deadline if until is None else until)):
                 return await pool.wait(job.principal, job.effect if may_move else None)
@@ -150,7 +150,7 @@ class Attempts:
         finally:
             if not is_hedge and backend is not job.preferred:  # others get a time of their own
                 job.queue_left -= trio.current_time() - began
-        raise PoolBusyError(f"no session free within {self._settings.queue:g} s", reason="queue_timeout")
+        raise PoolBusyError(f"no session free within {self._settings.pool.queue_timeout:g} s", reason="queue_timeout")
 
     async def _validated(self, pool: Pool, session: Session, job: Job, validate_after: float) -> Session | None:
         """Return the session if it was used just now or passes validation, else another one, or None.
@@ -170,7 +170,7 @@ class Attempts:
         session.is_repeatable = False
         is_alive = False
         try:
-            with trio.move_on_at(min(trio.current_time() + self._settings.proof, job.deadline)):
+            with trio.move_on_at(min(trio.current_time() + self._settings.deadlines.connect, job.deadline)):
                 await session.exchange(pool.validation_request)
                 is_alive = session.is_idle
                 session.is_reused = False  # as good as a fresh one
@@ -185,7 +185,7 @@ class Attempts:
         """Have the sessions that have been idle since then, or longer, validated in the background."""
         pool.drop_closed()
         for session in pool.lend_for_validation(idle_since):
-            pool.spawn(partial(validate, pool, session, self._settings.proof))
+            pool.spawn(partial(validate, pool, session, self._settings.deadlines.connect))
 
     # Exchanging ------------------------------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Attempts:
         return response
 
     def _answered(self, backend: Backend, job: Job, response: Response) -> None:
-        if not (self._settings.observe and is_server_error(response)):
+        if not (self._settings.health.observe and is_server_error(response)):
             backend.breaker.answered(job.credential, job.effect, trio.current_time())
 
     async def _finish(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
@@ -275,11 +275,16 @@ class Attempts:
         if until is not None:
             pool.timers.set(session.timer, until, partial(self._expire, pool, session))
             return
-        if now - session.idle_since > settings.validate_after and session.is_reused and job.is_read and hedge is None:
+        if (
+            now - session.idle_since > settings.pool.validate_after
+            and session.is_reused
+            and job.is_read
+            and hedge is None
+        ):
             due = now + _DOUBT
             ring = partial(self._doubtful, backend, pool, session, job, now)
         else:
-            due = now + settings.try_timeout
+            due = now + settings.failover.try_timeout
             ring = partial(self._overdue, backend, pool, session, job, hedge)
         pool.timers.set(session.timer, min(due, job.deadline), ring)
 
@@ -297,7 +302,7 @@ class Attempts:
                 self._hedge(job, session, pool, None)
             elif not job.retries.is_nothing:
                 self._hedge(job, session, pool, backend)
-        due = max(now, min(job.deadline, began + self._settings.try_timeout))
+        due = max(now, min(job.deadline, began + self._settings.failover.try_timeout))
         pool.timers.set(session.timer, due, partial(self._overdue, backend, pool, session, job, None))
 
     def _overdue(self, backend: Backend, pool: Pool, session: Session, job: Job, hedge: Hedge | None) -> None:
@@ -369,7 +374,7 @@ class Attempts:
                 session = pool.take(job.principal)
                 if session is not None:
                     hedge.is_validating = True
-                    session = await self._validated(pool, session, job, self._settings.validate_after)
+                    session = await self._validated(pool, session, job, self._settings.pool.validate_after)
                     hedge.is_validating = False
                 if session is None:
                     session = await self._wait(backend, pool, job, None, is_hedge=True)

@@ -173,7 +173,7 @@ class Dispatcher:
         """Return the answer that a backend has given, or a better one of another."""
         if job.breaks:
             self._attempts.judge(job, is_answered=True)
-        if self._settings.observe and job.is_read and is_server_error(response):
+        if self._settings.health.observe and job.is_read and is_server_error(response):
             backend, response = await self._second_opinion(job, backend, response)
         if self._whereabouts.may_be_elsewhere(job, response) and job.keeps(response):
             return await self._whereabouts.look_elsewhere(job, job.order, backend, response)
@@ -189,7 +189,7 @@ class Dispatcher:
             job.source is not None
             or not self._balancer.has_other(job.tried, job.credential, job.effect, version)
             or not job.keeps(response)
-            or not await self._attempts.has_token(job, self._settings.try_timeout)
+            or not await self._attempts.has_token(job, self._settings.failover.try_timeout)
         ):
             return backend, response
         began = trio.current_time()
@@ -197,7 +197,7 @@ class Dispatcher:
         if other is None:
             return backend, response
         job.tried.append(other)
-        until = min(job.deadline, began + self._settings.try_timeout)
+        until = min(job.deadline, began + self._settings.failover.try_timeout)
         # If this was a trial, it has not ended: else every request would be sent to the first backend meanwhile.
         trials = backend.breaker.enter(job.credential, job.effect, began)
         try:
@@ -246,7 +246,7 @@ class Dispatcher:
         if since == float("inf"):  # somebody can be reached: a session was lost in the moment of sending
             await trio.sleep(_PAUSE)
             return job.rounds < _MOST_ROUNDS
-        until = min(now + job.queue_left, job.deadline, since + self._settings.queue)
+        until = min(now + job.queue_left, job.deadline, since + self._settings.pool.queue_timeout)
         if not pools or now >= until:
             return False
         opened = trio.Event()
@@ -269,7 +269,7 @@ class Dispatcher:
             message = "too many requests are waiting for key managers"
             return refusal(Refusal.OVERLOADED, message, request, detail=str(busy))
         if trio.current_time() >= job.deadline:
-            return refusal(Refusal.DEADLINE, f"no session within {self._settings.request:g} s", request)
+            return refusal(Refusal.DEADLINE, f"no session within {self._settings.deadlines.request:g} s", request)
         detail = "no key manager takes requests that change something" if failure is None else str(failure)
         message = "no key manager can be reached" if job.source is None else BAD_MARKS[Refusal.NO_BACKEND]
         return refusal(Refusal.NO_BACKEND, message, request, detail=detail)

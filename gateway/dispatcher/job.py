@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import trio
 
 from gateway.budget import LookupBudget, RetryBudget
+from gateway.config import DeadlinesConfig, FailoverConfig, HealthConfig, PoolConfig, ReplicationConfig
 from gateway.dispatcher.race import Race
 from gateway.identity import Principal
 from gateway.kmip.messages import Request, Response
@@ -19,24 +20,13 @@ _TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
 
 class DispatcherSettings(NamedTuple):
-    """Times in seconds.
+    """Tables of the configuration that the dispatcher uses."""
 
-    ``request`` is for a request over all, ``queue`` for waiting for sessions in it. A read that takes longer than
-    ``try_timeout`` is hedged. A session that was idle for longer than ``validate_after`` is validated within ``proof``
-    before a change is sent on it. ``retry_ratio`` and ``min_retries`` are a RetryBudget's, ``lookup_ratio`` and
-    ``min_lookups`` (a second) a LookupBudget's. ``observe`` tells if server-side errors count against a backend.
-    """
-
-    request: float = 30.0
-    queue: float = 5.0
-    try_timeout: float = 5.0
-    validate_after: float = 1.0
-    proof: float = 3.0
-    retry_ratio: float = 0.2
-    min_retries: int = 3
-    lookup_ratio: float = 0.2
-    min_lookups: float = 1.0
-    observe: bool = True
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    pool: PoolConfig = PoolConfig()
+    failover: FailoverConfig = FailoverConfig()
+    replication: ReplicationConfig = ReplicationConfig()
+    health: HealthConfig = HealthConfig()
 
 
 class Budgets:
@@ -44,10 +34,13 @@ class Budgets:
 
     def __init__(self, settings: DispatcherSettings) -> None:
         self.retries: dict[str, RetryBudget] = defaultdict(
-            lambda: RetryBudget(ratio=settings.retry_ratio, least=settings.min_retries)
+            lambda: RetryBudget(retry_ratio=settings.failover.retry_ratio, min_retries=settings.failover.min_retries)
         )
         self.lookups: dict[str, LookupBudget] = defaultdict(
-            lambda: LookupBudget(ratio=settings.lookup_ratio, floor=settings.min_lookups)
+            lambda: LookupBudget(
+                lookup_ratio=settings.replication.lookup_ratio,
+                min_lookups_per_second=settings.replication.min_lookups_per_second,
+            )
         )
 
     def __repr__(self) -> str:
@@ -101,8 +94,8 @@ class Job:
         self.credential = principal.identity.name
         self.effect = effect = effect_of(request)
         self.is_read = effect <= _TOUCH  # it may be repeated after it was sent
-        self.deadline = trio.current_time() + settings.request
-        self.queue_left = settings.queue
+        self.deadline = trio.current_time() + settings.deadlines.request
+        self.queue_left = settings.pool.queue_timeout
         self.is_gone = is_gone
         self.payer = payer
         self.kept = 0  # bytes of an answer that the payer holds while others are asked

@@ -149,7 +149,7 @@ class Whereabouts:
                 continue
             job.tried.append(backend)
             # An answer to a read is there already, and should not wait for long.
-            until = min(job.deadline, now + self._settings.try_timeout) if is_read else None
+            until = min(job.deadline, now + self._settings.failover.try_timeout) if is_read else None
             try:
                 response = await tries.try_backend(backend, job, until)
             except PoolBusyError:

@@ -5,13 +5,15 @@ closed. A client over any other limit gets a KMIP error. Every refusal is counte
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway.budget import TokenBucket
+from gateway.config import AllowanceConfig, LimitsConfig, PerAddressConfig
 from gateway.front.half_open import HalfOpenConnections
 from gateway.front.preface import hello_is_there
-from gateway.front.sources import BEHIND_BALANCER, AddressLimits, HalfOpen, Source, Sources
+from gateway.front.sources import BEHIND_BALANCER, HalfOpen, Source, Sources
 from gateway.front.turns import Share, Turns
 from gateway.identity import Principal
 
@@ -36,21 +38,12 @@ class Limit(Enum):
     ADDRESS_RATE = "address_handshakes_per_second"
 
 
-class Allowance(NamedTuple):
-    """The limits of each principal: connections, requests in flight, and requests a second (0: unlimited)."""
-
-    max_clients: int = 5000
-    max_requests: int = 1000
-    requests_per_second: float = 0.0
-    request_burst: float = 0.0
-
-
 class Account:
     """The connections, requests and bytes of one principal, and its share of turns."""
 
     __slots__ = ("_admission", "_allowance", "_bucket", "buffered", "clients", "requests", "share")
 
-    def __init__(self, admission: "Admission", allowance: Allowance) -> None:
+    def __init__(self, admission: "Admission", allowance: AllowanceConfig) -> None:
         rate = allowance.requests_per_second
         self._admission = admission
         self._allowance = allowance
@@ -119,24 +112,21 @@ class Admission:
     def __init__(
         self,
         *,
-        max_clients: int = 20_000,
-        max_requests: int = 10_000,
-        max_buffered: int = 256 << 20,
-        max_half_open: int = 1000,
-        per_address: AddressLimits | None = None,
-        allowances: dict[str, Allowance] | None = None,
+        limits: LimitsConfig,
+        per_address: PerAddressConfig,
+        allowances: Mapping[str, AllowanceConfig],
     ) -> None:
-        self.max_clients = max_clients
-        self.max_requests = max_requests
-        self.max_buffered = max_buffered
+        self.max_clients = limits.max_clients
+        self.max_requests = limits.max_requests
+        self.max_buffered = limits.max_buffered
         self.clients = 0
         self.requests = 0
         self.buffered = 0  # bytes of requests, until they are answered, and of answers, until clients have read them
         self.turns = Turns()
-        self.unidentified = Account(self, Allowance())  # of all clients without an identity
-        self.sources = Sources(per_address or AddressLimits())
-        self.half_open = HalfOpenConnections(max_half_open, hello_is_there)
-        self._allowances = allowances or {}
+        self.unidentified = Account(self, AllowanceConfig())  # of all clients without an identity
+        self.sources = Sources(per_address)
+        self.half_open = HalfOpenConnections(limits.max_half_open, hello_is_there)
+        self._allowances = allowances
         self._accounts: OrderedDict[tuple[str, str, str], Account] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -149,7 +139,7 @@ class Admission:
         if account is None:
             if len(self._accounts) >= _ACCOUNTS:
                 self._forget_idle_account()
-            account = self._accounts[key] = Account(self, self._allowances.get(principal.identity.name, Allowance()))
+            account = self._accounts[key] = Account(self, self._allowances[principal.identity.name])
         else:
             self._accounts.move_to_end(key)
         return account
@@ -187,7 +177,7 @@ class Admission:
 
     def await_header(self, half_open: HalfOpen, now: float) -> Limit | None:
         """Count a connection whose address is unknown until its PROXY header arrives; see ``begin_handshake``."""
-        if len(self.half_open) >= self.half_open.most and not self.half_open.evict_one(BEHIND_BALANCER, now):
+        if len(self.half_open) >= self.half_open.max_half_open and not self.half_open.evict_one(BEHIND_BALANCER, now):
             return Limit.HALF_OPEN
         half_open.source = BEHIND_BALANCER
         self.half_open.add(half_open)
@@ -205,6 +195,6 @@ class Admission:
         """Close older half-open connections at a limit. Return the limit if no connection may be closed."""
         if source.half_open >= self.sources.limits.max_half_open and not self.half_open.evict_one_of(source, now):
             return Limit.ADDRESS_HALF_OPEN
-        if len(self.half_open) >= self.half_open.most and not self.half_open.evict_one(source, now):
+        if len(self.half_open) >= self.half_open.max_half_open and not self.half_open.evict_one(source, now):
             return Limit.HALF_OPEN
         return None

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Answer, Dispatcher
 from gateway.errors import (
     BuffersFullError,
@@ -61,18 +62,6 @@ class Phase(Enum):
     SENDING = "sending"
 
 
-class Limits(NamedTuple):
-    """Bounds on the requests of one client, in bytes, and on its phases, in seconds."""
-
-    max_request_size: int = 1 << 20
-    max_depth: int = 32
-    max_batch_items: int = 1000
-    max_fields: int = 5000
-    request_timeout: float = 10.0
-    idle_timeout: float = 3600.0
-    send_timeout: float = 10.0
-
-
 class _PhaseTimes(NamedTuple):
     """The deadline of a phase may be any time from ``earliest`` to ``latest``, in seconds after the phase begins."""
 
@@ -98,7 +87,8 @@ class Conversation:
         *,
         admission: Admission,
         dispatcher: Dispatcher,
-        limits: Limits,
+        limits: LimitsConfig,
+        settings: ListenerConfig,
         metrics: Metrics,
         log: Log,
         throttle: Throttle,
@@ -118,6 +108,7 @@ class Conversation:
         self._held = 0
         self._dispatcher = dispatcher
         self._limits = limits
+        self._settings = settings
         self._metrics = metrics
         self._log = log
         self._throttle = throttle
@@ -126,8 +117,8 @@ class Conversation:
         self._scope = trio.CancelScope()
         self._deadline = float("inf")  # a copy: to read it from the scope costs a call
         self._idle = self._idle_times()
-        self._reading = _PhaseTimes(Phase.READING, limits.request_timeout, limits.request_timeout)
-        self._sending = _PhaseTimes(Phase.SENDING, limits.send_timeout, limits.send_timeout)
+        self._reading = _PhaseTimes(Phase.READING, settings.request_timeout, settings.request_timeout)
+        self._sending = _PhaseTimes(Phase.SENDING, settings.send_timeout, settings.send_timeout)
         self._draining = False
 
     def __repr__(self) -> str:
@@ -307,7 +298,7 @@ class Conversation:
     def _idle_times(self) -> _PhaseTimes:
         """Return the deadline of IDLE: shorter for a client that gets an error only, so that it soon frees its slot."""
         is_served = self._principal is not None and self._over is None
-        seconds = self._limits.idle_timeout if is_served else self._limits.request_timeout
+        seconds = self._settings.idle_timeout if is_served else self._settings.request_timeout
         return _PhaseTimes(Phase.IDLE, seconds * (1 - _DEADLINE_SLACK), seconds)
 
     def _check_whole(self) -> None:

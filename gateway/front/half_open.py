@@ -16,14 +16,14 @@ _EXAMINED: Final = 8  # connections that are examined at most for each eviction
 
 
 class HalfOpenConnections:
-    """All half-open connections, over all listeners, at most ``most``.
+    """All half-open connections, over all listeners, at most ``max_half_open``.
 
     ``has_hello`` returns True if the first TLS record has arrived on a socket: then the connection waits for the
     gateway, not for its client, and is not evicted.
     """
 
-    def __init__(self, most: int, has_hello: Callable[[socket.socket], bool]) -> None:
-        self.most = most
+    def __init__(self, max_half_open: int, has_hello: Callable[[socket.socket], bool]) -> None:
+        self.max_half_open = max_half_open
         self._has_hello = has_hello
         self._number = 0
         self._by_number: dict[int, dict[Source, None]] = {}  # addresses by their number of connections
@@ -33,7 +33,7 @@ class HalfOpenConnections:
         return self._number
 
     def __repr__(self) -> str:
-        return f"<HalfOpenConnections {self._number} of {self.most}>"
+        return f"<HalfOpenConnections {self._number} of {self.max_half_open}>"
 
     def add(self, half_open: HalfOpen) -> None:
         """Count a connection; ``remove`` must follow."""

@@ -4,16 +4,17 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 from OpenSSL import SSL
 
+from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Dispatcher
 from gateway.errors import OUT_OF_RESOURCES, TlsError
 from gateway.front.admission import Admission, Limit
 from gateway.front.connection_errors import ConnectionErrors
-from gateway.front.conversation import Conversation, Limits, Phase
+from gateway.front.conversation import Conversation, Phase
 from gateway.front.handshakes import Handshakes
 from gateway.front.sources import HalfOpen, plain_address
 from gateway.identity import Identities, Principal
@@ -29,31 +30,18 @@ _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to re
 _ACCEPT_PAUSE: Final = 0.1  # s without accepting after a fault, or when the process has no descriptors or memory
 
 
-class ListenerSettings(NamedTuple):
-    """``name`` is the label of the listener's metrics; ``handshake_timeout`` is in seconds.
-
-    ``proxy_from`` holds the addresses and networks that may connect and must send a PROXY header. If it is empty, any
-    address may connect, and no header is read.
-    """
-
-    name: str
-    max_clients: int = 10_000
-    handshake_timeout: float = 10.0
-    proxy_from: tuple[str, ...] = ()
-
-
 class Listener:
     """A listening socket, with the TLS context, the identity rules and the limits of its clients."""
 
     def __init__(
         self,
-        settings: ListenerSettings,
+        settings: ListenerConfig,
         context: SSL.Context,
         identities: Identities,
         *,
         admission: Admission,
         dispatcher: Dispatcher,
-        limits: Limits,
+        limits: LimitsConfig,
         metrics: Metrics,
         log: Log,
     ) -> None:
@@ -67,6 +55,7 @@ class Listener:
             admission=admission,
             dispatcher=dispatcher,
             limits=limits,
+            settings=settings,
             metrics=metrics,
             log=log,
             throttle=throttle,

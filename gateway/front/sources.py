@@ -7,25 +7,15 @@ the whole network.
 import ipaddress
 import socket
 from collections import OrderedDict
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from gateway.budget import TokenBucket
+from gateway.config import PerAddressConfig
 
 _REMEMBERED: Final = 10_000  # addresses without a connection, kept so that a reconnect does not reset a rate
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2: an IPv4 address in an IPv6 socket
-
-
-class AddressLimits(NamedTuple):
-    """Limits of each source address. Rate 0: unlimited; burst 0: the handshakes of one second. Prefixes are in bits."""
-
-    max_clients: int = 5000
-    max_half_open: int = 500
-    handshakes_per_second: float = 0.0
-    handshake_burst: float = 0.0
-    ipv4_prefix: int = 32
-    ipv6_prefix: int = 64
 
 
 class HalfOpen:
@@ -87,7 +77,7 @@ BEHIND_BALANCER: Final = Source(b"")
 class Sources:
     """All addresses with a connection; and, if rates are limited, the last 10,000 addresses without a connection."""
 
-    def __init__(self, limits: AddressLimits) -> None:
+    def __init__(self, limits: PerAddressConfig) -> None:
         self.limits = limits
         self._masks = {4: _mask(limits.ipv4_prefix, 32), 16: _mask(limits.ipv6_prefix, 128)}
         self._sources: dict[bytes, Source] = {}

@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 
 from OpenSSL import SSL
 
+from gateway.config import DEFAULT_RESUMPTION_LIFETIME, DEFAULT_TLS_POLICY
 from gateway.errors import TlsError
 from gateway.tls.openssl import text_of
 from gateway.tls.resumption import ServerContext, issue_no_further_ticket
@@ -38,15 +39,20 @@ class Policy(Enum):
 
 
 def server_context(
-    certificate: Path, private_key: Path, client_ca: Path, policy: str = "modern", *, resumption_lifetime: float = 3600
+    certificate: Path,
+    private_key: Path,
+    client_ca: Path,
+    tls_policy: str = DEFAULT_TLS_POLICY,
+    *,
+    resumption_lifetime: float = DEFAULT_RESUMPTION_LIFETIME,
 ) -> SSL.Context:
     """Return a context for a server: every client must show a certificate that leads to ``client_ca``.
 
-    ``policy`` names a Policy in lower case. Sessions can be resumed for ``resumption_lifetime`` seconds after the full
-    handshake, on TLS 1.2 and 1.3, with every process that shares this context; a resumption does not extend that time.
-    Raises TlsError for files that OpenSSL rejects.
+    ``tls_policy`` names a Policy in lower case. Sessions can be resumed for ``resumption_lifetime`` seconds after the
+    full handshake, on TLS 1.2 and 1.3, with every process that shares this context; a resumption does not extend that
+    time. Raises TlsError for files that OpenSSL rejects.
     """
-    context = _configured(ServerContext(resumption_lifetime), Policy[policy.upper()], certificate, private_key)
+    context = _configured(ServerContext(resumption_lifetime), Policy[tls_policy.upper()], certificate, private_key)
     _load_ca(context, client_ca)
     context.load_client_ca(str(client_ca).encode())
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, note_verification)

@@ -49,7 +49,7 @@ class Affinity:
     effect BOUND follow each other, and nothing else does. Backends are known as in Backend.stable_id.
     """
 
-    def __init__(self, window: float = 10.0, *, is_shared: bool = True, most: int = _MOST) -> None:
+    def __init__(self, window: float, *, is_shared: bool = True, most: int = _MOST) -> None:
         self._window = window
         self.is_shared = is_shared
         self._most = most

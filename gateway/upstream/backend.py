@@ -8,10 +8,11 @@ Three objects decide about the use of a backend, each from evidence of its own; 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
+from gateway.config import BackendOptions, PoolConfig
 from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
@@ -28,14 +29,6 @@ _CIRCUIT_STATES: Final = {
     CircuitState.OPEN: "ejected",
     CircuitState.HALF_OPEN: "half_open",
 }
-
-
-class BackendOptions(NamedTuple):
-    """The settings of a backend that the balancer uses: its share, its tier (the lowest serves), and its role."""
-
-    weight: int = 1
-    priority: int = 0
-    writable: bool = True
 
 
 class Backend:
@@ -65,7 +58,7 @@ class Backend:
         self.endpoint = endpoint or Endpoint()
         self.health = health or Health()
         self.breaker = breaker or Breaker(credentials=len(pools))
-        self.idle_limit = idle_limit or IdleLimit(25.0)
+        self.idle_limit = idle_limit or IdleLimit(PoolConfig().idle_timeout)
         self.options = options or BackendOptions()
         self.versions: frozenset[Version] | None = None
         self.in_flight = 0
@@ -100,7 +93,7 @@ class Backend:
 
     def accepts(self, effect: Effect) -> bool:
         """Return True if the backend's role allows requests of this effect."""
-        return self.options.writable or effect <= _TOUCH
+        return effect <= _TOUCH or self.options.role == "rw"
 
     def speaks(self, version: Version) -> bool:
         """Return True if the backend reported this protocol version, or has not reported any."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import cycle
 from typing import Final
 
+from gateway.config import Balancing, BalancingConfig
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend
@@ -25,6 +26,8 @@ _STANDBY: Final = 3_000  # it would answer with an error
 
 _TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
+_DEFAULT_POLICY: Final = BalancingConfig().policy
+
 Choose = Callable[[Sequence[Backend]], Backend]
 
 
@@ -34,7 +37,7 @@ class Balancer:
     ``backends`` may be replaced at any time.
     """
 
-    def __init__(self, backends: Iterable[Backend], policy: str = "round-robin") -> None:
+    def __init__(self, backends: Iterable[Backend], policy: Balancing = _DEFAULT_POLICY) -> None:
         self._choose: Choose = _POLICIES[policy]
         self._takes_turns = self._choose is _in_turn
         self.backends = tuple(backends)

@@ -20,12 +20,14 @@ No function here reads the clock: callers pass the time, in trio's seconds.
 import random
 from collections.abc import Iterable
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
+from gateway.config import FailoverConfig
 from gateway.policy import Effect
 
 _TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 _TRIALS: Final = 8  # trials at once that must be reached, and answered, before the circuit closes
+_FIRST_PAUSE: Final = 1.0  # s
 _MAX_PAUSES: Final = 32  # more would not lengthen the pause, only overflow it
 _FORGIVEN: Final = 60.0  # s without a failure after which the next pause is the shortest one again
 _ALONE: Final = 10.0  # s without any answer after which one credential's failures open the circuit for all
@@ -43,14 +45,6 @@ class CircuitState(Enum):
 _CLOSED: Final = CircuitState.CLOSED
 _OPEN: Final = CircuitState.OPEN
 _HALF_OPEN: Final = CircuitState.HALF_OPEN
-
-
-class BreakerSettings(NamedTuple):
-    """When a circuit opens, and for how long; times in seconds."""
-
-    consecutive_failures: int = 3
-    first_pause: float = 1.0
-    max_pause: float = 30.0
 
 
 class Circuit:
@@ -71,7 +65,7 @@ class Circuit:
         "until",
     )
 
-    def __init__(self, settings: BreakerSettings) -> None:
+    def __init__(self, settings: FailoverConfig) -> None:
         self.settings = settings
         self.state = _CLOSED
         self.closed_at = float("-inf")
@@ -140,7 +134,7 @@ class Circuit:
     def _open(self, now: float) -> None:
         if self.state is _CLOSED and now - self.closed_at > _FORGIVEN:
             self.pauses = 0
-        pause = min(self.settings.max_pause, self.settings.first_pause * 2**self.pauses)
+        pause = min(self.settings.max_ejection_time, _FIRST_PAUSE * 2**self.pauses)
         self.pauses = min(self.pauses + 1, _MAX_PAUSES)
         self.until = now + pause * random.uniform(0.75, 1)  # noqa: S311 - spreads load, hides nothing
         self.state = _OPEN
@@ -162,8 +156,8 @@ class Breaker:
     ``is_quiet`` is True while no circuit exists: then a request passes without a search.
     """
 
-    def __init__(self, settings: BreakerSettings | None = None, *, credentials: int = 1) -> None:
-        self._settings = settings or BreakerSettings()
+    def __init__(self, settings: FailoverConfig | None = None, *, credentials: int = 1) -> None:
+        self._settings = settings or FailoverConfig()
         self._needed = min(2, credentials)
         self._circuits: dict[_Key, Circuit] = {}
         self.is_quiet = True

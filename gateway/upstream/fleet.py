@@ -31,7 +31,7 @@ class ConfiguredBackend:
     address are one key manager).
     """
 
-    def __init__(self, name: str, address: Address, build: Build, addresses: Addresses = "auto") -> None:
+    def __init__(self, name: str, address: Address, build: Build, *, addresses: Addresses) -> None:
         self.name = name
         self.address = address
         self.lookup_wanted = trio.Event()

@@ -8,6 +8,7 @@ pause, which doubles while failures go on. An answered health check ends the pau
 import random
 from typing import Final
 
+from gateway.config import DeadlinesConfig
 from gateway.errors import BackendError
 
 _INITIAL: Final = 4  # handshakes at once
@@ -48,19 +49,19 @@ class Pause:
 
 
 class Gate:
-    """Counts handshakes with one backend. ``connect_deadline`` bounds each of them, in seconds.
+    """Counts handshakes with one backend. ``deadlines.connect`` bounds each of them, in seconds.
 
     ``failure`` is the last handshake's error, if it concerns every credential; ``failing_since`` the time of the first
     such error since a success.
     """
 
-    def __init__(self, *, connect_deadline: float = 3.0) -> None:
+    def __init__(self, deadlines: DeadlinesConfig | None = None) -> None:
         self.limit = _INITIAL
         self.under_way = 0
         self.failure: BackendError | None = None
         self.failing_since = float("inf")
         self.pause = Pause(_FIRST_PAUSE, _LONGEST_PAUSE)
-        self._slow = connect_deadline * _SLOW
+        self._slow = (deadlines or DeadlinesConfig()).connect * _SLOW
 
     def __repr__(self) -> str:
         return f"<Gate {self.under_way} of {self.limit}>"

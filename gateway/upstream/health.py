@@ -3,6 +3,8 @@
 from enum import Enum
 from typing import Final
 
+from gateway.config import HealthConfig
+
 
 class Verdict(Enum):
     """Result of a health check."""
@@ -28,10 +30,11 @@ class Health:
     empty if it did.
     """
 
-    def __init__(self, *, rise: int = 2, fall: int = 3) -> None:
+    def __init__(self, settings: HealthConfig | None = None) -> None:
+        settings = settings or HealthConfig()
         self.state = HealthState.UP
-        self._rise = rise
-        self._fall = fall
+        self._rise = settings.rise
+        self._fall = settings.fall
         self.reason = ""
         self.detail = ""
         self._verdict: Verdict | None = None

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from gateway.config import HealthConfig
 from gateway.errors import BackendError, ProtocolError, Stage
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
@@ -42,27 +43,13 @@ class HealthCheckResult(NamedTuple):
 _SERVES: Final = HealthCheckResult(Verdict.SERVES)
 
 
-class HealthCheckSettings(NamedTuple):
-    """``interval`` is the seconds between checks, ``timeout`` those for one; the rest decides which answers succeed.
-
-    ``expect_text`` is part of a serving node's answer to Query. Without it every answer is a success, or with
-    ``must_succeed`` every answer with Result Status Success. ``asks_versions`` is for backends that understand Discover
-    Versions.
-    """
-
-    interval: float = 2.0
-    timeout: float = 2.0
-    jitter: float = 0.2
-    must_succeed: bool = False
-    expect_text: bytes = b""
-    asks_versions: bool = True
-
-
 class HealthChecker:
     """Checks one backend with a cheap ``request``.
 
     ``credentials`` are names of the backend's pools, in the order in which they are tried: the check uses a credential
-    until the key manager refuses it.
+    until the key manager refuses it. ``asks_versions`` is for backends that understand Discover Versions. A check is
+    successful with any answer, with an answer that contains ``settings.expect_text``, or with a Result Status Success,
+    as the settings say.
     """
 
     def __init__(
@@ -70,9 +57,11 @@ class HealthChecker:
         backend: Backend,
         credentials: Sequence[str],
         request: Request,
-        settings: HealthCheckSettings,
+        settings: HealthConfig,
         metrics: Metrics,
         log: Log,
+        *,
+        asks_versions: bool = True,
     ) -> None:
         self._backend = backend
         self._credentials = credentials
@@ -80,6 +69,8 @@ class HealthChecker:
         self._refusals: dict[str, BackendError] = {}  # by credential, since a session was opened
         self._request = request
         self._settings = settings
+        self._expect_text = settings.expect_text.encode()
+        self._asks_versions = asks_versions
         self._metrics = metrics
         self._log = log.bind(backend=backend.name)
         self._session: Session | None = None
@@ -163,7 +154,7 @@ class HealthChecker:
             except BackendError:
                 self._close_session()
         self._session = await self._open()
-        if self._settings.asks_versions:
+        if self._asks_versions:
             self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
         return await self._session.exchange(self._request)
 
@@ -216,10 +207,9 @@ class HealthChecker:
         self._refusals.clear()
 
     def _evaluate(self, response: Response) -> HealthCheckResult:
-        settings = self._settings
-        if settings.expect_text:
-            return _SERVES if settings.expect_text in response.frame else _STANDBY
-        if settings.must_succeed and response.items[0].status != ResultStatus.SUCCESS:
+        if self._expect_text:
+            return _SERVES if self._expect_text in response.frame else _STANDBY
+        if self._settings.expect_status == "success" and response.items[0].status != ResultStatus.SUCCESS:
             return _NO_SUCCESS
         return _SERVES
 

@@ -9,11 +9,11 @@ import trio
 from OpenSSL import SSL
 
 from gateway import tls
-from gateway.config import OwnCertificate
+from gateway.config import LimitsConfig, OwnCertificate
 from gateway.errors import OUT_OF_RESOURCES, BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
-from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_request
-from gateway.tcp import TcpTimeouts
+from gateway.kmip.decode import decode_request
+from gateway.tcp import TcpTimeouts, set_timeouts
 from gateway.upstream.connecting import connect, peer_of
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.session import Session, SessionState
@@ -40,11 +40,10 @@ class SessionTarget(NamedTuple):
     context: SSL.Context
     server_name: str | None
     pinned_sha256: frozenset[str]
-    max_response_size: int
+    limits: LimitsConfig
     validation_request: bytes
     own: OwnCertificate | None = None
     tcp: TcpTimeouts | None = None
-    max_fields: int = MAX_RESPONSE_FIELDS
 
 
 async def open_session(target: SessionTarget) -> Session:
@@ -78,8 +77,7 @@ async def _open(target: SessionTarget) -> Session:
         session = Session(
             stream,
             target.backend,
-            max_response_size=target.max_response_size,
-            max_fields=target.max_fields,
+            limits=target.limits,
             peer=peer,
         )
         await _validate(session, target)
@@ -111,7 +109,7 @@ async def _connect(target: SessionTarget) -> socket.socket:
         endpoint.connect_failed()  # the caller's deadline has passed, or the gateway ends
         raise
     if target.tcp is not None:
-        target.tcp.set_on(sock)
+        set_timeouts(sock, target.tcp)
     return sock
 
 

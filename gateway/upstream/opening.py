@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from gateway.config import DeadlinesConfig, FailoverConfig
 from gateway.errors import BackendError, Stage
 from gateway.kmip.messages import Request
 from gateway.log import quoted
@@ -38,7 +39,7 @@ Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
 
 class Opening:
-    """The state machine above. ``opener`` opens a session, within ``connect_deadline`` seconds.
+    """The state machine above. ``opener`` opens a session, within ``deadlines.connect`` seconds.
 
     ``under_way`` is the number of attempts; the pool counts them. If the key manager closes a session as soon as it was
     opened, ``is_suspicious`` is set, and the next session must answer ``validation_request`` a second time: some key
@@ -52,14 +53,14 @@ class Opening:
         gate: Gate,
         validation_request: Request,
         *,
-        connect_deadline: float,
-        max_pause: float,
+        deadlines: DeadlinesConfig,
+        failover: FailoverConfig,
     ) -> None:
         self._backend = backend
         self.opener = opener
         self._gate = gate
-        self._deadline = connect_deadline
-        self._pause = Pause(_FIRST_PAUSE, max_pause)
+        self._deadline = deadlines.connect
+        self._pause = Pause(_FIRST_PAUSE, failover.max_ejection_time)
         self._validation_request = validation_request
         self.is_suspicious = False
         self.under_way = 0

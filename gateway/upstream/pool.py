@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from gateway.config import DeadlinesConfig, FailoverConfig, PoolConfig
 from gateway.errors import BackendError, Stage
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
@@ -38,21 +39,6 @@ _NO_REFUSAL: Final = frozenset({"connect", "timeout", "resources"})  # failed at
 
 #: Reasons to close a pool, and the message to waiting requests.
 CLOSED: Final = {"drain": "the gateway is shutting down", "removed": "the key manager has left this address"}
-
-
-class PoolSettings(NamedTuple):
-    """Times in seconds; ``lifetime_spread`` is the fraction of max_lifetime over which ends are spread.
-
-    ``max_pause`` bounds the time without attempts after a credential was refused.
-    """
-
-    min_idle: int = 1
-    idle_timeout: float = 25.0
-    max_lifetime: float = 3600.0
-    lifetime_spread: float = 0.1
-    queue_length: int = 1000
-    connect_deadline: float = 3.0
-    max_pause: float = 30.0
 
 
 class Observer(Protocol):
@@ -105,8 +91,10 @@ class Pool:
         self,
         backend: str,
         credential: str,
-        settings: PoolSettings,
+        settings: PoolConfig,
         *,
+        deadlines: DeadlinesConfig,
+        failover: FailoverConfig,
         slots: Slots,
         opener: Opener,
         spawn: Spawn,
@@ -128,8 +116,8 @@ class Pool:
             opener,
             slots.gate,
             validation_request,
-            connect_deadline=settings.connect_deadline,
-            max_pause=settings.max_pause,
+            deadlines=deadlines,
+            failover=failover,
         )
         self._settings = settings
         self._slots = slots

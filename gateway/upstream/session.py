@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
+from gateway.config import LimitsConfig
 from gateway.errors import (
     BackendError,
     MessageTooLargeError,
@@ -21,7 +22,7 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.kmip.answers import MadeObjects, is_answer_to
-from gateway.kmip.decode import MAX_RESPONSE_FIELDS, decode_response
+from gateway.kmip.decode import decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
@@ -141,14 +142,13 @@ class Session:
         stream: Stream,
         backend: str,
         *,
-        max_response_size: int,
-        max_fields: int = MAX_RESPONSE_FIELDS,
+        limits: LimitsConfig,
         peer: str = "",
     ) -> None:
         self._stream = stream
         self.peer = peer
-        self._reader = FrameReader(Tag.RESPONSE_MESSAGE, max_response_size)
-        self._max_fields = max_fields
+        self._reader = FrameReader(Tag.RESPONSE_MESSAGE, limits.max_response_size)
+        self._max_fields = limits.max_response_fields
         self.backend = backend
         self.state = SessionState.IDLE
         self.stage = Stage.CONNECT

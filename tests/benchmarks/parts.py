@@ -7,18 +7,19 @@ import structlog
 import trio
 import trio.testing
 
+from gateway.config import PoolConfig
 from gateway.dispatcher import Dispatcher, DispatcherSettings
 from gateway.identity import Identity, Principal
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
-from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.pool import Pool
 from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.benchmarks.house import Size, request_frame, response_frame
-from tests.kit.fake_backends import MAX_RESPONSE_SIZE, validated
+from tests.kit.fake_backends import DEADLINES, FAILOVER, LIMITS, validated
 
 _CREDENTIAL: Final = "everyone"
 _PRINCIPAL: Final = Principal(Identity(_CREDENTIAL, shared=True), "CN=CA", "CN=alice", 0.0, float("inf"))
@@ -99,11 +100,13 @@ async def _dispatch(count: int, size: Size) -> None:
 
 def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: trio.Nursery) -> Backend:
     async def open_session() -> Session:
-        return validated(Session(_Echo(answer), name, max_response_size=MAX_RESPONSE_SIZE))
+        return validated(Session(_Echo(answer), name, limits=LIMITS))
 
     slots = Slots(1000)
     credentials = [_CREDENTIAL, *(f"nobody-{index}" for index in range(1, size.identities))]
-    make = partial(Pool, name, slots=slots, opener=open_session, spawn=nursery.start_soon)
+    make = partial(
+        Pool, name, deadlines=DEADLINES, failover=FAILOVER, slots=slots, opener=open_session, spawn=nursery.start_soon
+    )
     log = structlog.wrap_logger(None)
     return Backend(
         name,
@@ -111,7 +114,7 @@ def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: tr
         {
             credential: make(
                 credential,
-                PoolSettings(min_idle=size.pool),
+                PoolConfig(min_idle=size.pool),
                 observer=PoolObserver(name, credential, metrics, log),
             )
             for credential in credentials

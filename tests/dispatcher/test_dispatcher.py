@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from gateway.config import Balancing, HealthConfig
 from gateway.dispatcher import DispatcherSettings
 from gateway.kmip import compose
 from gateway.kmip.messages import Request
@@ -190,7 +191,7 @@ def fails_with(reason: ResultReason) -> Callable[[Connection, Request], None]:
 
 @pytest.mark.parametrize("policy", ["round-robin", "least-outstanding"])
 @in_virtual_time
-async def test_a_key_manager_that_fails_every_read_costs_none_beside_a_healthy_one(policy: str) -> None:
+async def test_a_key_manager_that_fails_every_read_costs_none_beside_a_healthy_one(policy: Balancing) -> None:
     async with house("atlanta", "london", places=64) as it:
         it.balancer._choose = Balancer(it.backends, policy)._choose
         it.balancer._takes_turns = policy == "round-robin"
@@ -235,7 +236,9 @@ async def test_a_read_that_fails_everywhere_speaks_against_nobody() -> None:
 @pytest.mark.parametrize("operation", [Operation.GET, Operation.CREATE])
 @in_virtual_time
 async def test_an_error_is_passed_on_if_it_is_a_changes_or_not_observed(operation: Operation) -> None:
-    async with house("atlanta", "london", times=DispatcherSettings(observe=operation != Operation.GET)) as it:
+    async with house(
+        "atlanta", "london", times=DispatcherSettings(health=HealthConfig(observe=operation != Operation.GET))
+    ) as it:
         it.key_managers[0].behaviour = fails_with(ResultReason.GENERAL_FAILURE)
         answer = await it.ask(ask("key", operation))
         assert answer.backend is it.backends[0]

@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from gateway.config import FailoverConfig
 from gateway.dispatcher import DispatcherSettings
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
@@ -187,7 +188,9 @@ def turn_up(backend: Backend) -> None:
 
 @in_virtual_time
 async def test_a_read_is_not_hedged_without_a_token_and_waits_on() -> None:
-    async with house("atlanta", "london", times=DispatcherSettings(retry_ratio=0.0, min_retries=0)) as it:
+    async with house(
+        "atlanta", "london", times=DispatcherSettings(failover=FailoverConfig(retry_ratio=0.0, min_retries=0))
+    ) as it:
         it.key_managers[0].operation_cost = 12.0
 
         answer = await it.ask(ask("key"))
@@ -199,7 +202,9 @@ async def test_a_read_is_not_hedged_without_a_token_and_waits_on() -> None:
 
 @in_virtual_time
 async def test_a_hedge_waits_for_the_token_that_another_one_holds() -> None:
-    async with house("atlanta", "london", times=DispatcherSettings(retry_ratio=0.0, min_retries=1)) as it:
+    async with house(
+        "atlanta", "london", times=DispatcherSettings(failover=FailoverConfig(retry_ratio=0.0, min_retries=1))
+    ) as it:
         it.key_managers[0].behaviour = never_answers
         it.key_managers[1].operation_cost = 3.0
         ended = []

@@ -174,7 +174,7 @@ def test_an_address_in_use_is_one_clear_line(certificates: Certificates, taken: 
         ports = (port, free_port()) if taken.startswith("listeners") else (free_port(), port)
         config = write_config(certificates, settings([free_port()]), *ports)
         line = mistake(config)
-    assert line.startswith(f"{config}: {taken}: can't listen on 127.0.0.1:{port}: Address already in use")
+    assert line.startswith(f"{config}: {taken}: cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
 def test_missing_files_are_one_clear_line_each(certificates: Certificates, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from gateway.front.admission import Admission, Allowance, Limit
+from gateway.config import AllowanceConfig
+from gateway.front.admission import Limit
 from gateway.identity import Identity, Principal
+from tests.kit.settings import make_admission
 
 
 def principal(subject: str, identity: str = "apps") -> Principal:
@@ -11,7 +13,7 @@ def principal(subject: str, identity: str = "apps") -> Principal:
 
 
 def test_requests_in_flight_of_one_principal_are_bounded() -> None:
-    admission = Admission(allowances={"apps": Allowance(max_requests=2)})
+    admission = make_admission(allowances={"apps": AllowanceConfig(max_requests=2)})
     busy = admission.account(principal("CN=busy"))
     assert [busy.begin(0.0) for _ in range(3)] == [None, None, Limit.PRINCIPAL_REQUESTS]
     assert admission.account(principal("CN=calm")).begin(0.0) is None
@@ -20,7 +22,7 @@ def test_requests_in_flight_of_one_principal_are_bounded() -> None:
 
 
 def test_requests_in_flight_of_the_gateway_are_bounded() -> None:
-    admission = Admission(max_requests=3)
+    admission = make_admission(max_requests=3)
     accounts = [admission.account(principal(f"CN={number}")) for number in range(4)]
     assert [account.begin(0.0) for account in accounts] == [None, None, None, Limit.REQUESTS]
     accounts[0].end()
@@ -28,7 +30,7 @@ def test_requests_in_flight_of_the_gateway_are_bounded() -> None:
 
 
 def test_a_request_that_is_refused_counts_for_nothing() -> None:
-    admission = Admission(allowances={"apps": Allowance(max_requests=1)})
+    admission = make_admission(allowances={"apps": AllowanceConfig(max_requests=1)})
     account = admission.account(principal("CN=busy"))
     for _ in range(10):
         account.begin(0.0)
@@ -36,7 +38,7 @@ def test_a_request_that_is_refused_counts_for_nothing() -> None:
 
 
 def test_the_rate_of_one_principal_is_bounded() -> None:
-    admission = Admission(allowances={"apps": Allowance(requests_per_second=10, request_burst=3)})
+    admission = make_admission(allowances={"apps": AllowanceConfig(requests_per_second=10, request_burst=3)})
     account = admission.account(principal("CN=busy"))
     assert [account.begin(0.0) for _ in range(4)] == [None, None, None, Limit.RATE]
     assert account.begin(0.1) is None
@@ -44,7 +46,7 @@ def test_the_rate_of_one_principal_is_bounded() -> None:
 
 
 def test_a_fresh_session_does_not_reset_the_rate() -> None:
-    admission = Admission(allowances={"apps": Allowance(requests_per_second=1)})
+    admission = make_admission(allowances={"apps": AllowanceConfig(requests_per_second=1)})
     for session in range(5):
         account = admission.account(principal("CN=legacy"))
         account.connect()
@@ -53,7 +55,7 @@ def test_a_fresh_session_does_not_reset_the_rate() -> None:
 
 
 def test_connections_of_one_principal_are_bounded_over_all_listeners() -> None:
-    admission = Admission(allowances={"apps": Allowance(max_clients=2)})
+    admission = make_admission(allowances={"apps": AllowanceConfig(max_clients=2)})
     accounts = [admission.account(principal("CN=busy")) for _ in range(3)]
     assert [account.connect() for account in accounts] == [None, None, Limit.PRINCIPAL_CLIENTS]
     accounts[0].disconnect()
@@ -61,19 +63,19 @@ def test_connections_of_one_principal_are_bounded_over_all_listeners() -> None:
 
 
 def test_subjects_of_one_identity_have_an_account_each() -> None:
-    admission = Admission(allowances={"apps": Allowance(max_requests=1)})
+    admission = make_admission(allowances={"apps": AllowanceConfig(max_requests=1)})
     assert admission.account(principal("CN=a")).begin(0.0) is None
     assert admission.account(principal("CN=b")).begin(0.0) is None
 
 
 def test_an_identity_without_an_allowance_has_the_usual_one() -> None:
-    account = Admission().account(principal("CN=a"))
-    assert all(account.begin(0.0) is None for _ in range(Allowance().max_requests))
+    account = make_admission().account(principal("CN=a"))
+    assert all(account.begin(0.0) is None for _ in range(AllowanceConfig().max_requests))
     assert account.begin(0.0) is Limit.PRINCIPAL_REQUESTS
 
 
 def test_idle_accounts_are_forgotten() -> None:
-    admission = Admission()
+    admission = make_admission()
     kept = admission.account(principal("CN=kept"))
     kept.connect()
     for number in range(25_000):
@@ -84,7 +86,7 @@ def test_idle_accounts_are_forgotten() -> None:
 
 @pytest.mark.parametrize("sizes", [[80], [40, 40], [60, -60, 80]])
 def test_one_principal_holds_four_fifths_of_the_bytes_at_most(sizes: list[int]) -> None:
-    admission = Admission(max_buffered=100)
+    admission = make_admission(max_buffered=100)
     account = admission.account(principal("CN=busy"))
     assert [account.hold(size) for size in sizes] == [None] * len(sizes)
     assert account.hold(1) is Limit.PRINCIPAL_BUFFERED
@@ -92,7 +94,7 @@ def test_one_principal_holds_four_fifths_of_the_bytes_at_most(sizes: list[int]) 
 
 
 def test_each_further_principal_may_hold_four_fifths_of_the_rest() -> None:
-    admission = Admission(max_buffered=1000)
+    admission = make_admission(max_buffered=1000)
     for number, share in enumerate([800, 160, 32]):
         account = admission.account(principal(f"CN={number}"))
         assert account.hold(share + 1) is Limit.BUFFERED
@@ -102,20 +104,20 @@ def test_each_further_principal_may_hold_four_fifths_of_the_rest() -> None:
 
 
 def test_bytes_held_are_bounded_over_all_principals() -> None:
-    admission = Admission(max_buffered=1000)
+    admission = make_admission(max_buffered=1000)
     admission.account(principal("CN=busy")).hold(800)
     assert admission.account(principal("CN=calm")).hold(201) is Limit.BUFFERED
 
 
 def test_clients_without_an_identity_share_one_account() -> None:
-    admission = Admission(max_buffered=100)
+    admission = make_admission(max_buffered=100)
     assert admission.unidentified.hold(80) is None
     assert admission.unidentified.hold(1) is Limit.PRINCIPAL_BUFFERED
     assert admission.account(principal("CN=calm")).hold(16) is None
 
 
 def test_an_account_that_holds_bytes_is_not_forgotten() -> None:
-    admission = Admission()
+    admission = make_admission()
     kept = admission.account(principal("CN=kept"))
     kept.hold(1)
     for number in range(10_500):

@@ -21,6 +21,7 @@ from gateway.kmip.messages import Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from tests.kit.front import NO_CLIENT, Front, number_of, open_front, padded, request, until
 from tests.kit.processes import Certificates
+from tests.kit.settings import make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3
 
 VERSIONS: list[Version] = [(1, 0), (1, 4), (2, 0), (2, 1), (3, 0)]
@@ -154,7 +155,7 @@ async def test_principal_with_one_connection_passes_a_busy_principal(
     certificates: Certificates,
 ) -> None:
     """All requests arrive in the same tick; their conversations run in random order."""
-    admission = with_steady_clock(Admission())
+    admission = with_steady_clock(make_admission())
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         busy = [await clients.enter_async_context(front.client()) for _ in range(40)]
         calm = await clients.enter_async_context(front.client("bob"))
@@ -172,7 +173,7 @@ async def test_principal_with_one_connection_passes_a_busy_principal(
 
 async def test_pipelined_requests_of_one_record_take_a_turn_each(certificates: Certificates) -> None:
     """Refusals do not wait, so that all requests of a record could be answered in one step."""
-    admission = with_steady_clock(Admission(max_requests=0))
+    admission = with_steady_clock(make_admission(max_requests=0))
     async with (
         open_front(certificates, admission=admission) as front,
         front.client() as busy,
@@ -188,7 +189,7 @@ async def test_pipelined_requests_of_one_record_take_a_turn_each(certificates: C
 
 
 async def test_a_request_that_waits_for_its_turn_is_answered_in_a_drain(certificates: Certificates) -> None:
-    admission = with_steady_clock(Admission())
+    admission = with_steady_clock(make_admission())
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         busy = [await clients.enter_async_context(front.client()) for _ in range(30)]
         for client in busy:
@@ -439,7 +440,7 @@ async def test_silent_client_without_identity_is_closed_after_3_s(certificates: 
 
 
 async def test_silent_client_over_max_clients_is_closed_after_3_s(certificates: Certificates, clock: MockClock) -> None:
-    admission = Admission(max_clients=1)
+    admission = make_admission(max_clients=1)
     async with open_front(certificates, admission=admission) as front, front.client(), front.client() as client:
         await is_closed(client)
         assert 2.5 < clock.current_time() < 5
@@ -472,7 +473,7 @@ async def test_refused_client_that_sends_slowly_is_closed_after_3_s(
 async def test_answered_request_is_not_kept_in_memory(
     certificates: Certificates, max_requests: int, answered: int
 ) -> None:
-    admission = Admission(max_requests=max_requests)
+    admission = make_admission(max_requests=max_requests)
     async with open_front(certificates, admission=admission) as front, front.client() as client:
         for number in range(3):
             assert number_of(await client.ask(padded(100_000, number))) == number
@@ -488,7 +489,7 @@ async def test_answered_request_is_not_kept_in_memory(
 @pytest.mark.parametrize("most", [3, 10])
 async def test_unread_answers_are_held_up_to_a_limit(certificates: Certificates, most: int) -> None:
     """At the limit a client that reads no answers is closed; clients that read theirs are served."""
-    admission = Admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # a client may hold 4/5 of them
+    admission = make_admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # a client may hold 4/5 of them
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         front.dispatcher.answer_size = 8 << 20
         for number in range(5):
@@ -508,7 +509,7 @@ async def test_unread_answers_are_held_up_to_a_limit(certificates: Certificates,
 
 
 async def test_client_that_fills_its_share_leaves_room_for_another(certificates: Certificates) -> None:
-    admission = Admission(max_buffered=8 << 20)
+    admission = make_admission(max_buffered=8 << 20)
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
         for number in range(1, 8):
             client = await clients.enter_async_context(front.client())
@@ -522,7 +523,7 @@ async def test_client_that_fills_its_share_leaves_room_for_another(certificates:
 
 
 async def test_requests_above_1_kib_are_counted_as_held(certificates: Certificates) -> None:
-    admission = Admission()
+    admission = make_admission()
     async with open_front(certificates, admission=admission) as front:
         front.dispatcher.close_gate()
         async with front.client() as first, front.client() as second:
@@ -536,7 +537,7 @@ async def test_requests_above_1_kib_are_counted_as_held(certificates: Certificat
 
 @pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])
 async def test_held_bytes_are_released_at_the_end(certificates: Certificates, end: str) -> None:
-    admission = Admission()
+    admission = make_admission()
     async with open_front(certificates, admission=admission) as front:
         front.dispatcher.close_gate()
         async with front.client() as client:

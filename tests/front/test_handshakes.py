@@ -11,10 +11,8 @@ from kmip_lab.tools.clients import Client, connect
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.config import MatchConfig
+from gateway.config import MatchConfig, PerAddressConfig
 from gateway.errors import StreamClosedError, TlsError
-from gateway.front.admission import Admission
-from gateway.front.sources import AddressLimits
 from gateway.kmip.spec import Operation, ResultReason
 from gateway.tls import TlsStream, client_context
 from tests.kit.attackers import HostilePeer
@@ -32,6 +30,7 @@ from tests.kit.front import (
     wait_for_end,
 )
 from tests.kit.processes import HOSTS, Certificates
+from tests.kit.settings import make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3, VERSIONS, client_tls, reset
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
@@ -207,7 +206,7 @@ async def test_a_client_that_leaves_before_its_handshake_is_counted(front: Front
 
 
 async def test_oldest_half_open_connection_is_closed_first_and_counted(certificates: Certificates) -> None:
-    admission = Admission(max_half_open=3)
+    admission = make_admission(max_half_open=3)
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
         socks = []
         for number in range(5):
@@ -224,7 +223,7 @@ async def test_oldest_half_open_connection_is_closed_first_and_counted(certifica
 
 
 async def test_address_with_the_most_half_open_connections_loses_one(certificates: Certificates) -> None:
-    admission = Admission(max_half_open=4)
+    admission = make_admission(max_half_open=4)
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
         first = stack.enter_context(connect_tcp(front, "127.0.0.2"))
         await until(lambda: front.clients == 1)
@@ -235,7 +234,7 @@ async def test_address_with_the_most_half_open_connections_loses_one(certificate
 
 
 async def test_half_open_connections_of_an_address_have_a_limit(certificates: Certificates) -> None:
-    admission = Admission(per_address=AddressLimits(max_half_open=2))
+    admission = make_admission(per_address=PerAddressConfig(max_half_open=2))
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
         flood = [stack.enter_context(connect_tcp(front, "127.0.0.3")) for _ in range(5)]
         await until(lambda: front.errors == {"evicted": 3})
@@ -248,7 +247,7 @@ async def test_eviction_of_a_reset_connection_does_not_end_the_listener(
     certificates: Certificates,
 ) -> None:
     """The order in which the listener and the connection's own task see the reset is random, hence several rounds."""
-    admission = Admission(per_address=AddressLimits(max_half_open=1))
+    admission = make_admission(per_address=PerAddressConfig(max_half_open=1))
     async with open_front(certificates, admission=admission) as front:
         for _ in range(20):
             silent = connect_tcp(front)
@@ -260,7 +259,7 @@ async def test_eviction_of_a_reset_connection_does_not_end_the_listener(
 
 
 async def test_client_that_has_sent_its_hello_is_evicted_last(certificates: Certificates) -> None:
-    admission = Admission(per_address=AddressLimits(max_half_open=2))
+    admission = make_admission(per_address=PerAddressConfig(max_half_open=2))
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
         slow = stack.enter_context(connect_tcp(front))
         connection = SSL.Connection(client_tls(front.certificates), None)
@@ -276,7 +275,7 @@ async def test_client_that_has_sent_its_hello_is_evicted_last(certificates: Cert
 
 
 async def test_client_in_its_handshake_is_evicted_after_a_second_only(certificates: Certificates) -> None:
-    admission = Admission(per_address=AddressLimits(max_half_open=1))
+    admission = make_admission(per_address=PerAddressConfig(max_half_open=1))
     async with open_front(certificates, admission=admission) as front:
         slow = connect_tcp(front)
         connection = SSL.Connection(client_tls(front.certificates), None)
@@ -297,7 +296,7 @@ async def test_client_in_its_handshake_is_evicted_after_a_second_only(certificat
 
 
 async def test_2000_half_open_connections_from_200_addresses_exclude_no_client(certificates: Certificates) -> None:
-    admission = Admission(max_half_open=500, per_address=AddressLimits(max_half_open=5))
+    admission = make_admission(max_half_open=500, per_address=PerAddressConfig(max_half_open=5))
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
         context = client_tls(front.certificates)
         async with connect(front.address, context) as kept:
@@ -321,7 +320,7 @@ async def test_2000_half_open_connections_from_200_addresses_exclude_no_client(c
 
 
 async def test_connections_of_one_address_are_bounded_and_others_are_served(certificates: Certificates) -> None:
-    admission = Admission(per_address=AddressLimits(max_clients=2))
+    admission = make_admission(per_address=PerAddressConfig(max_clients=2))
     async with open_front(certificates, admission=admission) as front, front.client() as one, front.client() as two:
         with connect_tcp(front) as third:
             await wait_for_end(third)
@@ -334,7 +333,7 @@ async def test_connections_of_one_address_are_bounded_and_others_are_served(cert
 
 
 async def test_handshakes_a_second_of_one_address_are_bounded(certificates: Certificates, clock: MockClock) -> None:
-    admission = Admission(per_address=AddressLimits(handshakes_per_second=1, handshake_burst=2))
+    admission = make_admission(per_address=PerAddressConfig(handshakes_per_second=1, handshake_burst=2))
     async with open_front(certificates, admission=admission) as front:
         for _ in range(2):
             async with front.client() as client:

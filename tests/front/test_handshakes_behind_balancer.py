@@ -8,9 +8,7 @@ import trio
 from kmip_lab.tools.clients import Client
 from trio.testing import MockClock
 
-from gateway.front.admission import Admission
-from gateway.front.listener import ListenerSettings
-from gateway.front.sources import AddressLimits
+from gateway.config import PerAddressConfig
 from gateway.kmip.spec import ResultReason
 from gateway.tls import TlsStream
 from tests.kit.front import (
@@ -27,9 +25,10 @@ from tests.kit.front import (
 )
 from tests.kit.processes import Certificates
 from tests.kit.proxy_headers import TCP4, TLVS, v2
+from tests.kit.settings import listener_config, make_admission
 from tests.kit.streams import client_tls
 
-BEHIND = ListenerSettings(NAME, proxy_from=("127.0.0.1", "2001:db8::/32"))
+BEHIND = listener_config(NAME, proxy_protocol=True, proxy_from=("127.0.0.1", "2001:db8::/32"))
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.7 8080 5696\r\n"
 
 
@@ -57,7 +56,7 @@ async def test_client_behind_balancer_is_logged_with_its_own_address(
 
 
 async def test_limits_are_applied_to_the_address_of_the_header(certificates: Certificates) -> None:
-    admission = Admission(per_address=AddressLimits(max_clients=1))
+    admission = make_admission(per_address=PerAddressConfig(max_clients=1))
     async with open_front(certificates, settings=BEHIND, admission=admission) as front:
         first = await shake_hands(front, V1)
         assert number_of(await first.ask(request(1))) == 1
@@ -133,7 +132,7 @@ async def test_header_comes_under_the_handshake_deadline(certificates: Certifica
 async def test_oldest_connection_without_header_is_evicted(
     certificates: Certificates,
 ) -> None:
-    admission = Admission(max_half_open=3, per_address=AddressLimits(max_half_open=1))
+    admission = make_admission(max_half_open=3, per_address=PerAddressConfig(max_half_open=1))
     async with open_front(certificates, settings=BEHIND, admission=admission) as front:
         silent = [connect_tcp(front) for _ in range(5)]
         await until(lambda: front.errors == {"evicted": 2})

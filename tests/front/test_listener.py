@@ -14,10 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kmip_lab.certs import Authority
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.config import MatchConfig
+from gateway.config import AllowanceConfig, MatchConfig
 from gateway.errors import StreamClosedError, TlsError
-from gateway.front.admission import Admission, Allowance
-from gateway.front.listener import ListenerSettings
 from gateway.kmip.spec import ResultReason
 from gateway.tls import TlsStream, client_context
 from tests.kit.front import (
@@ -33,6 +31,7 @@ from tests.kit.front import (
     wait_for_end,
 )
 from tests.kit.processes import Certificates
+from tests.kit.settings import listener_config, make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3, cancelled_everywhere, client_tls, descriptors
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
@@ -48,7 +47,7 @@ async def front(certificates: Certificates) -> AsyncIterator[Front]:
 
 
 async def test_client_over_max_clients_gets_an_error_until_a_client_closes(certificates: Certificates) -> None:
-    settings = ListenerSettings(NAME, max_clients=2)
+    settings = listener_config(NAME, max_clients=2)
     async with open_front(certificates, settings=settings) as front, front.client() as first:
         async with front.client() as second:
             async with front.client() as third:
@@ -63,7 +62,7 @@ async def test_client_over_max_clients_gets_an_error_until_a_client_closes(certi
 
 
 async def test_65th_refused_client_is_closed_before_its_handshake(certificates: Certificates, clock: MockClock) -> None:
-    async with open_front(certificates, settings=ListenerSettings(NAME, max_clients=1)) as front:
+    async with open_front(certificates, settings=listener_config(NAME, max_clients=1)) as front:
         async with front.client() as holder, AsyncExitStack() as told:
             assert number_of(await holder.ask(request(1))) == 1
             context = client_tls(front.certificates)
@@ -88,8 +87,8 @@ async def test_refused_clients_do_not_count_as_clients(
     certificates: Certificates, clock: MockClock, match: MatchConfig | None
 ) -> None:
     """No rule matches alice, or alice may have one connection: 100 of her connections do not exclude bob."""
-    admission = Admission(allowances={"everyone": Allowance(max_clients=1)})
-    settings = ListenerSettings(NAME, max_clients=2)
+    admission = make_admission(allowances={"everyone": AllowanceConfig(max_clients=1)})
+    settings = listener_config(NAME, max_clients=2)
     async with (
         open_front(certificates, settings=settings, admission=admission, match=match) as front,
         AsyncExitStack() as stack,
@@ -107,7 +106,7 @@ async def test_refused_clients_do_not_count_as_clients(
 
 
 async def test_half_open_connections_do_not_count_as_clients(certificates: Certificates) -> None:
-    admission = Admission(max_clients=1)
+    admission = make_admission(max_clients=1)
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as stack:
         for _ in range(20):
             stack.enter_context(connect_tcp(front)).send(PART_OF_HELLO)

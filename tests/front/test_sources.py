@@ -2,7 +2,8 @@
 
 import pytest
 
-from gateway.front.sources import AddressLimits, HalfOpen, Sources, packed_address, plain_address
+from gateway.config import PerAddressConfig
+from gateway.front.sources import HalfOpen, Sources, packed_address, plain_address
 from tests.kit.streams import connected
 
 
@@ -19,12 +20,12 @@ from tests.kit.streams import connected
     ],
 )
 def test_addresses_count_together_within_32_and_64_bits(one: str, other: str, are_the_same: bool) -> None:
-    sources = Sources(AddressLimits())
+    sources = Sources(PerAddressConfig())
     assert (sources.connect(one) is sources.connect(other)) is are_the_same
 
 
 def test_prefix_lengths_are_settings() -> None:
-    sources = Sources(AddressLimits(ipv4_prefix=24, ipv6_prefix=48))
+    sources = Sources(PerAddressConfig(ipv4_prefix=24, ipv6_prefix=48))
     assert sources.connect("192.0.2.1") is sources.connect("192.0.2.254")
     assert sources.connect("192.0.2.1") is not sources.connect("192.0.3.1")
     assert sources.connect("2001:db8::1") is sources.connect("2001:db8:0:ffff::1")
@@ -32,14 +33,14 @@ def test_prefix_lengths_are_settings() -> None:
 
 
 def test_addresses_without_connections_are_forgotten() -> None:
-    sources = Sources(AddressLimits())
+    sources = Sources(PerAddressConfig())
     for number in range(1000):
         sources.disconnect(sources.connect(f"10.0.{number // 250}.{number % 250}"))
     assert len(sources) == 0
 
 
 def test_rates_of_the_last_10000_addresses_are_remembered() -> None:
-    sources = Sources(AddressLimits(handshakes_per_second=1))
+    sources = Sources(PerAddressConfig(handshakes_per_second=1))
     first = sources.connect("10.9.9.9")
     assert first.bucket is not None
     assert first.bucket.take(0.0)

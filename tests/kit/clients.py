@@ -8,19 +8,19 @@ from typing import Final
 import trio
 
 from gateway import log
+from gateway.config import HealthConfig, PoolConfig
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultStatus
 from gateway.upstream.backend import Backend
-from gateway.upstream.health_check import HealthChecker, HealthCheckSettings
+from gateway.upstream.health_check import HealthChecker
 from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.open_session import VALIDATION_REQUESTS
-from gateway.upstream.pool import PoolSettings
 from tests.kit.fake_backends import ask
 from tests.test_dispatcher import House
 
 #: One session is kept warm for each credential.
-WARM: Final = PoolSettings(min_idle=1, lifetime_spread=0.0)
+WARM: Final = PoolConfig(min_idle=1, lifetime_spread=0.0)
 _PROBE: Final = decode_request(VALIDATION_REQUESTS["discover-versions"])
 
 
@@ -28,7 +28,7 @@ def maintain(it: House, *, credential: str = "red") -> None:
     """Check, keep warm and watch every backend, as Upstream does. ``credential`` is that of the health check."""
     said = log.get("test")
     for backend in it.backends:
-        prober = HealthChecker(backend, [credential], _PROBE, HealthCheckSettings(jitter=0.0), it.metrics, said)
+        prober = HealthChecker(backend, [credential], _PROBE, HealthConfig(jitter=0.0), it.metrics, said)
         it.nursery.start_soon(prober.run)
         it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
         it.nursery.start_soon(partial(watch, backend, balancer=it.balancer, metrics=it.metrics, log=said))

@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from gateway.config import DeadlinesConfig, FailoverConfig, LimitsConfig, PoolConfig
 from gateway.errors import BackendError, PoolBusyError, Stage, StreamClosedError, StreamInterruptedError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
@@ -20,11 +21,13 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.open_session import Opener
-from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 
-MAX_RESPONSE_SIZE: Final = 1 << 16
+LIMITS: Final = LimitsConfig(max_response_size=1 << 16)
+DEADLINES: Final = DeadlinesConfig()
+FAILOVER: Final = FailoverConfig()
 
 
 # Messages ------------------------------------------------------------------------------------------------------------
@@ -271,7 +274,7 @@ class FakeKeyManager:
         connection = Connection(self, credential)
         self.connections.append(connection)
         self.greeting(connection)
-        return validated(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE, peer=host))
+        return validated(Session(connection, self.name, limits=LIMITS, peer=host))
 
 
 def validated(session: Session) -> Session:
@@ -327,7 +330,7 @@ class FakeObserver:
 
 
 #: No spread, so that a test knows the times.
-SETTINGS: Final = PoolSettings(min_idle=0, lifetime_spread=0.0)
+SETTINGS: Final = PoolConfig(min_idle=0, lifetime_spread=0.0)
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -335,8 +338,9 @@ Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 def make_pool(
     key_manager: FakeKeyManager,
     spawn: Spawn,
-    settings: PoolSettings = SETTINGS,
+    settings: PoolConfig = SETTINGS,
     *,
+    failover: FailoverConfig = FAILOVER,
     credential: str = "red",
     slots: Slots | None = None,
     endpoint: Endpoint | None = None,
@@ -347,6 +351,8 @@ def make_pool(
         key_manager.name,
         credential,
         settings,
+        deadlines=DEADLINES,
+        failover=failover,
         slots=Slots(4) if slots is None else slots,
         opener=key_manager.opener(credential),
         spawn=spawn,

@@ -14,11 +14,10 @@ from OpenSSL import SSL
 from structlog.testing import LogCapture
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.config import Address, IdentityConfig, MatchConfig
+from gateway.config import Address, IdentityConfig, LimitsConfig, ListenerConfig, MatchConfig
 from gateway.dispatcher import Answer, Dispatcher
 from gateway.front.admission import Admission
-from gateway.front.conversation import Limits
-from gateway.front.listener import Listener, ListenerSettings
+from gateway.front.listener import Listener
 from gateway.identity import Identities, Principal
 from gateway.kmip import compose, ttlv
 from gateway.kmip.compose import Ask, Result
@@ -28,6 +27,7 @@ from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.metrics import Metrics
 from gateway.tls import TlsStream
 from tests.kit.processes import Certificates
+from tests.kit.settings import listener_config, make_admission
 from tests.kit.streams import client_tls, server_tls
 
 NAME = "kmip"
@@ -123,8 +123,8 @@ class Front:
 async def open_front(
     certificates: Certificates,
     *,
-    limits: Limits | None = None,
-    settings: ListenerSettings | None = None,
+    limits: LimitsConfig | None = None,
+    settings: ListenerConfig | None = None,
     match: MatchConfig | None = None,
     admission: Admission | None = None,
     listening: socket.socket | None = None,
@@ -144,12 +144,12 @@ async def open_front(
     dispatcher, metrics, log = FakeDispatcher(), Metrics("test"), LogCapture()
     context = server_tls(certificates)
     listener = Listener(
-        settings or ListenerSettings(NAME),
+        settings or listener_config(NAME),
         context,
         Identities([rule]),
-        admission=admission or Admission(),
+        admission=admission or make_admission(),
         dispatcher=dispatcher,
-        limits=limits or Limits(),
+        limits=limits or LimitsConfig(),
         metrics=metrics,
         log=structlog.wrap_logger(None, processors=[log]),
     )

@@ -30,7 +30,7 @@ def test_after_a_change_all_requests_of_that_client_follow_it_for_the_window() -
 
 
 def test_a_client_is_rule_issuer_and_subject_and_no_other_follows() -> None:
-    affinity = Affinity(is_shared=False)
+    affinity = Affinity(10.0, is_shared=False)
     affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
 
     assert prefers(affinity, client(ends=99.0), Effect.READ, 1.0) is ATLANTA  # its certificate was renewed
@@ -118,7 +118,7 @@ def test_of_what_was_destroyed_the_last_is_remembered() -> None:
 
 
 def test_reads_leave_nothing_behind() -> None:
-    affinity = Affinity(is_shared=False)
+    affinity = Affinity(10.0, is_shared=False)
     for effect in (Effect.READ, Effect.TOUCH, Effect.CONSUME):
         affinity.note(client(), effect, ATLANTA, 0.0)
 
@@ -126,7 +126,7 @@ def test_reads_leave_nothing_behind() -> None:
 
 
 def test_where_objects_are_shared_only_what_a_server_holds_for_itself_binds() -> None:
-    affinity = Affinity(is_shared=True)
+    affinity = Affinity(10.0, is_shared=True)
     affinity.note(client(), Effect.MUTATE, ATLANTA, 0.0)
     assert prefers(affinity, client(), Effect.BOUND, 0.0) is None
 

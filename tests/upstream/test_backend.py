@@ -6,9 +6,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import BackendOptions
 from gateway.errors import BackendError
 from gateway.policy import Effect
-from gateway.upstream.backend import Backend, BackendOptions
+from gateway.upstream.backend import Backend
 from gateway.upstream.health import Verdict
 from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.slots import Slots
@@ -199,7 +200,7 @@ async def test_waiting_requests_move_on_backend_down_if_others_serve(others: boo
 
 @pytest.mark.parametrize("effect", Effect)
 def test_a_read_only_backend_accepts_no_changes(effect: Effect) -> None:
-    clone = Backend("clone", Slots(1), {}, options=BackendOptions(writable=False))
+    clone = Backend("clone", Slots(1), {}, options=BackendOptions(role="ro"))
     assert clone.accepts(effect) is (effect <= Effect.TOUCH)
 
 

@@ -9,9 +9,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.config import BackendOptions
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
-from gateway.upstream.backend import Backend, BackendOptions
+from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.breaker import Breaker
 from gateway.upstream.health import Health, Verdict
@@ -30,7 +31,9 @@ class FakePool:
 
 def backend(name: str, *, weight: int = 1, priority: int = 0, writable: bool = True) -> Backend:
     pools: dict[str, Any] = {"red": FakePool(), "blue": FakePool()}
-    return Backend(name, Slots(1), pools, options=BackendOptions(weight, priority, writable))
+    return Backend(
+        name, Slots(1), pools, options=BackendOptions(weight=weight, priority=priority, role="rw" if writable else "ro")
+    )
 
 
 def pool_of(it: Backend, credential: str = "red") -> FakePool:

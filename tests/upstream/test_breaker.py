@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.config import FailoverConfig
 from gateway.policy import Effect
-from gateway.upstream.breaker import Breaker, BreakerSettings, Circuit, CircuitState
+from gateway.upstream.breaker import Breaker, Circuit, CircuitState
 
 READ, CHANGE = Effect.READ, Effect.MUTATE
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
@@ -175,13 +176,13 @@ def test_the_end_of_a_pause_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_say_how_many_failures_and_how_long() -> None:
-    breaker = Breaker(BreakerSettings(consecutive_failures=5, first_pause=10.0, max_pause=15.0))
+    breaker = Breaker(FailoverConfig(consecutive_failures=5, max_ejection_time=1.5))
     assert [breaker.failed("red", READ, 0.0, 0.0) for _ in range(5)] == [None] * 4 + [""]
-    assert not breaker.allows("red", READ, 9.9)
-    assert breaker.allows("red", READ, 10.0)
-    breaker.failed("red", READ, 10.0, 10.0)
-    assert not breaker.allows("red", READ, 24.9)
-    assert breaker.allows("red", READ, 25.0)
+    assert not breaker.allows("red", READ, 0.9)
+    assert breaker.allows("red", READ, 1.0)
+    breaker.failed("red", READ, 1.0, 1.0)
+    assert not breaker.allows("red", READ, 2.4)
+    assert breaker.allows("red", READ, 2.5)
 
 
 # Late outcomes -----------------------------------------------------------------------------------------------------

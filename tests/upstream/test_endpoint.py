@@ -3,11 +3,11 @@
 from gateway.config import Address
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.session import Session
-from tests.kit.fake_backends import MAX_RESPONSE_SIZE, FakeStream, in_virtual_time
+from tests.kit.fake_backends import LIMITS, FakeStream, in_virtual_time
 
 
 def session_to(peer: str) -> Session:
-    return Session(FakeStream(), "atlanta", max_response_size=MAX_RESPONSE_SIZE, peer=peer)
+    return Session(FakeStream(), "atlanta", limits=LIMITS, peer=peer)
 
 
 @in_virtual_time

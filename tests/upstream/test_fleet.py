@@ -28,7 +28,7 @@ def build(name: str, address: Address) -> Backend:
 
 def configured_as(addresses: Addresses = "auto", *hosts: str) -> ConfiguredBackend:
     """Return a backend that is configured by a name, which resolves to these hosts."""
-    configured = ConfiguredBackend("kms", KMS, build, addresses)
+    configured = ConfiguredBackend("kms", KMS, build, addresses=addresses)
     if hosts:
         configured.update(hosts)
     return configured
@@ -97,7 +97,7 @@ class TestMember:
 
     @pytest.mark.parametrize(("host", "by_name"), [("192.0.2.1", False), ("::1", False), ("kms.example.com", True)])
     def test_only_names_are_looked_up(self, host: str, by_name: bool) -> None:
-        assert ConfiguredBackend("kms", Address(host, 5696), build).is_by_name is by_name
+        assert ConfiguredBackend("kms", Address(host, 5696), build, addresses="auto").is_by_name is by_name
 
 
 class TestOneKeyManagerOrSeveral:
@@ -229,7 +229,10 @@ async def test_a_name_is_looked_up_soon_after_a_connection_has_failed(nursery: t
 
 @in_virtual_time
 async def test_a_slow_lookup_delays_no_other_name(nursery: trio.Nursery) -> None:
-    slow, quick = (ConfiguredBackend(name, Address(f"{name}.example.com", 5696), build) for name in ("slow", "quick"))
+    slow, quick = (
+        ConfiguredBackend(name, Address(f"{name}.example.com", 5696), build, addresses="auto")
+        for name in ("slow", "quick")
+    )
     running = Running(nursery, slow, quick)
     running.names.delays["slow.example.com"] = 1000.0
 
@@ -281,7 +284,7 @@ async def test_sessions_to_a_removed_address_are_closed(nursery: trio.Nursery) -
         pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, endpoint=endpoint)
         return Backend(name, slots, {"red": pool}, endpoint=endpoint)
 
-    configured = ConfiguredBackend("kms", KMS, build_with_pool)
+    configured = ConfiguredBackend("kms", KMS, build_with_pool, addresses="auto")
     (backend,) = configured.backends.values()
     pool = backend.pools["red"]
     configured.update(["192.0.2.1"])
@@ -307,7 +310,7 @@ async def test_sessions_stay_if_only_the_order_of_the_addresses_changes(nursery:
     slots, endpoint = Slots(4), Endpoint(KMS)
     pool, _observer = make_pool(key_manager, nursery.start_soon, slots=slots, endpoint=endpoint)
     configured = ConfiguredBackend(
-        "kms", KMS, lambda name, _address: Backend(name, slots, {"red": pool}, endpoint=endpoint), "one"
+        "kms", KMS, lambda name, _address: Backend(name, slots, {"red": pool}, endpoint=endpoint), addresses="one"
     )
     configured.update(["192.0.2.1", "192.0.2.2"])
     key_manager.host = "192.0.2.1"

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from gateway.config import DeadlinesConfig
 from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate, Pause
 
@@ -70,7 +71,7 @@ def test_concurrency_is_learned_from_the_outcomes(events: str, limit: int) -> No
 
 
 def test_a_slow_handshake_is_measured_by_the_connect_deadline() -> None:
-    patient = Gate(connect_deadline=8.0)
+    patient = Gate(DeadlinesConfig(connect=8.0))
     patient.succeeded(2.0)
     patient.succeeded(2.1)
     assert patient.limit == 5

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gateway.config import HealthConfig
 from gateway.upstream.health import Health, HealthState, Verdict
 
 
@@ -10,14 +11,14 @@ def test_health_begins_as_up() -> None:
 
 
 def test_the_first_verdict_counts_at_once() -> None:
-    health = Health(rise=2, fall=3)
+    health = Health(HealthConfig(rise=2, fall=3))
     assert health.checked(Verdict.FAILS)
     assert health.state is HealthState.DOWN
 
 
 @pytest.mark.parametrize("fall", [1, 2, 5])
 def test_several_failed_checks_make_it_down(fall: int) -> None:
-    health = Health(rise=1, fall=fall)
+    health = Health(HealthConfig(rise=1, fall=fall))
     health.checked(Verdict.SERVES)
     assert [health.checked(Verdict.FAILS) for _ in range(fall)] == [False] * (fall - 1) + [True]
     assert not health.serves
@@ -25,21 +26,21 @@ def test_several_failed_checks_make_it_down(fall: int) -> None:
 
 @pytest.mark.parametrize("rise", [1, 2, 5])
 def test_several_successful_checks_make_it_up(rise: int) -> None:
-    health = Health(rise=rise, fall=1)
+    health = Health(HealthConfig(rise=rise, fall=1))
     health.checked(Verdict.FAILS)
     assert [health.checked(Verdict.SERVES) for _ in range(rise)] == [False] * (rise - 1) + [True]
     assert health.serves
 
 
 def test_a_single_failure_in_between_is_forgiven() -> None:
-    health = Health(rise=2, fall=3)
+    health = Health(HealthConfig(rise=2, fall=3))
     for verdict in [Verdict.SERVES, Verdict.FAILS, Verdict.FAILS] * 20:
         health.checked(verdict)
     assert health.serves
 
 
 def test_a_standby_that_is_promoted_serves_at_once() -> None:
-    health = Health(rise=3, fall=3)
+    health = Health(HealthConfig(rise=3, fall=3))
     health.checked(Verdict.SERVES)
     assert health.checked(Verdict.STANDBY)
     assert health.state is HealthState.STANDBY

@@ -10,6 +10,7 @@ import trio
 from structlog.testing import LogCapture
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import HealthConfig
 from gateway.errors import BackendError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
@@ -20,7 +21,7 @@ from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Health
-from gateway.upstream.health_check import HealthChecker, HealthCheckSettings
+from gateway.upstream.health_check import HealthChecker
 from gateway.upstream.maintenance import watch
 from gateway.upstream.open_session import VALIDATION_REQUESTS
 from gateway.upstream.pool import Pool
@@ -39,7 +40,7 @@ from tests.kit.fake_backends import (
 )
 
 CREDENTIALS = ("red", "blue")
-STEADY = HealthCheckSettings(interval=2.0, timeout=2.0, jitter=0.0)
+STEADY = HealthConfig(interval=2.0, timeout=2.0, jitter=0.0)
 
 
 @pytest.fixture
@@ -53,11 +54,11 @@ def backend_of(key_manager: FakeKeyManager, nursery: trio.Nursery, credentials: 
         credential: make_pool(key_manager, nursery.start_soon, credential=credential, slots=slots)[0]
         for credential in credentials
     }
-    return Backend(key_manager.name, slots, pools, health=Health(rise=2, fall=3))
+    return Backend(key_manager.name, slots, pools, health=Health(HealthConfig(rise=2, fall=3)))
 
 
 def checker_of(
-    backend: Backend, settings: HealthCheckSettings = STEADY, probe: str = "discover-versions", log: Log | None = None
+    backend: Backend, settings: HealthConfig = STEADY, probe: str = "discover-versions", log: Log | None = None
 ) -> HealthChecker:
     """Return a checker that tries the backend's credentials in their order."""
     request = decode_request(VALIDATION_REQUESTS[probe])
@@ -146,7 +147,7 @@ async def test_jitter_spreads_the_times_of_checks(nursery: trio.Nursery, atlanta
         answers(connection, request)
 
     atlanta.behaviour = notes_when
-    nursery.start_soon(checker_of(backend_of(atlanta, nursery), STEADY._replace(jitter=0.2)).run)
+    nursery.start_soon(checker_of(backend_of(atlanta, nursery), STEADY.model_copy(update={"jitter": 0.2})).run)
     await trio.sleep(600)
 
     gaps = [later - earlier for earlier, later in pairwise(asked_at[2:])]
@@ -438,13 +439,13 @@ async def test_an_answer_from_before_the_check_does_not_outweigh_it(
 @pytest.mark.parametrize(
     ("settings", "probe", "state"),
     [
-        (STEADY._replace(must_succeed=True), "discover-versions", "down"),
-        (STEADY._replace(expect_text=b"ServerType=master"), "query", "standby"),
+        (STEADY.model_copy(update={"expect_status": "success"}), "discover-versions", "down"),
+        (STEADY.model_copy(update={"expect_text": "ServerType=master"}), "query", "standby"),
     ],
 )
 @in_virtual_time
 async def test_a_standby_answer_counts_although_clients_are_answered(
-    nursery: trio.Nursery, atlanta: FakeKeyManager, settings: HealthCheckSettings, probe: str, state: str
+    nursery: trio.Nursery, atlanta: FakeKeyManager, settings: HealthConfig, probe: str, state: str
 ) -> None:
     backend = backend_of(atlanta, nursery)
 
@@ -498,7 +499,7 @@ def with_server_information(text: str) -> Behaviour:
 @in_virtual_time
 async def test_a_standby_is_recognized_and_serves_once_promoted(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     backend = backend_of(atlanta, nursery)
-    checker = checker_of(backend, STEADY._replace(expect_text=b"ServerType=master"), "query")
+    checker = checker_of(backend, STEADY.model_copy(update={"expect_text": "ServerType=master"}), "query")
 
     atlanta.behaviour = with_server_information("ServerType=clone")
     assert await states(checker, backend, 1) == ["standby"]
@@ -517,7 +518,7 @@ async def test_an_error_answer_is_a_success_unless_expect_status_says_so(
         compose.failure(request, ResultReason.GENERAL_FAILURE, "no")
     )
 
-    checker = checker_of(backend, STEADY._replace(must_succeed=must_succeed))
+    checker = checker_of(backend, STEADY.model_copy(update={"expect_status": "success" if must_succeed else "answer"}))
 
     assert await states(checker, backend, 1) == [state]
 
@@ -592,7 +593,7 @@ async def test_a_backend_that_goes_down_is_logged_and_its_sessions_closed(
     nursery.start_soon(lambda: watch(backend, balancer=balancer, metrics=metrics, log=log))
     await wait_all_tasks_blocked()
 
-    backend.health = Health(fall=1)
+    backend.health = Health(HealthConfig(fall=1))
     await checker_of(backend).check()
     await trio.sleep(1)
 

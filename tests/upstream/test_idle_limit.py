@@ -3,9 +3,9 @@
 import pytest
 import trio
 
+from gateway.config import PoolConfig
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.maintenance import maintain_pools
-from gateway.upstream.pool import PoolSettings
 from tests.kit.fake_backends import Connection, FakeKeyManager, in_virtual_time, make_pool
 
 
@@ -86,7 +86,7 @@ def test_a_learned_limit_is_dropped_after_an_hour() -> None:
 async def test_a_pool_stays_below_what_its_key_manager_allows(nursery: trio.Nursery) -> None:
     """Sessions that are idle for 12 s are closed. After three closes the pool closes or validates them earlier."""
     key_manager = FakeKeyManager()
-    pool, observer = make_pool(key_manager, nursery.start_soon, PoolSettings(min_idle=1, lifetime_spread=0.0))
+    pool, observer = make_pool(key_manager, nursery.start_soon, PoolConfig(min_idle=1, lifetime_spread=0.0))
 
     async def close_idle() -> None:
         heard: dict[Connection, tuple[int, float]] = {}

@@ -8,6 +8,7 @@ import structlog
 import trio
 from structlog.testing import LogCapture
 
+from gateway.config import PoolConfig
 from gateway.errors import BackendError
 from gateway.log import Log
 from gateway.metrics import Metrics
@@ -16,12 +17,11 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.maintenance import maintain_pools, watch
-from gateway.upstream.pool import PoolSettings
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, lease, make_pool
 
 READ = Effect.READ
-WARM = PoolSettings(min_idle=1, idle_timeout=25.0, lifetime_spread=0.0)
+WARM = PoolConfig(min_idle=1, idle_timeout=25.0, lifetime_spread=0.0)
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_mark_of_an_address_outlives_the_addresses_beside_it() -> None:
     def build(name: str, _address: Address) -> Backend:
         return Backend(name, Slots(1), {})
 
-    member, marks = ConfiguredBackend("kms", Address("kms.example.com", 5696), build), Marks([KEY])
+    member, marks = ConfiguredBackend("kms", Address("kms.example.com", 5696), build, addresses="auto"), Marks([KEY])
     member.update(["192.0.2.1"])
     alone = poll(marked(marks, backend=member.backends["192.0.2.1"].stable_id))
     member.update(["192.0.2.1", "192.0.2.2"])

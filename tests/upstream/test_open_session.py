@@ -16,18 +16,17 @@ from cryptography.hazmat.primitives import hashes
 from kmip_lab.certs import Authority
 
 from gateway import tls
-from gateway.config import Address, OwnCertificate
+from gateway.config import Address, OwnCertificate, PoolConfig
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
-from gateway.tcp import TcpTimeouts
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.open_session import VALIDATION_REQUESTS, SessionTarget, open_session
 from gateway.upstream.session import SessionState
-from tests.kit.fake_backends import MAX_RESPONSE_SIZE, answer_to, ask, name_in
+from tests.kit.fake_backends import LIMITS, answer_to, ask, name_in
 
 Answer = Callable[[Request], bytes | None]
 DEADLINE = 10.0  # s of real time, in which each test must end
@@ -145,7 +144,7 @@ async def meet(
             context,
             name,
             pins,
-            MAX_RESPONSE_SIZE,
+            LIMITS,
             VALIDATION_REQUESTS["discover-versions"],
         ),
     )
@@ -249,7 +248,7 @@ async def test_the_last_addresses_are_used_while_the_resolver_fails(
 async def test_the_kernel_notices_a_key_manager_that_has_vanished(nursery: trio.Nursery, certificates: Path) -> None:
     _server, target = await meet(nursery, certificates)
     with trio.fail_after(DEADLINE):
-        session = await open_session(target._replace(tcp=TcpTimeouts(5, 10.0)))
+        session = await open_session(target._replace(tcp=PoolConfig(tcp_keepalive=5, tcp_user_timeout=10.0)))
 
     stream = session._stream
     assert isinstance(stream, tls.TlsStream)

@@ -5,12 +5,14 @@ import random
 import pytest
 import trio
 
+from gateway.config import FailoverConfig
 from gateway.errors import BackendError, Stage
 from gateway.upstream.gate import Gate
 from gateway.upstream.opening import Opening
 from gateway.upstream.session import Session
 from tests.kit.fake_backends import (
-    MAX_RESPONSE_SIZE,
+    DEADLINES,
+    LIMITS,
     FakeKeyManager,
     FakeStream,
     answer_to,
@@ -40,7 +42,14 @@ def opening(gate: Gate) -> Opening:
 
 def opening_of(key_manager: FakeKeyManager, gate: Gate) -> Opening:
     opener = key_manager.opener("red")
-    return Opening(key_manager.name, opener, gate, ask("probe"), connect_deadline=3.0, max_pause=MAX_PAUSE)
+    return Opening(
+        key_manager.name,
+        opener,
+        gate,
+        ask("probe"),
+        deadlines=DEADLINES,
+        failover=FailoverConfig(max_ejection_time=MAX_PAUSE),
+    )
 
 
 def failure(reason: str) -> BackendError:
@@ -196,7 +205,7 @@ def test_an_unreachable_backend_is_a_known_failure_of_every_pool(gate: Gate) -> 
 
 
 def session_that(opened_at: float, *, answered: int = 0) -> Session:
-    session = Session(FakeStream(), "atlanta", max_response_size=MAX_RESPONSE_SIZE)
+    session = Session(FakeStream(), "atlanta", limits=LIMITS)
     session.opened_at, session.requests = opened_at, answered
     return session
 

@@ -16,6 +16,8 @@ from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
+    DEADLINES,
+    FAILOVER,
     SETTINGS,
     Behaviour,
     Connection,
@@ -518,7 +520,7 @@ async def test_a_silent_key_manager_costs_the_connect_deadline_at_most(
     with pytest.raises(BackendError, match="no session within 3 s"):
         await pool.wait()
 
-    assert trio.current_time() == SETTINGS.connect_deadline
+    assert trio.current_time() == DEADLINES.connect
     assert observer.failed == ["timeout"]
 
 
@@ -593,14 +595,14 @@ async def test_a_refused_credential_is_tried_once_a_pause(nursery: trio.Nursery,
 
     gaps = [later - earlier for earlier, later in pairwise(atlanta.attempts)]
     assert max(waits) <= atlanta.handshake_cost + 0.001
-    assert 0.75 * SETTINGS.max_pause <= min(gaps[-10:])
-    assert max(gaps) <= SETTINGS.max_pause + 0.25 + atlanta.handshake_cost
+    assert 0.75 * FAILOVER.max_ejection_time <= min(gaps[-10:])
+    assert max(gaps) <= FAILOVER.max_ejection_time + 0.25 + atlanta.handshake_cost
     assert len(atlanta.attempts) == len(observer.failed) <= 40
 
 
 @in_virtual_time
 async def test_a_recovery_is_noticed_without_a_request(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=3))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 3}))
     atlanta.refuse()
 
     async with kept_warm(pool):
@@ -986,7 +988,7 @@ async def test_drop_closed_closes_only_sessions_closed_by_the_peer(
 
 @in_virtual_time
 async def test_min_idle_sessions_are_opened_before_any_request(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 2}))
 
     async with kept_warm(pool):
         await trio.sleep(1)
@@ -1003,7 +1005,7 @@ async def test_min_idle_sessions_are_opened_before_any_request(nursery: trio.Nur
 async def test_warm_sessions_are_validated_before_the_peer_closes_them(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 2}))
     used_at = []
 
     def notes_when(connection: Connection, request: Request) -> None:
@@ -1024,7 +1026,7 @@ async def test_warm_sessions_are_validated_before_the_peer_closes_them(
 async def test_a_surplus_session_is_closed_after_the_idle_timeout(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 1}))
 
     async with kept_warm(pool):
         sessions = [await lease(pool) for _ in range(4)]
@@ -1042,7 +1044,7 @@ async def test_a_surplus_session_is_closed_after_the_idle_timeout(
 
 @in_virtual_time
 async def test_slow_validation_keeps_no_surplus_session(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 1}))
 
     async with kept_warm(pool):
         sessions = [await lease(pool) for _ in range(4)]
@@ -1057,7 +1059,7 @@ async def test_slow_validation_keeps_no_surplus_session(nursery: trio.Nursery, a
 
 @in_virtual_time
 async def test_a_steady_load_needs_no_idle_session_beside_it(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 1}))
 
     async with kept_warm(pool):
         await lease(pool)
@@ -1080,7 +1082,7 @@ async def test_a_steady_load_needs_no_idle_session_beside_it(nursery: trio.Nurse
 async def test_a_warm_session_that_does_not_answer_properly_is_replaced(
     nursery: trio.Nursery, atlanta: FakeKeyManager, behaviour: Behaviour
 ) -> None:
-    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1))
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 1}))
     atlanta.behaviour = behaviour
 
     async with kept_warm(pool):
@@ -1095,7 +1097,7 @@ async def test_a_warm_session_that_does_not_answer_properly_is_replaced(
 async def test_a_session_under_validation_serves_a_waiting_request(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=1), slots=Slots(1))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 1}), slots=Slots(1))
     atlanta.operation_cost = 0.2
 
     async with kept_warm(pool):
@@ -1140,7 +1142,7 @@ async def test_idle_sessions_are_closed_before_the_peer_closes_them(
 
 @in_virtual_time
 async def test_sessions_that_began_together_do_not_end_together(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    settings = SETTINGS._replace(max_lifetime=1000.0, lifetime_spread=0.5, idle_timeout=2000.0)
+    settings = SETTINGS.model_copy(update={"max_lifetime": 1000.0, "lifetime_spread": 0.5, "idle_timeout": 2000.0})
     pool, observer = make_pool(atlanta, nursery.start_soon, settings, slots=Slots(40))
     for session in [await lease(pool) for _ in range(40)]:
         pool.give_back(session)
@@ -1161,7 +1163,7 @@ async def test_sessions_that_began_together_do_not_end_together(nursery: trio.Nu
 @in_virtual_time
 async def test_an_old_session_is_neither_lent_nor_kept(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     """Maintenance closes it, four times a second, or ``give_back`` does."""
-    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(max_lifetime=100.0))
+    pool, observer = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"max_lifetime": 100.0}))
     kept, lent = await lease(pool), await lease(pool)
     pool.give_back(kept)
 
@@ -1280,7 +1282,7 @@ async def test_a_request_fails_with_the_lack_of_descriptors(nursery: trio.Nurser
 
 @in_virtual_time
 async def test_a_closed_pool_lends_nothing_and_opens_nothing(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(min_idle=2))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"min_idle": 2}))
     pool.give_back(await lease(pool))
 
     pool.close()

@@ -8,19 +8,21 @@ from functools import partial
 import pytest
 import trio
 
+from gateway.config import HealthConfig, PoolConfig
 from gateway.errors import BackendError, Stage
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
 from gateway.log import get
-from gateway.upstream.health_check import HealthChecker, HealthCheckSettings
+from gateway.upstream.health_check import HealthChecker
 from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.open_session import VALIDATION_REQUESTS
-from gateway.upstream.pool import Pool, PoolSettings
+from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
-    MAX_RESPONSE_SIZE,
+    FAILOVER,
+    LIMITS,
     SETTINGS,
     Connection,
     FakeKeyManager,
@@ -34,7 +36,7 @@ from tests.kit.fake_backends import (
 )
 from tests.test_dispatcher import House, house
 
-WARM = SETTINGS._replace(min_idle=1)
+WARM = SETTINGS.model_copy(update={"min_idle": 1})
 
 
 class SerialKeyManager(FakeKeyManager):
@@ -71,11 +73,11 @@ class SerialKeyManager(FakeKeyManager):
             self.under_way -= 1
         connection = Connection(self, credential)
         self.connections.append(connection)
-        return validated(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
+        return validated(Session(connection, self.name, limits=LIMITS))
 
 
 def pools_of(
-    key_manager: FakeKeyManager, nursery: trio.Nursery, number: int, slots: Slots, settings: PoolSettings = WARM
+    key_manager: FakeKeyManager, nursery: trio.Nursery, number: int, slots: Slots, settings: PoolConfig = WARM
 ) -> list[Pool]:
     """Start the maintained pools of so many identities, and return them."""
     pools = [
@@ -143,7 +145,7 @@ async def test_requests_go_before_warm_sessions_at_start(nursery: trio.Nursery) 
 async def test_many_warm_sessions_are_opened_a_few_at_a_time(nursery: trio.Nursery) -> None:
     hsm = SerialKeyManager()
     slots = Slots(64)
-    pools = pools_of(hsm, nursery, 1, slots, SETTINGS._replace(min_idle=64))
+    pools = pools_of(hsm, nursery, 1, slots, SETTINGS.model_copy(update={"min_idle": 64}))
     assert await time_until_warm(pools, 64) <= 64 * hsm.handshake_cost + 1
     assert hsm.most <= 16
 
@@ -313,7 +315,7 @@ async def test_closing_after_validation_costs_few_handshakes(nursery: trio.Nurse
     assert tally["answered"] == 0
 
     strange.greeting = lambda _connection: None
-    await trio.sleep(SETTINGS.max_pause + 1)
+    await trio.sleep(FAILOVER.max_ejection_time + 1)
     before = tally["answered"]
     await trio.sleep(1)
     assert pool.statistics().idle == 1 or tally["answered"] > before
@@ -337,9 +339,7 @@ def maintain(it: House) -> None:
     """Run maintenance, watch and health check of each backend, as the gateway does."""
     for backend in it.backends:
         probe = decode_request(VALIDATION_REQUESTS["discover-versions"])
-        checker = HealthChecker(
-            backend, list(backend.pools), probe, HealthCheckSettings(jitter=0.0), it.metrics, get("test")
-        )
+        checker = HealthChecker(backend, list(backend.pools), probe, HealthConfig(jitter=0.0), it.metrics, get("test"))
         it.nursery.start_soon(checker.run)
         it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
         it.nursery.start_soon(partial(watch, backend, balancer=it.balancer, metrics=it.metrics, log=get("test")))

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gateway.config import FailoverConfig
 from gateway.errors import BackendError, PoolBusyError, Stage, StreamClosedError
 from gateway.kmip.messages import Request
 from gateway.upstream.maintenance import maintain_pools, validate
@@ -16,7 +17,7 @@ from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session, SessionState, SupersededError
 from gateway.upstream.slots import Slots
 from tests.kit.fake_backends import (
-    MAX_RESPONSE_SIZE,
+    LIMITS,
     SETTINGS,
     Connection,
     FakeKeyManager,
@@ -64,7 +65,7 @@ class HeldKeyManager(FakeKeyManager):
                 raise attempt.refusal
             connection = Connection(self, credential)
             self.connections.append(connection)
-            return validated(Session(connection, self.name, max_response_size=MAX_RESPONSE_SIZE))
+            return validated(Session(connection, self.name, limits=LIMITS))
 
         return open_when_decided
 
@@ -182,7 +183,10 @@ class PoolMachine(RuleBasedStateMachine):
             credential: make_pool(
                 self.atlanta,
                 self.trio.nursery.start_soon,
-                SETTINGS._replace(min_idle=1, queue_length=4, max_lifetime=300.0, lifetime_spread=0.1, max_pause=4.0),
+                SETTINGS.model_copy(
+                    update={"min_idle": 1, "queue_length": 4, "max_lifetime": 300.0, "lifetime_spread": 0.1}
+                ),
+                failover=FailoverConfig(max_ejection_time=4.0),
                 credential=credential,
                 slots=self.slots,
             )

@@ -10,20 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import LimitsConfig
 from gateway.errors import BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.session import Session, SessionState, SupersededError
-from tests.kit.fake_backends import MAX_RESPONSE_SIZE, FakeStream, answer_to, ask, in_virtual_time, name_in
+from tests.kit.fake_backends import LIMITS, FakeStream, answer_to, ask, in_virtual_time, name_in
 
 MAX_FIELDS = 100
 GET = ask("key-1")
 ANSWER = answer_to(GET)
 
 
-def session_over(stream: FakeStream, *, max_response_size: int = MAX_RESPONSE_SIZE) -> Session:
-    return Session(stream, "atlanta", max_response_size=max_response_size, max_fields=MAX_FIELDS)
+def session_over(stream: FakeStream, *, max_response_size: int = LIMITS.max_response_size) -> Session:
+    limits = LimitsConfig.model_construct(None, max_response_size=max_response_size, max_response_fields=MAX_FIELDS)
+    return Session(stream, "atlanta", limits=limits)
 
 
 # An exchange that ends properly --------------------------------------------------------------------------------------

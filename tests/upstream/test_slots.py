@@ -681,7 +681,7 @@ async def test_a_slot_that_its_pool_does_not_use_goes_to_a_waiting_pool(nursery:
 @in_virtual_time
 async def test_sessions_kept_warm_take_no_slot_from_each_other(nursery: trio.Nursery) -> None:
     atlanta, slots = FakeKeyManager(), Slots(2)
-    settings = SETTINGS._replace(min_idle=2)
+    settings = SETTINGS.model_copy(update={"min_idle": 2})
     pools = [
         make_pool(atlanta, nursery.start_soon, settings, credential=credential, slots=slots)[0]
         for credential in ("red", "blue", "green")
@@ -727,7 +727,7 @@ async def test_a_refused_credential_costs_no_other_its_sessions(nursery: trio.Nu
 async def test_with_one_slot_too_few_handshakes_are_spread_evenly(nursery: trio.Nursery) -> None:
     """Eight identities send a request a second each, in any order, with seven slots."""
     atlanta, slots = FakeKeyManager(), Slots(7)
-    settings = SETTINGS._replace(min_idle=1)
+    settings = SETTINGS.model_copy(update={"min_idle": 1})
     made = [
         make_pool(atlanta, nursery.start_soon, settings, credential=f"id{number}", slots=slots) for number in range(8)
     ]
@@ -750,7 +750,7 @@ async def test_with_one_slot_too_few_handshakes_are_spread_evenly(nursery: trio.
 async def test_unused_warm_sessions_make_room_for_a_busy_identity(nursery: trio.Nursery) -> None:
     """Validation keeps the sessions open, but is no use by a client."""
     atlanta, slots = FakeKeyManager(operation_cost=1.0), Slots(16)
-    settings = SETTINGS._replace(min_idle=1)
+    settings = SETTINGS.model_copy(update={"min_idle": 1})
     pools = [
         make_pool(atlanta, nursery.start_soon, settings, credential=f"id{number}", slots=slots)[0]
         for number in range(20)
@@ -814,7 +814,7 @@ MINUTES = {
 @in_virtual_time
 async def test_pools_share_slots_with_few_handshakes_and_none_starves(nursery: trio.Nursery, load: Load) -> None:
     atlanta, slots = FakeKeyManager(operation_cost=0.1), Slots(load.slots)
-    settings = SETTINGS._replace(min_idle=1)
+    settings = SETTINGS.model_copy(update={"min_idle": 1})
     pools = {
         credential: make_pool(atlanta, nursery.start_soon, settings, credential=credential, slots=slots)[0]
         for credential in load.clients

@@ -17,7 +17,7 @@ def atlanta() -> FakeKeyManager:
 
 @in_virtual_time
 async def test_a_request_beyond_the_queue_length_is_rejected(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=2), slots=Slots(1))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"queue_length": 2}), slots=Slots(1))
     await lease(pool)
     await waiting(pool, nursery, 2)
 
@@ -31,7 +31,7 @@ async def test_a_request_beyond_the_queue_length_is_rejected(nursery: trio.Nurse
 @in_virtual_time
 async def test_sessions_are_opened_with_a_queue_length_of_zero(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
     """A request with a pending open does not count as waiting."""
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=0), slots=Slots(2))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"queue_length": 0}), slots=Slots(2))
 
     waiters = await waiting(pool, nursery, 3)
     await trio.sleep(1)
@@ -42,7 +42,7 @@ async def test_sessions_are_opened_with_a_queue_length_of_zero(nursery: trio.Nur
 
 @in_virtual_time
 async def test_a_full_queue_rejects_the_principal_that_fills_it(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
-    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS._replace(queue_length=3), slots=Slots(1))
+    pool, _ = make_pool(atlanta, nursery.start_soon, SETTINGS.model_copy(update={"queue_length": 3}), slots=Slots(1))
     await lease(pool)
     busy = await waiting(pool, nursery, 3, "alice")
 
