@@ -1,4 +1,4 @@
-"""The command line: ``kmip-gateway run`` and ``check``."""
+"""Command line: ``kmip-gateway run`` and ``kmip-gateway check``."""
 
 import gc
 import signal
@@ -17,9 +17,9 @@ from gateway.config import Config, load, summary, warnings
 from gateway.core import Core
 from gateway.errors import ConfigError, TlsError
 
-_MISTAKE: Final = 2  # exit status where the configuration is to blame
+_MISTAKE: Final = 2  # exit status for a mistake in the configuration
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
-_IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what others send by habit must not end it
+_IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # scripts send these to have a service reload
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,25 +31,32 @@ def main() -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
 def run(config: Path) -> None:
-    """Run the gateway of the configuration file CONFIG, until SIGTERM or SIGINT."""
+    """Run the gateway with the configuration file CONFIG.
+
+    SIGTERM and SIGINT end it after the requests in flight were answered, or after deadlines.drain; a second signal ends
+    it at once. The exit status is 2 if the configuration has mistakes.
+    """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
     core = Core(settings)
     mistakes: list[str] = []
     for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)  # until the core listens to signals, and after
+        signal.signal(number, signal.SIG_IGN)  # before and after the time in which the core receives signals
     try:
         trio.run(_run, core)
     except* ConfigError as errors:
-        mistakes = _mistakes(errors)  # to exit here would raise a group
+        mistakes = _mistakes(errors)  # sys.exit here would raise a group of exceptions
     if mistakes:
-        _give_up([f"{config}: {mistake}" for mistake in mistakes])
+        _exit_with([f"{config}: {mistake}" for mistake in mistakes])
 
 
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
 def check(config: Path) -> None:
-    """Check the configuration file CONFIG: a summary and warnings, or every mistake and exit status 2."""
+    """Check the configuration file CONFIG.
+
+    Prints a summary and warnings; or every mistake, with exit status 2.
+    """
     settings = _load(config)
     for line in summary(settings):
         click.echo(line)
@@ -59,20 +66,20 @@ def check(config: Path) -> None:
 
 
 def _load(config: Path) -> Config:
-    """Read a configuration; end with what keeps the gateway from running it."""
+    """Return the configuration of a file. Prints every mistake and exits if it has any, or if OpenSSL is too old."""
     try:
         tls.check_openssl()
         return load(config)
     except TlsError as error:
-        _give_up([str(error)])
+        _exit_with([str(error)])
     except ConfigError as error:
-        _give_up(error.mistakes)
+        _exit_with(error.mistakes)
 
 
 async def _run(core: Core) -> None:
-    """Run a core until it has drained; a signal begins that, a second one ends the process at once."""
+    """Run a core until it has drained. A first signal starts the drain, a second one ends the process at once."""
     gc.collect()
-    gc.freeze()  # what was imported lives as long as the process: a collection that looks at it stops all clients
+    gc.freeze()  # imported objects live as long as the process: a collection that examines them delays all clients
     async with trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, core)
         await core.run()
@@ -86,20 +93,20 @@ async def _obey_signals(core: Core, *, task_status: trio.TaskStatus[None]) -> No
             if number in _ENDING:
                 break
             name = signal.Signals(number).name
-            log.get("core").warning("signal ignored: to take a new configuration, restart", signal=name)
+            log.get("core").warning("signal ignored: restart the gateway to use a new configuration", signal=name)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
     core.drain()
 
 
 def _mistakes(error: BaseException) -> list[str]:
-    """The mistakes of a ConfigError, out of the groups in which nurseries wrap it."""
+    """Return the mistakes of a ConfigError inside the groups in which nurseries wrap it."""
     if isinstance(error, BaseExceptionGroup):
         return [mistake for inner in error.exceptions for mistake in _mistakes(inner)]
     return error.mistakes if isinstance(error, ConfigError) else []
 
 
-def _give_up(mistakes: Sequence[str]) -> NoReturn:
+def _exit_with(mistakes: Sequence[str]) -> NoReturn:
     for mistake in mistakes:
         click.echo(mistake, err=True)
     sys.exit(_MISTAKE)

@@ -1,7 +1,8 @@
-"""Who is calling: from a verified certificate to the rule that names the client and the credential to show for it.
+"""Identity: from a verified certificate to the rule that names the client and the credential to show for it.
 
-Rules are tried in order and the first that matches counts. Where none does, nobody is let in. A rule matches names, and
-those are worth what a listener's CAs say: each listener has Identities of its own, with the rules that hold for it.
+Rules are tried in order, and the first that matches counts. A client that no rule matches is rejected. A rule matches
+names, and a name identifies a client only among certificates of the same CAs: each listener has its own Identities,
+with the rules for that listener.
 """
 
 import ipaddress
@@ -16,22 +17,21 @@ from cryptography.x509.oid import NameOID
 
 from gateway.config import IdentityConfig, MatchConfig
 
-_REMEMBERED: Final = 10_000  # certificates whose principal is remembered
+_CACHED: Final = 10_000  # certificates whose principal is cached
 
 
 class Identity(NamedTuple):
-    """The rule that names a client. Its name is also that of the credential shown to the key managers for it."""
+    """The rule that names a client. The credential that is shown to the key managers for it has the same name."""
 
     name: str
     shared: bool
 
 
 class Principal(NamedTuple):
-    """One client under an identity: issuer and subject of its certificate, in RFC 4514 form.
+    """One client under an identity: issuer and subject of its certificate, in the form of RFC 4514.
 
-    Where the subject is empty, as in certificates for services, its alternative names stand for it.
-
-    ``not_before`` and ``not_after`` are the certificate's, in Unix seconds.
+    If the subject is empty, as in certificates for services, the alternative names stand for it. ``not_before`` and
+    ``not_after`` are the dates of the certificate, in Unix seconds.
     """
 
     identity: Identity
@@ -41,12 +41,12 @@ class Principal(NamedTuple):
     not_after: float
 
     def is_valid_at(self, now: float) -> bool:
-        """Whether the certificate is valid at this Unix time; asked again wherever the handshake did not ask."""
+        """Return True if the certificate is valid at a Unix time. A resumed handshake does not check that."""
         return self.not_before <= now <= self.not_after
 
 
 class _Facts(NamedTuple):
-    """What a certificate says of its subject, in the form that rules are written in."""
+    """Names and fingerprint of a certificate, in the form in which rules are written."""
 
     subject_cn: tuple[str, ...]
     san_dns: tuple[str, ...]
@@ -58,23 +58,23 @@ class _Facts(NamedTuple):
 
 
 class Identities:
-    """The ordered rules. Answers are remembered by certificate, so that a kept client costs one look-up."""
+    """The rules of one listener, in order. Principals are cached by certificate: a known client costs one lookup."""
 
     def __init__(self, rules: Iterable[IdentityConfig]) -> None:
         self._rules = [(rule.match, Identity(rule.name, rule.shared)) for rule in rules]
         self._known: dict[bytes, Principal | None] = {}
 
     def __repr__(self) -> str:
-        return f"<Identities {len(self._rules)} rules, {len(self._known)} certificates remembered>"
+        return f"<Identities {len(self._rules)} rules, {len(self._known)} certificates cached>"
 
     def identify(self, der: bytes) -> Principal | None:
-        """The principal of a certificate that the handshake has verified, or None where no rule matches.
+        """Return the principal of a certificate that the handshake has verified, or None if no rule matches.
 
-        The certificate is in DER. Raises one of UNREADABLE_CERTIFICATE where it can't be read.
+        The certificate is in DER. Raises one of UNREADABLE_CERTIFICATE if it can't be parsed.
         """
         if der not in self._known:
             principal = self._identify(x509.load_der_x509_certificate(der))
-            if len(self._known) >= _REMEMBERED:
+            if len(self._known) >= _CACHED:
                 self._known.pop(next(iter(self._known)))
             self._known[der] = principal
         return self._known[der]
@@ -82,7 +82,7 @@ class Identities:
     def _identify(self, certificate: x509.Certificate) -> Principal | None:
         try:
             facts = _read(certificate)
-        except ValueError:  # names that can't be read are nobody's
+        except ValueError:  # no rule matches names that can't be parsed
             return None
         identity = next((identity for match, identity in self._rules if _matches(match, facts)), None)
         if identity is None:
@@ -104,13 +104,13 @@ def _read(certificate: x509.Certificate) -> _Facts:
     common_names = tuple(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
     names = _alternative_names(certificate)
     return _Facts(
-        # A certificate with several common names could be taken for any of them: it is taken for none.
+        # A certificate with several common names could match a rule for any of them: none of them counts.
         subject_cn=common_names if len(common_names) == 1 else (),
         san_dns=tuple(name.lower() for name in names.get_values_for_type(x509.DNSName)),
         san_email=tuple(_lower_domain(name) for name in names.get_values_for_type(x509.RFC822Name)),
         san_uri=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
         san_ip=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress) if _is_address(address)),
-        # RFC 4514 escapes NUL, which would hide it from the check for control characters.
+        # RFC 4514 escapes NUL, which would hide NUL from the check for control characters.
         issuer=()
         if any(_is_odd(name.value) for name in certificate.issuer)
         else (certificate.issuer.rfc4514_string(),),
@@ -119,7 +119,7 @@ def _read(certificate: x509.Certificate) -> _Facts:
 
 
 def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
-    """The certificate's, or none where it has none, or where its extensions can't be read."""
+    """Return the alternative names of a certificate; none if it has none, or if its extensions can't be parsed."""
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
@@ -127,12 +127,12 @@ def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternative
 
 
 def _is_address(value: object) -> bool:
-    """Whether it is one address: a certificate can be made to carry a network there, which names nobody."""
+    """Return True for a single address: a certificate can carry a network instead, which names no client."""
     return isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address)
 
 
 def _matches(match: MatchConfig, facts: _Facts) -> bool:
-    """Whether every key that the rule names finds one of its patterns among the certificate's values."""
+    """Return True if, for each key of the rule, one of its patterns fits one of the certificate's values."""
     return all(
         any(_fits(key, value, pattern) for pattern in patterns for value in getattr(facts, key))
         for key in _Facts._fields
@@ -157,12 +157,12 @@ def _fits(key: str, value: str, pattern: str) -> bool:
 
 
 def _is_odd(value: str | bytes) -> bool:
-    """True for a name with NUL or a control character: no CA means one, and programs differ over where it ends."""
+    """Return True for a name with NUL or a control character: programs differ about where such a name ends."""
     return isinstance(value, bytes) or any(category(character) == "Cc" for character in value)
 
 
 def _fits_labels(name: str, pattern: str) -> bool:
-    """Whether a DNS name fits label by label: a wildcard stands for characters of one label (RFC 9525 section 6.3)."""
+    """Compare a DNS name label by label: a wildcard stands for characters of one label (RFC 9525 section 6.3)."""
     labels, patterns = name.split("."), pattern.split(".")
     return len(labels) == len(patterns) and all(
         label and fnmatchcase(label, part) for label, part in zip(labels, patterns, strict=True)
@@ -170,7 +170,7 @@ def _fits_labels(name: str, pattern: str) -> bool:
 
 
 def _fits_email(address: str, pattern: str) -> bool:
-    """Whether an address fits: its domain label by label, unless the pattern is for all addresses and names none."""
+    """Compare an e-mail address, its domain label by label; a pattern without "@" is for the whole address."""
     local, at, domain = pattern.rpartition("@")
     if not at:
         return fnmatchcase(address, pattern)

@@ -14,8 +14,15 @@ from click.testing import CliRunner
 from OpenSSL import SSL
 
 from gateway import cli
-from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
-from tests.test_core import lapsed_identity, write_weak_key
+from tests.kit.processes import (
+    Certificates,
+    GatewaySettings,
+    Identity,
+    free_port,
+    lapsed_identity,
+    write_config,
+    write_weak_key,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +56,13 @@ def test_help_names_the_products_commands_and_no_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_a_help_text(command: str) -> None:
     status, said, _ = call(command, "--help")
     assert status == 0
     assert said.startswith(f"Usage: main {command}")
 
 
-def test_the_version_is_the_package_s() -> None:
+def test_the_version_is_that_of_the_package() -> None:
     assert call("--version") == (0, f"kmip-gateway, version {version('kmip-gateway')}\n", "")
 
 
@@ -65,14 +72,14 @@ def test_an_unknown_command_is_a_mistake() -> None:
     assert "rum" in said
 
 
-def test_check_sums_up_what_is_right(config: Path) -> None:
+def test_check_prints_a_summary(config: Path) -> None:
     status, said, wrong = call("check", config)
     assert (status, wrong) == (0, "")
     assert said.endswith(f"{config}: no mistakes\n")
     assert len(said.splitlines()) > 3
 
 
-def test_check_ends_with_warnings(certificates: Certificates) -> None:
+def test_check_prints_warnings_last(certificates: Certificates) -> None:
     identities = [Identity("app-1"), lapsed_identity(certificates)]
     config = write_config(certificates, GatewaySettings([free_port()], identities), free_port(), free_port())
     status, said, wrong = call("check", config)
@@ -82,7 +89,7 @@ def test_check_ends_with_warnings(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_every_mistake_is_told_at_once(config: Path, command: str) -> None:
+def test_all_mistakes_are_printed(config: Path, command: str) -> None:
     wrong = config.with_name("wrong.toml")
     wrong.write_text(config.read_text().replace("bind", "bnid").replace('"server.pem"', '"missing.pem"'))
     status, said, mistakes = call(command, wrong)
@@ -107,7 +114,7 @@ def test_a_file_that_is_no_configuration_is_a_mistake_of_one_line(tmp_path: Path
     assert mistakes.startswith(f"{path}: ")
 
 
-def test_what_shows_only_when_it_runs_is_a_mistake_too(tmp_path: Path) -> None:
+def test_a_weak_key_is_a_mistake_of_run(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     write_weak_key(certificates)
     config = write_config(certificates, GatewaySettings([free_port()]), free_port(), free_port())
@@ -118,9 +125,7 @@ def test_what_shows_only_when_it_runs_is_a_mistake_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_an_openssl_with_which_clients_break_each_others_sessions_is_refused(
-    config: Path, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_openssl_is_refused(config: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SSL, "OPENSSL_VERSION_NUMBER", 0x3060_0000)
     status, said, wrong = call(command, config)
     assert (status, said) == (2, "")
@@ -129,7 +134,7 @@ def test_an_openssl_with_which_clients_break_each_others_sessions_is_refused(
     assert "cryptography>=48" in line
 
 
-def test_it_is_a_module_too() -> None:
+def test_python_m_gateway_is_the_command() -> None:
     """Also from elsewhere, and without what only a terminal has."""
     command = [sys.executable, "-m", "gateway", "--help"]
     done = subprocess.run(
@@ -140,7 +145,7 @@ def test_it_is_a_module_too() -> None:
     assert done.stderr == ""
 
 
-def test_the_lab_is_not_loaded_by_what_runs() -> None:
+def test_the_gateway_does_not_import_the_lab() -> None:
     code = "import sys, gateway.cli; print([name for name in sys.modules if name.startswith('kmip_lab')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""One process of the gateway, built from a configuration, run, and drained."""
+"""Core: one process of the gateway is built from a configuration, run, and drained."""
 
 import os
 import resource
@@ -6,15 +6,11 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import structlog
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from kmip_lab.keymanager import KeyManager, Store
 from kmip_lab.keymanager.journal import Journal, read_journal
 from kmip_lab.tools.clients import Client, connect
@@ -30,7 +26,15 @@ from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
 from gateway.tls import client_context
-from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
+from tests.kit.processes import (
+    Certificates,
+    GatewaySettings,
+    Identity,
+    free_port,
+    lapsed_identity,
+    write_config,
+    write_weak_key,
+)
 from tests.kit.streams import descriptors
 
 
@@ -50,7 +54,7 @@ async def key_manager(certificates: Certificates, nursery: trio.Nursery) -> Asyn
 
 
 def configure(certificates: Certificates, backend: int, *, extra: str = "", port: int = 0, admin: int = 0) -> Config:
-    """A configuration with one backend; by default on ports that are free."""
+    """Return a configuration with one backend, by default on free ports."""
     path = write_config(
         certificates, GatewaySettings([backend], extra=extra), port or free_port(), admin or free_port()
     )
@@ -59,7 +63,7 @@ def configure(certificates: Certificates, backend: int, *, extra: str = "", port
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[tuple[Core, ListenAddresses]]:
-    """A core for the length of a block, drained at its end."""
+    """Run a core during a block, and drain it at the end."""
     core = Core(config)
     async with trio.open_nursery() as nursery:
         bound: ListenAddresses = await nursery.start(core.run)
@@ -89,7 +93,7 @@ async def until_ready(bound: ListenAddresses) -> None:
     raise AssertionError("not ready")
 
 
-async def test_a_key_is_made_and_got_through_a_core(certificates: Certificates, key_manager: KeyManager) -> None:
+async def test_a_key_is_created_and_retrieved(certificates: Certificates, key_manager: KeyManager) -> None:
     async with running(configure(certificates, key_manager.port)) as (_core, bound):
         await until_ready(bound)
         async with client_of(certificates, bound) as client:
@@ -108,15 +112,7 @@ async def test_a_key_is_made_and_got_through_a_core(certificates: Certificates, 
         assert f'kmip_gateway_certificate_not_after_timestamp_seconds{{name="{name}",role="{role}"}}' in metrics
 
 
-def lapsed_identity(certificates: Certificates) -> Identity:
-    """An identity whose certificate has ended, so that a key manager refuses it."""
-    ended = datetime.now(UTC) - timedelta(days=1)
-    lapsed = certificates.kms_clients_ca.issue_client("lapsed", not_before=ended - timedelta(days=1), not_after=ended)
-    lapsed.write(*certificates.pair("credential-lapsed"))
-    return Identity("lapsed", '{ subject_cn = "lapsed" }', credential="lapsed")
-
-
-async def test_an_identity_whose_certificate_has_ended_costs_nobody_else(
+async def test_an_expired_identity_certificate_does_not_stop_other_identities(
     certificates: Certificates, key_manager: KeyManager, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = structlog.get_config()
@@ -140,7 +136,7 @@ async def test_an_identity_whose_certificate_has_ended_costs_nobody_else(
 
 
 def tcp_times() -> Counter[tuple[int, int]]:
-    """Keep-alive (s) and user timeout (ms) of all TCP sockets of this process."""
+    """Count keep-alive (s) and user timeout (ms) of all TCP sockets of this process."""
     times: Counter[tuple[int, int]] = Counter()
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as sock:
@@ -150,7 +146,7 @@ def tcp_times() -> Counter[tuple[int, int]]:
     return times
 
 
-async def test_connections_of_both_sides_have_the_times_of_the_configuration(
+async def test_connections_have_the_tcp_timeouts_of_the_configuration(
     certificates: Certificates, key_manager: KeyManager
 ) -> None:
     extra = "[pool]\ntcp_keepalive = 7\ntcp_user_timeout = 21.5\n"
@@ -165,7 +161,7 @@ async def test_connections_of_both_sides_have_the_times_of_the_configuration(
     assert times[33, 99_000] == 2  # the client's connection, and the listening socket that it has them from
 
 
-async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Certificates) -> None:
+async def test_without_a_key_manager_livez_succeeds_and_readyz_fails(certificates: Certificates) -> None:
     async with running(configure(certificates, free_port())) as (_core, bound):
         for _ in range(100):
             answer = await http(bound.admin, "/readyz")
@@ -179,7 +175,7 @@ async def test_without_a_key_manager_it_is_alive_and_not_ready(certificates: Cer
         assert answered.items[0].reason == ResultReason.INTERNAL_SERVER_ERROR
 
 
-async def test_a_port_that_the_kernel_chose_survives_a_pause_of_its_listener() -> None:
+async def test_a_listener_on_port_0_keeps_its_port_during_a_pause() -> None:
     with _listen("listener", Address("127.0.0.1", 0)) as sock:
         address = sock.getsockname()
         sock.shutdown(socket.SHUT_RD)
@@ -189,7 +185,7 @@ async def test_a_port_that_the_kernel_chose_survives_a_pause_of_its_listener() -
         socket.create_connection(address).close()
 
 
-async def test_draining_finishes_what_is_begun_and_takes_nothing_new(
+async def test_a_drain_answers_requests_in_flight_and_accepts_no_clients(
     certificates: Certificates, nursery: trio.Nursery
 ) -> None:
     slow = KeyManager("slow", Store(), context=_kms_context(certificates), operation_cost=0.3)
@@ -212,7 +208,7 @@ async def test_draining_finishes_what_is_begun_and_takes_nothing_new(
     slow.engine.store.close()
 
 
-async def test_draining_is_bounded(certificates: Certificates, nursery: trio.Nursery) -> None:
+async def test_a_drain_ends_at_its_deadline(certificates: Certificates, nursery: trio.Nursery) -> None:
     stuck = KeyManager("stuck", Store(), context=_kms_context(certificates), operation_cost=3600)
     await nursery.start(stuck.serve, ("127.0.0.1", 0))
     config = configure(certificates, stuck.port, extra="[deadlines]\ndrain = 0.2\n")
@@ -261,7 +257,7 @@ client_ca = "clients_ca.pem"
 
 
 @pytest.mark.parametrize("taken", ['listeners["kmip"].bind', 'listeners["second"].bind', "admin.bind"])
-async def test_an_address_in_use_is_a_mistake_with_a_name(certificates: Certificates, taken: str) -> None:
+async def test_an_address_in_use_is_a_mistake_of_the_setting(certificates: Certificates, taken: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port: int = other.getsockname()[1]
         ports = {key: port if key == taken else free_port() for key in ('listeners["kmip"].bind', "admin.bind")}
@@ -281,7 +277,7 @@ async def test_an_address_in_use_is_a_mistake_with_a_name(certificates: Certific
     assert mistake.startswith(f"{taken}: cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
-async def test_a_key_that_openssl_finds_too_weak_is_a_mistake_with_a_name(tmp_path: Path) -> None:
+async def test_a_weak_key_is_a_mistake_of_the_setting(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     write_weak_key(certificates)
     config = configure(certificates, free_port())
@@ -291,20 +287,6 @@ async def test_a_key_that_openssl_finds_too_weak_is_a_mistake_with_a_name(tmp_pa
     assert descriptors() == before
     (mistake,) = _mistakes([refused.value])
     assert mistake.startswith('listeners["kmip"].certificate: OpenSSL refuses it')
-
-
-def write_weak_key(certificates: Certificates) -> None:
-    """An RSA key of 1024 bits for the gateway's listener."""
-    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
-    name = x509.Name([])
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
-    certificate, private_key = certificates.pair("server")
-    signed = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    private_key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 def _mistakes(errors: Iterable[BaseException]) -> list[str]:
@@ -324,7 +306,7 @@ def _kms_context(certificates: Certificates) -> SSL.Context:
 # Marks ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_mark_key_is_made_at_first_start_for_its_owner_only_and_kept(certificates: Certificates) -> None:
+async def test_a_mark_key_file_is_made_once_for_its_owner_only(certificates: Certificates) -> None:
     config = configure(certificates, free_port(), extra='[replication]\nmark_key_file = "made.key"')
     async with running(config):
         made = certificates.path("made.key").read_text()
@@ -337,7 +319,7 @@ async def test_a_mark_key_is_made_at_first_start_for_its_owner_only_and_kept(cer
     assert not list(certificates.directory.glob(".made.key*"))
 
 
-async def test_where_no_mark_key_can_be_kept_the_gateway_says_so_and_runs(
+async def test_without_a_writable_mark_key_file_a_temporary_key_is_used(
     certificates: Certificates, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = structlog.get_config()
@@ -351,7 +333,7 @@ async def test_where_no_mark_key_can_be_kept_the_gateway_says_so_and_runs(
     assert "/proc/mark.key" in told
 
 
-async def test_without_marks_no_key_is_made(certificates: Certificates) -> None:
+async def test_without_marks_no_mark_key_file_is_made(certificates: Certificates) -> None:
     extra = '[replication]\nmarks = false\nmark_key_file = "unused.key"'
     async with running(configure(certificates, free_port(), extra=extra)):
         pass
@@ -359,23 +341,23 @@ async def test_without_marks_no_key_is_made(certificates: Certificates) -> None:
     assert not certificates.path("unused.key").exists()
 
 
-async def test_a_backend_that_is_to_be_asked_by_query_is_asked_nothing_else(
+async def test_a_backend_with_probe_query_gets_no_discover_versions(
     certificates: Certificates, key_manager: KeyManager
 ) -> None:
-    """Not by the probe, and not to prove that a session lives: some key managers count what they don't know."""
+    """Neither by the health check nor to validate a session: some key managers count unknown operations."""
     key_manager.engine.journal = Journal(certificates.path("asked.jsonl"))
     settings = GatewaySettings([key_manager.port], backend='probe = "query"')
     config = load(write_config(certificates, settings, free_port(), free_port()))
     async with running(config) as (_core, bound), client_of(certificates, bound) as client:
         for _ in range(2):
             await client.ask(create_key())
-            await trio.sleep(1.1)  # longer than a session is believed to live without proof
+            await trio.sleep(1.1)  # longer than pool.validate_after
 
     operations = {entry.operation for entry in read_journal(certificates.path("asked.jsonl"))}
     assert operations == {"Query", "Create"}
 
 
-async def test_a_private_key_that_others_can_read_is_told_at_the_start(
+async def test_a_private_key_open_to_other_users_is_logged_at_the_start(
     certificates: Certificates, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = structlog.get_config()
@@ -395,14 +377,14 @@ async def test_a_private_key_that_others_can_read_is_told_at_the_start(
 
 
 @pytest.mark.parametrize(("allowed", "told"), [(11_191, True), (11_192, False)])
-async def test_a_limit_of_descriptors_that_clients_could_use_up_is_told_at_the_start(
+async def test_a_low_limit_of_descriptors_is_logged_at_the_start(
     certificates: Certificates,
     allowed: int,
     told: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """10,000 clients, 1,000 half-open connections, 64 that are told, 64 sessions, and 64 for all else."""
+    """10,000 clients, 1,000 half-open connections, 64 that get an answer, 64 sessions, and 64 for other uses."""
     before = structlog.get_config()
     log.configure("warning", "text")
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (allowed, 1 << 20))

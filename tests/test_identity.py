@@ -1,4 +1,4 @@
-"""Who is calling: from a certificate to the first rule that matches, and to nobody where it can't be told."""
+"""Identity: from a certificate to the first rule that matches; certificates with odd names match no rule."""
 
 import ipaddress
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def certificate(
     raw_san: str | None = None,
     days: int = 365,
 ) -> x509.Certificate:
-    """A client's certificate; ``raw_san`` is the extension's value in hexadecimal, to say what no library would."""
+    """Return a client's certificate. ``raw_san`` is the extension in hexadecimal, for values that libraries refuse."""
     builder = (
         x509.CertificateBuilder()
         .subject_name(name(*common_names))
@@ -93,13 +93,13 @@ def test_a_common_name_matches_as_it_is_or_by_a_pattern(pattern: object, expecte
     assert matches(certificate("web-1"), subject_cn=pattern) is expected
 
 
-def test_a_pattern_must_fit_the_whole_name_with_all_that_is_in_it() -> None:
+def test_a_pattern_must_match_the_whole_common_name() -> None:
     for common_name in ("web-1\nadmin", "admin,CN=web-1", "xweb-1", "web-1 "):
         assert not matches(certificate(common_name), subject_cn="web-1")
 
 
 @pytest.mark.parametrize("common_names", [(), ("alice", "bob"), ("alice", "alice")])
-def test_a_certificate_without_one_common_name_is_taken_for_none_of_them(common_names: tuple[str, ...]) -> None:
+def test_several_common_names_match_nothing(common_names: tuple[str, ...]) -> None:
     caller = certificate(*common_names)
 
     assert not matches(caller, subject_cn="alice")
@@ -152,7 +152,7 @@ def test_a_name_with_a_control_character_matches_nothing(odd: str, place: str) -
 
 @pytest.mark.parametrize("odd", ["\0", "\n", "\x7f"])
 def test_an_alternative_name_with_a_control_character_matches_nothing(odd: str) -> None:
-    """The library refuses to make some of these; other CAs' software does not."""
+    """The library refuses to make some of these certificates; the software of other CAs makes them."""
     names = {
         "san_dns": x509.DNSName(f"a{odd}.apps.example.com"),
         "san_email": x509.RFC822Name(f"a{odd}@example.com"),
@@ -179,7 +179,7 @@ def test_an_alternative_name_with_a_control_character_matches_nothing(odd: str) 
         ("ops@*", False),
     ],
 )
-def test_an_email_address_matches_without_regard_to_its_domains_case_only(pattern: str, expected: bool) -> None:
+def test_only_the_domain_of_an_email_address_ignores_case(pattern: str, expected: bool) -> None:
     assert matches(certificate("x", sans=(x509.RFC822Name("ops@Example.com"),)), san_email=pattern) is expected
 
 
@@ -250,7 +250,7 @@ def test_the_first_rule_that_matches_counts(common_name: str, expected: str) -> 
     assert who(certificate(common_name), *RULES) == expected
 
 
-def test_without_a_rule_that_matches_nobody_is_let_in() -> None:
+def test_a_client_without_a_matching_rule_has_no_principal() -> None:
     assert who(certificate("mallory"), rule("alice", subject_cn="alice")) is None
     assert who(certificate("alice")) is None
 
@@ -270,8 +270,8 @@ def test_a_principal_is_known_by_issuer_and_subject() -> None:
     assert (other.issuer, other.subject) != (alice.issuer, alice.subject)
 
 
-def test_where_the_subject_is_empty_the_alternative_names_tell_principals_apart() -> None:
-    """As in certificates of services: all of them would otherwise be one client under their rule."""
+def test_principals_without_a_subject_differ_by_alternative_names() -> None:
+    """As in certificates of services: otherwise they all would be one client under their rule."""
     identities = Identities([rule("all", shared=True, issuer="CN=Clients CA")])
     names = [(x509.UniformResourceIdentifier(f"spiffe://example.com/{who}"),) for who in ("backup", "web")]
 
@@ -298,7 +298,7 @@ def test_a_certificate_is_valid_from_its_first_second_to_its_last() -> None:
 
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[x509.Certificate]:
-    """The certificates that were looked at, each time one was."""
+    """Return a list to which each certificate is added whenever it is parsed."""
     seen: list[x509.Certificate] = []
     look: Callable[[Identities, x509.Certificate], Principal | None] = Identities._identify
 
@@ -310,7 +310,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[x509.Certificate]:
     return seen
 
 
-def test_a_certificate_is_looked_at_once_whether_it_is_let_in_or_not(looked_at: list[x509.Certificate]) -> None:
+def test_a_certificate_is_parsed_once(looked_at: list[x509.Certificate]) -> None:
     identities = Identities([rule("alice", subject_cn="alice")])
     alice, mallory = certificate("alice"), certificate("mallory")
 
@@ -319,11 +319,11 @@ def test_a_certificate_is_looked_at_once_whether_it_is_let_in_or_not(looked_at: 
         assert identities.identify(der(mallory)) is None
 
     assert len(looked_at) == 2
-    assert repr(identities) == "<Identities 1 rules, 2 certificates remembered>"
+    assert repr(identities) == "<Identities 1 rules, 2 certificates cached>"
 
 
-def test_what_is_remembered_is_bounded(looked_at: list[x509.Certificate], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "_REMEMBERED", 2)
+def test_the_cache_of_principals_is_bounded(looked_at: list[x509.Certificate], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_CACHED", 2)
     identities = Identities([rule("all", subject_cn="*")])
     one, two, three = certificate("one"), certificate("two"), certificate("three")
 
@@ -331,7 +331,7 @@ def test_what_is_remembered_is_bounded(looked_at: list[x509.Certificate], monkey
         assert identities.identify(der(caller)) is not None
 
     assert looked_at == [one, two, three, one]
-    assert repr(identities) == "<Identities 1 rules, 2 certificates remembered>"
+    assert repr(identities) == "<Identities 1 rules, 2 certificates cached>"
 
 
 # Certificates that are odd, though the CA has signed them ------------------------------------------------------------
@@ -346,20 +346,20 @@ ODD_NAMES = {
 
 
 @pytest.mark.parametrize("raw_san", ODD_NAMES.values(), ids=ODD_NAMES.keys())
-def test_alternative_names_that_can_not_be_read_say_nothing(raw_san: str) -> None:
+def test_unreadable_alternative_names_match_nothing(raw_san: str) -> None:
     caller = certificate("alice", raw_san=raw_san)
 
     assert who(caller, rule("by-name", san_dns="*"), rule("by-ip", san_ip="0.0.0.0/0"), *RULES) == "rest"
 
 
-def test_a_network_in_place_of_an_address_names_nobody() -> None:
+def test_a_network_as_alternative_name_matches_nothing() -> None:
     caller = certificate("alice", raw_san="300a8708" + "0a000000ff000000")  # 10.0.0.0/8
 
     assert who(caller, rule("by-ip", san_ip="10.0.0.0/8"), *RULES) == "rest"
 
 
-def test_a_certificate_with_two_lists_of_names_is_known_by_its_subject_only() -> None:
-    """No library makes one: two private extensions are renamed in place."""
+def test_with_two_lists_of_alternative_names_only_the_subject_matches() -> None:
+    """No library makes such a certificate: two private extensions are renamed in place."""
     builder = x509.CertificateBuilder(name("Clients CA"), name("alice"), KEY.public_key(), 1, BEGIN, BEGIN)
     names = bytes.fromhex("3011820f") + b"app.example.com"
     for oid in ("2.5.29.98", "2.5.29.99"):
@@ -375,7 +375,7 @@ def test_a_certificate_with_two_lists_of_names_is_known_by_its_subject_only() ->
     assert who(caller, rule("by-name", san_dns="*"), *RULES) == "rest"
 
 
-def test_a_certificate_whose_subject_can_not_be_read_is_nobodys() -> None:
+def test_an_unreadable_subject_matches_nothing() -> None:
     der = certificate("ABCDEFGH").public_bytes(Encoding.DER)
     unreadable = x509.load_der_x509_certificate(der.replace(b"ABCDEFGH", b"\xff\xfe\xfd\xfc\xff\xfe\xfd\xfc"))
 

@@ -16,16 +16,6 @@ OF_REPOSITORY: Final = frozenset({"tests/test_layout.py"})
 #: Files whose mistakes are allowed until they are moved, split or renamed.
 KNOWN: Final[frozenset[str]] = frozenset(
     [
-        "gateway/building.py",
-        "gateway/config/crosschecks.py",
-        "gateway/config/files.py",
-        "gateway/config/loading.py",
-        "gateway/config/mistakes.py",
-        "gateway/config/model.py",
-        "gateway/config/secrecy.py",
-        "gateway/config/summary.py",
-        "gateway/config/validity.py",
-        "gateway/config/values.py",
         "gateway/dispatcher/answer.py",
         "gateway/dispatcher/job.py",
         "gateway/dispatcher/knowledge.py",
@@ -36,8 +26,6 @@ KNOWN: Final[frozenset[str]] = frozenset(
         "tests/e2e/test_replication.py",
         "tests/kit/clients.py",
         "tests/kit/replicas.py",
-        "tests/test_cli.py",
-        "tests/test_config.py",
         "tests/test_dispatcher.py",
         "tests/test_failover.py",
         "tests/test_knowledge.py",

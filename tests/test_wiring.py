@@ -238,7 +238,7 @@ class Row(NamedTuple):
 
 
 def row(odd: Any, *places: Place, found: Any = None, **beside: Any) -> Row:
-    """Return a Row."""
+    """Return a Row; ``found`` is the odd value unless it is given."""
     return Row(odd, places, odd if found is None else found, beside)
 
 

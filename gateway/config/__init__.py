@@ -1,9 +1,9 @@
 """The whole configuration as frozen values; ``load(path)`` reports every mistake at once.
 
-``values`` are the kinds of a single setting, ``model`` the tables, ``files`` the certificates and keys they name,
-``crosschecks`` what one setting says about another, ``mistakes`` all of that in the operator's words, ``loading`` the
-way from a file to a Config, ``summary`` the way from a Config to a few lines, ``validity`` the dates of the
-certificates that the gateway shows, and ``secrecy`` the permissions of the files that hold secrets.
+``values`` has the types of single settings, ``model`` the tables, ``files`` the certificates and keys that settings
+name, ``crosschecks`` the rules between settings, ``mistakes`` the texts for the operator, ``loading`` the way from a
+file to a Config, ``summary`` the way from a Config to a few lines, ``validity`` the dates of the certificates that the
+gateway shows, and ``secrecy`` the permissions of files with secrets.
 """
 
 from gateway.config.loading import load

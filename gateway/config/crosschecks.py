@@ -1,6 +1,6 @@
-"""What one setting says about another: names that are used twice, limits that contradict each other.
+"""Rules between settings: names that are used twice, limits that contradict each other.
 
-It is asked of a Draft, so that it is reported together with the mistakes of single settings.
+They are checked in a Draft, so that their mistakes are reported together with the mistakes of single settings.
 """
 
 import ipaddress
@@ -21,22 +21,22 @@ _EVERY: Final = {"0.0.0.0": 4, "::": 6}  # noqa: S104 - nothing is bound here
 
 
 class Draft:
-    """A file of which some settings may be wrong: gives the rest, or their defaults, as they stand in the file."""
+    """A file in which some settings may be wrong. Other settings are returned as they stand in the file."""
 
     def __init__(self, document: Mapping[str, Any], wrong: Collection[At]) -> None:
         self._document = document
         self._wrong = wrong
 
     def place(self, at: At) -> str:
-        """What to call the table that a setting stands in."""
+        """Return the path of the table that a setting stands in, for a message."""
         return path_of(at[:2] if at[0] in LISTS else at[:1], self._document)
 
     def setting(self, section: str, key: str) -> Any:
-        """A setting of a section that there is once, or None where it is wrong."""
+        """Return a setting of a section that is no list, or its default; None if the setting is wrong."""
         return self._value((section,), key)
 
     def column(self, section: str, key: str) -> list[tuple[At, Any]]:
-        """A setting of every table in a list, with its place, where it is given and not wrong."""
+        """Return a setting of each table in a list, with its path, unless the setting is wrong or missing."""
         tables = self._document.get(section)
         if not isinstance(tables, list):
             return []
@@ -44,7 +44,7 @@ class Draft:
         return [(at, value) for at, value in cells if value is not None]
 
     def length(self, section: str) -> int:
-        """The number of tables in a list."""
+        """Return the number of tables in a list."""
         tables = self._document.get(section)
         return len(tables) if isinstance(tables, list) else 0
 
@@ -60,7 +60,7 @@ class Draft:
 
 
 def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
-    """Everything that settings say against each other. ``folder`` is where relative paths begin."""
+    """Return the mistakes between settings. Relative paths begin in ``folder``."""
     return [
         *_repeated_names(draft),
         *_clashing_binds(draft),
@@ -81,17 +81,17 @@ def _repeated_names(draft: Draft) -> Iterator[Mistake]:
     for section in SECTIONS:
         if section in LISTS:
             for first, at, name in _repetitions(draft.column(section, "name")):
-                yield Mistake(at, f'"{name}" is the name of {draft.place(first)} too; give each its own name')
+                yield Mistake(at, f'"{name}" is also the name of {draft.place(first)}; give each table its own name')
 
 
 def _repeated_addresses(draft: Draft) -> Iterator[Mistake]:
     addresses = [(at, str(Address.parse(value)).lower()) for at, value in draft.column("backends", "address")]
     for first, at, address in _repetitions(addresses):
-        yield Mistake(at, f"{address} is the address of {draft.place(first)} too; list every key manager once")
+        yield Mistake(at, f"{address} is also the address of {draft.place(first)}; list each key manager once")
 
 
 def _repetitions(cells: Iterable[tuple[At, Hashable]]) -> Iterator[tuple[At, At, Hashable]]:
-    """Each value that was there before: where it was first, where it is again, and the value."""
+    """Yield each value that occurs again: its first path, the path of the repetition, and the value."""
     seen: dict[Hashable, At] = {}
     for at, value in cells:
         if seen.setdefault(value, at) is not at:
@@ -106,7 +106,7 @@ def _clashing_binds(draft: Draft) -> Iterator[Mistake]:
         clash = next((other for other in binds[:index] if _overlap(other[1], bind)), None)
         if clash is not None:
             other, owner = clash[1], draft.place(clash[0])
-            said = f"is bound by {owner} too" if other == bind else f"overlaps {other} of {owner}"
+            said = f"is also the address of {owner}" if other == bind else f"overlaps {other} of {owner}"
             yield Mistake(at, f"{bind} {said}; give each its own port")
 
 
@@ -117,7 +117,7 @@ def _overlap(one: Address, other: Address) -> bool:
 
 
 def _covers(every: str, host: str) -> bool:
-    """Whether ``every`` stands for all addresses of a family that ``host`` is in; a name may be in any."""
+    """Return True if ``every`` is the wildcard of the family of ``host``; a host name may be of either family."""
     return every in _EVERY and _family(host) in {None, _EVERY[every]}
 
 
@@ -129,20 +129,21 @@ def _family(host: str) -> int | None:
 
 
 def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
-    """Two rules that show one certificate are one client to the key managers, as one rule for many would be."""
+    """Reject a certificate of two identities: the key managers would take the clients of both for one client."""
     shared = {at[1] for at, value in draft.column("identities", "shared") if value}
     shows = [(at, first_of(folder / value)) for at, value in draft.column("identities", "certificate")]
     for first, at, _certificate in _repetitions(shows):
         if not {first[1], at[1]} <= shared:
             yield Mistake(
                 at,
-                f"is what the gateway shows for {draft.place(first)} too: the clients of both would see, use and"
-                " destroy each other's keys; give each its own, or say shared = true in both if that is meant",
+                f"is also the certificate of {draft.place(first)}: the clients of both identities would see, use and"
+                " destroy each other's keys; give each identity its own certificate, or set shared = true in both if"
+                " that is intended",
             )
 
 
 def _all_expired(draft: Draft, folder: Path, now: datetime) -> Iterator[Mistake]:
-    """One identity whose certificate has expired must not stop the others; if all have, the gateway is of no use."""
+    """Reject expired certificates only if every identity has one: the gateway can serve the other identities."""
     shows = [(at, folder / value) for at, value in draft.column("identities", "certificate")]
     expired = [(at, path, which) for at, path in shows if (which := expired_in(path, now))]
     if len(expired) == draft.length("identities"):
@@ -156,14 +157,14 @@ def _unknown_listeners(draft: Draft) -> Iterator[Mistake]:
         for name in _names(value):
             if known and name not in known:
                 listed = ", ".join(f'"{each}"' for each in known)
-                yield Mistake(at, f'"{name}" is the name of no listener; name some of {listed}')
+                yield Mistake(at, f'there is no listener "{name}"; give names of {listed}')
 
 
 def _rules_for_several_cas(draft: Draft, folder: Path) -> Iterator[Mistake]:
-    """A rule matches names, and a name says who somebody is only within the CAs that vouch for it.
+    """Reject rules that match the names of several CAs: a name identifies a client only among one CA's certificates.
 
-    So where listeners trust different CAs, each rule says whose names it means: by listeners that trust the same, or by
-    a fingerprint; or that all of them are one client.
+    If listeners trust different CAs, each rule must be limited to listeners that trust the same CAs, or match a
+    fingerprint, or name its listeners and be shared.
     """
     names = {at[1]: name for at, name in draft.column("listeners", "name")}
     trust = {
@@ -179,15 +180,15 @@ def _rules_for_several_cas(draft: Draft, folder: Path) -> Iterator[Mistake]:
         other = next((name for name in meant if trust[name] != trust[meant[0]]), None)
         if other is None or "fingerprint_sha256" in matches.get(at[1], ()) or (named and at[1] in shared):
             continue
-        both = f'"{meant[0]}" and "{other}" trust different CAs, so that two clients of one name can match'
+        both = f'"{meant[0]}" and "{other}" trust different CAs, so that two clients with the same name can match'
         if named:
-            yield Mistake(at, f"{both}; name listeners with the same CAs, or say shared = true if that is meant")
+            yield Mistake(at, f"{both}; name listeners with the same CAs, or set shared = true if that is intended")
         else:
-            yield Mistake(at, f"missing, and {both}; name the listeners it is for, or match a fingerprint_sha256")
+            yield Mistake(at, f"missing, and {both}; name the listeners of this rule, or match a fingerprint_sha256")
 
 
 def _names(value: Any) -> list[str]:
-    """A setting that is one name, or a list of them, as it stands in the file."""
+    """Return the names in a setting that is one name or a list of names."""
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -198,7 +199,7 @@ def _too_many_idle(draft: Draft) -> Iterator[Mistake]:
         at, most = smallest
         yield Mistake(
             ("pool", "min_idle"),
-            f"{min_idle} is more than max_sessions = {most} of {draft.place(at)}; lower the one or raise the other",
+            f"{min_idle} is more than max_sessions = {most} of {draft.place(at)}; lower min_idle or raise max_sessions",
         )
 
 
@@ -209,13 +210,16 @@ def _over_the_deadline(draft: Draft) -> Iterator[Mistake]:
         if request is not None and seconds is not None and seconds > request:
             yield Mistake(
                 part,
-                f"{seconds:g} s is longer than deadlines.request = {request:g} s, which it is a part of; lower the one"
-                " or raise the other",
+                f"{seconds:g} s is longer than deadlines.request = {request:g} s, which includes this time; lower this"
+                " setting or raise deadlines.request",
             )
 
 
 def _one_lost_probe(draft: Draft) -> Iterator[Mistake]:
-    """Once the user timeout has passed, Linux ends a connection at the first keep-alive probe without an answer."""
+    """Reject a user timeout below twice the keep-alive time.
+
+    Once the user timeout has passed, Linux ends a connection at the first keep-alive probe without an answer.
+    """
     times = {
         key: [*draft.column("listeners", key), (("pool", key), draft.setting("pool", key))]
         for key in ("tcp_keepalive", "tcp_user_timeout")
@@ -226,8 +230,8 @@ def _one_lost_probe(draft: Draft) -> Iterator[Mistake]:
         if silence is not None and timeout is not None and timeout < 2 * silence:
             yield Mistake(
                 at,
-                f"{timeout:g} s is less than twice tcp_keepalive = {silence} s: one lost packet could end a connection"
-                f" that is idle; give at least {2 * silence}, or lower tcp_keepalive",
+                f"{timeout:g} s is less than twice tcp_keepalive = {silence} s: one lost packet could end an idle"
+                f" connection; give at least {2 * silence}, or lower tcp_keepalive",
             )
 
 
@@ -236,11 +240,11 @@ def _unknown_credential(draft: Draft) -> Iterator[Mistake]:
     names = [name for _, name in draft.column("identities", "name")]
     if credential and names and credential not in names:
         known = ", ".join(f'"{name}"' for name in names)
-        yield Mistake(("health", "credential"), f'"{credential}" is the name of no identity; name one of {known}')
+        yield Mistake(("health", "credential"), f'there is no identity "{credential}"; give one of {known}')
 
 
 def _sizes(draft: Draft) -> Iterator[Mistake]:
-    """What may be registered can be got again; and a request and its answer may be held together."""
+    """Check that a registered object can be retrieved, and that a request and its answer can be held together."""
     request, response, buffered = (
         draft.setting("limits", key) for key in ("max_request_size", "max_response_size", "max_buffered")
     )
@@ -249,13 +253,13 @@ def _sizes(draft: Draft) -> Iterator[Mistake]:
     if response < request + _ENVELOPE:
         yield Mistake(
             ("limits", "max_response_size"),
-            f"{response} is too little for max_request_size = {request}: a key could be registered that can never be"
-            f" got again; give at least {request + _ENVELOPE}",
+            f"{response} is too little for max_request_size = {request}: an object could be registered and never be"
+            f" retrieved; give at least {request + _ENVELOPE}",
         )
-    least = -(-(request + response) * 5 // 4)  # of which one client may hold four fifths
+    least = -(-(request + response) * 5 // 4)  # one client may hold four fifths
     if buffered is not None and buffered < least:
         yield Mistake(
             ("limits", "max_buffered"),
-            f"{buffered} is too little for max_request_size = {request} and max_response_size = {response} together,"
-            f" which one client may need, and a fifth for the others; give at least {least}",
+            f"{buffered} is too little: one client may need max_request_size = {request} and max_response_size ="
+            f" {response} together, and a fifth of max_buffered is kept for other clients; give at least {least}",
         )

@@ -1,6 +1,6 @@
-"""The certificates and private keys that a configuration names: found, read, and fit to be used.
+"""Certificates, private keys and mark keys that a configuration names: found, read, and checked.
 
-They are looked at while a file is loaded, and then only: values that are built in code are taken at their word.
+Files are checked only while a configuration file is loaded, and not if a table is built in code.
 """
 
 import re
@@ -23,14 +23,14 @@ _PRIVATE_KEY_PEM: Final = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----", re
 
 
 class Loading(NamedTuple):
-    """What a setting must know of the load it is part of: where relative paths begin, and the time of day."""
+    """Context of a load: the directory in which relative paths begin, and the time of day."""
 
     folder: Path
     now: datetime
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
-    """Read a file of certificates in PEM. Raises ValueError, saying what to do."""
+    """Read a file of certificates in PEM. Raises ValueError with a text for the operator."""
     data = _read(path)
     try:
         return x509.load_pem_x509_certificates(data)
@@ -40,7 +40,7 @@ def certificates(path: Path) -> list[x509.Certificate]:
 
 
 def first_of(path: Path) -> x509.Certificate | Path:
-    """The file's own certificate, or, where it can't be read any more, the path itself."""
+    """Return the first certificate of a file; or the path, if the file can no longer be read."""
     try:
         return certificates(path)[0]
     except ValueError:
@@ -48,7 +48,7 @@ def first_of(path: Path) -> x509.Certificate | Path:
 
 
 def trusted_by(path: Path) -> frozenset[x509.Certificate]:
-    """The certificates of a CA file; none where it can't be read any more."""
+    """Return the certificates of a CA file; none if the file can no longer be read."""
     try:
         return frozenset(certificates(path))
     except ValueError:
@@ -87,8 +87,8 @@ def mark_keys(path: Path) -> list[bytes]:
     if not lines or wrong:
         found = f"has a line {wrong[0]} that is no key" if wrong else "holds no keys for marks"
         raise ValueError(
-            f"{path} {found}; give one a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or remove it to have"
-            " one made"
+            f"{path} {found}; give one key a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or remove the"
+            " file: the gateway makes a new one"
         )
     return [bytes.fromhex(line) for line in lines]
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> bytes:
 def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent} to make this file in; make it, or correct the path")
-    with suppress(FileNotFoundError):  # it is made when it is needed first
+    with suppress(FileNotFoundError):  # the gateway makes it at its start
         mark_keys(path)
 
 
@@ -137,19 +137,19 @@ def _only_when_loading(check: Callable[[Path, ValidationInfo, datetime], None]) 
 
 
 def _check_certificate(path: Path, _info: ValidationInfo, now: datetime) -> None:
-    """A peer rejects a chain with any expired certificate in it."""
+    """Reject a chain with an expired certificate, as peers do."""
     certificates(path)  # raises ValueError if it can't be read
     if expired := expired_in(path, now):
         raise ValueError(f"{path} holds {expired}; renew it")
 
 
 def _check_own_certificate(path: Path, _info: ValidationInfo, _now: datetime) -> None:
-    """One identity's certificate that has expired must not stop the others: see crosschecks and validity."""
+    """Read the file. An expired certificate must not stop the other identities: see crosschecks and validity."""
     certificates(path)
 
 
 def expired_in(path: Path, now: datetime) -> str:
-    """Say which certificate of a chain has expired, and when; nothing if none has, or if the file can't be read."""
+    """Return which certificate of a chain has expired, and when; "" if none has, or if the file can't be read."""
     try:
         chain = certificates(path)
     except ValueError:
@@ -158,7 +158,7 @@ def expired_in(path: Path, now: datetime) -> str:
 
 
 def _check_ca(path: Path, _info: ValidationInfo, now: datetime) -> None:
-    """A bundle may keep an old CA beside the new one; it is of no use when all of them have expired."""
+    """Reject a bundle only if all of its CAs have expired: it may keep an old CA beside the new one."""
     bundle = certificates(path)
     if all(certificate.not_valid_after_utc < now for certificate in bundle):
         raise ValueError(f"{path} holds {_expired(bundle[0])}, and none that is valid; renew it")
@@ -172,26 +172,28 @@ def _expired(certificate: x509.Certificate) -> str:
 
 
 def _check_private_key(path: Path, info: ValidationInfo, _now: datetime) -> None:
-    """The key must belong to the first certificate of the file named by ``certificate``, the setting before it."""
+    """Check that the key belongs to the first certificate in the file of ``certificate``, the setting before it."""
     own = public_key(path)
     if (beside := info.data.get("certificate")) is None:
-        return  # it could not be read, which has been said
+        return  # the file could not be read, which is a mistake of its own
     chain = [_public_key_of(certificate) for certificate in certificates(beside)]
     if own in chain[1:] and own != chain[0]:
-        raise ValueError(f"{path} does not belong to the first certificate in {beside}; put the key's own one first")
+        raise ValueError(
+            f"{path} does not belong to the first certificate in {beside}; put the key's certificate first"
+        )
     if own != chain[0]:
-        raise ValueError(f"{path} does not belong to the certificate in {beside}; give the key it was issued for")
+        raise ValueError(f"{path} does not belong to the certificate in {beside}; give the key of that certificate")
 
 
 def _public_key_of(certificate: x509.Certificate) -> bytes:
     try:
         return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, UnsupportedAlgorithm):
-        return b""  # of a kind that no private key here can belong to
+        return b""  # no private key that is accepted here can belong to such a key
 
 
 CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_certificate)]
-#: What the gateway shows the key managers for an identity.
+#: The certificate that the gateway shows the key managers for an identity.
 OwnCertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_own_certificate)]
 CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
 MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]

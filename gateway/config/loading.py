@@ -1,4 +1,4 @@
-"""From a file to a Config, or to a list of everything that is wrong with it."""
+"""Loading: from a file to a Config, or to a list of every mistake in the file."""
 
 import re
 import tomllib
@@ -14,7 +14,7 @@ from gateway.config.mistakes import Mistake, line, translated
 from gateway.config.model import Config
 from gateway.errors import ConfigError
 
-#: How tomllib says where a mistake is.
+#: The form in which tomllib gives the place of a mistake.
 _PLACE: Final = re.compile(r"(?P<what>.*) \(at (?P<where>line \d+, column \d+|end of document)\)", re.DOTALL)
 
 
@@ -24,12 +24,12 @@ def load(path: Path) -> Config:
 
 
 def examine(document: dict[str, Any], path: Path) -> Config:
-    """As ``load``, for what has been parsed already."""
+    """Return the Config of a parsed document, as ``load`` does. Relative paths begin in the directory of ``path``."""
     loading = Loading(path.absolute().parent, datetime.now(UTC))
     config: Config | None = None
     mistakes: list[Mistake] = []
     try:
-        # a table that is left out has a path among its defaults, which begins where the file is
+        # without this table, the default of mark_key_file would not be made relative to the directory of the file
         config = Config.model_validate({"replication": {}} | document, context=loading)
     except ValidationError as error:
         mistakes = translated(error)

@@ -1,6 +1,6 @@
-"""What is wrong with a file, in the operator's words: one line a mistake, with the key and what to do.
+"""Mistakes of a file as texts for the operator: one line each, with the setting and what to do.
 
-Pydantic says what it found in words for programmers. Here they are looked up in a table.
+Pydantic's own texts are for programmers; a table translates them.
 """
 
 import json
@@ -15,18 +15,18 @@ from pydantic_core import ErrorDetails
 from gateway.config.model import LISTS, SECTIONS, Config, MatchConfig
 from gateway.config.values import shown
 
-#: Where a setting stands: the section, in a list of tables which one (from 0), and the key.
+#: Path of a setting: the section, the index of the table in a list of tables (from 0), and the key.
 At = tuple[str | int, ...]
 
 
 class Mistake(NamedTuple):
-    """Something wrong with one setting: "what is wrong; what to do"."""
+    """A mistake in one setting. The text says what is wrong and, after a semicolon, what to do."""
 
     at: At
     text: str
 
 
-#: What to write where a setting is missing that has no default.
+#: Examples of the settings that have no default.
 EXAMPLES: Final = {
     "name": '"a-name"',
     "bind": '"127.0.0.1:5696"',
@@ -37,14 +37,14 @@ EXAMPLES: Final = {
     "match": '{ subject_cn = "app-1" }',
 }
 
-#: Pydantic's types of errors, in plain words. What isn't here is said in pydantic's.
+#: Texts for pydantic's types of errors. An error of any other type keeps pydantic's text.
 _WORDS: Final[dict[str, Callable[[At, Any, Mapping[str, Any]], str]]] = {
     "missing": lambda at, _value, _ctx: _missing(at),
     "extra_forbidden": lambda at, _value, _ctx: _unknown(at),
     "value_error": lambda _at, _value, ctx: str(ctx["error"]),
     "model_type": lambda at, _value, _ctx: f"must be a table; write {_heading(at)}",
     "tuple_type": lambda at, _value, _ctx: f"must be a list of tables; write {_heading(at)}",
-    "bool_type": lambda _at, _value, _ctx: "must be true or false; write one of them, without quotes",
+    "bool_type": lambda _at, _value, _ctx: "must be true or false; write it without quotes",
     "int_type": lambda _at, _value, _ctx: "must be a whole number; write it without quotes or a decimal point",
     "float_type": lambda _at, _value, _ctx: "must be a number; write it without quotes",
     "finite_number": lambda _at, _value, _ctx: "must be a number; write one that is not inf or nan",
@@ -58,7 +58,7 @@ _WORDS: Final[dict[str, Callable[[At, Any, Mapping[str, Any]], str]]] = {
 
 
 def translated(error: ValidationError) -> list[Mistake]:
-    """Every mistake that pydantic found, in the order of the tables."""
+    """Return the mistakes that pydantic found, in the order of the tables."""
     return [_translate(details) for details in error.errors(include_url=False)]
 
 
@@ -69,13 +69,13 @@ def _translate(details: ErrorDetails) -> Mistake:
 
 
 def line(mistake: Mistake, document: Mapping[str, Any]) -> str:
-    """The mistake, behind the path of its key; without a character that could upset a terminal or a log."""
+    """Return the path and the text of a mistake, with control characters escaped for terminals and logs."""
     text = f"{path_of(mistake.at, document)}: {mistake.text}"
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def path_of(at: At, document: Mapping[str, Any]) -> str:
-    """Where a setting or a table stands; one table of several goes by its name, if that is its own."""
+    """Return the path of a setting or a table as text. A table of a list is given by its name, if that is unique."""
     path = ""
     where: Any = document
     for part in at:
@@ -127,7 +127,7 @@ def _unknown(at: At) -> str:
 
 
 def _known_keys(at: At) -> list[str]:
-    """The keys of the table that the last part of ``at`` is in."""
+    """Return the keys of the table that the last part of ``at`` stands in."""
     parents = [part for part in at[:-1] if isinstance(part, str)]
     table = Config if not parents else MatchConfig if parents[-1] == "match" else SECTIONS[parents[-1]]
     return list(table.model_fields)

@@ -1,4 +1,4 @@
-"""The tables of the configuration, as frozen values. `config/gateway.toml` says of every setting what it is for."""
+"""Tables of the configuration, as frozen values. `config/gateway.toml` describes each setting."""
 
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
@@ -36,20 +36,20 @@ WhenNone = Literal["answer", "close"]
 DEFAULT_TLS_POLICY: Final = "modern"
 DEFAULT_RESUMPTION_LIFETIME: Final = 3600  # s
 
-_WILDCARDS: Final = frozenset("*?[")  # what makes a shell-style pattern match more than itself
-#: Servers may refuse a request whose Time Stamp is older than a minute, and what they refuse must not be the queue's
-#: fault: PyKMIP's limit, and the reason why a request may not take longer here.
+_WILDCARDS: Final = frozenset("*?[")  # characters with which a shell-style pattern matches more than itself
+#: s. Servers, such as PyKMIP's, refuse a request whose Time Stamp is older than a minute: a request that waited in the
+#: queue must not become too old.
 _LONGEST_REQUEST: Final = 55.0
 
 
 class Table(BaseModel):
-    """A table of the file: frozen, and without unknown keys."""
+    """A table of the file: frozen; unknown keys are mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ListenerConfig(Table):
-    """Where clients come in."""
+    """An address for clients, and the limits of their connections."""
 
     name: Name
     bind: Bind
@@ -91,7 +91,7 @@ class BackendOptions(Table):
 
 
 class BackendConfig(BackendOptions):
-    """One key manager. ``server_name`` is never empty here: without one it is the address's host."""
+    """One key manager. ``server_name`` is never empty: by default it is the host of the address."""
 
     name: Name
     address: PeerAddress
@@ -107,8 +107,8 @@ class BackendConfig(BackendOptions):
     def _is_verified(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
         if ca is None and info.data.get("pinned_sha256") == ():
             raise ValueError(
-                "missing; name a file with the CA that issued the key manager's certificate, or pin the"
-                " certificate itself with pinned_sha256"
+                "missing; give a file with the CA that issued the key manager's certificate, or pin the certificate"
+                " with pinned_sha256"
             )
         return ca
 
@@ -120,7 +120,7 @@ class BackendConfig(BackendOptions):
 
 
 class MatchConfig(Table):
-    """Whom an identity is for. Every key that is given must match, with any of its values.
+    """Clients that an identity rule matches. Each key that is given must match, with any of its values.
 
     ``subject_cn``, the names and ``issuer`` are shell-style patterns, ``san_ip`` addresses or networks. In DNS names,
     and in the domains of e-mail addresses, a wildcard stands for characters of one label. ``issuer`` is compared with
@@ -144,16 +144,16 @@ class MatchConfig(Table):
 
 
 def matches_many(match: MatchConfig) -> bool:
-    """Whether more than one subject can match: unless one key besides ``issuer`` is one literal value."""
+    """Return False if a key besides ``issuer`` is one literal value; otherwise several subjects can match."""
     return why_many(match) is not None
 
 
 def why_many(match: MatchConfig) -> str | None:
-    """What makes this match more than one subject, or None where it matches one at the most."""
+    """Return the reason why several subjects can match, or None if at most one can."""
     narrowing = {key: getattr(match, key) for key in MatchConfig.model_fields if key != "issuer"}
     reasons = [_breadth(key, values) for key, values in narrowing.items() if values]
     if not reasons:
-        return "issuer alone stands for everyone whom it certifies"
+        return "issuer alone matches every client that it certifies"
     return None if None in reasons else ", ".join(reason for reason in reasons if reason)
 
 
@@ -180,8 +180,8 @@ class AllowanceConfig(Table):
 class IdentityConfig(AllowanceConfig):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
-    To the key managers all whom the rule matches are one client, who sees all that is theirs. So a rule for many says
-    ``shared = true``, or is refused. ``listeners`` are the names of those whose clients it is for; none is all.
+    The key managers take all clients that the rule matches for one client, who sees the keys of all of them. So a rule
+    that can match many must say ``shared = true``. ``listeners`` are names of listeners; empty stands for all.
     """
 
     name: Name
@@ -199,7 +199,7 @@ class IdentityConfig(AllowanceConfig):
             raise ValueError(
                 f"is false, but match can match more than one client ({why}), and the gateway shows the key managers"
                 " one certificate for all of them: they would see, use and destroy each other's keys; narrow match to"
-                " one literal value, or say shared = true if that is meant"
+                " one literal value, or set shared = true if that is intended"
             )
         return shared
 
@@ -207,7 +207,7 @@ class IdentityConfig(AllowanceConfig):
 class AdminConfig(Table):
     """The admin port, which serves metrics and health over plain HTTP.
 
-    ``hosts`` are the names under which the port is known, besides that of ``bind``, localhost and IP addresses.
+    ``hosts`` are further names that a Host header may have, besides the host of ``bind``, localhost and IP addresses.
     """
 
     bind: Bind = Address("127.0.0.1", 9696)
@@ -215,7 +215,7 @@ class AdminConfig(Table):
 
 
 class PoolConfig(Table):
-    """The sessions of one backend and one credential."""
+    """Limits and times of the sessions of each backend and credential."""
 
     min_idle: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 1
     idle_timeout: Seconds = 25.0
@@ -229,7 +229,7 @@ class PoolConfig(Table):
 
 
 class BalancingConfig(Table):
-    """How requests are spread over the backends."""
+    """Distribution of requests over the backends."""
 
     policy: Balancing = "round-robin"
     resolve_interval: Seconds = 30.0
@@ -239,7 +239,7 @@ Ratio = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 
 
 class FailoverConfig(Table):
-    """What happens when a try at a backend fails."""
+    """Retries, ejection of backends that fail, and refusal of connections while no backend can be reached."""
 
     try_timeout: Seconds = 5.0
     retry_ratio: Ratio = 0.2
@@ -250,7 +250,7 @@ class FailoverConfig(Table):
 
 
 class ReplicationConfig(Table):
-    """What one key manager knows and others do not: because it reaches them late, or never."""
+    """Measures for state that a key manager gets late from the others (replicas), or never (correlation values)."""
 
     mode: Literal["shared", "async"] = "shared"
     read_your_writes_window: Seconds = 10.0
@@ -263,7 +263,7 @@ class ReplicationConfig(Table):
 
 
 class HealthConfig(Table):
-    """How backends are probed. ``credential`` is the name of an identity; empty, that of the first."""
+    """Health checks of backends. ``credential`` is the name of an identity; empty stands for the first."""
 
     credential: str = Field(default="", strict=True)
     interval: Seconds = 2.0
@@ -286,7 +286,7 @@ def _younger_than_a_minute(request: float) -> float:
 
 
 class DeadlinesConfig(Table):
-    """How long things may take, in seconds."""
+    """Deadlines in seconds."""
 
     request: Annotated[Seconds, AfterValidator(_younger_than_a_minute)] = 30.0
     connect: Seconds = 3.0
@@ -294,7 +294,7 @@ class DeadlinesConfig(Table):
 
 
 class LimitsConfig(Table):
-    """What one message may be, and what the whole gateway takes at once."""
+    """Limits of one message, and of the whole gateway."""
 
     max_request_size: Size = 1024 * 1024
     max_response_size: ResponseSize = 2 * 1024 * 1024
@@ -309,7 +309,7 @@ class LimitsConfig(Table):
 
 
 class PerAddressConfig(Table):
-    """Limits of one source address. They apply before the TLS handshake."""
+    """Limits of one source address, applied before the TLS handshake. The prefixes are in bits."""
 
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5000
     max_half_open: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 500
@@ -329,7 +329,7 @@ class PerAddressConfig(Table):
 
 
 class LogConfig(Table):
-    """What is written to the log, and how."""
+    """Level and format of the log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -337,12 +337,12 @@ class LogConfig(Table):
 
 def _at_least_one(tables: tuple[Table, ...]) -> tuple[Table, ...]:
     if not tables:
-        raise ValueError("there is none; at least one is needed")
+        raise ValueError("is empty; give at least one table")
     return tables
 
 
 class Config(Table):
-    """The whole configuration. What its tables say about each other has been checked if it comes from ``load``."""
+    """The whole configuration. The rules between tables are checked by ``load`` only."""
 
     listeners: Annotated[tuple[ListenerConfig, ...], AfterValidator(_at_least_one)]
     backends: Annotated[tuple[BackendConfig, ...], AfterValidator(_at_least_one)]

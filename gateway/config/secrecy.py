@@ -1,7 +1,8 @@
-"""The permissions of the files that hold secrets: private keys, and the key of the marks.
+"""Permissions of files with secrets: private keys, and the key of the marks.
 
-The owner and, by reading, the group may use a secret: 0640 with a group of its own is how distributions share a key
-among services. More than that is a warning and no mistake: in some containers a mounted secret has no other mode.
+The owner may read and write a secret, and the group may read it: distributions share keys among services with mode
+0640 and a group for that purpose. Wider permissions are a warning and no mistake: in some containers, a mounted secret
+has no other mode.
 """
 
 import stat
@@ -14,21 +15,21 @@ _TOO_MUCH: Final = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
 class ExposedFile(NamedTuple):
-    """A file with a secret that others than its owner and its group's readers can read or change."""
+    """A file with a secret that users besides its owner can read or change; reading by its group does not count."""
 
     setting: str
     file: Path
     mode: int
 
     def remedy(self) -> str:
-        """Return what is wrong, and the command that mends it."""
+        """Return who can read or change the file, and the command that restricts this."""
         owners = "its group" if not self.mode & (stat.S_IROTH | stat.S_IWOTH) else "every user of this machine"
         done = "changed" if self.mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
         return f"can be {done} by {owners} (mode {self.mode:04o}); chmod 0600 {self.file}, or 0640"
 
 
 def exposed(config: Config) -> list[ExposedFile]:
-    """Return the secrets that too many can read or change, in the order of the configuration; each file once."""
+    """Return the files with secrets that other users can read or change, in the order of the configuration."""
     secrets = [(f'listeners["{listener.name}"].private_key', listener.private_key) for listener in config.listeners]
     secrets += [(f'identities["{identity.name}"].private_key', identity.private_key) for identity in config.identities]
     if config.replication.marks:

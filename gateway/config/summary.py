@@ -1,4 +1,4 @@
-"""From a Config to a few lines for a human: who comes in where, as whom, and to which key managers."""
+"""Summary: a Config in a few lines, for ``kmip-gateway check``."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,11 +17,11 @@ from gateway.config.model import (
 )
 from gateway.config.values import is_loopback
 
-_SOON = 30  # days before its end in which a certificate should be renewed
+_SOON = 30  # days before its end within which a certificate should be renewed
 
 
 def summary(config: Config) -> list[str]:
-    """What a configuration amounts to, one line for each listener, backend and identity, then the rest."""
+    """Return one line for each listener, backend, identity and file of certificates, and a line for other sections."""
     return [*_lines(config)]
 
 
@@ -30,7 +30,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
     yield from map(_certificate, _certificates(config))
-    open_to = "" if is_loopback(config.admin.bind) else ", which other machines can reach: keep it from strangers"
+    open_to = "" if is_loopback(config.admin.bind) else ", which other machines can reach: restrict access to it"
     yield f"admin on {config.admin.bind}{open_to}"
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
     yield (
@@ -38,29 +38,29 @@ def _lines(config: Config) -> Iterator[str]:
         f" {limits.max_batch_items} batch items, {limits.max_depth} levels"
     )
     yield (
-        f"deadlines: {deadlines.request:g} s for a request, {deadlines.connect:g} s of it to connect,"
-        f" {pool.queue_timeout:g} s of it in the queue; {deadlines.drain:g} s to drain"
+        f"deadlines: {deadlines.request:g} s for a request, of which {deadlines.connect:g} s to connect and"
+        f" {pool.queue_timeout:g} s in the queue; {deadlines.drain:g} s to drain"
     )
     yield _when_none(config.failover)
     yield _replication(config.replication)
-    yield f"log: {config.log.level} and above, as {config.log.format}"
+    yield f"log: level {config.log.level} and above, as {config.log.format}"
 
 
 def _listener(listener: ListenerConfig) -> str:
-    warned = ", which lets in broken versions of TLS" if listener.tls_policy == "legacy" else ""
+    warned = ", which accepts insecure versions of TLS" if listener.tls_policy == "legacy" else ""
     behind = f", behind PROXY protocol from {', '.join(listener.proxy_from)}" if listener.proxy_protocol else ""
     return (
-        f"listener {listener.name} on {listener.bind}: {listener.max_clients} clients at the most,"
+        f"listener {listener.name} on {listener.bind}: at most {listener.max_clients} clients,"
         f" TLS policy {listener.tls_policy}{warned}{behind}"
     )
 
 
 def _backend(backend: BackendConfig) -> str:
-    proofs = [f"the CA in {backend.ca.name}"] if backend.ca else []
-    proofs += [f"{len(backend.pinned_sha256)} pinned certificate(s)"] if backend.pinned_sha256 else []
+    checks = [f"name {backend.server_name}, CA in {backend.ca.name}"] if backend.ca else []
+    checks += [f"{len(backend.pinned_sha256)} pinned certificate(s)"] if backend.pinned_sha256 else []
     return (
-        f"backend {backend.name} at {backend.address}: {backend.max_sessions} sessions at the most,"
-        f" known as {backend.server_name} by {' and '.join(proofs)}"
+        f"backend {backend.name} at {backend.address}: at most {backend.max_sessions} sessions,"
+        f" verified by {', '.join(checks)}"
     )
 
 
@@ -71,25 +71,26 @@ def _when_none(failover: FailoverConfig) -> str:
 
 
 def _replication(replication: ReplicationConfig) -> str:
-    follows = "have the same objects at any time"
+    mode = "shared, all key managers have the same objects at any time"
     if replication.mode == "async":
-        asked = "others are asked for what one does not find" if replication.fallback_on_not_found else "none is asked"
+        fallback = "on" if replication.fallback_on_not_found else "off"
         seconds = f"{replication.read_your_writes_window:g} s"
-        follows = f"hear of changes late: a client stays for {seconds} where it made one, and {asked}"
-    marks = f"marks by {replication.mark_key_file.name}" if replication.marks else "no marks"
-    return f"key managers {follows}; {marks}"
+        mode = f"async, a client's requests go to the key manager of its last change for {seconds};"
+        mode += f" other key managers are asked for objects that are not found: {fallback}"
+    marks = f"marks with the key in {replication.mark_key_file.name}" if replication.marks else "no marks"
+    return f"replication: {mode}; {marks}"
 
 
 def _identity(identity: IdentityConfig) -> str:
-    whose = "all of them one client to the key managers" if identity.shared else "one client"
+    clients = "many clients, one client to the key managers" if identity.shared else "one client"
     where = f" on {' or '.join(identity.listeners)}" if identity.listeners else ""
     return (
-        f"identity {identity.name} for {_match(identity.match)}{where}: {whose}, shown as {identity.certificate.name}"
+        f"identity {identity.name} for {_match(identity.match)}{where}: {clients}, shown as {identity.certificate.name}"
     )
 
 
 def _certificates(config: Config) -> list[Path]:
-    """Every file of certificates, once, in the order of the file."""
+    """Return each file of certificates once, in the order of the configuration."""
     files = [file for listener in config.listeners for file in (listener.certificate, listener.client_ca)]
     files += [backend.ca for backend in config.backends if backend.ca is not None]
     files += [identity.certificate for identity in config.identities]
@@ -97,7 +98,7 @@ def _certificates(config: Config) -> list[Path]:
 
 
 def _certificate(file: Path) -> str:
-    """When the first certificate of a file ends, and whether that is soon or the file is not valid yet."""
+    """Return the end of the first certificate in a file to expire, with a warning if that is within 30 days."""
     certificates = x509.load_pem_x509_certificates(file.read_bytes())
     ends = min(certificate.not_valid_after_utc for certificate in certificates)
     begins = max(certificate.not_valid_before_utc for certificate in certificates)

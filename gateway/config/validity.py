@@ -1,7 +1,7 @@
-"""The certificates that the gateway shows the key managers, and the dates between which they are valid.
+"""Dates of the certificates that the gateway shows the key managers.
 
-One that has lapsed is no mistake: it costs its own identity, perhaps, and nobody else. Some key managers do not look at
-the dates at all.
+An expired certificate is a warning and no mistake: at worst, key managers refuse this identity, and some key managers
+do not check the dates.
 """
 
 from datetime import datetime
@@ -14,7 +14,7 @@ from gateway.config.secrecy import exposed
 
 
 class OwnCertificate(NamedTuple):
-    """The file of certificates shown for an identity, of which all are valid from ``begins`` until ``ends``."""
+    """The file of certificates shown for an identity; all of them are valid from ``begins`` until ``ends``."""
 
     identity: str
     file: Path
@@ -33,11 +33,13 @@ class OwnCertificate(NamedTuple):
         )
 
     def lapse(self, now: datetime) -> str:
-        """Return why it is not valid at a time, and what to do; nothing if it is valid."""
+        """Return why the certificate is not valid at a time, and what to do; "" if it is valid."""
         if self.ends < now:
             return f"ended on {self.ends:%Y-%m-%d}; renew it"
         if self.begins > now:
-            return f"is not valid before {self.begins:%Y-%m-%d %H:%M} UTC; check this machine's clock, or replace it"
+            return (
+                f"is not valid before {self.begins:%Y-%m-%d %H:%M} UTC; check this machine's clock, or replace the file"
+            )
         return ""
 
 
@@ -48,7 +50,7 @@ def lapsed(config: Config, now: datetime) -> list[OwnCertificate]:
 
 
 def warnings(config: Config, now: datetime) -> list[str]:
-    """Return what an operator should mend, though the gateway runs without it; one line each. Raises ValueError."""
+    """Return the faults with which the gateway runs nevertheless, one line each. Raises ValueError."""
     return [
         f'identities["{own.identity}"].certificate: {own.file} {own.lapse(now)}; until then, key managers may refuse'
         " this identity"

@@ -1,6 +1,7 @@
-"""The kinds of a single setting: from what stands in the file to a frozen value, or a ValueError that says what to do.
+"""Types of single settings: from a value in the file to a frozen value, or to a ValueError for the operator.
 
-A message here is "what is wrong; what to do", and repeats no more of the value than ``shown`` lets through.
+A message says what is wrong and, after a semicolon, what to do. It repeats only as much of the value as ``shown``
+returns.
 """
 
 import ipaddress
@@ -21,7 +22,7 @@ _SHA256_DIGITS: Final = 64
 
 
 def shown(value: object) -> str:
-    """A value as a message may repeat it: short, on one line, and nothing that could be a key or a password."""
+    """Return a value as a message may repeat it: short, on one line, and nothing that may be a key or a password."""
     if not isinstance(value, str):
         return str(value)[:_SHOWN]
     if "-----BEGIN" in value or "@" in value or "\n" in value:
@@ -30,7 +31,7 @@ def shown(value: object) -> str:
 
 
 def a_text(value: object) -> str:
-    """The value, if it is text and not empty."""
+    """Return the value if it is a text and not empty. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError("must be text; put it in quotes")  # noqa: TRY004 - pydantic takes a ValueError
     if not value.strip():
@@ -50,14 +51,16 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "host:port" or "[address]:port"."""
+        """Read "host:port" or "[address]:port". Raises ValueError."""
         if "@" in text or "/" in text:
             raise ValueError("is not host:port; leave out everything but the host and the port")
         host, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
             raise ValueError(f"has no port; write it as {shown(text + ':5696')}")
         if host in {"", "*"}:
-            raise ValueError("has no host; 0.0.0.0 is every IPv4 address of this machine, [::] every IPv6 address")
+            raise ValueError(
+                "has no host; give 0.0.0.0 for every IPv4 address of this machine, [::] for every IPv6 address"
+            )
         if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
             raise ValueError(f"has the port {shown(port)}; a port is a number from 0 to 65535")
         return cls(_host(host), int(port))
@@ -91,7 +94,7 @@ def _ipv6(host: str) -> str:
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether only this machine can reach the address, as far as it tells by itself."""
+    """Return True for a loopback address and for localhost; other names are not looked up."""
     try:
         return ipaddress.ip_address(address.host).is_loopback
     except ValueError:
@@ -133,7 +136,7 @@ def _name(value: object) -> str:
 
 
 def _one_or_many(read: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
-    """Make a reader of one value, or of a list of values, from a reader of one."""
+    """Return a function that reads one value or a list of values with ``read``, and drops repetitions."""
 
     def read_all(value: object) -> tuple[str, ...]:
         values = value if isinstance(value, list | tuple) else [value]
@@ -158,7 +161,7 @@ def fingerprint(value: object) -> str:
     return digits
 
 
-_FINGERPRINT_HELP: Final = "`openssl x509 -noout -fingerprint -sha256 -in FILE` prints it"
+_FINGERPRINT_HELP: Final = "give the output of `openssl x509 -noout -fingerprint -sha256 -in FILE`"
 
 
 def network(value: object) -> str:
@@ -185,10 +188,11 @@ Balancers = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network))]
 Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint)), AfterValidator(_not_empty)]
 Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 
-#: Strict everywhere: "10" in quotes, or true, is a mistake and not a number. A day bounds every wait.
+#: Strict everywhere: "10" in quotes, or true, is a mistake and not a number. No time is longer than a day.
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)]
-#: Whole seconds, as the kernel takes them; an hour is more than any firewall remembers a silent connection.
+#: Whole seconds, as the kernel takes them. Firewalls forget a silent connection within an hour.
 KeepAlive = Annotated[int, Field(strict=True, ge=1, le=3600)]
 Size = Annotated[int, Field(strict=True, ge=1024, le=64 * 1024 * 1024)]
-#: No less than a key manager may need to answer a probe; and more than any request, whose key comes back in an answer.
+#: The least is enough for an answer to a health check. The most is above that of a request, because the object that
+#: a request registers comes back in an answer.
 ResponseSize = Annotated[int, Field(strict=True, ge=64 * 1024, le=128 * 1024 * 1024)]

@@ -1,6 +1,6 @@
-"""Whole programs for whole-program tests: the gateway, simulated key managers and PyKMIP's server, as processes.
+"""Processes for tests: the gateway, simulated key managers, and PyKMIP's server.
 
-Each is started on ports of its own, is ready when its starter returns, and is gone at the end of the block.
+Each process gets its own ports, is ready when the function that starts it returns, and ends with the block.
 """
 
 import os
@@ -14,9 +14,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from kmip.core.enums import KMIPVersion
 from kmip.pie.client import ProxyKmipClient
 from kmip_lab.certs import Authority
@@ -33,9 +37,9 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now, and that was not given before.
+    """Return a port on which nothing listens, and which was not returned before.
 
-    It lies below those that the kernel gives to outgoing connections, so that none of them takes it in the meantime.
+    The port is below the range from which the kernel takes ports for outgoing connections.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -45,7 +49,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT) -> None:
-    """Wait for something to become true; fail by its name where it does not."""
+    """Wait for a condition. Raises AssertionError with ``what`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -54,7 +58,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_
 
 
 def is_listening(port: int) -> bool:
-    """Whether a TCP connection to this port of the loopback address is accepted."""
+    """Return True if a TCP connection to a port of 127.0.0.1 is accepted."""
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
@@ -76,22 +80,22 @@ class Certificates:
         self.kms_ca.issue_server("kms", HOSTS).write(*self.pair("kms"))
 
     def path(self, name: str) -> Path:
-        """A file of this directory."""
+        """Return the path of a file in this directory."""
         return self.directory / name
 
     def pair(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of this name."""
+        """Return the paths of a certificate and its key."""
         return self.path(f"{name}.pem"), self.path(f"{name}.key")
 
     def client(self, common_name: str, **names: Any) -> tuple[Path, Path]:
-        """A client's certificate and key, made at first use."""
+        """Return the certificate and the key of a client, made at the first call."""
         pair = self.pair(common_name)
         if not pair[0].exists():
             self.clients_ca.issue_client(common_name, **names).write(*pair)
         return pair
 
     def credential(self, common_name: str) -> tuple[Path, Path]:
-        """What the gateway shows the key managers: certificate and key, made at first use."""
+        """Return a certificate and a key for the gateway to show the key managers, made at the first call."""
         pair = self.pair(f"credential-{common_name}")
         if not pair[0].exists():
             self.kms_clients_ca.issue_client(common_name).write(*pair)
@@ -100,7 +104,7 @@ class Certificates:
 
 @dataclass
 class Identity:
-    """An identity rule of a gateway under test: who matches, and the common name shown to the key managers."""
+    """An identity rule of a gateway under test; ``credential`` is the common name shown to the key managers."""
 
     name: str
     match: str = '{ subject_cn = "*" }'
@@ -108,9 +112,31 @@ class Identity:
     credential: str = "gateway"
 
 
+def lapsed_identity(certificates: Certificates) -> Identity:
+    """Return an identity with an expired certificate, which a key manager refuses."""
+    ended = datetime.now(UTC) - timedelta(days=1)
+    lapsed = certificates.kms_clients_ca.issue_client("lapsed", not_before=ended - timedelta(days=1), not_after=ended)
+    lapsed.write(*certificates.pair("credential-lapsed"))
+    return Identity("lapsed", '{ subject_cn = "lapsed" }', credential="lapsed")
+
+
+def write_weak_key(certificates: Certificates) -> None:
+    """Give the listener an RSA key of 1024 bits, which OpenSSL refuses."""
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    name = x509.Name([])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    certificate, private_key = certificates.pair("server")
+    signed = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private_key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
 @dataclass
 class Gateway:
-    """A running gateway."""
+    """A gateway in a process of its own."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -120,17 +146,17 @@ class Gateway:
 
     @property
     def address(self) -> Address:
-        """Where its clients connect."""
+        """The address of its listener."""
         return Address("127.0.0.1", self.port)
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics, by name and labels as they are printed."""
+        """Return every sample of /metrics, by name and labels as they are printed."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
     def total(self, family: str, **labels: str) -> float:
-        """The sum of a family's samples with these labels."""
+        """Return the sum of the samples of a family with these labels."""
         wanted = [f'{name}="{value}"' for name, value in labels.items()]
         return sum(
             value
@@ -139,7 +165,7 @@ class Gateway:
         )
 
     def is_ready(self) -> bool:
-        """Whether /readyz says so."""
+        """Return True if /readyz answers 200."""
         with (
             suppress(OSError),
             urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=5) as answer,
@@ -148,13 +174,13 @@ class Gateway:
         return False
 
     def client(self, common_name: str = "client", version: KMIPVersion = KMIPVersion.KMIP_1_2) -> ProxyKmipClient:
-        """PyKMIP's client, to be opened."""
+        """Return a client of PyKMIP, to be opened."""
         certificate, key = self.certificates.client(common_name)
         return pykmip_client(self.port, certificate, key, self.certificates.path("gateway_ca.pem"), version)
 
 
 def pykmip_client(port: int, certificate: Path, key: Path, ca: Path, version: KMIPVersion) -> ProxyKmipClient:
-    """PyKMIP's client for a port of the loopback address, to be opened."""
+    """Return a client of PyKMIP for a port of 127.0.0.1, to be opened."""
     return ProxyKmipClient(
         hostname="127.0.0.1",
         port=port,
@@ -185,7 +211,7 @@ class GatewaySettings:
 
 
 def write_config(certificates: Certificates, settings: GatewaySettings, port: int, admin_port: int) -> Path:
-    """A configuration file for these settings, beside the certificates."""
+    """Write a configuration file beside the certificates, and return its path."""
     server, server_key = certificates.pair("server")
     parts = [
         f"""
@@ -243,7 +269,7 @@ def running_gateway(
     stderr: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Gateway]:
-    """A gateway process, ready. Its log is a file, unless ``stderr`` is where it goes.
+    """Run a gateway process. Its log goes to a file, or to ``stderr``.
 
     ``environment`` is added to the environment variables of this process.
     """
@@ -267,7 +293,7 @@ def running_gateway(
 def running_key_managers(
     certificates: Certificates, names: Sequence[str] = ("kms-1", "kms-2"), *options: str
 ) -> Iterator[list[int]]:
-    """Simulated key managers that share a store, in a process of their own; yields their ports.
+    """Run simulated key managers with one store in one process; yield their ports.
 
     ``options`` are further ones of ``kmip-lab keymanager``. The journal is ``journal.jsonl`` of the certificates.
     """
@@ -298,10 +324,10 @@ def running_key_managers(
 
 
 class KeyManagerProcess:
-    """One simulated key manager in a process of its own: to be killed, frozen, misled, and started again.
+    """One simulated key manager in a process of its own, to be killed, frozen, given faults or restarted.
 
-    Those with the same certificates share a store, or replicate in the directory ``cluster``. ``options`` are further
-    ones of ``kmip-lab keymanager``.
+    Key managers with the same certificates share a store, or replicate in the directory ``cluster``. ``options`` are
+    further options of ``kmip-lab keymanager``.
     """
 
     def __init__(self, certificates: Certificates, name: str, *options: str, cluster: Path | None = None) -> None:
@@ -324,39 +350,39 @@ class KeyManagerProcess:
         return f"<KeyManagerProcess {self.name} on port {self.port}>"
 
     def launch(self) -> None:
-        """Start it, and don't wait."""
+        """Start the process, and do not wait."""
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(self._command, stdout=output, stderr=output)
 
     def wait_ready(self) -> None:
-        """Wait until it listens."""
+        """Wait until the key manager listens."""
         process = self._process
         assert process is not None
         wait_until(lambda: process.poll() is not None or is_listening(self.port), f"the start of {self.name}")
         assert process.poll() is None, self._log.read_text()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
+        """Send a signal to the process, if it runs."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def freeze(self) -> None:
-        """Have it stand still (SIGSTOP)."""
+        """Stop the process (SIGSTOP)."""
         self.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have it go on."""
+        """Continue the process (SIGCONT)."""
         self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill it, also where it is frozen; it is gone when this returns."""
+        """Kill the process, also a frozen one, and wait for its end."""
         self.signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
             self._process = None
 
     def set_faults(self, *faults: FaultSetting) -> None:
-        """Have it misbehave in these ways and in no others, within 50 ms."""
+        """Replace the faults of the key manager, within 50 ms."""
         write_faults(self._faults, {self.name: faults})
 
 
@@ -364,8 +390,8 @@ class KeyManagerProcess:
 def running_key_manager_processes(
     certificates: Certificates, names: Sequence[str], *options: str, cluster: Path | None = None
 ) -> Iterator[list[KeyManagerProcess]]:
-    """Simulated key managers that share a store, or replicate in a directory, each in a process of its own."""
-    Store(certificates.path("store.db")).close()  # two that make it at once get in each other's way
+    """Run simulated key managers that share a store or replicate in a directory, each in a process of its own."""
+    Store(certificates.path("store.db")).close()  # two processes that make it at once disturb each other
     key_managers = [KeyManagerProcess(certificates, name, *options, cluster=cluster) for name in names]
     try:
         for key_manager in key_managers:
@@ -380,7 +406,7 @@ def running_key_manager_processes(
 
 @contextmanager
 def running_pykmip_server(certificates: Certificates, database: Path) -> Iterator[int]:
-    """PyKMIP's own server, a process of its own; yields its port."""
+    """Run the server of PyKMIP in a process of its own; yield its port."""
     port = free_port()
     certificate, key = certificates.pair("kms")
     log = certificates.path(f"pykmip-{port}.log")
@@ -406,13 +432,13 @@ database_path={database}
         assert process.poll() is None, certificates.path(f"pykmip-{port}.out").read_text()
         yield port
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # it has helpers of its own, and does not end when asked to
+        os.killpg(process.pid, signal.SIGKILL)  # it has child processes, and does not end at SIGTERM
         process.wait()
 
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Have a process end with the block: asked first, then made to."""
+    """End a process with the block: by SIGTERM and, after 15 s, by SIGKILL."""
     try:
         yield
     finally:

@@ -1,0 +1,77 @@
+"""The summary of ``kmip-gateway check``."""
+
+from pathlib import Path
+
+from gateway.config import (
+    load,
+    summary,
+)
+from tests.kit.config_files import (
+    PIN,
+    SECOND_IDENTITY,
+    SECOND_LISTENER,
+    SMALL,
+    changed,
+    unfolded,
+    write,
+)
+
+
+def test_an_admin_port_open_to_the_network_is_pointed_out(folder: Path) -> None:
+    config = load(write(folder, changed("127.0.0.1:9696", "0.0.0.0:9696")))
+    assert "other machines can reach" in "\n".join(summary(config))
+
+
+def test_the_listeners_of_a_rule_are_named(folder: Path) -> None:
+    lines = summary(load(write(folder, changed("shared = true", 'shared = true\nlisteners = "kmip"'))))
+    assert (
+        "identity everyone for subject_cn * on kmip: many clients, one client to the key managers,"
+        " shown as gateway-client.pem"
+    ) in lines
+
+
+def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
+    text = changed('ca = "kms-ca.pem"', f'ca = "kms-ca.pem"\npinned_sha256 = "{PIN}"') + SECOND_IDENTITY
+    legacy = SECOND_LISTENER + 'tls_policy = "legacy"\n'
+    lines = summary(load(write(folder, text + legacy)))
+    certificates = [line for line in lines if line.startswith("certificates in ")]
+    assert [line.split()[2] for line in certificates] == [
+        "server.pem",
+        "clients-ca.pem",
+        "kms-ca.pem",
+        "gateway-client.pem",
+        "second.pem",
+    ]
+    assert all(line.endswith(": ENDS IN 0 DAYS, renew it") for line in certificates)
+    assert [line for line in lines if line not in certificates] == unfolded("""
+        listener kmip on 127.0.0.1:5696: at most 10000 clients, TLS policy modern
+        listener second on 127.0.0.1:5697: at most 10000 clients, TLS policy legacy, which accepts insecure versions
+            of TLS
+        backend atlanta-001 at 127.0.0.1:15696: at most 64 sessions, verified by name localhost, CA in kms-ca.pem,
+            1 pinned certificate(s)
+        identity everyone for subject_cn *: many clients, one client to the key managers, shown as gateway-client.pem
+        identity second for subject_cn second: one client, shown as second.pem
+        admin on 127.0.0.1:9696
+        limits: requests of 1 MiB, responses of 2 MiB, 1000 batch items, 32 levels
+        deadlines: 30 s for a request, of which 3 s to connect and 5 s in the queue; 10 s to drain
+        while no key manager can be reached: new connections are refused
+        replication: shared, all key managers have the same objects at any time; marks with the key in mark.key
+        log: level info and above, as text
+    """)
+
+
+def test_replication_async_is_summed_up(folder: Path) -> None:
+    replication = 'mode = "async"\nread_your_writes_window = 2.5\nfallback_on_not_found = false\nmarks = false\n'
+    late = f"{SMALL}[replication]\n{replication}"
+    assert (
+        "replication: async, a client's requests go to the key manager of its last change for 2.5 s; other key managers"
+        " are asked for objects that are not found: off; no marks" in summary(load(write(folder, late)))
+    )
+
+
+def test_when_none_answer_is_summed_up(folder: Path) -> None:
+    config = load(write(folder, SMALL + '[failover]\nwhen_none = "answer"\n'))
+    assert (
+        "while no key manager can be reached: new connections are accepted, and requests are answered with an error"
+        in summary(config)
+    )

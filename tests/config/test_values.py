@@ -1,0 +1,61 @@
+"""Single settings: addresses, host names, fingerprints."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import (
+    Address,
+    load,
+)
+from tests.kit.config_files import (
+    PIN,
+    changed,
+    write,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("localhost:5696", Address("localhost", 5696)),
+        ("kms_1.example.com.:1", Address("kms_1.example.com.", 1)),
+        ("0.0.0.0:0", Address("0.0.0.0", 0)),  # noqa: S104 - nothing is bound here
+        ("[::1]:5696", Address("::1", 5696)),
+        ("[2001:DB8:0::1]:5696", Address("2001:db8::1", 5696)),
+    ],
+)
+def test_addresses_are_read_and_written(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+    assert Address.parse(str(address)) == address
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+    try:
+        address = Address.parse(text)
+    except ValueError:
+        return
+    assert Address.parse(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ('"Gateway.Example.com."', ("gateway.example.com",)),
+        ('["gw-1", "192.0.2.7", "gw-1"]', ("gw-1", "192.0.2.7")),
+        ("[]", ()),
+    ],
+)
+def test_admin_hosts_are_one_name_or_a_list(folder: Path, hosts: str, expected: tuple[str, ...]) -> None:
+    config = load(write(folder, changed("[admin]\n", f"[admin]\nhosts = {hosts}\n")))
+    assert config.admin.hosts == expected
+
+
+def test_a_fingerprint_may_be_written_as_openssl_prints_it(folder: Path) -> None:
+    """That is in capital letters, with colons."""
+    printed = ":".join(["AB"] * 32)
+    config = load(write(folder, changed('ca = "kms-ca.pem"', f'pinned_sha256 = "{printed}"')))
+    assert (config.backends[0].ca, config.backends[0].pinned_sha256) == (None, (PIN,))
