@@ -1,4 +1,4 @@
-"""Budgets: how often something may happen, measured against the requests in flight, all requests, or time."""
+"""Budgets bound how often something happens: by the requests in flight, by the number of requests, or by time."""
 
 from collections import OrderedDict
 
@@ -8,8 +8,8 @@ import trio
 class RetryBudget:
     """Tokens for requests that are sent a second time: at most ``retry_ratio`` of an identity's requests in flight.
 
-    ``min_retries`` tokens exist however few requests are in flight. A token is held until the second try has ended. So
-    a read that finds no token waits for one, and retries can't become a storm: if every backend fails, they add
+    ``min_retries`` tokens exist however few requests are in flight. A token is held until the second try has ended; a
+    read that finds no token waits for its turn. So retries can't become a storm: if every backend fails, retries add
     ``retry_ratio`` to the load and no more. The dispatcher counts ``in_flight``.
     """
 
@@ -39,7 +39,7 @@ class RetryBudget:
         return True
 
     def give_back(self) -> None:
-        """Give a token back."""
+        """Return a token to the budget; a waiting request gets it at once."""
         self.held -= 1
         self._serve()
 
@@ -49,7 +49,7 @@ class RetryBudget:
             return
         turn = trio.Event()
         self._waiting[turn] = None
-        self._serve()  # more requests may be in flight than when a token was given back last
+        self._serve()  # more requests may be in flight than when the last token was returned
         try:
             await turn.wait()
         except BaseException:
@@ -67,10 +67,10 @@ class RetryBudget:
 
 
 class LookupBudget:
-    """How many requests may be asked of other backends as well: a share of all requests, and a floor for quiet times.
+    """Fallback lookups that an identity may make: a share of its requests, and a floor for quiet times.
 
-    The clock is the requests themselves, so that the share holds at any load, also for one client that asks again and
-    again for a missing object. At most ``most`` lookups are held.
+    Each request adds ``lookup_ratio`` of a lookup, up to ``most`` saved lookups, so that the share holds at any load,
+    also for a client that asks again and again for a missing object. Besides, ``min_lookups_per_second`` are allowed.
     """
 
     def __init__(self, *, lookup_ratio: float, min_lookups_per_second: float, most: float = 20.0) -> None:
@@ -108,7 +108,7 @@ class TokenBucket:
         return f"<TokenBucket {self._held:.1f} of {self._burst:g}, {self._rate:g}/s>"
 
     def take(self, now: float) -> bool:
-        """Take a token; False where there is none."""
+        """Take a token; False if there is none."""
         if self._at is not None:
             self._held = min(self._burst, self._held + (now - self._at) * self._rate)
         self._at = now

@@ -1,6 +1,8 @@
-"""Tables: what running an operation twice would do, what may be repeated when, what is refused and with which words.
+"""Tables: the effect of running an operation twice, when a request may be repeated, which operations are refused.
 
-Plain facts and functions; no I/O. The numbers are of KMIP 1.4 section 9.1.3.2.29 and 2.1 section 11.48.
+Plain facts and functions; no I/O. The numbers are of KMIP 1.4 section 9.1.3.2.29 and 2.1 section 11.48. "May it be
+repeated?" is answered here only: by ``may_repeat`` after an attempt that failed, by ``Effect.is_read`` of a request
+as such.
 """
 
 from enum import Enum, IntEnum
@@ -14,16 +16,28 @@ from gateway.kmip.spec import AsynchronousIndicator, ObjectGroupMember, Operatio
 
 
 class Effect(IntEnum):
-    """What running an operation a second time would do, from nothing to the worst."""
+    """The effect of running an operation a second time, from none to the worst.
 
-    READ = 0  # nothing
-    TOUCH = 1  # something that nobody minds: a flag that is set already, a lease that is longer
-    CONSUME = 2  # use up a quota or randomness, or write a second log line
-    BOUND = 3  # go to a server that holds state for it, and may have given its answer already
-    MUTATE = 4  # make a second key, or fail because the first time succeeded
+    ``is_read`` is True if a second run does no harm; everything else is a change. A read is repeated after it was sent,
+    hedged, looked up on other backends, and sent to read-only backends. ``leaves_state`` is True if the operation may
+    leave a change or other state on the server that runs it. Both are attributes, since every request needs them.
+    """
+
+    is_read: bool
+    leaves_state: bool
+
+    READ = 0  # none
+    TOUCH = 1  # harmless: a flag is set again, a lease is extended
+    CONSUME = 2  # a quota or randomness is used up, or a second log line written
+    STATEFUL = 3  # the operation depends on state of one server, which may have given its answer already
+    MUTATE = 4  # a second key is made, or the operation fails because it succeeded the first time
+
+    def __init__(self, value: int) -> None:
+        self.is_read = value <= 1
+        self.leaves_state = value >= 3
 
 
-#: The effect of each operation (1.4 section 4, 2.1 section 6; what is not here mutates).
+#: The effect of each operation (1.4 section 4, 2.1 section 6). Operations that are not listed mutate.
 EFFECTS: Final[dict[int, Effect]] = {
     Operation.LOCATE: Effect.READ,
     Operation.CHECK: Effect.READ,
@@ -33,8 +47,8 @@ EFFECTS: Final[dict[int, Effect]] = {
     Operation.OBTAIN_LEASE: Effect.TOUCH,
     Operation.VALIDATE: Effect.READ,
     Operation.QUERY: Effect.READ,
-    Operation.CANCEL: Effect.BOUND,
-    Operation.POLL: Effect.BOUND,
+    Operation.CANCEL: Effect.STATEFUL,
+    Operation.POLL: Effect.STATEFUL,
     Operation.DISCOVER_VERSIONS: Effect.READ,
     Operation.ENCRYPT: Effect.CONSUME,
     Operation.DECRYPT: Effect.READ,
@@ -47,17 +61,18 @@ EFFECTS: Final[dict[int, Effect]] = {
     Operation.HASH: Effect.READ,
     Operation.EXPORT: Effect.TOUCH,
     Operation.LOG: Effect.CONSUME,
-    Operation.LOGIN: Effect.BOUND,
-    Operation.LOGOUT: Effect.BOUND,
-    Operation.DELEGATED_LOGIN: Effect.BOUND,
-    Operation.PKCS_11: Effect.BOUND,
+    Operation.LOGIN: Effect.STATEFUL,
+    Operation.LOGOUT: Effect.STATEFUL,
+    Operation.DELEGATED_LOGIN: Effect.STATEFUL,
+    Operation.PKCS_11: Effect.STATEFUL,
     Operation.GET_CONSTRAINTS: Effect.READ,
-    Operation.QUERY_ASYNCHRONOUS_REQUESTS: Effect.BOUND,
-    Operation.PROCESS: Effect.BOUND,
+    Operation.QUERY_ASYNCHRONOUS_REQUESTS: Effect.STATEFUL,
+    Operation.PROCESS: Effect.STATEFUL,
     Operation.PING: Effect.READ,
 }
 
-#: Cryptographic operations that may be one part of a stream, which a server holds (1.4 section 4.29 and following).
+#: Cryptographic operations that may be one part of a multi-part operation, whose state one server holds (1.4 section
+#: 4.29 and following).
 STREAMING: Final = frozenset(
     {
         Operation.ENCRYPT,
@@ -70,20 +85,22 @@ STREAMING: Final = frozenset(
     }
 )
 
-_JUDGED_BY_PAYLOAD: Final = STREAMING | {Operation.LOCATE}
+_BY_PAYLOAD: Final = STREAMING | {Operation.LOCATE}
 _WORST: Final = Effect.MUTATE
+
+_STRICTEST_READ: Final = max(effect for effect in Effect if effect.is_read)
 
 #: The strictest effect that may be repeated after an attempt that failed at this stage. In CONNECT nothing was sent.
 REPEATABLE: Final[dict[Stage, Effect]] = {
     Stage.CONNECT: Effect.MUTATE,
-    Stage.SEND: Effect.TOUCH,
-    Stage.WAIT: Effect.TOUCH,
-    Stage.READ: Effect.TOUCH,
+    Stage.SEND: _STRICTEST_READ,
+    Stage.WAIT: _STRICTEST_READ,
+    Stage.READ: _STRICTEST_READ,
 }
 
 
 def effect_of(request: Request) -> Effect:
-    """The effect of a request: that of its strictest item, since a batch is never split."""
+    """Return the effect of a request: that of its strictest item, since a batch is never split."""
     items = request.items
     if len(items) == 1:
         return _effect_of_item(items[0])
@@ -91,17 +108,17 @@ def effect_of(request: Request) -> Effect:
 
 
 def may_repeat(effect: Effect, stage: Stage) -> bool:
-    """Whether a request of this effect may be tried again after an attempt that failed at this stage."""
+    """Return True if a request of this effect may be tried again after an attempt that failed at this stage."""
     return effect <= REPEATABLE[stage]
 
 
 def _effect_of_item(item: RequestItem) -> Effect:
     operation = item.operation
     effect = EFFECTS.get(operation, _WORST)
-    if operation in _JUDGED_BY_PAYLOAD:
+    if operation in _BY_PAYLOAD:
         try:
             return max(effect, _effect_of_payload(item))
-        except ProtocolError:  # what can't be read can't be judged
+        except ProtocolError:  # an unreadable payload may ask for anything
             return Effect.MUTATE
     return effect
 
@@ -114,31 +131,31 @@ def _effect_of_payload(item: RequestItem) -> Effect:
         # "If a Fresh object is asked for and there is none, the server may make one" (1.4 section 4.9)
         return Effect.READ if item.object_group_member in _NOT_FRESH else Effect.MUTATE
     is_part = item.correlation_value is not None or item.init_indicator or item.final_indicator
-    return Effect.BOUND if is_part else Effect.READ
+    return Effect.STATEFUL if is_part else Effect.READ
 
 
-#: Operations whose result depends on no object that is there already (1.4 sections 4.1 to 4.3).
+#: Operations whose result does not depend on existing objects (1.4 sections 4.1 to 4.3).
 _MAKING: Final = frozenset({Operation.CREATE, Operation.CREATE_KEY_PAIR, Operation.REGISTER})
 
 
 def makes_only_new(request: Request) -> bool:
-    """Whether a request does nothing but make objects: it may run anywhere."""
+    """Return True if a request only makes new objects, so that any backend may run it."""
     return all(item.operation in _MAKING for item in request.items)
 
 
 def may_be_given_values(request: Request) -> bool:
-    """Whether the answer may hold a value that binds the client to the server."""
+    """Return True if the answer may hold a correlation value or ticket, which only the server that issued it knows."""
     return request.asynchronous_indicator is not AsynchronousIndicator.PROHIBITED or any(
-        item.operation not in _KNOWN or _effect_of_item(item) is Effect.BOUND for item in request.items
+        item.operation not in _KNOWN or _effect_of_item(item) is Effect.STATEFUL for item in request.items
     )
 
 
 _KNOWN: Final = frozenset(Operation)
 
-#: What a key manager says of an object that it does not have: 1.x, and since 2.0.
+#: Reasons that a key manager gives for an object that it does not have: in 1.x, and since 2.0.
 MISSING: Final = frozenset({ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND})
 
-#: What it says only of one that it has (1.4 section 11, 2.1 section 11.48).
+#: Reasons that a key manager gives only for an object that it has (1.4 section 11, 2.1 section 11.48).
 KNOWN: Final = frozenset(
     {
         ResultReason.OBJECT_ARCHIVED,
@@ -154,35 +171,39 @@ KNOWN: Final = frozenset(
 
 
 def found_by(response: Response) -> tuple[int, int]:
-    """How many operations found what they were asked for; and how many at least told that it is there.
+    """Return how many operations found their object, and how many failed but showed that the object exists.
 
-    Those that did not fail have found it, but for a Locate without a match. More is more, in this order.
+    An operation that did not fail has found its object, except a Locate without a match. Of two answers, the one with
+    the greater tuple found more.
     """
     found = sum(1 for item in response.items if item.status != ResultStatus.OPERATION_FAILED and not _is_empty(item))
     return found, sum(1 for item in response.items if item.reason in KNOWN)
 
 
 def has_changed_nothing(request: Request, response: Response) -> bool:
-    """Whether nothing has run of what a request may change, for want of an object: all of it may run elsewhere."""
-    harmless = {item.operation for item in request.items if _effect_of_item(item) <= Effect.TOUCH}
-    harmless -= {item.operation for item in request.items if _effect_of_item(item) > Effect.TOUCH}
+    """Return True if every change in a request failed because an object is missing, so that none of them has run.
+
+    The whole request may then be sent to another backend.
+    """
+    reads = {item.operation for item in request.items if _effect_of_item(item).is_read}
+    reads -= {item.operation for item in request.items if not _effect_of_item(item).is_read}
     return all(
-        item.reason in MISSING if item.status == ResultStatus.OPERATION_FAILED else item.operation in harmless
+        item.reason in MISSING if item.status == ResultStatus.OPERATION_FAILED else item.operation in reads
         for item in response.items
     )
 
 
 def tells_of_a_change(response: Response) -> bool:
-    """Whether the answer to a Poll, and its like, may be that of a change which has run."""
+    """Return True if the answer to a Poll, or to another stateful request, may be that of a change which has run."""
     return any(
         item.status == ResultStatus.SUCCESS
-        and (item.operation in ASKING or EFFECTS.get(item.operation, _WORST) > Effect.BOUND)
+        and (item.operation in ASKING or EFFECTS.get(item.operation, _WORST) > Effect.STATEFUL)
         for item in response.items
     )
 
 
 def destroyed(request: Request, response: Response) -> list[bytes]:
-    """The identifiers of the objects that are no more after this, as far as the request names them."""
+    """Return the identifiers of the objects that a request has destroyed, as far as the request names them."""
     if len(request.items) != len(response.items):
         return []
     return [
@@ -194,13 +215,16 @@ def destroyed(request: Request, response: Response) -> list[bytes]:
 
 
 def names_only(identifiers: frozenset[bytes], message: Request | Response) -> bool:
-    """Whether the payloads name some of these objects, and no others."""
+    """Return True if the payloads name at least one of these objects, and no other object."""
     named = {identifier for item in message.items for identifier in _identifiers(item)}
     return bool(named) and named <= identifiers
 
 
 def is_missing_something(response: Response) -> bool:
-    """Whether another key manager may know of an object that this one does not, or not yet."""
+    """Return True if the answer reports an object as missing, or is a Locate without a match.
+
+    Another key manager may have the object: this one may not have it yet.
+    """
     for item in response.items:
         status = item.status
         if status == ResultStatus.OPERATION_FAILED:
@@ -212,7 +236,7 @@ def is_missing_something(response: Response) -> bool:
 
 
 #: Failures that are the key manager's own, not the request's (1.4 section 11, 2.1 section 11.48): its HSM or its
-#: database is gone. Cryptographic Failure may also be a wrong tag, so that one key manager's word is not enough.
+#: database is down. Cryptographic Failure may also mean a wrong tag, so that two key managers must be asked.
 SERVER_ERRORS: Final = frozenset(
     {ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR, ResultReason.CRYPTOGRAPHIC_FAILURE}
 )
@@ -231,22 +255,25 @@ def has_failed(response: Response) -> bool:
 def _identifiers(item: RequestItem | ResponseItem) -> list[bytes]:
     try:
         return item.unique_identifiers
-    except ProtocolError:  # what can't be read names nothing
+    except ProtocolError:  # an unreadable payload names no object
         return []
 
 
 def _is_empty(item: ResponseItem) -> bool:
-    """Whether it is a Locate that found nothing; with Maximum Items or Offset it may only say how many there are."""
+    """Return True if this is a Locate without a match.
+
+    With Maximum Items or Offset, a Locate may give only the number of matches (Located Items).
+    """
     if item.operation != Operation.LOCATE or item.status != ResultStatus.SUCCESS:
         return False
     try:
         return not item.has_unique_identifier and not item.located_items
-    except ProtocolError:  # what can't be read can't be judged
+    except ProtocolError:  # an unreadable payload may hold matches
         return False
 
 
 class Refusal(Enum):
-    """Why the gateway itself answers. The value is the label under which it is counted and logged."""
+    """Reason for which the gateway itself answers with an error. The value is the label in metrics and log lines."""
 
     INVALID_MESSAGE = "invalid_message"
     TOO_LARGE = "too_large"
@@ -265,7 +292,7 @@ class Refusal(Enum):
     SEVERAL_BACKENDS = "several_backends"
 
 
-#: Of each refusal: the Result Reason in 1.x, and the one from 2.0 on.
+#: The Result Reasons of each refusal: in 1.x, and since 2.0.
 REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.INVALID_MESSAGE: (ResultReason.INVALID_MESSAGE, ResultReason.CODEC_ERROR),
     Refusal.TOO_LARGE: (ResultReason.INVALID_MESSAGE, ResultReason.SERVER_LIMIT_EXCEEDED),
@@ -281,7 +308,7 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.OUTCOME_UNKNOWN: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.CLIENT_DISCONNECTED: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.RESPONSE_TOO_LARGE: (ResultReason.RESPONSE_TOO_LARGE, ResultReason.RESPONSE_TOO_LARGE),
-    # 1.4 section 11 has this for a Poll about what the server does not know; it is not about an object
+    # 1.4 section 11 has this reason for a Poll with an unknown value; no object is meant
     Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: (
         ResultReason.ITEM_NOT_FOUND,
         ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE,
@@ -291,8 +318,8 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.SEVERAL_BACKENDS: (ResultReason.FEATURE_NOT_SUPPORTED, ResultReason.FEATURE_NOT_SUPPORTED),
 }
 
-#: Operations that make no sense, or do harm, on a session that many clients share: they turn the session around, speak
-#: for a server, or replace the credential that the gateway itself shows (kmip 2.1 sections 6.1.41, 6.1.44, 6.2).
+#: Operations that make no sense, or do harm, on a session that many clients share: they swap the roles of client and
+#: server, are sent by servers, or replace the gateway's own credential (KMIP 2.1 sections 6.1.41, 6.1.44, 6.2).
 REFUSED_OPERATIONS: Final = frozenset(
     {
         Operation.NOTIFY,
@@ -305,7 +332,7 @@ REFUSED_OPERATIONS: Final = frozenset(
 
 
 def refused_operation(request: Request) -> int | None:
-    """The first operation of a request that the gateway never forwards, or None."""
+    """Return the first operation of a request that the gateway never forwards, or None."""
     for item in request.items:
         if item.operation in REFUSED_OPERATIONS:
             return item.operation
@@ -313,9 +340,9 @@ def refused_operation(request: Request) -> int | None:
 
 
 def refuse(refusal: Refusal, message: str, request: Request | None, *, version: Version | None = None) -> bytes:
-    """The gateway's answer to a client: every item failed, for this reason, with these words.
+    """Return the frame of the gateway's own answer: every item failed, for this reason, with this Result Message.
 
-    ``version`` is that of a request that could not be decoded (None), where it could still be read.
+    ``request`` is None if it could not be decoded; ``version`` is then its protocol version, if that could be read.
     """
     known = request.version if request is not None else version
     reason = REASONS[refusal][known is not None and known >= (2, 0)]

@@ -16,7 +16,7 @@ from gateway.admin.routes import Routes
 from gateway.admin.server import AdminServer
 from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig, OwnCertificate
 from gateway.config.files import mark_keys
-from gateway.dispatcher import Dispatcher, DispatcherSettings, Knowledge
+from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission
 from gateway.front.listener import Listener
@@ -193,13 +193,13 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
     is_shared = replication.mode == "shared"
     affinity = Affinity(replication.read_your_writes_window, is_shared=is_shared)
     metrics.affinity_clients.set_function(lambda: len(affinity))
-    knowledge = Knowledge(
+    policy = ReplicationPolicy(
         affinity=affinity,
         marks=Marks(_mark_keys(replication.mark_key_file)) if replication.marks else None,
         versions=CommonVersions(balancer) if replication.answer_discover_versions else None,
-        asks_others=replication.fallback_on_not_found and not is_shared,
+        fallback_on_not_found=replication.fallback_on_not_found and not is_shared,
     )
-    return Dispatcher(balancer, settings, metrics=metrics, knowledge=knowledge)
+    return Dispatcher(balancer, settings, metrics=metrics, replication=policy)
 
 
 def _mark_keys(path: Path) -> list[bytes]:

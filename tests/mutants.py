@@ -1,6 +1,7 @@
-"""A mutation run over the tables and numbers of failover and answers: each row is flipped once, and a test must notice.
+"""Mutation run over the tables and numbers of failover and answers: each row is flipped once, and a test must fail.
 
-``make mutants`` runs it; it is a pytest plugin as well, which flips the row that the environment names.
+``make mutants`` runs all mutants. This module is a pytest plugin as well, which flips the row that the environment
+variable names.
 """
 
 import os
@@ -18,7 +19,10 @@ from gateway.upstream.opening import REFUSED
 
 _VARIABLE = "KMIP_GATEWAY_MUTANT"
 _COMMAND = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.mutants", "--no-header"]
-_TESTS = ["tests/test_failover.py", "tests/test_policy.py", "tests/test_knowledge.py"]
+_TESTS = [
+    "tests/test_policy.py",
+    *(f"tests/dispatcher/test_{name}.py" for name in ("dispatcher_faults", "replication", "fallback_lookup")),
+]
 #: The tests for the mutants of other tables than those of policy.
 _MORE_TESTS = [
     *(
@@ -26,12 +30,11 @@ _MORE_TESTS = [
         for name in ("breaker", "ceiling", "gate", "opening", "pool", "pool_load", "reserve", "slots")
     ),
     "tests/dispatcher",
-    "tests/test_failover.py",
 ]
 _MORE = ("SERVER_ERRORS", "REFUSED:", "NUMBER")
 _TESTS_OF_ANSWERS = ["tests/kmip/test_answers.py"]
 
-#: Numbers that decide about backends, by module, and a value of each that is wrong.
+#: Numbers that decide about backends, by module, each with a wrong value.
 _NUMBERS: dict[str, float] = {
     "gateway.upstream.breaker:_TRIALS": 1,
     "gateway.upstream.breaker:_FORGIVEN": 0.0,
@@ -51,17 +54,17 @@ _NUMBERS: dict[str, float] = {
     "gateway.upstream.ceiling:_SIGNS": 1000,
     "gateway.dispatcher.attempts:_DOUBT": 1000.0,
     "gateway.dispatcher.attempts:_AGAIN": 1000.0,
-    "gateway.dispatcher.attempts:_ALWAYS": 1000.0,
+    "gateway.dispatcher.leasing:_ALWAYS": 1000.0,
     "gateway.dispatcher.attempts:_GRACE": 0.0,
-    "gateway.dispatcher.dispatcher:_GIVE_UP_AFTER": 1,
+    "gateway.dispatcher.dispatcher:_MAX_FAILURES": 1,
 }
 
-#: Tables that are read under another name, into which they were put together.
-_READ_AS = {"STREAMING": ["STREAMING", "_JUDGED_BY_PAYLOAD"]}
+#: Tables that the code reads under further names.
+_READ_AS = {"STREAMING": ["STREAMING", "_BY_PAYLOAD"]}
 
 
 def mutants() -> list[str]:
-    """Every row of every table, by table and name."""
+    """Return every row of every table, as "TABLE:name"."""
     effects = [f"EFFECTS:{operation.name}" for operation in Operation if operation not in REFUSED_OPERATIONS]
     stages = [f"REPEATABLE:{stage.name}" for stage in Stage]
     refused = [f"REFUSED_OPERATIONS:{operation.name}" for operation in Operation if operation in REFUSED_OPERATIONS]
@@ -78,14 +81,14 @@ def mutants() -> list[str]:
 
 
 def flip(mutant: str) -> None:
-    """Make one row say what is wrong: what may be repeated may not, and the other way round.
+    """Make one row wrong: a request that may be repeated may not, and the other way round.
 
-    An operation that is in REPEATING or MAKING is removed, and any other is added.
+    An operation that is in REPEATING or MAKING is removed, any other operation is added.
     """
     table, _, name = mutant.partition(":")
     if table == "EFFECTS":
         effect = EFFECTS.get(Operation[name], Effect.MUTATE)
-        EFFECTS[Operation[name]] = Effect.MUTATE if effect <= Effect.TOUCH else Effect.READ
+        EFFECTS[Operation[name]] = Effect.MUTATE if effect.is_read else Effect.READ
     elif table == "REPEATABLE":
         REPEATABLE[Stage[name]] = Effect.READ if Stage[name] is Stage.CONNECT else Effect.MUTATE
     elif table in {"MISSING", "SERVER_ERRORS"}:
@@ -113,7 +116,7 @@ def pytest_configure() -> None:
 
 
 def survives(mutant: str) -> bool:
-    """Whether all tests pass with this row flipped."""
+    """Return True if all tests pass with this row flipped."""
     table = mutant.partition(":")[0]
     tests = _MORE_TESTS if mutant.startswith(_MORE) else _TESTS_OF_ANSWERS if hasattr(answers, table) else _TESTS
     run = subprocess.run([*_COMMAND, *tests], env=os.environ | {_VARIABLE: mutant}, capture_output=True, check=False)
@@ -121,7 +124,7 @@ def survives(mutant: str) -> bool:
 
 
 def main() -> int:
-    """Run all mutants; print those that no test noticed."""
+    """Run all mutants; print the survivors."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         survivors = [mutant for mutant, alive in zip(mutants(), threads.map(survives, mutants()), strict=True) if alive]
     print(f"{len(mutants())} rows flipped, {len(mutants()) - len(survivors)} noticed")

@@ -16,26 +16,7 @@ OF_REPOSITORY: Final = frozenset({"tests/test_layout.py"})
 #: Files whose mistakes are allowed until they are moved, split or renamed.
 KNOWN: Final[frozenset[str]] = frozenset(
     [
-        "gateway/dispatcher/answer.py",
-        "gateway/dispatcher/job.py",
-        "gateway/dispatcher/knowledge.py",
-        "gateway/dispatcher/search.py",
-        "tests/dispatcher/test_attempts.py",
-        "tests/dispatcher/test_dispatcher.py",
-        "tests/dispatcher/test_race.py",
         "tests/e2e/test_replication.py",
-        "tests/kit/clients.py",
-        "tests/kit/replicas.py",
-        "tests/test_dispatcher.py",
-        "tests/test_failover.py",
-        "tests/test_knowledge.py",
-        "tests/test_log.py",
-        "tests/test_policy.py",
-        "tests/test_right_key.py",
-        "tests/test_search.py",
-        "tests/upstream/test_affinity.py",
-        "tests/upstream/test_pool_load.py",
-        "tests/upstream/test_marks.py",
     ]
 )
 

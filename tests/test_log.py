@@ -24,8 +24,8 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import CredentialType, Operation, Tag
 from gateway.log import LossyFile, Throttle
 from gateway.upstream.pool_observer import PoolObserver
+from tests.kit.deployment import deployment
 from tests.kit.fake_backends import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
-from tests.test_dispatcher import house
 
 
 @pytest.fixture(autouse=True)
@@ -462,7 +462,7 @@ FAILURES: dict[str, Behaviour] = {
 @in_virtual_time
 async def test_no_secret_gets_into_the_log_if_a_request_fails(how: str, capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("debug", "json")
-    async with house("atlanta") as it:
+    async with deployment("atlanta") as it:
         atlanta, pool = it.key_managers[0], it.backends[0].pools["red"]
         pool.observer = PoolObserver("atlanta", "red", it.metrics, log.get("upstream"))
         if how == "refuses":

@@ -63,7 +63,7 @@ def request(
     return decode_request(compose.encode_request(version, asks, header=header))
 
 
-# Refusals ------------------------------------------------------------------------------------------------------------
+# Refusals -------------------------------------------------------------------------------------------------------------
 
 
 def test_every_refusal_has_its_numbers_here() -> None:
@@ -72,9 +72,7 @@ def test_every_refusal_has_its_numbers_here() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 @pytest.mark.parametrize("refusal", Refusal, ids=lambda refusal: refusal.value)
-def test_a_refusal_is_an_answer_of_the_requests_version_with_the_right_number(
-    refusal: Refusal, version: Version
-) -> None:
+def test_a_refusal_has_the_requests_version_and_its_reason(refusal: Refusal, version: Version) -> None:
     answer = decode_response(refuse(refusal, "because", request(Operation.GET, version=version)))
 
     (item,) = answer.items
@@ -102,10 +100,10 @@ def test_every_item_is_refused_and_can_be_told_apart() -> None:
     ("readable", "labelled", "reason"),
     [(None, (1, 0), 0x04), ((1, 2), (1, 2), 0x04), ((2, 1), (2, 1), 0x26), ((9, 9), (9, 9), 0x26)],
 )
-def test_what_can_not_be_decoded_is_refused_without_an_operation(
+def test_an_undecodable_request_is_refused_without_an_operation(
     readable: Version | None, labelled: Version, reason: int
 ) -> None:
-    answer = decode_response(refuse(Refusal.INVALID_MESSAGE, "what is this?", None, version=readable))
+    answer = decode_response(refuse(Refusal.INVALID_MESSAGE, "unreadable", None, version=readable))
 
     (item,) = answer.items
     assert answer.version == labelled
@@ -113,18 +111,18 @@ def test_what_can_not_be_decoded_is_refused_without_an_operation(
     assert (item.status, item.reason) == (ResultStatus.OPERATION_FAILED, reason)
 
 
-# Operations that are not passed on -----------------------------------------------------------------------------------
+# Operations that are not passed on ------------------------------------------------------------------------------------
 
 NOT_PASSED_ON = {0x1B: "Notify", 0x1C: "Put", 0x32: "Set Endpoint Role", 0x34: "Interop", 0x35: "Re-Provision"}
 
 
 @pytest.mark.parametrize("operation", NOT_PASSED_ON, ids=NOT_PASSED_ON.values())
-def test_what_would_turn_a_shared_session_around_is_not_passed_on(operation: int) -> None:
+def test_operations_that_harm_a_shared_session_are_not_forwarded(operation: int) -> None:
     assert refused_operation(request(operation)) == operation
     assert refused_operation(request(Operation.GET, operation, Operation.GET)) == operation
 
 
-def test_everything_else_is_passed_on() -> None:
+def test_all_other_operations_are_forwarded() -> None:
     others = [operation for operation in Operation if operation not in NOT_PASSED_ON]
     vendors = [0x80000001, 0xFFFFFFFF, 0x7FFF]
 
@@ -132,14 +130,14 @@ def test_everything_else_is_passed_on() -> None:
     assert {refused_operation(request(operation)) for operation in [*others, *vendors]} == {None}
 
 
-# Effects -------------------------------------------------------------------------------------------------------------
+# Effects --------------------------------------------------------------------------------------------------------------
 
-#: By number. What is in none of these lists changes something: it is counted as Effect.MUTATE.
+#: Operations by number. An operation that is not listed counts as Effect.MUTATE.
 BY_EFFECT = {
     Effect.READ: [0x08, 0x09, 0x0B, 0x0C, 0x17, 0x18, 0x1E, 0x20, 0x22, 0x24, 0x27, 0x38, 0x3B],
     Effect.TOUCH: [0x0A, 0x10, 0x25, 0x2B],
     Effect.CONSUME: [0x1F, 0x21, 0x23, 0x26, 0x2C],
-    Effect.BOUND: [0x19, 0x1A, 0x2D, 0x2E, 0x2F, 0x33, 0x39, 0x3A],
+    Effect.STATEFUL: [0x19, 0x1A, 0x2D, 0x2E, 0x2F, 0x33, 0x39, 0x3A],
 }
 STREAMING = [0x1F, 0x20, 0x21, 0x22, 0x23, 0x24, 0x27]
 
@@ -149,19 +147,19 @@ def effect_by_number(operation: int) -> Effect:
 
 
 @pytest.mark.parametrize("operation", [*range(0x50), 0x80000001, 0xFFFFFFFF], ids=hex)
-def test_every_operation_has_its_effect_and_what_is_unknown_mutates(operation: int) -> None:
+def test_every_operation_has_its_effect_and_unknown_ones_mutate(operation: int) -> None:
     assert effect_of(request(operation)) is effect_by_number(operation)
 
 
 def test_the_table_names_no_operation_that_mutates() -> None:
-    """Or somebody could weaken one there and believe that it counts."""
+    """MUTATE is the default; a row that repeats it would only invite a mistake."""
     assert Effect.MUTATE not in EFFECTS.values()
 
 
 def test_a_batch_is_as_strict_as_its_strictest_item() -> None:
     assert effect_of(request(Operation.QUERY, Operation.GET)) is Effect.TOUCH
     assert effect_of(request(Operation.GET, Operation.ENCRYPT, Operation.GET)) is Effect.CONSUME
-    assert effect_of(request(Operation.POLL, Operation.ENCRYPT)) is Effect.BOUND
+    assert effect_of(request(Operation.POLL, Operation.ENCRYPT)) is Effect.STATEFUL
     assert effect_of(request(Operation.CREATE, Operation.GET)) is Effect.MUTATE
     assert effect_of(request(Operation.GET, 0x80000001)) is Effect.MUTATE
 
@@ -170,7 +168,7 @@ def test_a_batch_is_as_strict_as_its_strictest_item() -> None:
     ("member", "effect"), [(None, Effect.READ), (2, Effect.READ), (1, Effect.MUTATE), (7, Effect.MUTATE)]
 )
 def test_a_locate_that_may_make_an_object_mutates(member: int | None, effect: Effect) -> None:
-    """Object Group Member 1 is Fresh, 2 is Default; what others mean is not known."""
+    """Object Group Member 1 is Fresh, 2 is Default; other values may mean anything."""
     payload = b"" if member is None else ttlv.enumeration(Tag.OBJECT_GROUP_MEMBER, member)
 
     assert effect_of(request(Operation.LOCATE, payload=payload)) is effect
@@ -187,25 +185,26 @@ def test_a_locate_that_may_make_an_object_mutates(member: int | None, effect: Ef
     ids=["first", "last", "between"],
 )
 def test_a_part_of_a_stream_is_bound_to_its_server(operation: int, part: bytes) -> None:
-    assert effect_of(request(operation, payload=part)) is Effect.BOUND
+    assert effect_of(request(operation, payload=part)) is Effect.STATEFUL
 
 
 @pytest.mark.parametrize("operation", [Operation.LOCATE, *STREAMING], ids=hex)
-def test_what_can_not_be_read_can_not_be_judged(operation: int) -> None:
+def test_an_unreadable_payload_counts_as_a_change(operation: int) -> None:
     twice = ttlv.enumeration(Tag.OBJECT_GROUP_MEMBER, 2) * 2 + ttlv.octets(Tag.CORRELATION_VALUE, b"") * 2
 
     assert effect_of(request(operation, payload=twice)) is Effect.MUTATE
 
 
 @pytest.mark.parametrize("effect", Effect, ids=lambda effect: effect.name)
-def test_what_was_not_sent_may_be_tried_elsewhere_and_what_was_only_if_it_harms_nobody(effect: Effect) -> None:
+def test_an_unsent_request_may_be_repeated_and_a_sent_one_if_it_reads(effect: Effect) -> None:
     harms_nobody = effect in {Effect.READ, Effect.TOUCH}
 
     assert may_repeat(effect, Stage.CONNECT)
+    assert effect.is_read is harms_nobody
     assert {may_repeat(effect, stage) for stage in (Stage.SEND, Stage.WAIT, Stage.READ)} == {harms_nobody}
 
 
-# What an answer tells -------------------------------------------------------------------------------------------------
+# Conclusions from an answer -------------------------------------------------------------------------------------------
 
 FAILED, SUCCESS, PENDING = ResultStatus.OPERATION_FAILED, ResultStatus.SUCCESS, ResultStatus.OPERATION_PENDING
 FRESH = ttlv.enumeration(Tag.OBJECT_GROUP_MEMBER, 1)
@@ -213,13 +212,13 @@ ID = ttlv.text(Tag.UNIQUE_IDENTIFIER, "key-1")
 
 
 def answer(*results: tuple[int, int, int | None]) -> Response:
-    """Of these operations, each with its status and reason."""
+    """Return a response of (operation, status, reason)."""
     told = [compose.Result(status, operation, reason=reason) for operation, status, reason in results]
     return decode_response(compose.encode_response((2, 1), told))
 
 
 @pytest.mark.parametrize("reason", [ResultReason.ITEM_NOT_FOUND, ResultReason.OBJECT_NOT_FOUND])
-def test_what_failed_for_want_of_an_object_has_changed_nothing_and_reads_beside_it_have_not_either(reason: int) -> None:
+def test_a_change_that_failed_for_a_missing_object_has_not_run(reason: int) -> None:
     asked = request(Operation.LOCATE, Operation.GET, Operation.ACTIVATE, numbered=True)
     missing = (Operation.ACTIVATE, FAILED, reason)
     assert has_changed_nothing(
@@ -239,7 +238,7 @@ def test_what_failed_for_want_of_an_object_has_changed_nothing_and_reads_beside_
     ],
     ids=["made", "pending", "too large", "who knows", "no reason"],
 )
-def test_what_failed_otherwise_may_have_run(told: Response) -> None:
+def test_a_change_that_failed_for_another_reason_may_have_run(told: Response) -> None:
     assert not has_changed_nothing(request(Operation.CREATE, Operation.ACTIVATE, numbered=True), told)
 
 
@@ -257,7 +256,7 @@ def test_a_locate_that_may_have_made_something_is_no_read() -> None:
     ("operation", "status", "expected"),
     [
         (Operation.CREATE, SUCCESS, True),  # a Poll is answered as the operation that it asks about
-        (Operation.POLL, SUCCESS, True),  # by some as itself: it may have been about anything
+        (Operation.POLL, SUCCESS, True),  # some key managers answer with Poll itself
         (0x80000001, SUCCESS, True),
         (Operation.CREATE, PENDING, False),
         (Operation.CREATE, FAILED, False),
@@ -269,15 +268,15 @@ def test_an_answer_to_a_poll_may_be_that_of_a_change(operation: int, status: int
     assert tells_of_a_change(answer((operation, status, None))) is expected
 
 
-def test_what_was_destroyed_is_what_a_successful_destroy_names() -> None:
+def test_destroyed_are_the_objects_of_successful_destroys() -> None:
     asked = request(Operation.DESTROY, Operation.GET, Operation.DESTROY, payload=ID, numbered=True)
     gone, there = (Operation.DESTROY, SUCCESS, None), (Operation.GET, SUCCESS, None)
     assert destroyed(asked, answer(gone, there, (Operation.DESTROY, FAILED, None))) == [b"key-1"]
     assert destroyed(asked, answer((Operation.DESTROY, FAILED, None), there, (Operation.DESTROY, FAILED, None))) == []
-    assert destroyed(asked, answer(gone)) == []  # whose it is can't be told
+    assert destroyed(asked, answer(gone)) == []  # it may belong to either Destroy
 
 
-def test_a_message_names_only_these_or_others_too_or_none() -> None:
+def test_names_only_is_true_for_these_objects_and_no_others() -> None:
     assert names_only(frozenset({b"key-1", b"key-2"}), request(Operation.GET, payload=ID))
     assert not names_only(frozenset({b"key-1"}), request(Operation.GET, payload=ID + ID.replace(b"key-1", b"key-2")))
     assert not names_only(frozenset({b"key-1"}), request(Operation.GET))
@@ -296,5 +295,5 @@ def test_a_message_names_only_these_or_others_too_or_none() -> None:
     ],
     ids=["create", "login", "vendor", "asynchronous", "not asynchronous", "prohibited"],
 )
-def test_room_is_made_only_where_an_answer_may_hold_a_value(read: Request, expected: bool) -> None:
+def test_answers_that_may_hold_a_value_are_known_by_the_request(read: Request, expected: bool) -> None:
     assert may_be_given_values(read) is expected

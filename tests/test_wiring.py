@@ -399,14 +399,16 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "failover.when_none": row("answer", lambda it: it.when_none()),
     # replication
-    "replication.mode": row(
-        "async", lambda it: "shared" if it.dispatcher._whereabouts._affinity.is_shared else "async"
+    "replication.mode": row("async", lambda it: "shared" if it.dispatcher._affinity.is_shared else "async"),
+    "replication.read_your_writes_window": row(1.25, lambda it: it.dispatcher._affinity._window),
+    "replication.fallback_on_not_found": row(
+        False, lambda it: it.dispatcher._replication.fallback_on_not_found, mode="async"
     ),
-    "replication.read_your_writes_window": row(1.25, lambda it: it.dispatcher._whereabouts._affinity._window),
-    "replication.fallback_on_not_found": row(False, lambda it: it.dispatcher._whereabouts._asks_others, mode="async"),
-    "replication.marks": row(False, lambda it: it.dispatcher._marks is not None),
+    "replication.marks": row(False, lambda it: it.dispatcher._replication.marks is not None),
     "replication.mark_key_file": row(
-        "odd.marks", lambda it: it.dispatcher._marks and it.dispatcher._marks._keys, found=(bytes.fromhex(KEY),)
+        "odd.marks",
+        lambda it: it.dispatcher._replication.marks and it.dispatcher._replication.marks._keys,
+        found=(bytes.fromhex(KEY),),
     ),
     "replication.answer_discover_versions": row(False, lambda it: it.dispatcher._versions is not None),
     "replication.lookup_ratio": row(0.25, lambda it: it.dispatcher._budgets.lookups["odd"]._ratio),

@@ -1,4 +1,4 @@
-"""Answers: what a client gets, and the words in which the gateway refuses."""
+"""Answers: the frame that a client gets, and the Result Messages of the gateway's own refusals."""
 
 from typing import Final, NamedTuple, Self
 
@@ -9,7 +9,11 @@ from gateway.upstream.backend import Backend
 
 
 class Answer(NamedTuple):
-    """What a client gets: the key manager's frame, or the gateway's own; ``refusal`` says why it is a refusal."""
+    """The answer to a client: a key manager's frame, or the gateway's own.
+
+    ``response`` and ``backend`` are set if a key manager answered. ``refusal`` is the reason if the gateway refused the
+    request; ``detail`` then is for the log.
+    """
 
     frame: bytes
     response: Response | None = None
@@ -19,54 +23,51 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, response: Response, backend: Backend) -> Self:
-        """A key manager's."""
+        """Return the answer that passes on a backend's response."""
         return cls(response.frame, response, None, "", backend)
 
 
 def refusal(why: Refusal, message: str, request: Request, *, detail: str = "") -> Answer:
-    """An answer of the gateway's own; ``detail`` is for the log."""
+    """Return the gateway's own refusal; ``message`` is for the client, ``detail`` for the log."""
     return Answer(refuse(why, message, request), refusal=why, detail=detail or message)
 
 
-def give_up(request: Request, effect: Effect, error: BackendError) -> Answer:
-    """Say truly what became of a request that was sent: for what may not be repeated, that nobody knows."""
-    why, message = _LAST_WORDS[error.reason if error.reason in NOT_TAKEN else "", effect <= Effect.TOUCH]
+def final_error(request: Request, effect: Effect, error: BackendError) -> Answer:
+    """Return the refusal of a request that was sent and got no good answer: of a change, the outcome is unknown."""
+    why, message = FINAL_ERROR[error.reason if error.reason in NOT_TAKEN else "", effect.is_read]
     return refusal(why, message, request, detail=str(error))
 
 
 def bad_mark(why: Refusal, request: Request) -> Answer:
-    """Refuse a request for the marks that it shows."""
+    """Return the refusal of a request for the marks in it."""
     return refusal(why, BAD_MARKS[why], request)
 
 
-#: Reasons for which an answer that came was not taken: every other one would be as large.
+#: Reasons for which an answer was discarded though it came: any other backend's answer would be as large.
 NOT_TAKEN: Final = frozenset({"too_large", "max_buffered"})
-#: What a client is told of a request that was sent: by why its answer was not taken, and whether it repeats.
-_LAST_WORDS: Final = {
+_CHECK: Final = "the outcome is unknown; check whether the request took effect before repeating it"
+#: Refusal and Result Message of a request that was sent: by the reason of NOT_TAKEN or "", and by ``Effect.is_read``.
+FINAL_ERROR: Final = {
     ("", True): (Refusal.BACKEND_FAILED, "no key manager answered; the request may be repeated"),
-    ("", False): (
-        Refusal.OUTCOME_UNKNOWN,
-        "the key manager did not answer properly: the outcome is unknown, do not repeat the request blindly",
+    ("", False): (Refusal.OUTCOME_UNKNOWN, f"the key manager failed after the request was sent: {_CHECK}"),
+    ("too_large", True): (
+        Refusal.RESPONSE_TOO_LARGE,
+        "the answer is larger than this gateway or the client accepts; ask for less in one request",
     ),
-    ("too_large", True): (Refusal.RESPONSE_TOO_LARGE, "the answer is larger than this gateway passes on"),
     ("too_large", False): (
         Refusal.RESPONSE_TOO_LARGE,
-        "the answer is larger than this gateway passes on, so that the outcome is unknown",
+        f"the answer is larger than this gateway or the client accepts: {_CHECK}",
     ),
-    ("max_buffered", True): (
-        Refusal.OVERLOADED,
-        "the gateway can't hold the answer just now: it holds too many bytes already; try again later",
-    ),
-    ("max_buffered", False): (
-        Refusal.OUTCOME_UNKNOWN,
-        "the gateway can't hold the answer just now: the outcome is unknown, do not repeat the request blindly",
-    ),
+    ("max_buffered", True): (Refusal.OVERLOADED, "the gateway has no memory left for the answer; try again later"),
+    ("max_buffered", False): (Refusal.OUTCOME_UNKNOWN, f"the gateway has no memory left for the answer: {_CHECK}"),
 }
-#: What a client is told of a mark, by what is wrong with it.
+#: Result Messages for refused marks.
 BAD_MARKS: Final = {
-    Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: "no key manager here gave this client this asynchronous correlation value",
-    Refusal.UNKNOWN_CORRELATION_VALUE: "no key manager here gave this client this correlation value",
-    Refusal.UNKNOWN_TICKET: "no key manager here gave this client this ticket",
-    Refusal.NO_BACKEND: "the key manager that holds this request's state can't be reached; try again later",
-    Refusal.SEVERAL_BACKENDS: "one batch can't use values that two key managers gave",
+    Refusal.UNKNOWN_ASYNCHRONOUS_VALUE: "unknown asynchronous correlation value: no key manager behind this gateway"
+    " issued it to this client",
+    Refusal.UNKNOWN_CORRELATION_VALUE: "unknown correlation value: no key manager behind this gateway issued it to this"
+    " client",
+    Refusal.UNKNOWN_TICKET: "unknown ticket: no key manager behind this gateway issued it to this client; log in again",
+    Refusal.NO_BACKEND: "the key manager that holds this request's state cannot be reached; try again later",
+    Refusal.SEVERAL_BACKENDS: "the batch has correlation values or tickets of two key managers; send two requests",
 }

@@ -1,8 +1,12 @@
-"""A request on its way, and the times that bind it."""
+"""Job: one request on its way through the dispatcher: its limits, its route, and what has happened to it so far.
+
+A Job is written in this file only. The dispatcher, its attempts and the replication policy read the fields, call the
+methods, and return what they find out.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import trio
 
@@ -11,12 +15,10 @@ from gateway.config import DeadlinesConfig, FailoverConfig, HealthConfig, PoolCo
 from gateway.dispatcher.race import Race
 from gateway.identity import Principal
 from gateway.kmip.messages import Request, Response
-from gateway.policy import Effect, effect_of
-from gateway.upstream.affinity import Stay
+from gateway.policy import Effect
+from gateway.upstream.affinity import AffinityEntry
 from gateway.upstream.backend import Backend
-from gateway.upstream.session import Payer
-
-_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
+from gateway.upstream.session import Payer, Session
 
 
 class DispatcherSettings(NamedTuple):
@@ -30,7 +32,7 @@ class DispatcherSettings(NamedTuple):
 
 
 class Budgets:
-    """The budgets of each identity: none uses up the retries of another."""
+    """The retry and lookup budgets of each identity, so that no identity uses up the retries of another."""
 
     def __init__(self, settings: DispatcherSettings) -> None:
         self.retries: dict[str, RetryBudget] = defaultdict(
@@ -47,25 +49,36 @@ class Budgets:
         return f"<Budgets of {len(self.retries)} identities>"
 
 
+Route = tuple[Iterator[Backend], Backend | None, Sequence[AffinityEntry]]
+"""The backends of one round, best first; the preferred backend among them, and the client's affinity entries."""
+
+
 class Job:
-    """A request on its way, and what binds it: ``deadline`` in trio's time, ``queue_left`` in seconds of waiting.
+    """A request on its way. Fields are read by everybody, and written only here.
 
-    ``payer`` holds the bytes of its answers while they are received.
+    Fixed: ``request`` (without marks), ``principal``, ``credential``, ``effect``, ``is_read``, ``deadline`` (in trio's
+    time), ``client_disconnected``, ``payer`` (holds the bytes of answers while they are received), ``retries`` (the
+    identity's budget) and ``source`` (the only backend that may answer, as a mark says).
 
-    ``tried`` are the backends that were asked, ``order`` yields those that are left.
+    Changing: ``preferred``, the backend to try first, and ``entries``, the client's affinity entries, both from the
+    round's Route; ``order``, which yields the backends that are left in this round; ``tried``, the backends that were
+    tried in this round; ``rounds`` begun; ``queue_left``, seconds that may still go into waiting for sessions;
+    ``failures``, exchanges that broke, with the time at which each began, until they are counted; ``race``, once more
+    than one try was under way; ``has_token``, True if the request holds a token of ``retries``; ``held``, bytes of an
+    answer that the payer holds while other backends are asked.
     """
 
     __slots__ = (
-        "answered_by",
-        "breaks",
+        "_is_doubted",
+        "client_disconnected",
         "credential",
         "deadline",
         "effect",
+        "entries",
+        "failures",
         "has_token",
-        "is_doubted",
-        "is_gone",
+        "held",
         "is_read",
-        "kept",
         "order",
         "payer",
         "preferred",
@@ -76,7 +89,6 @@ class Job:
         "retries",
         "rounds",
         "source",
-        "stays",
         "tried",
     )
 
@@ -84,49 +96,127 @@ class Job:
         self,
         request: Request,
         principal: Principal,
-        is_gone: Callable[[], bool],
+        effect: Effect,
         settings: DispatcherSettings,
         retries: RetryBudget,
-        payer: Payer | None = None,
+        client_disconnected: Callable[[], bool],
+        payer: Payer | None,
     ) -> None:
         self.request = request
         self.principal = principal
         self.credential = principal.identity.name
-        self.effect = effect = effect_of(request)
-        self.is_read = effect <= _TOUCH  # it may be repeated after it was sent
+        self.effect = effect
+        self.is_read = effect.is_read
         self.deadline = trio.current_time() + settings.deadlines.request
-        self.queue_left = settings.pool.queue_timeout
-        self.is_gone = is_gone
+        self.client_disconnected = client_disconnected
         self.payer = payer
-        self.kept = 0  # bytes of an answer that the payer holds while others are asked
         self.retries = retries
-        self.has_token = False  # of ``retries``
-        self.order: Iterator[Backend]
-        self.tried: list[Backend] = []
-        self.rounds = 0  # through all backends, without an answer
-        #: Exchanges that failed, and when each began, until they are judged.
-        self.breaks: Sequence[tuple[Backend, float]] = ()
-        self.is_doubted = False  # a second session was tried since the first was idle for long
-        self.race: Race | None = None  # once more than one try is under way
-        self.answered_by: Backend | None = None  # if that is not the backend that was tried last
-        self.source: Backend | None = None  # the only one that can answer, as a mark says
-        self.preferred: Backend | None = None  # the one to try first
-        self.stays: Sequence[Stay] = ()  # what the client has just left where
+        self.source: Backend | None = None
+        self.order: Iterator[Backend]  # begin_round sets it and ``tried``
+        self.preferred: Backend | None = None
+        self.entries: Sequence[AffinityEntry] = ()
+        self.tried: list[Backend]
+        self.rounds = 0
+        self.queue_left = settings.pool.queue_timeout
+        self.failures: Sequence[tuple[Backend, float]] = ()
+        self._is_doubted = False
+        self.race: Race | None = None
+        self.has_token = False
+        self.held = 0
 
-    def keeps(self, response: Response) -> bool:
+    def __repr__(self) -> str:
+        return f"<Job {self.request!r}: round {self.rounds}>"
+
+    # Route -----------------------------------------------------------------------------------------------------------
+
+    def start_at(self, backend: Backend, *, only: bool) -> None:
+        """Try this backend first, or ``only`` this backend: a mark in the request names it."""
+        if only:
+            self.source = backend
+        else:
+            self.preferred = backend
+
+    def begin_round(self, route: Route) -> None:
+        """Begin a round through the backends of a route."""
+        self.order, self.preferred, self.entries = route
+        self.tried = []
+        self.rounds += 1
+
+    def next_backend(self) -> Backend | None:
+        """Return the next backend of the round, which counts as tried; None if all were tried."""
+        for backend in self.order:
+            self.tried.append(backend)
+            return backend
+        return None
+
+    def mark_tried(self, backend: Backend) -> None:
+        """Count a backend as tried that a loop has taken from ``order``."""
+        self.tried.append(backend)
+
+    def is_tied_to(self, backend: Backend) -> bool:
+        """Return True if the request should wait for this backend, busy or slow, instead of trying another."""
+        return self.source is not None or backend is self.preferred
+
+    def count_wait(self, seconds: float) -> None:
+        """Take the time of a wait for a session off ``queue_left``."""
+        self.queue_left -= seconds
+
+    # Failures and races ----------------------------------------------------------------------------------------------
+
+    def add_failure(self, backend: Backend, began: float) -> None:
+        """Remember an exchange that broke, until it is known if another backend answers the request."""
+        self.failures = [*self.failures, (backend, began)]
+
+    def take_failures(self) -> Sequence[tuple[Backend, float]]:
+        """Return the failures, and forget them."""
+        failures, self.failures = self.failures, ()
+        return failures
+
+    def doubt_once(self) -> bool:
+        """Return True at the first call: one second try is made because a session or its path may be dead."""
+        is_first, self._is_doubted = not self._is_doubted, True
+        return is_first
+
+    @property
+    def is_racing(self) -> bool:
+        """True if more than one try is under way."""
+        return self.race is not None and not self.race.is_over
+
+    def join_race(self, first: Session) -> Race:
+        """Return the race that is under way, or begin one. ``first`` is the session of the first try."""
+        if self.race is None or self.race.is_over:
+            self.race = Race(first)
+        return self.race
+
+    # Resources -------------------------------------------------------------------------------------------------------
+
+    async def get_token(self, seconds: float = float("inf")) -> bool:
+        """Return True once the request holds a token of the retry budget, which it keeps to its end.
+
+        Wait for a token up to ``seconds``, and not beyond the deadline.
+        """
+        if not self.has_token and not self.retries.is_nothing:
+            with trio.move_on_at(min(self.deadline, trio.current_time() + seconds)):
+                await self.retries.wait()
+                self.has_token = True
+        return self.has_token
+
+    def hold(self, response: Response) -> bool:
         """Hold an answer while other backends are asked. Return False if that is over a limit."""
         size = len(response.frame)
         if self.payer is not None and self.payer.hold(size) is not None:
             return False
-        self.kept += size
+        self.held += size
         return True
 
     def release(self) -> None:
-        """Release what ``keeps`` holds."""
-        if self.payer is not None:
-            self.payer.hold(-self.kept)
-        self.kept = 0
+        """Give back the retry token and the bytes that are held. The dispatcher calls this at the end."""
+        if self.has_token:
+            self.retries.give_back()
+        if self.payer is not None and self.held:
+            self.payer.hold(-self.held)
+        self.has_token, self.held = False, 0
 
 
-class ClientGoneError(Exception):
-    """The client has left while its request was waiting."""
+class ClientDisconnectedError(Exception):
+    """The client has disconnected while its request was waiting."""

@@ -1,11 +1,12 @@
 """Race: the tries of one read that are under way together. The first good answer wins.
 
-    first try   ----------- overdue ----------------------------------> loses: its session ends the exchange alone
+    first try   ----------- overdue ----------------------------------> loses: ends its exchange in the background
     hedge             waits for a token, then for a session --> answered: wins
 
-The task of the request waits for the first try, as if there were no other. A hedge runs in a task of its own; if it
-wins, it interrupts the first try. When the race is over, a hedge that has sent nothing is cancelled. A try that has
-sent the request ends its exchange in the background, so that its session is kept; if its slot is needed, it is closed.
+The task of the request waits for the first try, whether or not there is a hedge. A hedge is a second try in a task of
+its own; if the hedge wins, it interrupts the first try. When the race is over, a hedge that has sent nothing is
+cancelled. A try that has sent the request ends its exchange in the background, so that its session is kept; the session
+is closed if its slot is needed.
 """
 
 from typing import Final
@@ -21,7 +22,11 @@ _NEVER: Final = float("inf")
 
 
 class Hedge:
-    """One more try. ``scope`` is its task's, until it has sent the request; ``is_overdue`` if its answer takes long."""
+    """A second try of a read.
+
+    ``scope`` is that of its task: it holds the deadline until the request is sent. ``is_overdue`` is True once the
+    answer takes longer than ``try_timeout``.
+    """
 
     __slots__ = ("is_overdue", "is_sent", "is_validating", "pool", "race", "scope", "session")
 
@@ -29,7 +34,7 @@ class Hedge:
         self.race = race
         self.scope = trio.CancelScope(deadline=deadline)
         self.is_sent = False
-        self.is_validating = False  # its session, which it would lose if it were cancelled now
+        self.is_validating = False  # a session, which would be lost if the hedge were cancelled now
         self.is_overdue = False
         self.pool: Pool | None = None
         self.session: Session | None = None
@@ -38,13 +43,13 @@ class Hedge:
         return f"<Hedge {'sent' if self.is_sent else 'waiting'}{', overdue' * self.is_overdue}>"
 
     def sends(self, pool: Pool, session: Session) -> None:
-        """The request is about to be sent on this session. From now on the deadline is the exchange's."""
+        """Note that the request is about to be sent on this session, whose timer enforces the deadline from now on."""
         self.is_sent = True
         self.scope.deadline = _NEVER
         self.pool, self.session = pool, session
 
-    def give_up(self) -> None:
-        """Nobody awaits the answer."""
+    def abandon(self) -> None:
+        """Give up the answer: cancel the hedge, or leave its session to end the exchange."""
         if self.pool is not None and self.session is not None:
             self.pool.abandon(self.session)
         elif not self.is_validating:
@@ -70,13 +75,13 @@ class Race:
         return any(not hedge.is_overdue for hedge in self.hedges)
 
     def begin(self, deadline: float) -> Hedge:
-        """Begin a hedge."""
+        """Return a new hedge, which must call ``end`` when its task ends."""
         hedge = Hedge(self, deadline)
         self.hedges.add(hedge)
         return hedge
 
     def answered(self, backend: Backend, response: Response) -> None:
-        """A hedge was answered: it wins, unless the race is decided."""
+        """Let a hedge win with this response, unless the race is decided; the first try is interrupted."""
         if self.is_over or self.winner is not None:
             return
         self.winner = backend, response
@@ -84,12 +89,12 @@ class Race:
             self.first.supersede()
 
     def end(self, hedge: Hedge) -> None:
-        """End a hedge."""
+        """Remove a hedge that has won, failed or been cancelled."""
         self.hedges.discard(hedge)
         self._changed.set()
 
     async def outcome(self, deadline: float) -> tuple[Backend, Response] | None:
-        """Wait until a hedge has won or all have failed. The first try has failed."""
+        """Wait, after the first try has failed, until a hedge wins; return None if all fail or the deadline comes."""
         self.first = None
         with trio.move_on_at(deadline):
             while self.winner is None and self.hedges:
@@ -98,8 +103,8 @@ class Race:
         return self.winner
 
     def over(self) -> None:
-        """The request has its answer, or none. Nobody awaits the answers of the others."""
+        """End the race: the request has its answer, or none. All hedges are abandoned."""
         self.is_over = True
         self.first = None
         for hedge in self.hedges:
-            hedge.give_up()
+            hedge.abandon()

@@ -1,11 +1,11 @@
-"""Tells if a response answers a request: by operation, Unique Batch Item ID and Unique Identifier.
+"""Decide if a response answers a request: by operation, Unique Batch Item ID and Unique Identifier.
 
-A key manager that sends an answer twice, or late, or to somebody else, shifts all answers of its connection by one. The
-client would get another object's key as success. What the response says of itself is compared with the request; nothing
-but the two messages is needed.
+A key manager that sends an answer twice, late, or to the wrong connection shifts all answers of that connection by one:
+the client would get the key of a wrong object as success. The fields of the response are compared with the request;
+nothing but the two messages is needed.
 
-If a server echoes less than the specification demands, what it leaves out is believed: an operation, a Unique Batch
-Item ID or a Unique Identifier that the response does not have contradicts nothing.
+Some servers echo less than the specification demands. An operation, a Unique Batch Item ID or a Unique Identifier that
+the response does not have contradicts nothing.
 """
 
 import re
@@ -49,10 +49,10 @@ REPEATING: Final = frozenset(
     }
 )
 
-#: Operations that make an object of which nothing was there: the response gives an identifier that never was given
-#: before. Sections of 1.4. Register, Import, Certify and Re-key are not among them, since the same answer twice may be
-#: right: the client may choose the identifier, some servers give the same one for the same certificate, and some
-#: (Cosmian) renew keys and certificates in place.
+#: Operations that make a new object: the response gives an identifier that was never given before. Sections of 1.4.
+#: Register, Import, Certify and Re-key are not listed, since the same answer twice may be right: the client may choose
+#: the identifier, some servers give the same certificate the same identifier, and some (Cosmian) renew keys and
+#: certificates in place.
 MAKING: Final = frozenset(
     {
         Operation.CREATE,  # 4.1
@@ -65,7 +65,7 @@ MAKING: Final = frozenset(
 
 #: Operations that set the ID Placeholder, and the tag of the identifier that it is set to (1.4 section 4). Locate sets
 #: the ID Placeholder only if it found exactly one object. Operations in REPEATING leave the ID Placeholder as it is.
-#: After any other operation, and after a failure of one of these, its value is not known here.
+#: After any other operation, and after a failure of an operation in this table, its value is not known here.
 PLACEHOLDER: Final[dict[int, Tag]] = {
     Operation.CREATE: Tag.UNIQUE_IDENTIFIER,
     Operation.CREATE_KEY_PAIR: Tag.PRIVATE_KEY_UNIQUE_IDENTIFIER,
@@ -79,7 +79,7 @@ PLACEHOLDER: Final[dict[int, Tag]] = {
     Operation.JOIN_SPLIT_KEY: Tag.UNIQUE_IDENTIFIER,
 }
 
-# A member of an enumeration is slow to come by; these are needed in every message.
+# Access to an enum member is slow, and these are needed in every message.
 _REQUEST_PAYLOAD: Final = int(Tag.REQUEST_PAYLOAD)
 _RESPONSE_PAYLOAD: Final = int(Tag.RESPONSE_PAYLOAD)
 _UNIQUE_IDENTIFIER: Final = int(Tag.UNIQUE_IDENTIFIER)
@@ -96,12 +96,12 @@ _ID_PLACEHOLDER: Final = (1).to_bytes(4, "big")  # of Unique Identifier Enumerat
 
 _UUID: Final = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TEXTS: Final = frozenset({ItemType.TEXT_STRING, ItemType.IDENTIFIER})
-_LATEST: Final = 32  # objects made on one session that are remembered: an answer sent twice comes soon
+_LATEST: Final = 32  # new objects that are remembered per session: an answer sent twice comes soon
 
 
 def is_answer_to(response: Response, request: Request) -> bool:
-    """Return True if a response answers a request, as far as the two can tell."""
-    try:  # nearly always there is one item, whose answer names the same at its beginning, or behind Object Type
+    """Return True if nothing in a response contradicts that it answers this request."""
+    try:  # fast path: one item, and both payloads begin alike; in the response, Object Type may come first
         (item,), (question,) = response.items, request.items
         fields = item.fields
         if item.operation == question.operation and (
@@ -138,20 +138,20 @@ def _echoes(item: ResponseItem, question: RequestItem) -> bool:
 def _echoes_operation(item: ResponseItem, question: RequestItem) -> bool:
     """Return True if the operation is echoed.
 
-    A Poll is answered as the operation would be that it asks about (1.4 section 4.28): any may come.
+    A Poll is answered like the operation that it asks about (1.4 section 4.28), so any operation may come.
     """
     operation, asked = item.operation, question.operation
     return operation == asked or operation == _NONE or asked == _POLL  # noqa: PLR1714 - a tuple for each message
 
 
 def _pair(answered: Sequence[ResponseItem], asked: Sequence[RequestItem]) -> dict[int, ResponseItem] | None:
-    """Return each answer with the position of its item in the request; None if one answers no item.
+    """Return the answers by the position of their item in the request; None if an answer belongs to no item.
 
-    The Unique Batch Item ID tells, in any order (1.4 section 6.4). Answers without one come in the order of the
-    request: clients can't tell them apart either. After a failure the rest may be missing (1.4 section 6.13).
+    Answers with a Unique Batch Item ID may come in any order (1.4 section 6.4). Answers without it come in the order of
+    the request: clients can't tell them apart either. After a failure the rest may be missing (1.4 section 6.13).
     """
     if len(answered) == len(asked) and all(map(_echoes, answered, asked)):
-        return dict(enumerate(answered))  # in order, as they nearly always are
+        return dict(enumerate(answered))  # the usual case: all answers, in order
     numbered: dict[bytes | None, deque[int]] = {}
     for position, question in enumerate(asked):
         numbered.setdefault(question.unique_batch_item_id, deque()).append(position)
@@ -179,7 +179,7 @@ def _pair(answered: Sequence[ResponseItem], asked: Sequence[RequestItem]) -> dic
 def _repeats_first(item: ResponseItem, question: RequestItem) -> bool:
     """Return True if both payloads begin with the same Unique Identifier; in the response, Object Type may precede it.
 
-    Nearly all do. Bytes are compared, and nothing is decoded. False says nothing.
+    A fast path for nearly all answers: bytes are compared, and nothing is decoded. False proves nothing.
     """
     span, answered = question.fields.get(_REQUEST_PAYLOAD), item.fields.get(_RESPONSE_PAYLOAD)
     if span is None or answered is None or span[1] - span[0] < _SIZE:
@@ -198,8 +198,8 @@ def _repeats_first(item: ResponseItem, question: RequestItem) -> bool:
 def _repeats(item: ResponseItem, question: RequestItem, placeholder: bytes | None, named: set[bytes]) -> bool:
     """Return True if the response names no object that the request does not name.
 
-    ``placeholder`` is the ID Placeholder, if it is known; ``named`` are the identifiers that the batch was answered
-    before.
+    ``placeholder`` is the ID Placeholder, if it is known; ``named`` are the identifiers in earlier answers of the
+    batch.
     """
     answered = _identifiers(item)
     if answered is None:
@@ -211,7 +211,7 @@ def _repeats(item: ResponseItem, question: RequestItem, placeholder: bytes | Non
 
 
 def _repeats_all(pairs: dict[int, ResponseItem], asked: Sequence[RequestItem]) -> bool:
-    """Return True if all answers of a batch name the objects that its items name, or the ID Placeholder's."""
+    """Return True if each answer of a batch names only objects that its item names, or that of the ID Placeholder."""
     placeholder: bytes | None = None
     named: set[bytes] = set()
     for position, question in enumerate(asked):
@@ -226,7 +226,7 @@ def _repeats_all(pairs: dict[int, ResponseItem], asked: Sequence[RequestItem]) -
 
 
 def _placeholder_after(item: ResponseItem, operation: int) -> bytes | None:
-    """Return the ID Placeholder after an operation that repeats no identifier; None if that can't be told."""
+    """Return the ID Placeholder after an operation that repeats no identifier; None if that can't be known."""
     tag = PLACEHOLDER.get(operation)
     if tag is None or item.status != ResultStatus.SUCCESS:
         return None
@@ -235,10 +235,10 @@ def _placeholder_after(item: ResponseItem, operation: int) -> bytes | None:
 
 
 def _names_in(question: RequestItem, placeholder: bytes | None, named: set[bytes]) -> set[bytes] | None:
-    """Return the identifiers that the answer may have; None if any may come.
+    """Return the identifiers that the answer may have; None if any identifier may come.
 
-    Since 2.0 an item of the batch can be meant by a number or an enumeration (2.1 section 11.61). One server, Cosmian,
-    takes a list of tags, as JSON, in the place of an identifier.
+    Since 2.0 a number or an enumeration can refer to an item of the batch (2.1 section 11.61). Cosmian's server takes a
+    list of tags, as JSON, in place of an identifier.
     """
     names: set[bytes] = set()
     try:
@@ -248,13 +248,13 @@ def _names_in(question: RequestItem, placeholder: bytes | None, named: set[bytes
                 if meant is None:
                     return None
                 names |= meant
-    except ProtocolError:  # the key manager may have read something else
+    except ProtocolError:  # the key manager may have read other names
         return None
     return names or _known(placeholder)
 
 
 def _meant(value: bytes, item_type: int, placeholder: bytes | None, named: set[bytes]) -> set[bytes] | None:
-    """Return the objects that one Unique Identifier of a request may mean; None if that can't be told."""
+    """Return the objects that a Unique Identifier of a request may mean; None if that can't be known."""
     if item_type in _TEXTS:
         text = value.rstrip(b"\0")
         if text.startswith(b"["):
@@ -278,18 +278,18 @@ def _identifiers(item: RequestItem | ResponseItem, tags: frozenset[int] = UNIQUE
 
 
 def _ignoring_case(identifiers: set[bytes]) -> set[bytes]:
-    """Return the identifiers, of which UUIDs are in lower case: a UUID is the same in either case (RFC 9562, 4)."""
-    return {lower if _UUID.fullmatch(lower := one.lower()) else one for one in identifiers}
+    """Return the identifiers with UUIDs in lower case: a UUID is the same in either case (RFC 9562, 4)."""
+    return {lower if _UUID.fullmatch(lower := name.lower()) else name for name in identifiers}
 
 
 # Objects that were made ---------------------------------------------------------------------------------------------
 
 
 class MadeObjects:
-    """The identifiers of the latest objects that were made on one session.
+    """Identifiers of the latest 32 objects that were made on one session.
 
-    The answer to a Create names an object that the request can't name. If it is the answer to an earlier Create, sent
-    twice, it names the same object again.
+    The answer to a Create names an object that the request can't name. If a key manager sends the answer to an earlier
+    Create twice, the second one names the same object again.
     """
 
     __slots__ = ("_given",)
@@ -301,9 +301,9 @@ class MadeObjects:
         return f"<MadeObjects, the latest {len(self._given)}>"
 
     def were_made_before(self, response: Response, request: Request) -> bool:
-        """Return True if a response gives an identifier that an earlier one gave; else remember what it gives.
+        """Return True if a response gives an identifier that an earlier response gave; else remember its identifiers.
 
-        The answer to a Poll may be given as often as it is asked for. Identifiers that the request names do not count.
+        A Poll may get the same answer any number of times. Identifiers that the request names do not count.
         """
         made: set[bytes] = set()
         for item in response.items:

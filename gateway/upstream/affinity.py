@@ -1,7 +1,7 @@
-"""Affinity: to which backends a client's requests go, after some that left something there which others may not have.
+"""Affinity: after a change, a client's requests prefer the backend that ran the change, for a short window.
 
-A change that was made on one key manager reaches the others late, where they replicate asynchronously; a stream or a
-login never does. So for a while the client goes where it has been.
+The other backends may not have the change yet; see "Affinity" in gateway/dispatcher/replication.py. All
+times are trio's, in seconds.
 """
 
 from collections.abc import Collection
@@ -10,121 +10,124 @@ from typing import Final
 from gateway.identity import Principal
 from gateway.policy import Effect
 
-_MOST: Final = 100_000  # clients that are remembered; beyond, those that have waited longest are forgotten
-_MOST_GONE: Final = 1_000  # objects that a client destroyed on one backend; beyond, the first are forgotten
+_MAX_CLIENTS: Final = 100_000  # beyond, the clients whose latest change is the oldest are forgotten
+_MAX_DESTROYED: Final = 1_000  # destroyed objects of one entry; beyond, the first are forgotten
 
 _Client = tuple[str, str, str]
+_Key = tuple[str, bool]
 
 
-class Stay:
-    """What a client left on one backend, as marks know it, and ``until`` when its requests go there, in trio's time.
+class AffinityEntry:
+    """A client's preference for one backend, until ``expires_at``.
 
-    ``is_bound`` says whether that backend alone will ever have it, as a stream or a login. ``notes`` counts the
-    requests for which it was noted, ``gone`` holds the identifiers of what the client destroyed there.
+    ``backend`` is the backend's name in marks. ``is_stateful`` is True if the client left state there that never
+    replicates (a login, a multi-part operation, an asynchronous request), and False if it changed objects, which
+    replicate. ``requests`` counts the requests that created or renewed the entry. ``destroyed_ids`` are identifiers of
+    the objects that the client has destroyed there, the oldest first.
     """
 
-    __slots__ = ("backend", "gone", "is_bound", "notes", "until")
+    __slots__ = ("backend", "destroyed_ids", "expires_at", "is_stateful", "requests")
 
-    def __init__(self, backend: str, *, is_bound: bool) -> None:
+    def __init__(self, backend: str, *, is_stateful: bool) -> None:
         self.backend = backend
-        self.is_bound = is_bound
-        self.until = float("-inf")
-        self.notes = 0
-        self.gone: dict[bytes, None] = {}
+        self.is_stateful = is_stateful
+        self.expires_at = float("-inf")
+        self.requests = 0
+        self.destroyed_ids: dict[bytes, None] = {}
 
     def __repr__(self) -> str:
-        return f"<Stay at {self.backend} until {self.until:g}{', bound' if self.is_bound else ''}>"
+        return f"<AffinityEntry {self.backend} until {self.expires_at:g}{', stateful' * self.is_stateful}>"
 
-    def destroyed(self, identifiers: Collection[bytes]) -> None:
-        """These objects are no more, whatever others still say."""
-        self.gone.update(dict.fromkeys(identifiers))
-        while len(self.gone) > _MOST_GONE:
-            del self.gone[next(iter(self.gone))]
+    def add_destroyed(self, identifiers: Collection[bytes]) -> None:
+        """Record that the client has destroyed these objects; at most 1,000 are remembered."""
+        self.destroyed_ids.update(dict.fromkeys(identifiers))
+        while len(self.destroyed_ids) > _MAX_DESTROYED:
+            del self.destroyed_ids[next(iter(self.destroyed_ids))]
 
 
 class Affinity:
-    """Remembers, for ``window`` seconds after each such request, the backends of each client. Times are trio's.
+    """The affinity entries of all clients. An entry lasts ``window`` seconds after each request that creates it.
 
-    Where key managers share their objects (``is_shared``), only what they hold for themselves binds: requests of the
-    effect BOUND follow each other, and nothing else does. Backends are known as in Backend.stable_id.
+    If the key managers share their objects (``is_shared``), only requests of the effect STATEFUL create entries, and
+    only stateful requests follow them. Backends are given by their name in marks.
     """
 
-    def __init__(self, window: float, *, is_shared: bool = True, most: int = _MOST) -> None:
+    def __init__(self, window: float, *, is_shared: bool = True, max_clients: int = _MAX_CLIENTS) -> None:
         self._window = window
         self.is_shared = is_shared
-        self._most = most
-        #: Clients, and the stays of each, in the order in which they were noted last.
-        self._of: dict[_Client, list[Stay]] = {}
-        #: Until when somebody under an identity has lately changed something on a backend.
+        self._max_clients = max_clients
+        #: Clients in the order of their latest note; each client's entries in the order of theirs.
+        self._entries: dict[_Client, dict[_Key, AffinityEntry]] = {}
+        #: Until when an identity counts as having changed objects on a backend.
         self._changed: dict[tuple[str, str], float] = {}
 
     def __repr__(self) -> str:
-        return f"<Affinity of {len(self._of)} clients>"
+        return f"<Affinity of {len(self._entries)} clients>"
 
     def __len__(self) -> int:
-        return len(self._of)
+        return len(self._entries)
 
-    def note(self, principal: Principal, effect: Effect, backend: str, now: float) -> Stay | None:
-        """A request of this effect is about to run on a backend, or has run there: the client's next ones follow it.
+    def note(self, principal: Principal, effect: Effect, backend: str, now: float) -> AffinityEntry | None:
+        """Create or renew the client's entry for a backend: a request of this effect is being sent, or was answered.
 
-        Gives what to ``drop`` if it did not run after all; None where it binds nothing.
+        Return the entry, for ``drop`` if the request turns out not to have run; None if such a request creates none.
         """
-        is_bound = effect is Effect.BOUND
-        if not is_bound and (self.is_shared or effect < Effect.BOUND):
+        is_stateful = effect is Effect.STATEFUL
+        if not is_stateful and (self.is_shared or effect < Effect.STATEFUL):
             return None
-        client = _client(principal)
-        stays = [one for one in self._of.pop(client, ()) if one.until > now]
-        stay = next((one for one in stays if one.backend == backend and one.is_bound is is_bound), None)
-        if stay is None:
-            stay = Stay(backend, is_bound=is_bound)
-        else:
-            stays.remove(stay)
-        stay.until = now + self._window
-        stay.notes += 1
+        client, key = _client(principal), (backend, is_stateful)
+        entries = self._entries.pop(client, {})
+        entry = entries.pop(key, None)
+        if entry is None or entry.expires_at <= now:
+            entry = AffinityEntry(backend, is_stateful=is_stateful)
+        entry.expires_at = now + self._window
+        entry.requests += 1
         self._forget(now)
-        self._of[client] = [*stays, stay]
-        if not is_bound:
+        live = {key: other for key, other in entries.items() if other.expires_at > now}
+        self._entries[client] = {**live, key: entry}  # now the latest entry of the latest client
+        if not is_stateful:
             self._note_change((principal.identity.name, backend), now)
-        return stay
+        return entry
 
     def _note_change(self, changed: tuple[str, str], now: float) -> None:
-        if changed not in self._changed:  # backends come and go with the addresses of a name
-            self._changed = {one: until for one, until in self._changed.items() if until > now}
+        if changed not in self._changed:  # backends come and go with the addresses of a name: remove expired ones
+            self._changed = {key: until for key, until in self._changed.items() if until > now}
         self._changed[changed] = now + self._window
 
-    def drop(self, principal: Principal, stay: Stay) -> None:
-        """What was noted did not run: the stay ends, unless it was noted for another request, too."""
-        stay.notes -= 1
-        client = _client(principal)
-        stays = self._of.get(client, [])
-        if not stay.notes and stay in stays:
-            stays.remove(stay)
-            if not stays:
-                del self._of[client]
+    def drop(self, principal: Principal, entry: AffinityEntry) -> None:
+        """Undo one ``note``: remove the entry, unless another request has also created or renewed it."""
+        entry.requests -= 1
+        client, key = _client(principal), (entry.backend, entry.is_stateful)
+        entries = self._entries.get(client, {})
+        if not entry.requests and entries.get(key) is entry:
+            del entries[key]
+            if not entries:
+                del self._entries[client]
 
-    def stays(self, principal: Principal, now: float, *, is_bound: bool) -> list[Stay]:
-        """What a client left where, the last first; a backend may stand there twice.
+    def entries(self, principal: Principal, now: float, *, is_stateful: bool) -> list[AffinityEntry]:
+        """Return a client's entries, the latest first; a backend may have two.
 
-        For a request that may depend on what a key manager holds for itself (``is_bound``), what is so held comes
-        first; for others it does not count.
+        For a request that may depend on state of one server (``is_stateful``), stateful entries come first; for any
+        other request they are left out.
         """
-        if is_bound < self.is_shared:
+        if self.is_shared and not is_stateful:
             return []
-        stays = reversed(self._of.get(_client(principal), ()))
-        found = [stay for stay in stays if stay.until > now and stay.is_bound <= is_bound]
-        return sorted(found, key=lambda stay: not stay.is_bound)
+        latest_first = reversed(self._entries.get(_client(principal), {}).values())
+        found = [entry for entry in latest_first if entry.expires_at > now and (is_stateful or not entry.is_stateful)]
+        return sorted(found, key=lambda entry: not entry.is_stateful)
 
     def changed_lately(self, identity: str, backend: str, now: float) -> bool:
-        """Whether anybody under an identity has changed something on a backend within the window."""
+        """Return True if any client of an identity has changed objects on a backend within the window."""
         return self._changed.get((identity, backend), now) > now
 
     def _forget(self, now: float) -> None:
-        """Let go of those whose window has ended, and of the oldest where there are too many."""
-        while self._of:
-            oldest = next(iter(self._of))
-            if max(stay.until for stay in self._of[oldest]) > now and len(self._of) < self._most:
+        """Remove the oldest clients: all whose entries have expired, and more until there is space for one client."""
+        while self._entries:
+            oldest = next(iter(self._entries))
+            is_live = max(entry.expires_at for entry in self._entries[oldest].values()) > now
+            if is_live and len(self._entries) < self._max_clients:
                 break
-            del self._of[oldest]
+            del self._entries[oldest]
 
 
 def _client(principal: Principal) -> _Client:

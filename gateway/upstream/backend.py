@@ -23,7 +23,6 @@ from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.pool import Pool
 from gateway.upstream.slots import Slots
 
-_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 _CIRCUIT_STATES: Final = {
     CircuitState.CLOSED: "up",
     CircuitState.OPEN: "ejected",
@@ -93,7 +92,7 @@ class Backend:
 
     def accepts(self, effect: Effect) -> bool:
         """Return True if the backend's role allows requests of this effect."""
-        return effect <= _TOUCH or self.options.role == "rw"
+        return effect.is_read or self.options.role == "rw"
 
     def speaks(self, version: Version) -> bool:
         """Return True if the backend reported this protocol version, or has not reported any."""

@@ -24,8 +24,6 @@ _FAILING: Final = 1_000
 _DOWN: Final = 2_000
 _STANDBY: Final = 3_000  # it would answer with an error
 
-_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
-
 _DEFAULT_POLICY: Final = BalancingConfig().policy
 
 Choose = Callable[[Sequence[Backend]], Backend]
@@ -97,7 +95,7 @@ class Balancer:
         """
         if not self._takes_turns:
             return None
-        backend = next(self._turns[effect > _TOUCH], None)
+        backend = next(self._turns[not effect.is_read], None)
         if backend is None or not backend.health.serves or not backend.speaks(version):
             return None
         breaker = backend.breaker

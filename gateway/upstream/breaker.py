@@ -25,7 +25,6 @@ from typing import Final
 from gateway.config import FailoverConfig
 from gateway.policy import Effect
 
-_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 _TRIALS: Final = 8  # trials at once that must be reached, and answered, before the circuit closes
 _FIRST_PAUSE: Final = 1.0  # s
 _MAX_PAUSES: Final = 32  # more would not lengthen the pause, only overflow it
@@ -194,7 +193,7 @@ class Breaker:
     def allows(self, credential: str, effect: Effect, now: float) -> bool:
         """Return True if a request of this effect may be sent with this credential."""
         return self.is_quiet or all(
-            circuit.allows(now, is_change=effect > _TOUCH, is_for_changes=is_for_changes)
+            circuit.allows(now, is_change=not effect.is_read, is_for_changes=is_for_changes)
             for is_for_changes, circuit in self._relevant(credential, effect)
         )
 
@@ -217,7 +216,7 @@ class Breaker:
 
     def answered(self, credential: str, effect: Effect, now: float) -> None:
         """Count an answer to a request. An answered change also counts as an answered read."""
-        for kind in (False, True) if effect > _TOUCH else (False,):
+        for kind in (False,) if effect.is_read else (False, True):
             for key in ((credential, kind), (_ALL, kind)):
                 circuit = self._circuits.get(key)
                 if circuit is not None:
@@ -231,7 +230,7 @@ class Breaker:
 
         Return the credential whose circuit opened, "" for that of all credentials, or None if no circuit opened.
         """
-        is_change = effect > _TOUCH
+        is_change = not effect.is_read
         opened = None
         if self._circuit(credential, is_change=is_change).failed(credential, began, now, 1):
             opened = credential
@@ -247,12 +246,12 @@ class Breaker:
     def overdue(self, credential: str, effect: Effect) -> None:
         """Prefer other backends until this one answers a request of this kind."""
         for name in (credential, _ALL):
-            self._circuit(name, is_change=effect > _TOUCH).is_overdue = True
+            self._circuit(name, is_change=not effect.is_read).is_overdue = True
 
     def not_overdue(self, credential: str, effect: Effect) -> None:
         """Undo ``overdue``: the request has ended without an answer; ``failed`` counts that if it is a failure."""
         for name in (credential, _ALL):
-            circuit = self._circuits.get((name, effect > _TOUCH))
+            circuit = self._circuits.get((name, not effect.is_read))
             if circuit is not None:
                 circuit.is_overdue = False
 
@@ -262,7 +261,7 @@ class Breaker:
 
     def _relevant(self, credential: str, effect: Effect) -> Iterable[tuple[bool, Circuit]]:
         """Yield the circuits that a request must pass, with their kinds. A change must also pass those for reads."""
-        for kind in (False, True) if effect > _TOUCH else (False,):
+        for kind in (False,) if effect.is_read else (False, True):
             for name in (credential, _ALL):
                 circuit = self._circuits.get((name, kind))
                 if circuit is not None:

@@ -1,42 +1,44 @@
-"""Marks: how a value that one key manager gave finds its way back there, through any gateway that has the same keys.
+"""Marks: a correlation value or ticket finds its way back to the key manager that issued it, through any gateway.
 
-A mark is put before a correlation value or a ticket on its way to the client, and taken off on its way back. It says
-which backend gave the value, and proves that this gateway, or one with its keys, put it there: for this client, before
-this value. Nothing is remembered.
+The gateway puts a mark before such a value on its way to the client, and takes the mark off when the client shows the
+value. The mark names the backend and proves that a gateway with one of our keys put it there: for this client, before
+this value. Nothing is remembered, so that a mark survives a restart and works at every gateway with the same keys.
 
-    "kgw", format | which backend, 4 bytes | proof, 8 bytes | the key manager's own value
+    "kgw", format 1 | backend, 4 bytes | proof, 8 bytes | the key manager's own value
+
+See "The purpose of marks" in gateway/dispatcher/replication.py.
 """
 
 import hmac
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gateway.identity import Principal
 from gateway.kmip import ttlv
-from gateway.kmip.binding import Bound, Kind, presented
+from gateway.kmip.binding import ValueKind, ValueSpan, presented
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Tag
 from gateway.policy import Refusal
 
 _MAGIC: Final = b"kgw\x01"
-_SELECTOR: Final = 4
+_SELECTOR: Final = 4  # bytes that name the backend
 _PROOF: Final = 8
 _CHECKED: Final = 1 << 30  # depth, items and fields were counted when the request came
 SIZE: Final = len(_MAGIC) + _SELECTOR + _PROOF  # bytes that a value grows by; a multiple of eight, as padding is
 
 _REFUSALS: Final = {
-    Kind.ASYNCHRONOUS: Refusal.UNKNOWN_ASYNCHRONOUS_VALUE,
-    Kind.STREAM: Refusal.UNKNOWN_CORRELATION_VALUE,
-    Kind.TICKET: Refusal.UNKNOWN_TICKET,
+    ValueKind.ASYNCHRONOUS: Refusal.UNKNOWN_ASYNCHRONOUS_VALUE,
+    ValueKind.STREAM: Refusal.UNKNOWN_CORRELATION_VALUE,
+    ValueKind.TICKET: Refusal.UNKNOWN_TICKET,
 }
 
 
 class Taken(NamedTuple):
-    """A request without the marks that it came with, and the backend that they name, if any; or why it is refused.
+    """A request without its marks, and the backend that the marks name, if any; or ``refusal``: why it is refused.
 
-    ``is_ticket`` says that nothing but a ticket binds it.
+    ``is_ticket`` is True if all marks stood before tickets.
     """
 
     request: Request
@@ -46,7 +48,7 @@ class Taken(NamedTuple):
 
 
 class Marks:
-    """Puts marks on and takes them off. The first of ``keys`` makes them, each of them is accepted."""
+    """Puts marks on values and takes them off. The first of ``keys`` makes marks, all keys are accepted."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._keys = tuple(keys)
@@ -54,69 +56,82 @@ class Marks:
     def __repr__(self) -> str:
         return f"<Marks by {len(self._keys)} keys>"
 
-    def put(self, response: Response, values: Iterable[Bound], principal: Principal, backend: str) -> bytes:
-        """The frame of a backend's response, with a mark before each of the ``values`` that it gives."""
+    def put(self, response: Response, values: Iterable[ValueSpan], principal: Principal, backend: str) -> bytes:
+        """Return the frame of a backend's response, with a mark before each of ``values``."""
         frame, key = response.frame, self._keys[0]
         marked = {}
-        for bound in values:
-            value = frame[bound.start : bound.end]
-            marked[bound.start] = _mark(key, bound.kind, principal, _selector(key, backend), value) + value
+        for span in values:
+            value = frame[span.start : span.end]
+            marked[span.start] = _mark(key, span.kind, principal, _selector(key, backend), value) + value
         return ttlv.splice(frame, marked)
 
     def take(
         self, request: Request, principal: Principal, backends: Collection[str], *, leave_room: bool = False
     ) -> Taken:
-        """Take the marks off a request. ``backends`` are the names of all there are.
+        """Take the marks off a request. ``backends`` are the names of all backends, as in marks.
 
-        A value without a mark stays. A mark that is not of these keys, for this client, is refused, as is a good one of
-        a backend that is not there, and as are the marks of two backends in one request. To ``leave_room`` is to lower
-        the client's Maximum Response Size by what marks would add to the answer: the key manager refuses what would not
-        fit before it does anything.
+        Refused: a mark with an invalid proof, a mark of an unknown backend, and marks of two backends in one request. A
+        value without a mark passes unchanged. ``leave_room`` lowers the client's Maximum Response Size by the size of
+        the marks that the answer may need, so that the key manager refuses an answer that would not fit, before it does
+        anything.
         """
-        bare: dict[int, bytes] = {}
-        known: dict[tuple[Kind, bytes], bytes | None] = {}
-        selectors: set[bytes] = set()
-        kinds: set[Kind] = set()
-        for bound in presented(request):
-            value = request.frame[bound.start : bound.end]
-            if not value.startswith(_MAGIC):
-                continue
-            if (bound.kind, value) not in known:
-                known[bound.kind, value] = self._verified(bound.kind, principal, value)
-            selector = known[bound.kind, value]
-            if selector is None:
-                return Taken(request, refusal=_REFUSALS[bound.kind])
-            selectors.add(selector)
-            kinds.add(bound.kind)
-            bare[bound.start] = value[SIZE:]
-        named = {_selector(key, name): name for key in self._keys for name in backends} if selectors else {}
-        found = {named.get(selector, "") for selector in selectors}
-        if len(found) > 1:
+        frame = request.frame
+        spans = [span for span in presented(request) if frame.startswith(_MAGIC, span.start, span.end)]
+        selectors: dict[tuple[ValueKind, bytes], bytes] = {}  # a value that stands often is verified once
+        for span in spans:
+            value = frame[span.start : span.end]
+            if (span.kind, value) not in selectors:
+                selector = self._verify(span.kind, principal, value)
+                if selector is None:
+                    return Taken(request, refusal=_REFUSALS[span.kind])
+                selectors[span.kind, value] = selector
+        is_ticket = bool(spans) and all(span.kind is ValueKind.TICKET for span in spans)
+        named = self._names_of(selectors, backends)
+        if len(named) > 1:
             return Taken(request, refusal=Refusal.SEVERAL_BACKENDS)
-        if found == {""}:
-            return Taken(request, refusal=Refusal.UNKNOWN_TICKET if kinds == {Kind.TICKET} else Refusal.NO_BACKEND)
-        most, room = request.maximum_response_size, SIZE * len(request.items)
-        if leave_room and most is not None and most > room:
-            bare[request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]] = (most - room).to_bytes(4, "big")
-        if bare:
-            frame = ttlv.splice(request.frame, bare)
-            request = decode_request(frame, max_depth=_CHECKED, max_items=_CHECKED, max_fields=_CHECKED)
-        return Taken(request, next(iter(found), ""), is_ticket=kinds == {Kind.TICKET})
+        if named == {""}:
+            return Taken(request, refusal=Refusal.UNKNOWN_TICKET if is_ticket else Refusal.NO_BACKEND)
+        changes = {span.start: frame[span.start + SIZE : span.end] for span in spans}
+        if leave_room:
+            changes |= _lower_maximum_response_size(request)
+        return Taken(_with_changes(request, changes), next(iter(named), ""), is_ticket=is_ticket)
 
-    def _verified(self, kind: Kind, principal: Principal, value: bytes) -> bytes | None:
-        """What stands for the backend in a marked value; None where the mark is not good."""
+    def _names_of(self, selectors: Mapping[tuple[ValueKind, bytes], bytes], backends: Collection[str]) -> set[str]:
+        """Return the backends that selectors stand for; "" for an unknown backend."""
+        if not selectors:
+            return set()
+        names = {_selector(key, name): name for key in self._keys for name in backends}
+        return {names.get(selector, "") for selector in selectors.values()}
+
+    def _verify(self, kind: ValueKind, principal: Principal, value: bytes) -> bytes | None:
+        """Return the selector, which stands for the backend, in a marked value; None if the proof is invalid."""
         mark, value = value[:SIZE], value[SIZE:]
         selector = mark[len(_MAGIC) : len(_MAGIC) + _SELECTOR]
-        kinds = (Kind.TICKET, Kind.DELEGATED) if kind is Kind.TICKET else (kind,)
+        kinds = (ValueKind.TICKET, ValueKind.DELEGATED) if kind is ValueKind.TICKET else (kind,)
         for key in self._keys:
-            if any(hmac.compare_digest(mark, _mark(key, one, principal, selector, value)) for one in kinds):
+            if any(hmac.compare_digest(mark, _mark(key, kind, principal, selector, value)) for kind in kinds):
                 return selector
         return None
 
 
-def _mark(key: bytes, kind: Kind, principal: Principal, selector: bytes, value: bytes) -> bytes:
-    # A ticket for others may be shown by others, under the same identity: that is what it is for.
-    client = () if kind is Kind.DELEGATED else (principal.issuer, principal.subject)
+def _lower_maximum_response_size(request: Request) -> dict[int, bytes]:
+    """Return the client's Maximum Response Size less a mark for each item, by its position; nothing if that is 0."""
+    most, room = request.maximum_response_size, SIZE * len(request.items)
+    if most is None or most <= room:
+        return {}
+    return {request.fields[Tag.MAXIMUM_RESPONSE_SIZE][0]: (most - room).to_bytes(4, "big")}
+
+
+def _with_changes(request: Request, changes: Mapping[int, bytes]) -> Request:
+    if not changes:
+        return request
+    frame = ttlv.splice(request.frame, changes)
+    return decode_request(frame, max_depth=_CHECKED, max_items=_CHECKED, max_fields=_CHECKED)
+
+
+def _mark(key: bytes, kind: ValueKind, principal: Principal, selector: bytes, value: bytes) -> bytes:
+    # The ticket of a Delegated Login may be shown by any client of the same identity: its proof names no client.
+    client = () if kind is ValueKind.DELEGATED else (principal.issuer, principal.subject)
     named = "\0".join((kind.value, principal.identity.name, *client)).encode()
     proof = hmac.digest(key, len(named).to_bytes(4, "big") + named + selector + value, "sha256")[:_PROOF]
     return _MAGIC + selector + proof

@@ -4,7 +4,6 @@ A wait ends with a session, or with an error after which the dispatcher may try 
 """
 
 from collections.abc import Callable, Hashable
-from typing import Final
 
 import trio
 
@@ -12,8 +11,6 @@ from gateway.errors import BackendError, PoolBusyError, Stage
 from gateway.policy import Effect
 from gateway.upstream.queue import FairQueue
 from gateway.upstream.session import Session
-
-_TOUCH: Final = Effect.TOUCH  # access to an enum member is slow
 
 
 class Waiter:
@@ -82,7 +79,7 @@ class Waiters(FairQueue[Waiter]):
                 return
             if waiter.effect is None:
                 continue
-            is_change = waiter.effect > _TOUCH
+            is_change = not waiter.effect.is_read
             if is_change not in left:
                 left[is_change] = room(waiter.effect)
             if left[is_change] > 0:

@@ -13,6 +13,7 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
 from gateway.policy import Refusal
 from tests.kit.clients import WARM, Tally, client, maintain
+from tests.kit.deployment import Deployment, deployment, principal
 from tests.kit.fake_backends import (
     Connection,
     answers,
@@ -21,35 +22,34 @@ from tests.kit.fake_backends import (
     name_in,
     never_answers,
 )
-from tests.test_dispatcher import House, house, principal
 
 # A request that breaks sessions ---------------------------------------------------------------------------------------
 
 
 def hangs_up_on_poison(connection: Connection, request: Request) -> None:
-    """As a key manager that crashes on an odd request."""
+    """Hang up on the request "poison", as a key manager that crashes on an odd request."""
     if name_in(request) == "poison":
         connection.hang_up()
     else:
         answers(connection, request)
 
 
-async def opens_sessions(it: House, number: int) -> None:
-    """So many clients ask at once."""
+async def opens_sessions(it: Deployment, number: int) -> None:
+    """Let a number of clients ask at once, so that each opens a session."""
     async with trio.open_nursery() as clients:
         for _ in range(number):
             clients.start_soon(it.ask, ask("key"))
 
 
-def closed(it: House) -> int:
+def closed(it: Deployment) -> int:
     """The number of sessions that were closed."""
     return sum(observer.closed.total() for observer in it.observers)
 
 
 @pytest.mark.parametrize("operation", [Operation.GET, Operation.CREATE])
 @in_virtual_time
-async def test_a_poisonous_request_costs_a_few_sessions_and_ejects_nobody(operation: Operation) -> None:
-    async with house("atlanta", "london", "paris", "tokyo", places=64) as it:
+async def test_a_poisonous_request_costs_a_few_sessions_and_ejects_no_backend(operation: Operation) -> None:
+    async with deployment("atlanta", "london", "paris", "tokyo", max_sessions=64) as it:
         for key_manager in it.key_managers:
             key_manager.behaviour = hangs_up_on_poison
             key_manager.operation_cost = 0.2
@@ -68,7 +68,7 @@ async def test_a_poisonous_request_costs_a_few_sessions_and_ejects_nobody(operat
 
 @in_virtual_time
 async def test_poison_once_a_second_leaves_other_clients_their_sessions() -> None:
-    async with house("atlanta", "london", "paris", "tokyo", places=64, pool=WARM) as it:
+    async with deployment("atlanta", "london", "paris", "tokyo", max_sessions=64, pool=WARM) as it:
         for key_manager in it.key_managers:
             key_manager.behaviour = hangs_up_on_poison
         maintain(it)
@@ -89,8 +89,8 @@ async def test_poison_once_a_second_leaves_other_clients_their_sessions() -> Non
 
 
 @in_virtual_time
-async def test_poison_of_two_identities_ejects_nobody_for_a_third() -> None:
-    async with house("atlanta", "london", places=64, pool=WARM) as it:
+async def test_poison_of_two_identities_ejects_no_backend_for_a_third() -> None:
+    async with deployment("atlanta", "london", max_sessions=64, pool=WARM) as it:
         for key_manager in it.key_managers:
             key_manager.behaviour = hangs_up_on_poison
         maintain(it)
@@ -111,8 +111,8 @@ async def test_poison_of_two_identities_ejects_nobody_for_a_third() -> None:
 # A key manager that crashes -------------------------------------------------------------------------------------------
 
 
-def crash(it: House, place: int) -> None:
-    """It resets every connection, and refuses new ones."""
+def crash(it: Deployment, place: int) -> None:
+    """Reset every connection to a key manager, and refuse new ones."""
     key_manager = it.key_managers[place]
     key_manager.refuse()
     for connection in key_manager.open_connections:
@@ -123,7 +123,7 @@ def crash(it: House, place: int) -> None:
 @pytest.mark.parametrize("clients", [20, 240])
 @in_virtual_time
 async def test_reads_survive_the_crash_of_one_of_two_key_managers(clients: int) -> None:
-    async with house("atlanta", "london", places=256, pool=WARM) as it:
+    async with deployment("atlanta", "london", max_sessions=256, pool=WARM) as it:
         for key_manager in it.key_managers:
             key_manager.operation_cost = 0.2
         maintain(it)
@@ -140,11 +140,11 @@ async def test_reads_survive_the_crash_of_one_of_two_key_managers(clients: int) 
         assert tally.outcomes["ok"] >= clients
 
 
-# A key manager that is half dead --------------------------------------------------------------------------------------
+# A key manager that answers health checks only ------------------------------------------------------------------------
 
 
 def answers_probes_only(connection: Connection, request: Request) -> None:
-    """As with a database that hangs."""
+    """Answer health checks only, as a key manager whose database hangs."""
     if name_in(request):
         connection.execute(request)
     else:
@@ -157,7 +157,7 @@ async def test_a_half_dead_key_manager_is_hardly_noticed_after_a_minute(creates:
     def request(number: int, turn: int) -> Request:
         return ask("key", Operation.CREATE if (number * 7 + turn) % 100 < creates else Operation.GET)
 
-    async with house("atlanta", "london", places=64, pool=WARM) as it:
+    async with deployment("atlanta", "london", max_sessions=64, pool=WARM) as it:
         maintain(it)
         tally = Tally()
         async with trio.open_nursery() as clients:
@@ -187,7 +187,7 @@ async def test_a_half_dead_key_manager_is_hardly_noticed_after_a_minute(creates:
 
 @in_virtual_time
 async def test_a_read_that_hangs_once_does_not_keep_a_backend_from_its_share() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].behaviour = never_answers
         await it.ask(ask("key"))
         it.key_managers[0].recover()
@@ -202,8 +202,8 @@ async def test_a_read_that_hangs_once_does_not_keep_a_backend_from_its_share() -
 # Sessions that are dead -----------------------------------------------------------------------------------------------
 
 
-async def opens_dead_sessions(it: House, number: int) -> None:
-    """So many sessions are idle to each key manager. A firewall has forgotten them, and swallows all requests."""
+async def opens_dead_sessions(it: Deployment, number: int) -> None:
+    """Open idle sessions to each key manager, which a firewall then forgets: requests on them are lost."""
     for key_manager in it.key_managers:
         key_manager.operation_cost = 0.2
     await opens_sessions(it, number * len(it.key_managers))
@@ -223,7 +223,7 @@ async def opens_dead_sessions(it: House, number: int) -> None:
 @pytest.mark.parametrize("names", [["atlanta"], ["atlanta", "london"]], ids=len)
 @in_virtual_time
 async def test_a_dead_session_costs_a_read_a_second_and_the_others_are_validated(names: list[str]) -> None:
-    async with house(*names, places=8) as it:
+    async with deployment(*names, max_sessions=8) as it:
         await opens_dead_sessions(it, 4)
 
         tally = Tally()
@@ -233,14 +233,17 @@ async def test_a_dead_session_costs_a_read_a_second_and_the_others_are_validated
 
         await trio.sleep(4)  # longer than a validation may take
         pool = it.backends[0].pools["red"]
-        assert (pool.statistics().idle, pool.statistics().busy) == (1, 1)  # a fresh one, and the one that is doubted
+        assert (pool.statistics().idle, pool.statistics().busy) == (
+            1,
+            1,
+        )  # a fresh session, and the first, which still waits for its answer
         await trio.sleep(30)
-        assert it.nothing_is_left_behind()
+        assert it.has_only_idle_sessions()
 
 
 @in_virtual_time
 async def test_dead_sessions_do_not_eject_a_backend_that_answers_on_others() -> None:
-    async with house("atlanta", places=8) as it:
+    async with deployment("atlanta", max_sessions=8) as it:
         await opens_dead_sessions(it, 4)
 
         tally = Tally()
@@ -257,7 +260,7 @@ async def test_dead_sessions_do_not_eject_a_backend_that_answers_on_others() -> 
 
 @in_virtual_time
 async def test_a_dead_session_costs_a_change_its_validation() -> None:
-    async with house("atlanta", places=8) as it:
+    async with deployment("atlanta", max_sessions=8) as it:
         await opens_dead_sessions(it, 4)
         tally = Tally()
         await tally.ask(it, ask("key", Operation.CREATE))
@@ -272,7 +275,7 @@ async def test_a_dead_session_costs_a_change_its_validation() -> None:
 @pytest.mark.parametrize("operation", [Operation.CREATE, Operation.GET])
 @in_virtual_time
 async def test_an_answer_that_arrived_while_the_process_stood_still_counts(operation: Operation) -> None:
-    async with house("atlanta") as it:
+    async with deployment("atlanta") as it:
         await it.ask(ask("key"))
         it.key_managers[0].operation_cost = 1.0
         clock = trio.lowlevel.current_clock()
@@ -290,13 +293,13 @@ async def test_an_answer_that_arrived_while_the_process_stood_still_counts(opera
 
 
 class Leaver:
-    """A client that leaves at some time, and its answer."""
+    """A client that disconnects when the test says so, and its answer."""
 
     def __init__(self) -> None:
         self.has_left = False
         self.answer: Answer | None = None
 
-    async def ask(self, it: House, request: Request) -> None:
+    async def ask(self, it: Deployment, request: Request) -> None:
         self.answer = await it.dispatcher.dispatch(request, principal("red", "leaver"), lambda: self.has_left)
 
 
@@ -306,7 +309,7 @@ class Leaver:
 async def test_a_read_whose_client_left_gives_its_session_to_a_request_that_waits(
     names: list[str], leaves_first: bool
 ) -> None:
-    async with house(*names, places=1) as it:
+    async with deployment(*names, max_sessions=1) as it:
         maintain(it)
         for key_manager in it.key_managers:
             key_manager.behaviour = never_answers_clients
@@ -335,7 +338,7 @@ async def test_a_read_whose_client_left_gives_its_session_to_a_request_that_wait
 
 
 def never_answers_clients(connection: Connection, request: Request) -> None:
-    """As never_answers; health checks are answered."""
+    """Never answer, except health checks."""
     if name_in(request):
         never_answers(connection, request)
     else:
@@ -344,7 +347,7 @@ def never_answers_clients(connection: Connection, request: Request) -> None:
 
 @in_virtual_time
 async def test_a_change_whose_client_left_keeps_its_session() -> None:
-    async with house("atlanta", places=1) as it:
+    async with deployment("atlanta", max_sessions=1) as it:
         maintain(it)
         it.key_managers[0].operation_cost = 3.0
         leaver, tally = Leaver(), Tally()

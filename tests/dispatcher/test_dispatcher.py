@@ -1,290 +1,529 @@
-"""The dispatcher: queues, short outages, errors of the key manager's own, and requests that are cancelled."""
+"""Requests and answers: one request in, one answer out. (Each fault by itself: test_dispatcher_faults.)"""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Final, NamedTuple
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
 
-from gateway.config import Balancing, HealthConfig
-from gateway.dispatcher import DispatcherSettings
-from gateway.kmip import compose
-from gateway.kmip.messages import Request
-from gateway.kmip.spec import Operation, ResultReason, ResultStatus
-from gateway.upstream.balancer import Balancer
-from gateway.upstream.health import Verdict
-from tests.kit.clients import WARM, Tally, client, failures_of, maintain
-from tests.kit.fake_backends import Connection, FakeKeyManager, ask, in_virtual_time, name_in, never_answers
-from tests.kit.streams import CancelAtStep
-from tests.test_dispatcher import House, house
-from tests.test_failover import FAULTS, REQUESTS
+from gateway.config import DeadlinesConfig
+from gateway.dispatcher import Answer, DispatcherSettings
+from gateway.errors import StreamClosedError
+from gateway.kmip.decode import decode_response
+from gateway.kmip.messages import Request, Version
+from gateway.kmip.spec import Operation
+from gateway.policy import Effect, Refusal, effect_of
+from gateway.upstream.maintenance import maintain_pools
+from gateway.upstream.session import Session
+from tests.kit.deployment import CREDENTIALS, deployment, name_of, principal, refusal
+from tests.kit.fake_backends import (
+    SETTINGS,
+    Behaviour,
+    Connection,
+    FakeKeyManager,
+    answer_to,
+    answers,
+    ask,
+    breaks_while_it_is_asked,
+    in_virtual_time,
+    lease,
+    name_in,
+    never_answers,
+)
 
-# A read that breaks once ----------------------------------------------------------------------------------------------
+
+class FakePayer:
+    """A payer that holds at most ``limit`` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def hold(self, size: int) -> str | None:
+        if self.held + size > self.limit:
+            return "limit"
+        self.held += size
+        return None
 
 
+def _answers_in_parts(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    frame = answer_to(request)
+    if name_in(request):
+        connection.say(frame[:50], frame[50:])
+    else:
+        connection.say(frame)
+
+
+# Bytes of answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "why", "words"),
+    [
+        (Operation.GET, Refusal.OVERLOADED, "try again later"),
+        (Operation.CREATE, Refusal.OUTCOME_UNKNOWN, "outcome is unknown"),
+    ],
+)
 @in_virtual_time
-async def test_a_read_that_breaks_once_at_the_only_key_manager_is_sent_again() -> None:
-    async with house("atlanta") as it:
-        answered = it.key_managers[0].behaviour
-
-        def breaks_once(connection: Connection, request: Request) -> None:
-            it.key_managers[0].behaviour = answered
-            connection.execute(request)
-            connection.hang_up()
-
-        it.key_managers[0].behaviour = breaks_once
-        tally = Tally()
-        await tally.ask(it, ask("key"))
-        assert tally.outcomes == {"ok": 1}
-        assert len(it.executed) == 2
-
-
-# Queues ---------------------------------------------------------------------------------------------------------------
-
-
-def freeze(key_manager: FakeKeyManager) -> None:
-    """As SIGSTOP: what is under way is not answered, and nothing else is."""
-    key_manager.behaviour = never_answers
-    key_manager.is_reachable = False
-    for connection in key_manager.open_connections:
-        connection._said.clear()
-
-
-@in_virtual_time
-async def test_reads_that_wait_at_a_frozen_key_manager_move_to_one_that_has_room() -> None:
-    async with house("atlanta", "london") as it:
-        maintain(it)
-        tally, creates = Tally(), Tally()
-        await it.ask(ask("warm", Operation.CREATE))
-        freeze(it.key_managers[0])
-        async with trio.open_nursery() as clients:
-            it.balancer.backends = it.balancer.backends  # turns begin anew: atlanta's is first
-            clients.start_soon(creates.ask, it, ask("key", Operation.CREATE))
-            await trio.sleep(0.01)
-            for _ in range(12):
-                clients.start_soon(tally.ask, it, ask("key"))
-            await trio.sleep(10)
-            clients.cancel_scope.cancel()
-        assert tally.outcomes == {"ok": 12}
-
-
-def every_tenth_creates(number: int, _turn: int) -> Request:
-    return ask("key", Operation.GET if number % 10 else Operation.CREATE)
-
-
-@pytest.mark.parametrize("places", [24, 32, 64])
-@in_virtual_time
-async def test_a_frozen_key_manager_costs_no_read_while_the_other_has_room(places: int) -> None:
-    async with house("atlanta", "london", places=places, pool=WARM) as it:
+async def test_an_answer_over_the_buffer_limit_is_refused_with_the_reason(
+    operation: int, why: Refusal, words: str
+) -> None:
+    """Each request is tried once, since every key manager's answer is as long, and counts against no backend."""
+    payer = FakePayer(60)
+    async with deployment("atlanta", "boston") as it:
         for key_manager in it.key_managers:
-            key_manager.operation_cost = 0.05
-        maintain(it)
-        reads, creates = Tally(), Tally()
-        async with trio.open_nursery() as clients:
-            for number in range(60):
-                tally = reads if number % 10 else creates
-                clients.start_soon(client, it, tally, number, 0.05 + number * 0.001, every_tenth_creates)
-            await trio.sleep(5)
-            reads.clear()
-            creates.clear()
-            freeze(it.key_managers[0])
-            await trio.sleep(20)
-            clients.cancel_scope.cancel()
-        assert reads.failures == 0
-
-
-@in_virtual_time
-async def test_requests_that_wait_at_a_key_manager_that_turns_down_go_elsewhere() -> None:
-    async with house("atlanta", "london", places=2) as it:
-        for key_manager in it.key_managers:
-            key_manager.operation_cost = 1.0
-        maintain(it)
-        await trio.sleep(1)
-        tally, creates = Tally(), Tally()
-        async with trio.open_nursery() as clients:
-            for _ in range(4):  # two at each: all slots are busy
-                clients.start_soon(creates.ask, it, ask("key", Operation.CREATE))
-            await trio.sleep(0.2)
-            freeze(it.key_managers[0])
-            for _ in range(4):
-                clients.start_soon(tally.ask, it, ask("key"))
-            await trio.sleep(0.3)
-            for _ in range(3):
-                it.backends[0].health.checked(Verdict.FAILS)
-            await trio.sleep(4)
-            clients.cancel_scope.cancel()
-        assert tally.outcomes == {"ok": 4}
-        assert tally.slowest < 3.5
-
-
-# Short outages --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seconds", [0.3, 2.0])
-@in_virtual_time
-async def test_a_single_key_manager_that_restarts_refuses_no_read(seconds: float) -> None:
-    async with house("atlanta", pool=WARM) as it:
-        maintain(it)
-        tally = Tally()
-        async with trio.open_nursery() as clients:
-            for number in range(20):
-                clients.start_soon(client, it, tally, number, 0.05)
-            await trio.sleep(2)
-            tally.clear()
-            it.key_managers[0].refuse()
-            it.key_managers[0].hang_up()
-            await trio.sleep(seconds)
-            it.key_managers[0].recover()
-            await trio.sleep(5)
-            clients.cancel_scope.cancel()
-        assert tally.failures == 0
-
-
-@in_virtual_time
-async def test_requests_wait_only_in_the_first_seconds_of_an_outage() -> None:
-    async with house("atlanta", pool=WARM) as it:
-        maintain(it)
-        await trio.sleep(1)
-        it.key_managers[0].refuse()
-        it.key_managers[0].hang_up()
-        first, later = Tally(), Tally()
-        await first.ask(it, ask("key", Operation.CREATE))
-        await trio.sleep(3)
-        await later.ask(it, ask("key", Operation.CREATE))
-        assert first.outcomes == later.outcomes == {"no_backend": 1}
-        assert 4 < first.slowest < 5.5
-        assert later.slowest < 0.5
-
-
-@in_virtual_time
-async def test_a_refused_credential_is_answered_at_once() -> None:
-    async with house("atlanta", pool=WARM) as it:
-        maintain(it, credential="blue")
-        it.key_managers[0].refused.add("red")
-        tally = Tally()
-        for _ in range(50):
-            await tally.ask(it, ask("key"))
-            await trio.sleep(0.1)
-        assert tally.outcomes == {"no_backend": 50}
-        assert tally.slowest < 0.2
-        assert len(it.key_managers[0].attempts) < 12
-
-
-# Errors of the key manager's own --------------------------------------------------------------------------------------
-
-
-def fails_with(reason: ResultReason) -> Callable[[Connection, Request], None]:
-    """As with a database or an HSM that is gone; health checks are answered well."""
-
-    def behaviour(connection: Connection, request: Request) -> None:
-        connection.execute(request)
-        status = ResultStatus.OPERATION_FAILED if name_in(request) else ResultStatus.SUCCESS
-        results = [
-            compose.Result(
-                status, item.operation, item.unique_batch_item_id, reason if name_in(request) else None, "no"
-            )
-            for item in request.items
-        ]
-        connection.say(compose.encode_response(request.version, results, now=0), at=trio.current_time() + 0.001)
-
-    return behaviour
-
-
-@pytest.mark.parametrize("policy", ["round-robin", "least-outstanding"])
-@in_virtual_time
-async def test_a_key_manager_that_fails_every_read_costs_none_beside_a_healthy_one(policy: Balancing) -> None:
-    async with house("atlanta", "london", places=64) as it:
-        it.balancer._choose = Balancer(it.backends, policy)._choose
-        it.balancer._takes_turns = policy == "round-robin"
-        it.balancer.backends = it.balancer.backends
-        it.key_managers[0].behaviour = fails_with(ResultReason.GENERAL_FAILURE)
-        it.key_managers[1].operation_cost = 0.05
-        tally = Tally()
-        async with trio.open_nursery() as clients:
-            for number in range(20):
-                clients.start_soon(client, it, tally, number, 0.0)
-            await trio.sleep(1)  # until it is ejected
-            tally.clear()
-            await trio.sleep(20)
-            clients.cancel_scope.cancel()
-        assert tally.failures == 0
-        assert it.backends[0].state in {"ejected", "half_open"}
-
-
-@in_virtual_time
-async def test_a_read_that_fails_at_one_key_manager_gets_the_answer_of_another() -> None:
-    async with house("atlanta", "london") as it:
-        it.key_managers[0].behaviour = fails_with(ResultReason.INTERNAL_SERVER_ERROR)
-        answer = await it.ask(ask("key"))
-        assert answer.backend is it.backends[1]
-        assert failures_of(it.backends[0]) == 1
-        assert len(it.executed) == 2
-
-
-@in_virtual_time
-async def test_a_read_that_fails_everywhere_speaks_against_nobody() -> None:
-    async with house("atlanta", "london", "paris") as it:
-        for key_manager in it.key_managers:
-            key_manager.behaviour = fails_with(ResultReason.CRYPTOGRAPHIC_FAILURE)
-        tally = Tally()
+            key_manager.behaviour = _answers_in_parts
         for _ in range(10):
-            await tally.ask(it, ask("key"))
-        assert tally.outcomes == {"failed": 10}
-        assert [failures_of(backend) for backend in it.backends] == [0, 0, 0]
-        assert len(it.executed) == 10 * 2  # each is tried on one more
+            answer = await it.dispatcher.dispatch(ask("key-1", operation), principal("red"), payer=payer)
+            assert refusal(answer)[0] is why
+            assert words in refusal(answer)[2]
+        assert len(it.executed) == 10
+        assert all(backend.breaker.is_quiet for backend in it.backends)
+        assert payer.held == 0
 
 
-@pytest.mark.parametrize("operation", [Operation.GET, Operation.CREATE])
 @in_virtual_time
-async def test_an_error_is_passed_on_if_it_is_a_changes_or_not_observed(operation: Operation) -> None:
-    async with house(
-        "atlanta", "london", times=DispatcherSettings(health=HealthConfig(observe=operation != Operation.GET))
-    ) as it:
-        it.key_managers[0].behaviour = fails_with(ResultReason.GENERAL_FAILURE)
-        answer = await it.ask(ask("key", operation))
-        assert answer.backend is it.backends[0]
-        assert failures_of(it.backends[0]) == 0
-        assert len(it.executed) == 1
+async def test_bytes_of_an_answer_are_held_and_released() -> None:
+    payer = FakePayer(1000)
+    async with deployment("atlanta") as it:
+        it.key_managers[0].behaviour = _answers_in_parts
+        answer = await it.dispatcher.dispatch(ask("key-1"), principal("red"), payer=payer)
+        assert name_of(answer) == "key-1"
+        assert payer.held == 0
 
 
-# Cancellation ---------------------------------------------------------------------------------------------------------
+# Without faults -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["read", "mutation"])
 @in_virtual_time
-async def test_a_request_that_is_cancelled_at_any_step_leaves_nothing_behind(name: str, fault: str) -> None:
-    step = 0
-    is_cancelled = True
-    while is_cancelled:
-        step += 1
-        async with house("atlanta", "london", places=2) as it:
-            for _ in range(2):
-                await it.ask(ask("warm"))
-            await trio.sleep(1.5)
-            FAULTS[fault].switch(it.key_managers[0])
-            is_cancelled = await cancelled_at(step, it, REQUESTS[name])
-            await trio.sleep(40)
-            counts = [pool.statistics() for backend in it.backends for pool in backend.pools.values()]
-            assert not any(count.busy or count.waiting or count.opening for count in counts), (step, counts)
-            assert [backend.slots.used for backend in it.backends] == [
-                sum(pool.statistics().idle for pool in backend.pools.values()) for backend in it.backends
-            ]
-            assert not any(backend.in_flight for backend in it.backends)
-            budgets = it.dispatcher._budgets.retries.values()
-            assert [(budget.held, budget.in_flight) for budget in budgets] == [(0, 0)] * len(budgets)
-    assert step > 5
+async def test_the_answer_is_the_key_managers_own_byte_for_byte() -> None:
+    async with deployment("atlanta") as it:
+        request = ask("key-1")
+
+        answer = await it.ask(request)
+
+        assert answer.frame == answer_to(request)
+        assert it.key_managers[0].connections[0].sent == [request.frame]
+        assert it.has_only_idle_sessions()
 
 
-async def cancelled_at(step: int, it: House, request: Request) -> bool:
-    """Four clients ask, and are cancelled at a step of trio's. Return False if they had ended before."""
-    with trio.CancelScope() as scope:
-        instrument = CancelAtStep(scope, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            async with trio.open_nursery() as clients:
-                for number in range(2):
-                    for credential in ("red", "blue"):
-                        clients.start_soon(it.ask, request, credential, f"client-{number}")
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    return scope.cancelled_caught
+@in_virtual_time
+async def test_key_managers_take_turns() -> None:
+    async with deployment("atlanta", "boston", "london", "paris") as it:
+        for number in range(40):
+            assert name_of(await it.ask(ask(f"key-{number}"))) == f"key-{number}"
+
+        assert [len(key_manager.executed) for key_manager in it.key_managers] == [10, 10, 10, 10]
+        assert it.has_only_idle_sessions()
+
+
+@in_virtual_time
+async def test_a_request_is_sent_with_its_identitys_credential_only() -> None:
+    async with deployment("atlanta", "london", max_sessions=2) as it:
+        async with trio.open_nursery() as clients:
+            for number in range(40):
+                credential = CREDENTIALS[number % 2]
+                clients.start_soon(it.ask, ask(f"{credential}-{number}"), credential)
+
+        assert len(it.executed) == 40
+        assert {(credential, name.partition("-")[0]) for credential, name in it.executed} == {
+            ("red", "red"),
+            ("blue", "blue"),
+        }
+
+
+# Nothing was sent -----------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_an_unreachable_backend_is_skipped_and_the_next_is_tried() -> None:
+    async with deployment("atlanta", "london") as it:
+        it.key_managers[0].refuse()
+
+        for number in range(10):
+            assert name_of(await it.ask(ask(f"key-{number}", Operation.CREATE))) == f"key-{number}"
+
+        assert len(it.key_managers[1].executed) == 10
+        assert len(it.key_managers[0].attempts) == 1  # later requests do not try it first
+
+
+@pytest.mark.parametrize(("version", "reason"), [((1, 0), 0x100), ((1, 4), 0x100), ((2, 0), 0x2A), ((2, 1), 0x2A)])
+@in_virtual_time
+async def test_no_reachable_backend_is_reported_in_the_clients_version(version: Version, reason: int) -> None:
+    async with deployment("atlanta", "london") as it:
+        for key_manager in it.key_managers:
+            key_manager.refuse()
+
+        answer = await it.ask(ask("key-1", version=version))
+
+        assert refusal(answer) == (Refusal.NO_BACKEND, reason, "no key manager can be reached")
+        assert decode_response(answer.frame).version == version
+        assert "refused (connect: connect)" in answer.detail  # for the log only
+        assert it.executed == []
+        assert it.has_only_idle_sessions()
+
+
+@in_virtual_time
+async def test_time_spent_on_connecting_is_not_taken_off_the_queue_time() -> None:
+    """Two attempts take three seconds each; the request may still wait for the third key manager, which is busy."""
+    async with deployment("atlanta", "boston", "london", max_sessions=1) as it:
+        it.key_managers[0].is_reachable = it.key_managers[1].is_reachable = False
+        london = it.backends[2].pools["red"]
+        session = await lease(london)
+        answers_got: list[Answer] = []
+
+        async def client() -> None:
+            answers_got.append(await it.ask(ask("key-1", Operation.CREATE)))
+
+        it.nursery.start_soon(client)
+        await trio.sleep(8)
+        assert london.statistics().waiting == 1
+        london.give_back(session)
+        await trio.sleep(1)
+
+        assert [name_of(answer) for answer in answers_got] == ["key-1"]
+
+
+NOT_PASSED_ON = [
+    Operation.NOTIFY,
+    Operation.PUT,
+    Operation.SET_ENDPOINT_ROLE,
+    Operation.INTEROP,
+    Operation.REPROVISION,
+]
+
+
+@pytest.mark.parametrize("operation", NOT_PASSED_ON, ids=lambda operation: operation.name)
+@in_virtual_time
+async def test_a_refused_operation_reaches_no_key_manager(operation: Operation) -> None:
+    async with deployment("atlanta") as it:
+        alone = await it.ask(ask("key-1", operation, version=(2, 1)))
+        hidden = await it.ask(ask("key-1", Operation.GET, operation, numbered=True, version=(2, 1)))
+
+        assert refusal(alone)[:2] == (Refusal.NOT_SUPPORTED, 0x05)
+        assert [item.reason for item in decode_response(hidden.frame).items] == [0x05, 0x05]
+        assert it.key_managers[0].attempts == []
+
+
+# Time -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "reason"), [((1, 4), 0x100), ((2, 1), 0x3A)])
+@in_virtual_time
+async def test_all_waits_for_sessions_together_end_after_queue_timeout(version: Version, reason: int) -> None:
+    async with deployment("atlanta", "london", max_sessions=1) as it:
+        for backend in it.backends:
+            await lease(backend.pools["red"])
+
+        answer = await it.ask(ask("key-1", version=version))
+
+        assert trio.current_time() == pytest.approx(2 * 0.06 + 5.0)
+        assert refusal(answer) == (
+            Refusal.OVERLOADED,
+            reason,
+            "too many requests are waiting for key managers; try again later",
+        )
+        assert "no session free within 5 s" in answer.detail
+        assert it.executed == []
+        assert [backend.pools["red"].statistics().waiting for backend in it.backends] == [0, 0]
+
+
+@in_virtual_time
+async def test_a_full_queue_is_reported_at_once_without_a_backends_name() -> None:
+    async with deployment("atlanta", pool=SETTINGS.model_copy(update={"queue_length": 0}), max_sessions=1) as it:
+        await lease(it.backends[0].pools["red"])
+        began = trio.current_time()
+
+        answer = await it.ask(ask("key-1"))
+
+        assert trio.current_time() == began
+        assert answer.refusal is Refusal.OVERLOADED
+        assert b"atlanta" not in answer.frame
+        assert "atlanta" in answer.detail
+
+
+@in_virtual_time
+async def test_overload_is_reported_though_another_backend_is_unreachable() -> None:
+    async with deployment("atlanta", "london", max_sessions=1) as it:
+        await lease(it.backends[0].pools["red"])
+        it.key_managers[1].refuse()
+
+        answer = await it.ask(ask("key-1"))
+
+        assert answer.refusal is Refusal.OVERLOADED
+
+
+def answers_all_but_probes(connection: Connection, request: Request) -> None:
+    if name_in(request):
+        answers(connection, request)
+
+
+@in_virtual_time
+async def test_the_deadline_covers_validation_before_the_request_is_sent() -> None:
+    """Validations of idle sessions get no answer until the deadline; the request is not sent then."""
+    async with deployment("atlanta", "london", times=DispatcherSettings(deadlines=DeadlinesConfig(request=2.0))) as it:
+        for key_manager, backend in zip(it.key_managers, it.backends, strict=True):
+            backend.pools["red"].give_back(await lease(backend.pools["red"]))
+            key_manager.behaviour = answers_all_but_probes
+        await trio.sleep(2)
+        began = trio.current_time()
+
+        answer = await it.ask(ask("key-1", Operation.CREATE))
+
+        assert trio.current_time() == pytest.approx(began + 2.0)
+        assert answer.refusal in {Refusal.DEADLINE, Refusal.OVERLOADED}
+        assert it.executed == []
+
+
+@in_virtual_time
+async def test_a_change_without_an_answer_ends_as_outcome_unknown() -> None:
+    async with deployment("atlanta", "london") as it:
+        for key_manager in it.key_managers:
+            key_manager.behaviour = never_answers
+
+        answer = await it.ask(ask("key-1", Operation.CREATE))
+
+        assert trio.current_time() == pytest.approx(30.0)
+        why, reason, message = refusal(answer)
+        assert (why, reason) == (Refusal.OUTCOME_UNKNOWN, 0x100)
+        assert "unknown" in message
+        assert it.executed == [("red", "key-1")]
+        assert it.has_only_idle_sessions()
+
+
+@in_virtual_time
+async def test_a_cancelled_exchange_leaves_no_session_behind() -> None:
+    """As in a shutdown: the late answer must not reach another client."""
+    async with deployment("atlanta") as it:
+        it.key_managers[0].operation_cost = 2.0
+        with trio.move_on_after(1):
+            await it.ask(ask("slow", Operation.CREATE))
+        it.key_managers[0].operation_cost = 0.0
+
+        assert name_of(await it.ask(ask("fast"))) == "fast"
+        assert it.observers[0].results == {"cancelled": 1, "answered": 1}
+        assert it.has_only_idle_sessions()
+
+
+# Sessions that are lost while they are used ---------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_reads_move_to_another_backend_when_theirs_goes_down() -> None:
+    async with deployment("atlanta", "london") as it:
+        it.key_managers[0].behaviour = never_answers
+        got: dict[str, Answer] = {}
+
+        async def client(name: str, operation: Operation) -> None:
+            got[name] = await it.ask(ask(name, operation))
+
+        for name, operation in {"read": Operation.GET, "london": Operation.GET, "mutation": Operation.CREATE}.items():
+            it.nursery.start_soon(client, name, operation)
+            await trio.sleep(0.5)
+        assert it.key_managers[0].executed == [("red", "read"), ("red", "mutation")]
+
+        it.backends[0].on_down(lambda _credential: True)
+        await trio.sleep(0.5)
+
+        assert name_of(got["read"]) == "read"
+        assert "mutation" not in got  # the key manager may be working on it
+        assert it.metrics.retries.labels("interrupted")._value.get() == 1
+
+
+@in_virtual_time
+async def test_a_session_with_surplus_bytes_is_not_used_again() -> None:
+    def says_more(connection: Connection, request: Request) -> None:
+        connection.execute(request)
+        connection.answer(request, answer_to(ask("of-another")))
+
+    async with deployment("atlanta") as it:
+        it.key_managers[0].behaviour = says_more
+
+        assert [name_of(await it.ask(ask(f"key-{number}"))) for number in range(3)] == ["key-0", "key-1", "key-2"]
+
+        assert len(it.key_managers[0].connections) == 3
+
+
+# Everything at once ---------------------------------------------------------------------------------------------------
+
+
+def hangs_up(connection: Connection, _request: Request) -> None:
+    connection.hang_up()
+
+
+def works_and_hangs_up(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.hang_up()
+
+
+def works_and_answers_half(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.say(answer_to(request)[:40], b"")
+
+
+def works_and_answers_another(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.say(answer_to(ask("of-another", Operation.QUERY)))
+
+
+def works_and_says_more(connection: Connection, request: Request) -> None:
+    connection.execute(request)
+    connection.answer(request, answer_to(ask("of-another")))
+
+
+def takes_nothing(_connection: Connection, _request: Request) -> None:
+    raise StreamClosedError("connection broken: EPIPE", nothing_sent=True)
+
+
+BEHAVIOURS: Final = [
+    answers,
+    hangs_up,
+    works_and_hangs_up,
+    works_and_answers_half,
+    works_and_answers_another,
+    works_and_says_more,
+    takes_nothing,
+    breaks_while_it_is_asked,
+    never_answers,
+]
+OPERATIONS: Final = [Operation.GET, Operation.LOCATE, Operation.CREATE, Operation.ENCRYPT, 0x80000001]
+
+
+class Moody(FakeKeyManager):
+    """A key manager that repeats a list of behaviours for requests, and a list of moods for connections."""
+
+    def __init__(self, name: str, behaviours: Sequence[Behaviour], moods: Sequence[str]) -> None:
+        super().__init__(name)
+        self._behaviours = cycle(behaviours)
+        self._moods = cycle(moods)
+        self.behaviour = self._behave
+
+    def _behave(self, connection: Connection, request: Request) -> None:
+        next(self._behaviours)(connection, request)
+
+    async def _open(self, credential: str) -> Session:
+        mood = next(self._moods)
+        self.is_reachable = mood != "is unreachable"
+        self.refusal = {"refuses": self._refusal("connect"), "is odd": OSError("odd")}.get(mood)
+        return await super()._open(credential)
+
+
+class Story(NamedTuple):
+    """Requests, as (credential, operation, seconds until the next), and the lists of each key manager."""
+
+    arrivals: list[tuple[str, int, float]]
+    key_managers: list[tuple[list[Behaviour], list[str]]]
+
+
+stories = st.builds(
+    Story,
+    arrivals=st.lists(
+        st.tuples(
+            st.sampled_from(CREDENTIALS), st.sampled_from(OPERATIONS), st.sampled_from([0.0, 0.001, 0.07, 1.5, 7.0])
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    key_managers=st.lists(
+        st.tuples(
+            st.lists(st.one_of(st.just(answers), st.sampled_from(BEHAVIOURS)), min_size=1, max_size=8),
+            st.lists(
+                st.sampled_from(["lets in", "lets in", "refuses", "is unreachable", "is odd"]), min_size=1, max_size=4
+            ),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+
+
+class Outcome(NamedTuple):
+    """A request's object and effect, its answer, and the seconds that it took."""
+
+    name: str
+    effect: Effect
+    answer: Answer
+    seconds: float
+
+
+async def live_through(story: Story) -> None:
+    outcomes: list[Outcome] = []
+    moody = [Moody(f"kms-{number}", *moods) for number, moods in enumerate(story.key_managers)]
+    async with deployment(*moody, max_sessions=2) as it:
+        for backend in it.backends:
+            it.nursery.start_soon(maintain_pools, list(backend.pools.values()), 3.0)
+
+        async def client(credential: str, name: str, operation: int) -> None:
+            request = ask(name, operation)
+            began = trio.current_time()
+            answer = await it.ask(request, credential)
+            outcomes.append(Outcome(name, effect_of(request), answer, trio.current_time() - began))
+
+        async with trio.open_nursery() as clients:
+            for number, (credential, operation, gap) in enumerate(story.arrivals):
+                clients.start_soon(client, credential, f"{credential}-{number}", operation)
+                await trio.sleep(gap)
+        check_books(outcomes, it.executed, len(story.arrivals))
+
+        for backend in it.backends:
+            backend.close()
+        await trio.sleep(10)
+        assert [backend.slots.used for backend in it.backends] == [0] * len(it.backends)
+        assert [key_manager.open_connections for key_manager in it.key_managers] == [[]] * len(it.key_managers)
+
+
+def check_books(outcomes: list[Outcome], executed: list[tuple[str, str]], asked: int) -> None:
+    """Compare the clients' answers with the operations that the key managers executed."""
+    assert len(outcomes) == asked
+    assert all(name.startswith(credential) for credential, name in executed), "done as somebody else"
+    times = Counter(name for _, name in executed)
+    for name, effect, answer, seconds in outcomes:
+        may_repeat = effect <= Effect.TOUCH
+        assert seconds <= 30.001
+        assert may_repeat or times[name] <= 1, "done twice"
+        if answer.response is not None:
+            assert name_in(answer.response) == name, "the answer to somebody else"
+            assert times[name] >= 1
+        elif answer.refusal is Refusal.OUTCOME_UNKNOWN:
+            assert not may_repeat
+        elif answer.refusal is Refusal.BACKEND_FAILED:
+            assert may_repeat
+        else:
+            assert answer.refusal in {Refusal.NO_BACKEND, Refusal.OVERLOADED, Refusal.DEADLINE}
+            assert may_repeat or times[name] == 0, "said not to be done, and done"
+
+
+@settings(max_examples=200, deadline=None)
+@given(stories)
+def test_no_request_is_lost_or_run_twice_or_answered_to_another_client(story: Story) -> None:
+    trio.run(live_through, story, clock=MockClock(autojump_threshold=0))
+
+
+@in_virtual_time
+async def test_waiters_of_a_removed_backend_are_served_by_its_replacement() -> None:
+    async with deployment("before", "after", max_sessions=1) as it:
+        before, after = it.backends
+        it.balancer.backends = (before,)
+        it.key_managers[0].operation_cost = 1.0
+        given_to: list[Answer] = []
+
+        async def create(number: int) -> None:
+            given_to.append(await it.ask(ask(f"key-{number}", Operation.CREATE)))
+
+        async with trio.open_nursery() as clients:
+            for number in range(5):
+                clients.start_soon(create, number)
+            await trio.sleep(0.5)  # the first is being answered, the others wait
+            it.balancer.backends = (after,)
+            before.close("removed")
+
+        assert [answer.refusal for answer in given_to] == [None] * 5
+        assert [len(key_manager.executed) for key_manager in it.key_managers] == [1, 4]
+        it.balancer.backends = (before,)
+        assert "the key manager has left this address" in (await it.ask(ask("key"))).detail

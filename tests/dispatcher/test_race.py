@@ -11,6 +11,7 @@ from gateway.policy import Refusal
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import Verdict
 from tests.kit.clients import WARM, Tally, client, failures_of, maintain
+from tests.kit.deployment import deployment, name_of
 from tests.kit.fake_backends import (
     Behaviour,
     Connection,
@@ -21,11 +22,10 @@ from tests.kit.fake_backends import (
     name_in,
     never_answers,
 )
-from tests.test_dispatcher import house, name_of
 
 
 def hangs_up_in(seconds: float) -> Behaviour:
-    """A key manager that works for so long, and then closes instead of answering."""
+    """Return the behaviour of a key manager that works for some time, and then hangs up."""
 
     def behaviour(connection: Connection, request: Request) -> None:
         connection.execute(request)
@@ -34,12 +34,12 @@ def hangs_up_in(seconds: float) -> Behaviour:
     return behaviour
 
 
-# Who wins -------------------------------------------------------------------------------------------------------------
+# The winner -----------------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_an_overdue_read_is_hedged_and_the_first_good_answer_wins() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].operation_cost = 12.0
 
         answer = await it.ask(ask("key"))
@@ -52,7 +52,7 @@ async def test_an_overdue_read_is_hedged_and_the_first_good_answer_wins() -> Non
 
 @in_virtual_time
 async def test_an_overdue_read_is_hedged_as_soon_as_another_backend_is_up() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].behaviour = never_answers
         turn_down(it.backends[1])
 
@@ -69,7 +69,7 @@ async def test_an_overdue_read_is_hedged_as_soon_as_another_backend_is_up() -> N
 
 @in_virtual_time
 async def test_the_first_try_wins_if_it_is_answered_before_the_hedge() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].operation_cost = 6.0
         it.key_managers[1].operation_cost = 10.0
 
@@ -82,24 +82,24 @@ async def test_the_first_try_wins_if_it_is_answered_before_the_hedge() -> None:
 @pytest.mark.parametrize(("first", "second"), [(12.0, 0.005), (6.0, 10.0)], ids=["the first try", "the hedge"])
 @in_virtual_time
 async def test_the_loser_ends_in_the_background_and_keeps_its_session(first: float, second: float) -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].operation_cost = first
         it.key_managers[1].operation_cost = second
         await it.ask(ask("key"))
-        assert not it.nothing_is_left_behind()
+        assert not it.has_only_idle_sessions()
 
         await trio.sleep(10)
 
-        assert it.nothing_is_left_behind()
+        assert it.has_only_idle_sessions()
         assert [len(key_manager.open_connections) for key_manager in it.key_managers] == [1, 1]
         assert [observer.results["answered"] for observer in it.observers[::2]] == [1, 1]
         assert [failures_of(backend) for backend in it.backends] == [0, 0]
 
 
 @in_virtual_time
-async def test_the_loser_goes_on_if_nothing_comes_back_from_its_backend() -> None:
-    """The alarm of the loser ends its exchange: if it came early, slowness would eject the backend."""
-    async with house("atlanta", "london", places=16) as it:
+async def test_the_loser_goes_on_though_its_backend_answers_nothing() -> None:
+    """The timer of the loser ends its exchange: if it came early, slowness would eject the backend."""
+    async with deployment("atlanta", "london", max_sessions=16) as it:
         it.key_managers[0].operation_cost = 12.0
         async with trio.open_nursery() as clients:
             for name in ("key-1", "key-2", "key-3", "key-4", "key-5", "key-6"):
@@ -109,7 +109,7 @@ async def test_the_loser_goes_on_if_nothing_comes_back_from_its_backend() -> Non
         it.backends[0].pools["red"].hedge_repeatable()
         await trio.sleep(10)
 
-        assert it.nothing_is_left_behind()
+        assert it.has_only_idle_sessions()
         assert it.observers[0].results["answered"] == 3
         assert failures_of(it.backends[0]) == 0
 
@@ -118,7 +118,7 @@ async def test_the_loser_goes_on_if_nothing_comes_back_from_its_backend() -> Non
 @in_virtual_time
 async def test_session_of_an_overdue_request_is_forgotten_when_the_request_ends(operation: int, seconds: float) -> None:
     """The answer to another request makes the breaker quiet while the overdue request is under way."""
-    async with house("atlanta") as it:
+    async with deployment("atlanta") as it:
         it.key_managers[0].operation_cost = seconds
         async with trio.open_nursery() as clients:
             clients.start_soon(it.ask, ask("slow", operation))
@@ -131,9 +131,9 @@ async def test_session_of_an_overdue_request_is_forgotten_when_the_request_ends(
 
 
 @in_virtual_time
-async def test_time_for_which_a_hedge_has_waited_for_a_session_is_not_the_requests_own() -> None:
-    """The read is sent again after its first try broke, though the hedge has waited in vain for all of ``queue``."""
-    async with house("atlanta", "london", places=1) as it:
+async def test_a_hedges_wait_is_not_taken_off_the_requests_queue_time() -> None:
+    """The read is sent again after its first try broke, though the hedge has waited for all of ``queue_timeout``."""
+    async with deployment("atlanta", "london", max_sessions=1) as it:
         atlanta, london = it.key_managers
         atlanta.behaviour = hangs_up_in(12)
         london.operation_cost = 28.0
@@ -154,7 +154,7 @@ async def test_time_for_which_a_hedge_has_waited_for_a_session_is_not_the_reques
 
 @in_virtual_time
 async def test_the_loser_is_closed_as_soon_as_a_request_waits_for_its_slot() -> None:
-    async with house("atlanta", "london", places=1) as it:
+    async with deployment("atlanta", "london", max_sessions=1) as it:
         atlanta = it.key_managers[0]
         atlanta.behaviour = never_answers
         await it.ask(ask("key"))
@@ -172,13 +172,13 @@ async def test_the_loser_is_closed_as_soon_as_a_request_waits_for_its_slot() -> 
 
 
 def turn_down(backend: Backend) -> None:
-    """Its health checks fail."""
+    """Let the health checks of a backend fail."""
     for _ in range(3):
         backend.health.checked(Verdict.FAILS)
 
 
 def turn_up(backend: Backend) -> None:
-    """Its health checks succeed."""
+    """Let the health checks of a backend succeed."""
     for _ in range(2):
         backend.health.checked(Verdict.SERVES)
 
@@ -188,7 +188,7 @@ def turn_up(backend: Backend) -> None:
 
 @in_virtual_time
 async def test_a_read_is_not_hedged_without_a_token_and_waits_on() -> None:
-    async with house(
+    async with deployment(
         "atlanta", "london", times=DispatcherSettings(failover=FailoverConfig(retry_ratio=0.0, min_retries=0))
     ) as it:
         it.key_managers[0].operation_cost = 12.0
@@ -202,7 +202,7 @@ async def test_a_read_is_not_hedged_without_a_token_and_waits_on() -> None:
 
 @in_virtual_time
 async def test_a_hedge_waits_for_the_token_that_another_one_holds() -> None:
-    async with house(
+    async with deployment(
         "atlanta", "london", times=DispatcherSettings(failover=FailoverConfig(retry_ratio=0.0, min_retries=1))
     ) as it:
         it.key_managers[0].behaviour = never_answers
@@ -226,7 +226,7 @@ async def test_a_hedge_waits_for_the_token_that_another_one_holds() -> None:
 
 @in_virtual_time
 async def test_a_change_is_never_hedged() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].operation_cost = 12.0
         answer = await it.ask(ask("key", Operation.CREATE))
         assert answer.backend is it.backends[0]
@@ -238,7 +238,7 @@ async def test_a_change_is_never_hedged() -> None:
 
 @in_virtual_time
 async def test_the_hedge_is_used_if_the_first_try_breaks_meanwhile() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].behaviour = hangs_up_in(6.0)
         it.key_managers[1].operation_cost = 3.0
 
@@ -251,7 +251,7 @@ async def test_the_hedge_is_used_if_the_first_try_breaks_meanwhile() -> None:
 
 @in_virtual_time
 async def test_the_first_try_is_used_if_the_hedge_breaks() -> None:
-    async with house("atlanta", "london") as it:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].operation_cost = 12.0
         it.key_managers[1].behaviour = hangs_up_after
 
@@ -264,8 +264,8 @@ async def test_the_first_try_is_used_if_the_hedge_breaks() -> None:
 
 
 @in_virtual_time
-async def test_a_read_whose_tries_both_break_speaks_against_nobody() -> None:
-    async with house("atlanta", "london") as it:
+async def test_a_read_whose_tries_both_break_counts_against_no_backend() -> None:
+    async with deployment("atlanta", "london") as it:
         it.key_managers[0].behaviour = hangs_up_in(6.0)
         it.key_managers[1].behaviour = hangs_up_in(3.0)
 
@@ -282,16 +282,16 @@ async def test_a_read_whose_tries_both_break_speaks_against_nobody() -> None:
 
 
 def takes_six_seconds(connection: Connection, request: Request) -> None:
-    """As a busy HSM: health checks are answered at once."""
+    """Take six seconds for each request, as a busy HSM; answer health checks at once."""
     connection.key_manager.operation_cost = 6.0 if name_in(request) else 0.005
     answers(connection, request)
 
 
 @pytest.mark.parametrize("key_managers", [1, 2, 4])
 @in_virtual_time
-async def test_slow_reads_do_not_fail_and_eject_nobody(key_managers: int) -> None:
+async def test_slow_reads_do_not_fail_and_eject_no_backend(key_managers: int) -> None:
     names = ["atlanta", "london", "paris", "tokyo"][:key_managers]
-    async with house(*names, places=64, pool=WARM) as it:
+    async with deployment(*names, max_sessions=64, pool=WARM) as it:
         for key_manager in it.key_managers:
             key_manager.behaviour = takes_six_seconds
         maintain(it)

@@ -16,20 +16,20 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.health_check import HealthChecker
 from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.open_session import VALIDATION_REQUESTS
+from tests.kit.deployment import Deployment
 from tests.kit.fake_backends import ask
-from tests.test_dispatcher import House
 
 #: One session is kept warm for each credential.
 WARM: Final = PoolConfig(min_idle=1, lifetime_spread=0.0)
-_PROBE: Final = decode_request(VALIDATION_REQUESTS["discover-versions"])
+_HEALTH_CHECK: Final = decode_request(VALIDATION_REQUESTS["discover-versions"])
 
 
-def maintain(it: House, *, credential: str = "red") -> None:
+def maintain(it: Deployment, *, credential: str = "red") -> None:
     """Check, keep warm and watch every backend, as Upstream does. ``credential`` is that of the health check."""
     said = log.get("test")
     for backend in it.backends:
-        prober = HealthChecker(backend, [credential], _PROBE, HealthConfig(jitter=0.0), it.metrics, said)
-        it.nursery.start_soon(prober.run)
+        checker = HealthChecker(backend, [credential], _HEALTH_CHECK, HealthConfig(jitter=0.0), it.metrics, said)
+        it.nursery.start_soon(checker.run)
         it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
         it.nursery.start_soon(partial(watch, backend, balancer=it.balancer, metrics=it.metrics, log=said))
 
@@ -55,12 +55,12 @@ class Tally:
         return self.outcomes.total() - self.outcomes["ok"]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset the outcomes and the slowest time."""
         self.outcomes.clear()
         self.slowest = 0.0
 
-    async def ask(self, it: House, request: Request, credential: str = "red", name: str = "alice") -> None:
-        """Ask, and count the outcome."""
+    async def ask(self, it: Deployment, request: Request, credential: str = "red", name: str = "alice") -> None:
+        """Ask a request, and count its outcome."""
         began = trio.current_time()
         answer = await it.ask(request, credential, name)
         self.slowest = max(self.slowest, trio.current_time() - began)
@@ -73,12 +73,12 @@ class Tally:
 
 
 def get(_client: int, _round: int) -> Request:
-    """A Get."""
+    """Return a Get of the same key each time."""
     return ask("key")
 
 
 async def client(
-    it: House,
+    it: Deployment,
     tally: Tally,
     number: int,
     pause: float,

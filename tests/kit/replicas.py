@@ -1,25 +1,26 @@
-"""Key managers in memory that replicate late, and a gateway's dispatcher before them, in virtual time."""
+"""Key managers in memory that replicate late, and a dispatcher before them, in virtual time."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from gateway.dispatcher import Answer, DispatcherSettings, Knowledge
+from gateway.dispatcher import Answer, DispatcherSettings, ReplicationPolicy
 from gateway.kmip import compose, ttlv
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.health import Verdict
 from gateway.upstream.maintenance import maintain_pools
+from tests.kit.deployment import Deployment, deployment
 from tests.kit.fake_backends import Connection, FakeKeyManager
-from tests.test_dispatcher import House, house
 
 
 class Replica(FakeKeyManager):
-    """A key manager in memory that hears of what others did after ``lag`` seconds, as they do of what it did.
+    """A key manager in memory that replicates its changes to the other replicas after ``lag`` seconds.
 
-    ``has`` says from when on it has a key, ``states`` what becomes of it: pre-active until it is told otherwise.
+    ``has`` holds the time from which it has each key, ``states`` the later states of each key with their times; a key
+    begins as pre-active.
     """
 
     def __init__(self, name: str, lag: float) -> None:
@@ -41,14 +42,14 @@ class Replica(FakeKeyManager):
         return compose.encode_response(request.version, results, now=0)
 
     def state(self, name: str) -> str | None:
-        """What it takes a key for just now; None where it knows of none."""
+        """Return a key's present state at this replica; None if it does not have the key."""
         now = trio.current_time()
         if self.has.get(name, float("inf")) > now:
             return None
         return next((state for at, state in reversed(self.states.get(name, [])) if at <= now), "pre-active")
 
     def becomes(self, name: str, state: str) -> None:
-        """A key has another state, here now and elsewhere later."""
+        """Change a key's state: here now, at the other replicas after the lag."""
         now = trio.current_time()
         for one in (self, *self.others):
             one.states.setdefault(name, []).append((now if one is self else now + self.lag, state))
@@ -86,7 +87,7 @@ _BECOMES: dict[int, str] = {Operation.ACTIVATE: "active", Operation.DESTROY: "de
 
 
 def answers_for_itself(connection: Connection, request: Request) -> None:
-    """It does what it is asked to."""
+    """Execute a request and answer it."""
     key_manager = connection.key_manager
     assert isinstance(key_manager, Replica)
     connection.say(key_manager.answer(request), at=trio.current_time() + key_manager.operation_cost)
@@ -99,16 +100,16 @@ def replicas(*names: str, lag: float = 2.0) -> list[Replica]:
     return group
 
 
-def late(*, window: float = 0.0, asks_others: bool = False) -> Knowledge:
-    """What is done about replicas that are late; by default, nothing."""
-    return Knowledge(Affinity(window, is_shared=False) if window else None, asks_others=asks_others)
+def late(*, window: float = 0.0, fallback: bool = False) -> ReplicationPolicy:
+    """Return the policy with these remedies; by default, none."""
+    return ReplicationPolicy(Affinity(window, is_shared=False) if window else None, fallback_on_not_found=fallback)
 
 
 @asynccontextmanager
-async def late_house(
-    key_managers: Sequence[Replica], knowledge: Knowledge, times: DispatcherSettings | None = None
-) -> AsyncIterator[House]:
-    async with house(*key_managers, knowledge=lambda _balancer: knowledge, times=times) as it:
+async def late_deployment(
+    key_managers: Sequence[Replica], replication: ReplicationPolicy, times: DispatcherSettings | None = None
+) -> AsyncIterator[Deployment]:
+    async with deployment(*key_managers, replication=lambda _balancer: replication, times=times) as it:
         yield it
 
 
@@ -123,21 +124,21 @@ MISSING = (ResultStatus.OPERATION_FAILED, ResultReason.ITEM_NOT_FOUND)
 
 
 def goes_down(key_manager: FakeKeyManager) -> None:
-    """It hangs up on everybody, and takes no one."""
+    """Close every connection to a key manager, and refuse new ones."""
     key_manager.refuse()
     key_manager.hang_up()
 
 
-def is_back(it: House, place: int) -> None:
-    """It takes sessions again, and the pool tries."""
+def is_back(it: Deployment, place: int) -> None:
+    """Let a key manager accept sessions again, and its pools open them."""
     it.key_managers[place].recover()
     it.key_managers[place].behaviour = answers_for_itself
     it.nursery.start_soon(maintain_pools, it.backends[place].pools.values(), 3.0)
 
 
 @contextmanager
-def taken_for_down(it: House, place: int) -> Iterator[None]:
-    """Probes of it fail for the length of a block."""
+def taken_for_down(it: Deployment, place: int) -> Iterator[None]:
+    """Let the health checks of a backend fail for the length of a block."""
     health = it.backends[place].health
     for _ in range(3):
         health.checked(Verdict.FAILS)
@@ -147,7 +148,7 @@ def taken_for_down(it: House, place: int) -> Iterator[None]:
 
 
 def state_in(answer: Answer) -> str:
-    """What a Get Attributes says."""
+    """Return the State in the answer to a Get Attributes."""
     assert answer.response is not None, answer.detail
     found = ttlv.find(answer.frame, *answer.response.items[0].fields[Tag.RESPONSE_PAYLOAD], Tag.STATE)
     assert found is not None

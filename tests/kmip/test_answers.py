@@ -1,4 +1,4 @@
-"""Tells which response answers which request: by operation, Unique Batch Item ID and Unique Identifier."""
+"""Matching of responses and requests: by operation, Unique Batch Item ID and Unique Identifier."""
 
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -25,7 +25,7 @@ from tests.kit.messages import (
     success,
 )
 
-# Operation and Unique Batch Item ID ---------------------------------------------------------------------------------
+# Operation and Unique Batch Item ID -----------------------------------------------------------------------------------
 
 
 def numbered(number: int, batch_id: bytes | None) -> bytes:
@@ -104,7 +104,7 @@ def test_a_poll_is_answered_as_what_it_asks_about() -> None:
 
 
 def test_matching_a_batch_takes_steps_in_proportion_to_its_size() -> None:
-    """Even where the answers come in the worst order."""
+    """Even if the answers come in the worst order."""
 
     def match(size: int) -> Callable[[], object]:
         ids = [b"%d" % number for number in range(size)]
@@ -116,7 +116,7 @@ def test_matching_a_batch_takes_steps_in_proportion_to_its_size() -> None:
     assert grows_in_proportion(match)
 
 
-# Unique Identifier --------------------------------------------------------------------------------------------------
+# Unique Identifier ----------------------------------------------------------------------------------------------------
 
 A: Final = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"
 B: Final = "d6e1b7a0-1c5e-4f0a-9a7e-1d2f3c4b5a69"
@@ -289,7 +289,7 @@ def test_a_failure_needs_no_identifier() -> None:
     assert is_answer_to(decode_response(failure), asking((GET, (identifier(A),))))
 
 
-# Batches and the ID Placeholder ------------------------------------------------------------------------------------
+# Batches and the ID Placeholder ---------------------------------------------------------------------------------------
 
 
 def test_each_item_of_a_batch_is_compared() -> None:
@@ -302,7 +302,7 @@ def test_each_item_of_a_batch_is_compared() -> None:
     assert not is_answer_to(telling((GET, (identifier(B),))), question)
 
 
-def test_in_any_order_the_unique_batch_item_id_tells_which_object_was_asked_for() -> None:
+def test_answers_in_any_order_are_matched_by_unique_batch_item_id() -> None:
     ids = [(b"1", A), (b"2", B)]
     question = decode_request(
         request(
@@ -389,7 +389,7 @@ def test_comparing_identifiers_takes_steps_in_proportion_to_the_batch() -> None:
     assert grows_in_proportion(compare)
 
 
-# Key managers that permute, repeat and shift answers --------------------------------------------------------------
+# Key managers that permute, repeat and shift answers ------------------------------------------------------------------
 
 names = st.sampled_from([A, B, "1", "12", "key"])
 items = st.tuples(st.sampled_from([GET, Operation.GET_ATTRIBUTES, Operation.DECRYPT]), names)
@@ -404,7 +404,7 @@ def key_of(name: str) -> bytes:
 def test_no_answer_with_a_wrong_key_passes(
     batches: list[list[tuple[int, str]]], numbered: bool, data: st.DataObject
 ) -> None:
-    """Whatever a key manager makes of its answers, each key that passes is that of the object at its place."""
+    """However a key manager mixes its answers, each key that passes belongs to the object at its position."""
     ids = [b"%d" % place if numbered else None for place in range(4)]
     answers = [
         [success(number, ids[place], identifier(name), key_of(name)) for place, (number, name) in enumerate(batch)]
@@ -436,7 +436,7 @@ def test_no_answer_with_a_wrong_key_passes(
             assert item.unique_identifiers[0].decode() in {name for _, name in batch}
 
 
-# Objects that were made -------------------------------------------------------------------------------------------
+# Objects that were made -----------------------------------------------------------------------------------------------
 
 
 def is_repeated(made: MadeObjects, *items: Item) -> bool:

@@ -231,7 +231,7 @@ def test_failed_changes_hold_back_changes_only() -> None:
     assert exchanges.allows(effect=READ)
     assert exchanges.allows(effect=Effect.TOUCH)
     assert not exchanges.allows(effect=CHANGE)
-    assert not exchanges.allows(effect=Effect.BOUND)
+    assert not exchanges.allows(effect=Effect.STATEFUL)
     assert exchanges.breaker.state is HALF_OPEN
 
 

@@ -38,7 +38,7 @@ def client(subject: str = "CN=alice", identity: str = "apps", issuer: str = "CN=
     return Principal(Identity(identity, shared=True), issuer, subject, 0, 10.0)
 
 
-ANY = decode_request(request(batch_item(operation())))  # what was asked, where the answer says it as well
+ANY = decode_request(request(batch_item(operation())))  # the request, if only the answer matters
 ALICE, BOB, STRANGER, NAMESAKE = client(), client("CN=bob"), client(identity="others"), client(issuer="CN=other ca")
 
 
@@ -80,12 +80,12 @@ def with_ticket(value: bytes) -> Request:
 
 
 def put(marks: Marks, response: Response, principal: Principal, backend: str) -> bytes:
-    """The answer as a client gets it."""
+    """Return the frame of an answer with marks."""
     return marks.put(response, binding.given(response, ANY), principal, backend)
 
 
 def marked(marks: Marks, value: bytes = b"later", principal: Principal = ALICE, backend: str = "atlanta") -> bytes:
-    """A value as a client gets it, who has been told that its request is pending."""
+    """Return the marked asynchronous correlation value of a pending request."""
     answer = decode_response(put(marks, pending(value), principal, backend))
     return answer.items[0].asynchronous_correlation_value or b""
 
@@ -106,7 +106,7 @@ def test_a_value_comes_back_as_it_was_given_and_names_its_backend(value: bytes) 
     assert (taken.backend, taken.refusal) == ("atlanta", None)
 
 
-def test_a_mark_is_sixteen_bytes_and_the_rest_of_the_answer_is_as_it_was() -> None:
+def test_a_mark_adds_sixteen_bytes_and_changes_nothing_else() -> None:
     before = pending().frame
 
     after = put(Marks([KEY]), pending(), ALICE, "atlanta")
@@ -116,14 +116,14 @@ def test_a_mark_is_sixteen_bytes_and_the_rest_of_the_answer_is_as_it_was() -> No
     assert ttlv.splice(after, {len(after) - 24: value[16 : 16 + 5]}) == before
 
 
-def test_another_gateway_with_the_same_key_and_one_that_was_restarted_take_it() -> None:
+def test_another_gateway_with_the_same_key_accepts_the_mark() -> None:
     taken = Marks([KEY]).take(poll(marked(Marks([KEY]))), ALICE, ("london", "atlanta", "paris"))
 
     assert taken.backend == "atlanta"
 
 
 def test_keys_can_be_changed_in_two_steps() -> None:
-    """The new one is added behind, then put first, then the old one is removed."""
+    """Add the new key behind the old, then put it first, then remove the old key."""
     old, both = Marks([KEY]), Marks([OTHER_KEY, KEY])
 
     assert both.take(poll(marked(old)), ALICE, BACKENDS).backend == "atlanta"
@@ -137,7 +137,7 @@ def test_a_mark_is_good_for_its_client_only(principal: Principal) -> None:
     assert refusal(marks, poll(marked(marks)), principal) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
 
 
-def test_a_mark_does_not_stand_before_another_value_of_another_kind_or_of_a_backend_that_is_gone() -> None:
+def test_a_mark_is_good_for_its_value_and_kind_only() -> None:
     marks = Marks([KEY])
     mark = marked(marks)[:SIZE]
 
@@ -146,8 +146,8 @@ def test_a_mark_does_not_stand_before_another_value_of_another_kind_or_of_a_back
     assert refusal(marks, with_ticket(mark + b"later")) is Refusal.UNKNOWN_TICKET
 
 
-def test_a_good_mark_of_a_backend_that_is_not_there_is_no_forgery() -> None:
-    """Its addresses come and go: it may be back. But whose ticket it gave can log in again."""
+def test_a_valid_mark_of_an_unknown_backend_is_no_forgery() -> None:
+    """The backend's address may come back, so that the client should try again; with a ticket, it can log in again."""
     marks = Marks([KEY])
     gone = "kms/192.0.2.1"
     ticket = ticket_in(put(marks, login(), ALICE, gone))
@@ -192,8 +192,8 @@ def test_the_same_value_many_times_is_verified_once(monkeypatch: pytest.MonkeyPa
     assert len(calls) < 1000
 
 
-def test_every_bit_of_a_mark_counts_and_every_length() -> None:
-    """Cut within its first word, it is none any more: the key manager says that it does not know the value."""
+def test_a_mark_with_one_wrong_bit_or_cut_short_is_refused() -> None:
+    """If it is cut within its first four bytes, it is no mark: the key manager refuses the value."""
     marks = Marks([KEY])
     whole = marked(marks)
 
@@ -236,7 +236,7 @@ def ticket_in(frame: bytes) -> bytes:
     return frame[at : at + SIZE + 4]
 
 
-def test_a_ticket_is_good_for_who_logged_in() -> None:
+def test_a_ticket_is_good_for_its_client_only() -> None:
     marks = Marks([KEY])
     ticket = ticket_in(put(marks, login(), ALICE, "london"))
 
@@ -262,14 +262,14 @@ def test_room_is_left_in_the_maximum_response_size_for_each_item() -> None:
 
 
 @pytest.mark.parametrize("most", [0, 3, SIZE])
-def test_where_there_is_no_room_it_is_not_made_nothing_which_some_take_for_no_limit(most: int) -> None:
+def test_a_small_maximum_response_size_is_not_lowered_to_zero(most: int) -> None:
     taken = Marks([KEY]).take(poll(b"1", most=most), ALICE, BACKENDS, leave_room=True)
     assert taken.request.maximum_response_size == most
 
 
 @given(letters, st.binary(max_size=40))
-def test_no_request_is_too_strange(letter: Letter, noise: bytes) -> None:
-    """Whatever decodes can be looked through for marks."""
+def test_any_request_can_be_searched_for_marks(letter: Letter, noise: bytes) -> None:
+    """No request that decodes raises an error."""
     read = decode_request(letter.encode())
 
     taken = Marks([KEY]).take(read, ALICE, BACKENDS, leave_room=True)

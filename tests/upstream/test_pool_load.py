@@ -20,6 +20,7 @@ from gateway.upstream.open_session import VALIDATION_REQUESTS
 from gateway.upstream.pool import Pool
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
+from tests.kit.deployment import Deployment, deployment
 from tests.kit.fake_backends import (
     FAILOVER,
     LIMITS,
@@ -34,7 +35,6 @@ from tests.kit.fake_backends import (
     use,
     validated,
 )
-from tests.test_dispatcher import House, house
 
 WARM = SETTINGS.model_copy(update={"min_idle": 1})
 
@@ -335,7 +335,7 @@ def slow_key_pairs(seconds: Callable[[], float]) -> Callable[[Connection, Reques
     return behaviour
 
 
-def maintain(it: House) -> None:
+def maintain(it: Deployment) -> None:
     """Run maintenance, watch and health check of each backend, as the gateway does."""
     for backend in it.backends:
         probe = decode_request(VALIDATION_REQUESTS["discover-versions"])
@@ -350,7 +350,7 @@ def maintain(it: House) -> None:
 async def test_slow_changes_of_one_identity_delay_no_other(spread: float, pause: float) -> None:
     """140 clients of red make key pairs of 20 s with 2 x 64 slots; blue reads now and then."""
     varied = random.Random(1)
-    async with house("atlanta", "london", places=64, pool=WARM) as it:
+    async with deployment("atlanta", "london", max_sessions=64, pool=WARM) as it:
         for key_manager in it.key_managers:
             key_manager.behaviour = slow_key_pairs(lambda: varied.uniform(20 - spread, 20 + spread))
         maintain(it)

@@ -1,7 +1,7 @@
-"""The right key or none: key managers that send answers twice, to clients that look at what they get.
+"""The right key or none: key managers that send answers twice, and clients that check each answer.
 
 The real dispatcher, balancer, pools and sessions in virtual time. The full run is
-``ANSWERS=20000 pytest -s tests/test_right_key.py``; it prints what each load costs.
+``ANSWERS=20000 pytest -s tests/dispatcher/test_dispatcher_right_key.py``; it prints the outcome of each load.
 """
 
 import os
@@ -19,8 +19,8 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.policy import Refusal
+from tests.kit.deployment import Deployment, deployment
 from tests.kit.fake_backends import Connection, FakeKeyManager, ask, in_virtual_time
-from tests.test_dispatcher import House, house
 
 ANSWERS: Final = int(os.environ.get("ANSWERS", "2000"))
 CLIENTS: Final = 6
@@ -51,7 +51,7 @@ def decrypt(number: int) -> Request:
 class Twice:
     """A key manager that sends one in ten answers twice, up to 20 ms later.
 
-    If it is ``synchronous``, it sends the second one before it reads the next request; else at any time.
+    If it is ``synchronous``, it sends the second copy before it reads the next request; else at any time.
     """
 
     def __init__(self, nursery: trio.Nursery, name: str, *, synchronous: bool) -> None:
@@ -101,7 +101,7 @@ def _values(message: Request | Response, place: int, tag: Tag) -> list[bytes]:
 
 
 class Outcome(NamedTuple):
-    """What clients got of a load."""
+    """Numbers of right and wrong answers, of refusals, and of closed sessions."""
 
     right: int
     wrong: int
@@ -113,8 +113,8 @@ class Outcome(NamedTuple):
         return self.right + self.wrong + self.failed.total()
 
 
-async def ask_all(it: House, make: MakeRequest, answers: int) -> Outcome:
-    """Have a few clients ask one request after another, and look at each answer."""
+async def ask_all(it: Deployment, make: MakeRequest, answers: int) -> Outcome:
+    """Let a few clients ask one request after another, and check each answer."""
     right: list[int] = []
     wrong: list[int] = []
     failed: Counter[Refusal | None] = Counter()
@@ -150,7 +150,7 @@ def _is_right(request: Request, response: Response, given: set[bytes]) -> bool:
     )
 
 
-def speak_twice(it: House, *, synchronous: bool) -> None:
+def speak_twice(it: Deployment, *, synchronous: bool) -> None:
     for key_manager in it.key_managers:
         key_manager.behaviour = Twice(it.nursery, key_manager.name, synchronous=synchronous)
 
@@ -167,10 +167,10 @@ LOADS: Final[dict[str, MakeRequest]] = {
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("key_managers", [1, 2])
 @pytest.mark.parametrize("synchronous", [True, False], ids=["synchronous", "at any time"])
-async def test_no_client_gets_another_objects_key_from_a_key_manager_that_answers_twice(
+async def test_no_client_gets_a_wrong_key_from_a_backend_that_answers_twice(
     load: str, key_managers: int, synchronous: bool
 ) -> None:
-    async with house(*(FakeKeyManager(f"kms-{number}") for number in range(key_managers))) as it:
+    async with deployment(*(FakeKeyManager(f"kms-{number}") for number in range(key_managers))) as it:
         speak_twice(it, synchronous=synchronous)
 
         outcome = await ask_all(it, LOADS[load], ANSWERS)
@@ -182,9 +182,9 @@ async def test_no_client_gets_another_objects_key_from_a_key_manager_that_answer
 
 
 @in_virtual_time
-async def test_decrypted_data_is_right_while_a_key_manager_is_distrusted() -> None:
+async def test_decrypted_data_is_right_while_a_backend_is_distrusted() -> None:
     """The identifier does not tell two Decrypts with one key apart: sessions are validated before each of them."""
-    async with house("atlanta") as it:
+    async with deployment("atlanta") as it:
         speak_twice(it, synchronous=True)
         it.backends[0].pools["red"].endpoint.distrust(trio.current_time())
 
@@ -195,8 +195,8 @@ async def test_decrypted_data_is_right_while_a_key_manager_is_distrusted() -> No
 
 
 @in_virtual_time
-async def test_a_change_that_was_answered_with_something_else_ends_as_outcome_unknown() -> None:
-    async with house("atlanta", "boston") as it:
+async def test_a_change_with_a_wrong_answer_ends_as_outcome_unknown() -> None:
+    async with deployment("atlanta", "boston") as it:
         it.key_managers[0].behaviour = lambda connection, _request: connection.say(
             Twice(it.nursery, "atlanta", synchronous=True).answer_to(ask("key-2", Operation.DESTROY))
         )
@@ -208,8 +208,8 @@ async def test_a_change_that_was_answered_with_something_else_ends_as_outcome_un
 
 
 @in_virtual_time
-async def test_a_read_that_was_answered_with_something_else_is_tried_elsewhere() -> None:
-    async with house("atlanta", "boston") as it:
+async def test_a_read_with_a_wrong_answer_is_tried_at_another_backend() -> None:
+    async with deployment("atlanta", "boston") as it:
         it.key_managers[0].behaviour = lambda connection, _request: connection.say(
             Twice(it.nursery, "atlanta", synchronous=True).answer_to(get(2))
         )

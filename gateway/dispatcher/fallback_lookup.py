@@ -1,0 +1,125 @@
+"""Fallback lookup: ask other backends for objects that the first backend does not have, or not yet.
+
+The rules are numbered in replication.py, under "A read that finds nothing". ``FallbackLookup`` decides and never waits;
+``ask_others`` waits.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from gateway.budget import LookupBudget
+from gateway.dispatcher.answer import Answer, refusal
+from gateway.dispatcher.job import Job
+from gateway.errors import BackendError, PoolBusyError, Stage
+from gateway.kmip.messages import Response
+from gateway.policy import Refusal, found_by, is_missing_something, names_only
+from gateway.upstream.affinity import Affinity
+from gateway.upstream.backend import Backend
+
+TryBackend = Callable[[Backend, Job, float | None], Awaitable[tuple[Backend, Response]]]
+
+_NOT_FOUND_BUT: Final = (
+    "object not found, but the key manager that holds this client's latest changes is unavailable; try again later"
+)
+
+
+class FallbackLookup:
+    """One lookup, for the objects that the first backend's response reports as missing.
+
+    ``outcome`` is the label under which the lookup is counted: "found" if a backend found more than the first, "denied"
+    if a backend was passed over because the budget was empty, else "missing".
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        first: tuple[Backend, Response],
+        affinity: Affinity,
+        budget: LookupBudget,
+        *,
+        fallback_on_not_found: bool,
+    ) -> None:
+        self._job = job
+        self._backend, self._best = first
+        self._affinity = affinity
+        self._budget = budget
+        self._is_paid = False
+        self._asks_all = fallback_on_not_found and job.is_read
+        #: Backends with an affinity entry of the client that have not answered: they may have the object.
+        self._unasked = {entry.backend for entry in job.entries} - {self._backend.stable_id}
+        self._destroyed_ids = frozenset(name for entry in job.entries for name in entry.destroyed_ids)
+        self._is_destroyed = names_only(self._destroyed_ids, job.request)  # the client destroyed all that it asks for
+        self.outcome = "missing"
+
+    def __repr__(self) -> str:
+        return f"<FallbackLookup by {self._job.request!r}: {self.outcome}>"
+
+    def may_ask(self, backend: Backend, now: float) -> bool:
+        """Return True if a backend is to be asked at this time; the lookup is then paid for."""
+        credential, name = self._job.credential, backend.stable_id
+        if (
+            self._is_destroyed
+            or not (name in self._unasked or self._asks_all)
+            or not backend.is_available_to(credential, self._job.effect)
+        ):
+            return False
+        if self._is_paid or self._affinity.changed_lately(credential, name, now):
+            return True
+        self._is_paid = self._budget.withdraw(now)
+        if not self._is_paid:
+            self.outcome = "denied"
+        return self._is_paid
+
+    def add_answer(self, backend: Backend, response: Response) -> bool:
+        """Take a backend's answer into account. Return True if it ends the lookup.
+
+        A change ends it as soon as it has run. Answers of backends that still have only objects which this client has
+        destroyed are ignored.
+        """
+        has_entry = backend.stable_id in self._unasked
+        self._unasked.discard(backend.stable_id)
+        if names_only(self._destroyed_ids, response):
+            return False
+        is_complete = not is_missing_something(response)
+        found_more = found_by(response) > found_by(self._best)
+        if not found_more and not (has_entry and is_complete):
+            return False
+        self._backend, self._best = backend, response
+        self.outcome = "found"
+        return is_complete or not self._job.is_read
+
+    def result(self) -> Answer:
+        """Return the client's answer: the best, or an error if a backend that may have the object did not answer."""
+        if self._unasked and not self._is_destroyed and is_missing_something(self._best):
+            detail = f"no answer from {', '.join(sorted(self._unasked))}: {_NOT_FOUND_BUT}"
+            return refusal(Refusal.BACKEND_FAILED, _NOT_FOUND_BUT, self._job.request, detail=detail)
+        return Answer.of(self._best, self._backend)
+
+
+async def ask_others(job: Job, lookup: FallbackLookup, try_backend: TryBackend, try_timeout: float) -> Answer:
+    """Ask the remaining backends of the round, as ``lookup`` decides, until one has everything; return the answer.
+
+    A backend that is busy or fails is passed over. A read waits ``try_timeout`` seconds for each backend, since an
+    answer is there already; a change waits until its deadline. Raises BackendError if a change breaks after it was
+    sent: its outcome is unknown.
+    """
+    while (backend := job.next_backend()) is not None:
+        now = trio.current_time()
+        if now >= job.deadline:
+            break
+        if not lookup.may_ask(backend, now):
+            continue
+        until = min(job.deadline, now + try_timeout) if job.is_read else None
+        try:
+            _, response = await try_backend(backend, job, until)
+        except PoolBusyError:
+            continue
+        except BackendError as error:
+            if error.stage > Stage.CONNECT and not job.is_read:
+                raise
+            continue
+        if lookup.add_answer(backend, response):
+            break
+    return lookup.result()
