@@ -13,18 +13,11 @@ MOST_CHARACTERS: Final = 75  # of a test's name
 NOT_MIRRORED: Final = frozenset({"e2e", "kit", "fuzz", "benchmarks", "grafana"})
 #: Tests of the repository itself.
 OF_REPOSITORY: Final = frozenset({"tests/test_layout.py"})
-#: Files whose mistakes are allowed until they are moved, split or renamed.
-KNOWN: Final[frozenset[str]] = frozenset(
-    [
-        "tests/e2e/test_replication.py",
-    ]
-)
 
 
-def unknown(mistakes: Iterable[tuple[Path, str]]) -> list[str]:
-    """Return the mistakes in files that are not in KNOWN, each with the file's path from the root."""
-    paths = ((str(path.relative_to(ROOT)), mistake) for path, mistake in mistakes)
-    return sorted(f"{path} {mistake}" for path, mistake in paths if path not in KNOWN)
+def sorted_mistakes(mistakes: Iterable[tuple[Path, str]]) -> list[str]:
+    """Return the mistakes, each with the file's path from the root."""
+    return sorted(f"{path.relative_to(ROOT)} {mistake}" for path, mistake in mistakes)
 
 
 class Tree(NamedTuple):
@@ -91,7 +84,7 @@ def test_every_module_has_a_test_at_the_mirrored_path(tree: Tree) -> None:
     tests = tree.test_modules()
 
     assert (
-        unknown(
+        sorted_mistakes(
             (tree.package / module, "has no test")
             for module in tree.modules()
             if module.parent / f"test_{module.name}" not in tests
@@ -105,7 +98,7 @@ def test_every_test_module_mirrors_a_module(tree: Tree) -> None:
     modules = {path.relative_to(tree.package) for path in tree.package.rglob("*.py")}
 
     assert (
-        unknown(
+        sorted_mistakes(
             (tree.tests / test, "mirrors no module")
             for test in tree.test_modules()
             if not any(is_mirror(test, module) for module in modules)
@@ -115,12 +108,13 @@ def test_every_test_module_mirrors_a_module(tree: Tree) -> None:
 
 
 def test_no_test_imports_from_a_test_module() -> None:
-    assert unknown((path, f"imports {name}") for path in TESTS for name in imported(path) if is_test_module(name)) == []
+    imports = ((path, name) for path in TESTS for name in imported(path) if is_test_module(name))
+    assert sorted_mistakes((path, f"imports {name}") for path, name in imports) == []
 
 
 def test_names_of_tests_are_short() -> None:
     assert (
-        unknown(
+        sorted_mistakes(
             (path, f"has the long name {node.name}")
             for path in TESTS
             for node in ast.walk(ast.parse(path.read_text()))

@@ -171,28 +171,6 @@ def test_a_repeated_line_is_logged_once_a_second_for_each_key(monkeypatch: pytes
 
 ROOT = Path(__file__).parents[1]
 FAULT = "internal error|fault of the gateway"  # documented together
-#: Lines that are documented and not yet logged, and the lines that they replace.
-NOT_YET: frozenset[str] = frozenset(
-    [
-        "cannot accept clients: out of file descriptors or memory",
-        "cannot listen: another process may use the port",
-        "cannot write the mark key file",
-        "client rejected: its certificate cannot be read",
-        "connection closed: limit reached",
-        "connection closed: unexpected PROXY header",
-        "half-open connection closed for a newer connection: limit reached",
-        "other users can read or change a file with a secret",
-    ]
-)
-REPLACED: tuple[str, ...] = (
-    "a PROXY header was sent to a listener that does not read it",
-    "a file with a secret is open to too many",
-    "can't accept clients",
-    "client certificate can't be read",
-    "connection closed",
-    "half-open connection closed to make room",
-    "marks end with this process",
-)
 TREES = [ast.parse(path.read_text()) for path in sorted((ROOT / "gateway").rglob("*.py"))]
 
 
@@ -204,7 +182,7 @@ def documented_lines() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("line", [line for line in documented_lines() if line not in NOT_YET])
+@pytest.mark.parametrize("line", documented_lines())
 def test_a_documented_line_is_logged(line: str) -> None:
     texts = [node.value for tree in TREES for node in ast.walk(tree) if isinstance(node, ast.Constant)]
 
@@ -219,7 +197,7 @@ def test_warnings_and_errors_are_documented() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args
         if node.func.attr in {"warning", "error", "warn"} and isinstance(node.args[-1], ast.Constant)
     ]
-    lines = (*documented_lines(), *REPLACED)
+    lines = tuple(documented_lines())
 
     assert len(events) > 20
     assert [event for event in events if not event.startswith(lines) and not re.search(FAULT, event)] == []

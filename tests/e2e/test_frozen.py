@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -11,6 +11,7 @@ import trio
 
 from tests.kit.ledger import Asked, Books, Kind, Outcome
 from tests.kit.load import Caller, Keys, get_on_and_on
+from tests.kit.observation import is_down, is_up, until
 from tests.kit.processes import (
     Certificates,
     Gateway,
@@ -44,23 +45,6 @@ def gateway(key_managers: tuple[Certificates, list[KeyManagerProcess]]) -> Itera
     ports = [process.port for process in processes]
     with running_gateway(certificates, GatewaySettings(ports)) as gateway:
         yield gateway
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
-    deadline = trio.current_time() + seconds
-    while not await condition():
-        assert trio.current_time() < deadline, f"{what}: not within {seconds:g} s"
-        await trio.sleep(0.1)
-
-
-async def is_up(gateway: Gateway, backend: str) -> bool:
-    """What the gateway itself says of a backend."""
-    samples = await trio.to_thread.run_sync(gateway.metrics)
-    return samples[f'kmip_gateway_backend_up{{backend="{backend}"}}'] == 1
-
-
-async def is_down(gateway: Gateway, backend: str) -> bool:
-    return not await is_up(gateway, backend)
 
 
 def figures(when: str, asked: Sequence[Asked]) -> None:

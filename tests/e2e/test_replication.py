@@ -22,9 +22,9 @@ from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
 from kmip_lab.keymanager.roles import Link, Member, Role, promote, two_plus_two, write_roles
 
-from tests.e2e.test_frozen import is_up, until
 from tests.kit.ledger import Asked, Books, Kind, Outcome
 from tests.kit.load import Caller, Keys
+from tests.kit.observation import is_up, until
 from tests.kit.processes import (
     Certificates,
     Gateway,

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from click.testing import CliRunner
+from kmip_lab.cli import main
 
-from gateway.cli import main
 from tests.kit.processes import Certificates, running_pykmip_server
 
 #: What PyKMIP can do of what is measured: it makes no keys on curves.

@@ -1,6 +1,7 @@
 """Observation of a chaos run: the gateway's metrics, and the load and the stalls of the machine."""
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -83,3 +84,21 @@ def _processor_times() -> tuple[int, int]:
         ticks = [int(field) for field in lines.readline().split()[1:9]]
     idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
     return sum(ticks) - idle, sum(ticks)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
+    """Wait until a condition is true; fail after so many seconds, with ``what`` in the message."""
+    deadline = trio.current_time() + seconds
+    while not await condition():
+        assert trio.current_time() < deadline, f"{what}: not within {seconds:g} s"
+        await trio.sleep(0.1)
+
+
+async def is_up(gateway: Gateway, backend: str) -> bool:
+    """Return True if the gateway's own metric says that a backend is up."""
+    samples = await trio.to_thread.run_sync(gateway.metrics)
+    return samples[f'kmip_gateway_backend_up{{backend="{backend}"}}'] == 1
+
+
+async def is_down(gateway: Gateway, backend: str) -> bool:
+    return not await is_up(gateway, backend)
