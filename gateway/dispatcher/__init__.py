@@ -1,8 +1,9 @@
 """The dispatcher: one request in, one answer out.
 
-It asks the balancer for an order, leases a session, has the request exchanged, and decides by gateway/policy.py if a
-request that failed may be tried again: by the effect of running it twice, and by the stage that the attempt reached.
-One deadline covers all. replication.py explains how it treats backends that do not all have the same objects.
+The dispatcher asks the balancer for an order of backends, leases a session, and exchanges the request for an answer.
+gateway/policy.py decides if a request that failed may be tried again: by the effect of running the request twice, and
+by the stage that the failed try reached. One deadline covers all tries of a request. replication.py has the rules for
+backends that do not all have the same objects.
 """
 
 from gateway.dispatcher.answer import Answer

@@ -43,7 +43,8 @@ def bad_mark(why: Refusal, request: Request) -> Answer:
     return refusal(why, BAD_MARKS[why], request)
 
 
-#: Reasons for which an answer was discarded though it came: any other backend's answer would be as large.
+#: Reasons for which the gateway discarded an answer. The request is not repeated, since the answer
+#: of any other backend would be as large.
 NOT_TAKEN: Final = frozenset({"too_large", "max_buffered"})
 _CHECK: Final = "the outcome is unknown; check whether the request took effect before repeating it"
 #: Refusal and Result Message of a request that was sent: by the reason of NOT_TAKEN or "", and by ``Effect.is_read``.

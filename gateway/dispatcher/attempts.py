@@ -1,7 +1,7 @@
-"""Attempts: one try at a backend: a session is leased, the request exchanged, the outcome counted.
+"""Attempts: the tries of requests at backends. For each try, a session is leased and the request exchanged.
 
-An answer that is overdue does not end the exchange, which runs until the deadline. A read is hedged: sent to another
-backend as well, see race.py.
+An exchange runs until the deadline, also if the answer is overdue. A read whose answer is overdue is hedged, that is,
+sent to a different backend as well: see race.py.
 
 An outcome is counted for or against the backend here, and reported to its Breaker. An exchange is a failure of the
 backend if it breaks on a session that was fresh or validated, or ends at the deadline without an answer. A read that
@@ -44,7 +44,7 @@ class Attempts:
         self._settings = settings
         self._metrics = metrics
         self._leasing = Leasing(settings)
-        self._overdue_sessions: set[Session] = set()  # sessions on which a request is overdue
+        self._overdue_sessions: set[Session] = set()  # each was reported to the breaker by ``overdue``
 
     def __repr__(self) -> str:
         return f"<Attempts at {self._balancer!r}>"
@@ -52,8 +52,9 @@ class Attempts:
     async def try_backend(self, backend: Backend, job: Job, until: float | None = None) -> tuple[Backend, Response]:
         """Try a backend; and once more, on a second session, if the key manager had closed the first session.
 
-        Return the backend that answered, and its response: if a read was hedged, that may be another backend. With
-        ``until`` the read is not hedged, and ends then. Raises BackendError, PoolBusyError and ClientDisconnectedError.
+        Return the backend that answered, and its response: if a read was hedged, that may be a different backend. With
+        ``until``, the try ends at that time, and a read is not hedged. Raises BackendError, PoolBusyError and
+        ClientDisconnectedError.
         """
         pool = backend.pools[job.credential]
         breaker = backend.breaker
@@ -90,7 +91,7 @@ class Attempts:
 
     async def _may_try_again(self, pool: Pool, job: Job, error: BackendError) -> bool:
         """Return True if the session had been closed while it was idle, and the request may be sent on a second one."""
-        if job.is_racing or not _is_stale(error):
+        if job.is_racing or not _was_closed_unanswered(error):
             return False
         pool.drop_closed()  # a restart of the key manager closes all sessions
         if error.stage > Stage.CONNECT:
@@ -118,7 +119,7 @@ class Attempts:
             response = await session.exchange(job.request, payer=job.payer)
             result = "answered"
         except SupersededError:
-            result = ""
+            result = ""  # the task ``_finish`` counts the result and gives the session back
             session.timer.stop()
             pool.abandon(session)
             pool.spawn(partial(self._finish, backend, pool, session, job, began))
@@ -181,7 +182,7 @@ class Attempts:
         until: float | None,
         hedge: Hedge | None,
     ) -> None:
-        """Set the time at which to look after this exchange: when it must end, or is overdue, or doubtful."""
+        """Set the session's timer to the time at which the exchange must end, is overdue, or is doubtful."""
         session.is_repeatable = job.is_read and job.source is None
         session.client_disconnected = job.client_disconnected
         session.exchanging_since = now
@@ -196,16 +197,17 @@ class Attempts:
             and hedge is None
         ):
             due = now + _DOUBT
-            ring = partial(self._doubtful, backend, pool, session, job, now)
+            action = partial(self._doubtful, backend, pool, session, job, now)
         else:
             due = now + settings.failover.try_timeout
-            ring = partial(self._overdue, backend, pool, session, job, hedge)
-        pool.timers.set(session.timer, min(due, job.deadline), ring)
+            action = partial(self._overdue, backend, pool, session, job, hedge)
+        pool.timers.set(session.timer, min(due, job.deadline), action)
 
     def _doubtful(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
-        """Try a second session: no answer comes on a session that was idle for long, so that it may be dead.
+        """Hedge a read on a second session: the first session was idle for long, gave no answer, and may be dead.
 
-        The second session is at the same backend, unless that backend answers nothing on other sessions either.
+        The second session is at the same backend, unless a request is overdue there and a different backend may
+        answer sooner.
         """
         now = trio.current_time()
         if now < job.deadline and not session.has_unread_data() and job.doubt_once():
@@ -256,14 +258,14 @@ class Attempts:
         return self._balancer.has_other(job.tried, job.credential, job.effect, job.request.version)
 
     def _expire(self, pool: Pool, session: Session) -> None:
-        """End the exchange at its deadline, unless this process stood still and the answer has arrived meanwhile."""
+        """End the exchange at its deadline; 0.25 s later if bytes have arrived that were not read yet."""
         if session.has_unread_data():
             pool.timers.set(session.timer, trio.current_time() + _GRACE, session.expire)
         else:
             session.expire()
 
     def _hedge(self, job: Job, session: Session, pool: Pool, backend: Backend | None) -> None:
-        """Begin a hedge, at this backend or at the next in order. ``session`` is that of the first try."""
+        """Begin a hedge at ``backend``, or at the next in order if None. ``session`` is that of the first try."""
         hedge = job.join_race(session).begin(job.deadline)
         pool.spawn(partial(self._run_hedge, job, hedge, backend))
 
@@ -324,10 +326,14 @@ class Attempts:
         began: float,
         hedge: Hedge | None,
     ) -> None:
-        """Remember a failure that may be the backend's, until it is known if another backend answers the request."""
+        """Remember a failure that may be the backend's, until it is known if a different backend answers the request.
+
+        Not remembered: a close of a reused session, a close before the request was sent, and failures that prove
+        nothing about the backend. If the race is over, the failure is counted at once.
+        """
         if error.reason in _NOT_COUNTED:
             return
-        if _is_stale(error):
+        if _was_closed_unanswered(error):
             if session.is_reused:
                 return
             pool.opening.closed_by_peer(session, trio.current_time())
@@ -351,10 +357,10 @@ class Attempts:
 
     def failed(self, backend: Backend, job: Job, began: float) -> None:
         """Count a failure against a backend; its breaker may eject the backend."""
-        held_back = backend.breaker.failed(job.credential, job.effect, began, trio.current_time())
-        if held_back is not None:
+        ejected_for = backend.breaker.failed(job.credential, job.effect, began, trio.current_time())
+        if ejected_for is not None:
             pool = backend.pools[job.credential]
-            pool.observer.ejected(held_back, job.effect)
+            pool.observer.ejected(ejected_for, job.effect)
             pool.drop_closed()
 
     async def may_repeat(self, job: Job, error: BackendError) -> bool:
@@ -375,6 +381,6 @@ class Attempts:
         return False
 
 
-def _is_stale(error: BackendError) -> bool:
-    """Return True if a session was closed without a byte of an answer: pools can't exclude that race."""
+def _was_closed_unanswered(error: BackendError) -> bool:
+    """Return True if the key manager closed the session before the first byte of an answer, as it may at any time."""
     return error.reason == "closed" and error.stage < Stage.READ

@@ -31,10 +31,10 @@ from gateway.upstream.marks import Taken
 from gateway.upstream.opening import REFUSED
 from gateway.upstream.session import Payer
 
-_RESULT_REASON: Final = int(Tag.RESULT_REASON)  # failed operations give one
-_PAUSE: Final = 0.1  # s before the backends are tried once more
-_MAX_ROUNDS: Final = 5  # through all backends
-_MAX_FAILURES: Final = 2  # exchanges of a read that broke on fresh sessions: the request may be at fault
+_RESULT_REASON: Final = int(Tag.RESULT_REASON)  # field of a response item whose operation failed
+_PAUSE: Final = 0.1  # s between two rounds
+_MAX_ROUNDS: Final = 5  # of one request through all backends
+_MAX_FAILURES: Final = 2  # counted failures of a read, after which no further round begins: the read may be at fault
 
 #: Header fields by which a request may show or be given a correlation value or ticket, whatever its operations are.
 _STATE_HEADERS: Final = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
@@ -86,8 +86,9 @@ class Dispatcher:
     ) -> Answer:
         """Answer a request of a principal, within the request's deadline.
 
-        ``client_disconnected`` is called before a request is sent that had to wait, and if other requests wait for the
-        session that a read uses. ``payer`` holds the bytes of answers while they are received.
+        ``client_disconnected`` returns True once the client has disconnected. It is called after a wait, before the
+        request is sent, and during a read, if other requests wait for the session that the read uses. ``payer`` counts
+        the bytes of answers while they are received.
         """
         operation = refused_operation(request)
         if operation is not None:
@@ -160,7 +161,7 @@ class Dispatcher:
         round is over. The loops stand in one function, since every function that awaits another adds to the cost of
         every request.
         """
-        tries = self._sticky if job.effect.leaves_state else self._attempts
+        attempts = self._sticky if job.effect.leaves_state else self._attempts
         while True:
             failure: BackendError | None = None
             busy: PoolBusyError | None = None
@@ -168,7 +169,7 @@ class Dispatcher:
             for backend in job.order:
                 job.mark_tried(backend)
                 try:
-                    answered_by, response = await tries.try_backend(backend, job)
+                    answered_by, response = await attempts.try_backend(backend, job)
                 except PoolBusyError as error:
                     busy = error
                 except BackendError as error:
@@ -177,8 +178,8 @@ class Dispatcher:
                         break
                 else:
                     items = response.items
-                    is_plain = len(items) == 1 and _RESULT_REASON not in items[0].fields
-                    if is_plain and not job.failures and not self._sticky.may_miss_objects:
+                    has_no_failure = len(items) == 1 and _RESULT_REASON not in items[0].fields
+                    if has_no_failure and not job.failures and not self._sticky.may_miss_objects:
                         return Answer.of(response, answered_by)
                     return await self._answer(job, answered_by, response)
                 if trio.current_time() >= job.deadline:
@@ -187,7 +188,10 @@ class Dispatcher:
                 return self._no_answer(job, failure, busy)
 
     async def _answer(self, job: Job, backend: Backend, response: Response) -> Answer:
-        """Return the answer that a backend has given, or a better answer of another backend."""
+        """Return the answer that a backend has given, or a better answer of a different backend.
+
+        Before that, count the request's earlier failures, since the request has an answer now.
+        """
         if job.failures:
             self._attempts.evaluate_ejection(job, is_answered=True)
         if self._settings.health.observe and job.is_read and is_server_error(response):
@@ -214,10 +218,10 @@ class Dispatcher:
         return answer
 
     async def _second_opinion(self, job: Job, backend: Backend, response: Response) -> tuple[Backend, Response]:
-        """Try one more backend, if the budget allows: a read failed for a reason that may be the key manager's own.
+        """Try one more backend for a read that failed for a reason that may be the key manager's own.
 
-        Return the better answer, with its backend. Only a success of the second backend counts; it is also counted as a
-        failure of the first.
+        Return the second answer, with its backend, if no operation failed in that answer; a failure of the first
+        backend is then counted. Otherwise, or if the retry budget has no token, return the first answer.
         """
         version = job.request.version
         if (
@@ -232,7 +236,8 @@ class Dispatcher:
         if other is None:
             return backend, response
         until = min(job.deadline, began + self._settings.failover.try_timeout)
-        # If this was a trial, it has not ended: else every request would be sent to the first backend meanwhile.
+        # A trial of the first backend goes on until the second answer is known: else the first backend would be sent
+        # more trials meanwhile.
         trials = backend.breaker.enter(job.credential, job.effect, began)
         try:
             _, second = await self._attempts.try_backend(other, job, until)
@@ -252,7 +257,8 @@ class Dispatcher:
     ) -> bool:
         """Return True, perhaps after a wait, if all backends should be tried once more.
 
-        That is so for a read that broke once, and, for a short time, while no backend can be reached.
+        That is so for a read that broke once and holds a retry token, and, for ``queue_timeout`` seconds at most, while
+        no backend can be reached. Raises ClientDisconnectedError.
         """
         if failure is None or trio.current_time() >= job.deadline:
             return False
@@ -272,15 +278,16 @@ class Dispatcher:
         """Wait until a session opens, if no backend can be reached; return False if that does not happen in time.
 
         A request waits only in the first ``queue_timeout`` seconds of an outage: later its client gets the error at
-        once.
+        once. If a backend can be reached after all, return True after a short pause, while fewer than 5 rounds have
+        begun.
         """
         now = trio.current_time()
-        able = [backend for backend in self._balancer.backends if backend.accepts(job.effect)]
+        candidates = [backend for backend in self._balancer.backends if backend.accepts(job.effect)]
         if job.source is not None:
-            able = [job.source]
-        pools = [backend.pools[job.credential] for backend in able]
+            candidates = [job.source]
+        pools = [backend.pools[job.credential] for backend in candidates]
         since = max((pool.failing_since for pool in pools), default=now)
-        if since == float("inf"):  # a backend can be reached: a session was lost in the moment of sending
+        if since == float("inf"):  # a backend can be reached: only a session was lost, before the request was sent
             await trio.sleep(_PAUSE)
             return job.rounds < _MAX_ROUNDS
         until = min(now + job.queue_left, job.deadline, since + self._settings.pool.queue_timeout)

@@ -1,7 +1,7 @@
 """Fallback lookup: ask other backends for objects that the first backend does not have, or not yet.
 
-The rules are numbered in replication.py, under "A read that finds nothing". ``FallbackLookup`` decides and never waits;
-``ask_others`` waits.
+The rules are numbered in replication.py, under "A read that finds nothing". ``ask_others`` sends the
+requests; FallbackLookup decides which backends are asked and which answer the client gets.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,16 +20,16 @@ from gateway.upstream.backend import Backend
 
 TryBackend = Callable[[Backend, Job, float | None], Awaitable[tuple[Backend, Response]]]
 
-_NOT_FOUND_BUT: Final = (
+_MAY_EXIST: Final = (
     "object not found, but the key manager that holds this client's latest changes is unavailable; try again later"
 )
 
 
 class FallbackLookup:
-    """One lookup, for the objects that the first backend's response reports as missing.
+    """A lookup of the objects that the first backend's response reports as missing. No method waits.
 
-    ``outcome`` is the label under which the lookup is counted: "found" if a backend found more than the first, "denied"
-    if a backend was passed over because the budget was empty, else "missing".
+    ``outcome`` is the label under which the lookup is counted: "found" if a different backend's answer replaced the
+    first, "denied" if a backend was passed over because the budget was empty, else "missing".
     """
 
     def __init__(
@@ -42,26 +42,26 @@ class FallbackLookup:
         fallback_on_not_found: bool,
     ) -> None:
         self._job = job
-        self._backend, self._best = first
+        self._best_backend, self._best_response = first
         self._affinity = affinity
         self._budget = budget
         self._is_paid = False
         self._asks_all = fallback_on_not_found and job.is_read
         #: Backends with an affinity entry of the client that have not answered: they may have the object.
-        self._unasked = {entry.backend for entry in job.entries} - {self._backend.stable_id}
+        self._without_answer = {entry.backend for entry in job.entries} - {self._best_backend.stable_id}
         self._destroyed_ids = frozenset(name for entry in job.entries for name in entry.destroyed_ids)
-        self._is_destroyed = names_only(self._destroyed_ids, job.request)  # the client destroyed all that it asks for
+        self._has_destroyed_all = names_only(self._destroyed_ids, job.request)  # all objects that the request names
         self.outcome = "missing"
 
     def __repr__(self) -> str:
         return f"<FallbackLookup by {self._job.request!r}: {self.outcome}>"
 
     def may_ask(self, backend: Backend, now: float) -> bool:
-        """Return True if a backend is to be asked at this time; the lookup is then paid for."""
+        """Return True if a backend is to be asked at this time; take a token of the lookup budget if needed."""
         credential, name = self._job.credential, backend.stable_id
         if (
-            self._is_destroyed
-            or not (name in self._unasked or self._asks_all)
+            self._has_destroyed_all
+            or not (name in self._without_answer or self._asks_all)
             or not backend.is_available_to(credential, self._job.effect)
         ):
             return False
@@ -73,37 +73,37 @@ class FallbackLookup:
         return self._is_paid
 
     def add_answer(self, backend: Backend, response: Response) -> bool:
-        """Take a backend's answer into account. Return True if it ends the lookup.
+        """Keep a backend's answer if it is better than the best answer so far. Return True if the lookup ends.
 
-        A change ends it as soon as it has run. Answers of backends that still have only objects which this client has
-        destroyed are ignored.
+        The lookup of a change ends as soon as the change has run. An answer that names only objects which this client
+        has destroyed is ignored: that backend does not know yet that they are destroyed.
         """
-        has_entry = backend.stable_id in self._unasked
-        self._unasked.discard(backend.stable_id)
+        has_entry = backend.stable_id in self._without_answer
+        self._without_answer.discard(backend.stable_id)
         if names_only(self._destroyed_ids, response):
             return False
-        is_complete = not is_missing_something(response)
-        found_more = found_by(response) > found_by(self._best)
-        if not found_more and not (has_entry and is_complete):
+        misses_nothing = not is_missing_something(response)
+        found_more = found_by(response) > found_by(self._best_response)
+        if not found_more and not (has_entry and misses_nothing):
             return False
-        self._backend, self._best = backend, response
+        self._best_backend, self._best_response = backend, response
         self.outcome = "found"
-        return is_complete or not self._job.is_read
+        return misses_nothing or not self._job.is_read
 
     def result(self) -> Answer:
-        """Return the client's answer: the best, or an error if a backend that may have the object did not answer."""
-        if self._unasked and not self._is_destroyed and is_missing_something(self._best):
-            detail = f"no answer from {', '.join(sorted(self._unasked))}: {_NOT_FOUND_BUT}"
-            return refusal(Refusal.BACKEND_FAILED, _NOT_FOUND_BUT, self._job.request, detail=detail)
-        return Answer.of(self._best, self._backend)
+        """Return the best answer, or an error if a backend that may have a missing object gave no answer."""
+        if self._without_answer and not self._has_destroyed_all and is_missing_something(self._best_response):
+            detail = f"no answer from {', '.join(sorted(self._without_answer))}: {_MAY_EXIST}"
+            return refusal(Refusal.BACKEND_FAILED, _MAY_EXIST, self._job.request, detail=detail)
+        return Answer.of(self._best_response, self._best_backend)
 
 
 async def ask_others(job: Job, lookup: FallbackLookup, try_backend: TryBackend, try_timeout: float) -> Answer:
-    """Ask the remaining backends of the round, as ``lookup`` decides, until one has everything; return the answer.
+    """Ask the remaining backends of the round, until ``lookup`` ends or the deadline comes; return the client's answer.
 
-    A backend that is busy or fails is passed over. A read waits ``try_timeout`` seconds for each backend, since an
-    answer is there already; a change waits until its deadline. Raises BackendError if a change breaks after it was
-    sent: its outcome is unknown.
+    A backend that is busy or fails is passed over. A read waits ``try_timeout`` seconds for each backend, since the
+    client can be given the first answer; a change waits until its deadline. Raises BackendError if a change breaks
+    after it was sent: the outcome is unknown. Raises ClientDisconnectedError.
     """
     while (backend := job.next_backend()) is not None:
         now = trio.current_time()

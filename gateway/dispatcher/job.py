@@ -54,7 +54,7 @@ Route = tuple[Iterator[Backend], Backend | None, Sequence[AffinityEntry]]
 
 
 class Job:
-    """A request on its way. Fields are read by everybody, and written only here.
+    """A request on its way through the dispatcher. Fields are written only by the methods of this class.
 
     Fixed: ``request`` (without marks), ``principal``, ``credential``, ``effect``, ``is_read``, ``deadline`` (in trio's
     time), ``client_disconnected``, ``payer`` (holds the bytes of answers while they are received), ``retries`` (the
@@ -173,7 +173,7 @@ class Job:
         return failures
 
     def doubt_once(self) -> bool:
-        """Return True at the first call: one second try is made because a session or its path may be dead."""
+        """Return True at the first call only: a request is hedged once because a session or its path may be dead."""
         is_first, self._is_doubted = not self._is_doubted, True
         return is_first
 
@@ -202,7 +202,7 @@ class Job:
         return self.has_token
 
     def hold(self, response: Response) -> bool:
-        """Hold an answer while other backends are asked. Return False if that is over a limit."""
+        """Count an answer as held while other backends are asked. Return False, and count nothing, over a limit."""
         size = len(response.frame)
         if self.payer is not None and self.payer.hold(size) is not None:
             return False
@@ -210,7 +210,7 @@ class Job:
         return True
 
     def release(self) -> None:
-        """Give back the retry token and the bytes that are held. The dispatcher calls this at the end."""
+        """Return the retry token to the budget, and held bytes to the payer. The dispatcher calls this at the end."""
         if self.has_token:
             self.retries.give_back()
         if self.payer is not None and self.held:

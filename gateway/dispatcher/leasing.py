@@ -34,9 +34,10 @@ class Leasing:
     ) -> Session:
         """Borrow a session, validated before a change if it was idle for long, and in any case if ``always_validate``.
 
-        A request that broke a good session is sent on validated sessions only, so that it breaks one at each backend.
-        If the key manager is distrusted, every reused session is validated: an answer that the key manager sends twice
-        is then taken for the answer to the validation, and ends the session. Raises BackendError, PoolBusyError and
+        A request that broke a good session is sent on validated sessions only, so that the request breaks at most one
+        session at each backend. If the key manager is distrusted, every reused session is validated: if the key manager
+        has sent an answer twice, the second copy does not fit the validation request, and the session is closed.
+        ``until`` bounds the wait for a session, not its validation. Raises BackendError, PoolBusyError and
         ClientDisconnectedError.
         """
         if job.failures or pool.endpoint.is_distrusted:
@@ -71,9 +72,9 @@ class Leasing:
                 job.count_wait(trio.current_time() - began)
 
     async def wait(self, backend: Backend, pool: Pool, job: Job, until: float) -> Session:
-        """Wait for a session until ``until``. Raises BackendError and PoolBusyError.
+        """Wait for a session until the time ``until``. Raises BackendError and PoolBusyError.
 
-        The pool is given the job's effect if the job may be served by another backend meanwhile.
+        If the job may move to a different backend during the wait, the pool is given the job's effect.
         """
         effect = None if job.is_tied_to(backend) else job.effect
         with trio.move_on_at(until):

@@ -1,4 +1,4 @@
-"""Replication: the theory of backends that have different objects, and the routing of clients to their own changes.
+"""Replication: the rules for backends that have different objects, and the routing of clients to their own changes.
 
 The problem
 -----------
@@ -14,7 +14,7 @@ remedy             file                             effect
 =================  ===============================  ===============================================================
 sticky routing     this file, upstream/affinity.py  a client goes back to the backend that ran its latest changes
 fallback lookup    fallback_lookup.py               objects that a backend does not find are looked up on others
-marks              upstream/marks.py                a value that only its issuer knows finds the way back
+marks              upstream/marks.py                a value goes back to the backend that issued the value
 Discover Versions  upstream/versions.py             the gateway answers with the versions that all backends speak
 =================  ===============================  ===============================================================
 
@@ -26,38 +26,45 @@ the answer comes or the outcome becomes unknown, and lasts ``read_your_writes_wi
 dropped if the change turns out not to have run: nothing was sent, or the request failed because an object is missing.
 The entry also holds the identifiers of the objects that the client has destroyed on that backend.
 
-While an entry lasts, every request of the client prefers that backend, the latest entry first, if the backend is
-available. The gateway waits for the backend while it is busy or slow, and does not hedge its reads. Only a request
-that makes new objects goes back to a better tier.
+While an entry lasts, every request of the client prefers that backend; of several entries, the latest entry whose
+backend is available counts. The gateway waits for the preferred backend while that backend is busy or slow, and does
+not hedge its reads. Only a request that makes nothing but new objects goes to a better tier, if a backend of a better
+tier is available.
 
-A request of the effect STATEFUL makes a *stateful* entry, in mode "shared" too. Only stateful requests and requests
-with a ticket follow stateful entries.
+A request of the effect STATEFUL makes a *stateful* entry, in mode "shared" too, and so does an answer that holds a
+correlation value or ticket. Only stateful requests and requests with a ticket follow stateful entries, and they follow
+stateful entries first.
 
 A read that finds nothing, with ``mode = "async"``
 --------------------------------------------------
- 1. A read is a request of the effect READ or TOUCH. It finds nothing if any of its operations fails with Item Not
-    Found (Object Not Found since 2.0), or is a Locate without a match.
- 2. That first answer came from the backend of the client's latest entry, if that is available; otherwise from the
-    backend that the balancer chose.
+ 1. A read is a request of the effect READ or TOUCH. A read counts as finding nothing if any of its operations fails
+    with Item Not Found (Object Not Found since 2.0), or is a Locate without a match.
+ 2. The first answer came from the client's preferred backend, if an entry (or the mark of a ticket) names an
+    available backend, and otherwise from the backend that the balancer chose. If that backend was busy or failed, the
+    first answer came from the next backend in order.
  3. The gateway keeps the first answer, which counts as buffered, while other backends are asked. If no buffer is
     free, the client gets the first answer at once.
- 4. If this client has itself destroyed all objects that the read names, within the window, it gets the first answer
-    at once.
- 5. Otherwise the remaining backends are asked in the balancer's order, one at a time, each for ``try_timeout`` at
-    most, and until the request's deadline. A backend that is down, ejected or unreachable is passed over. A backend
-    that is busy, fails, or refuses the request changes nothing.
+ 4. If this client has itself destroyed all objects that the read names, as its entries say, the client gets the
+    first answer at once.
+ 5. Otherwise the backends that were not tried in this round are asked in the balancer's order, one at a time, each for
+    ``try_timeout`` at most (if a session must be validated first, that time comes on top), and until the request's
+    deadline. A backend that is down, ejected or unreachable is passed over. A backend that is busy or fails is passed
+    over, too, and the lookup goes on.
  6. Backends with an entry of this client are always asked; all other backends only with ``fallback_on_not_found``.
- 7. A lookup costs one token of the identity's lookup budget, however many backends it asks. A backend on which any
-    client of the identity changed something within the window is asked without a token. If the budget has no token,
-    the other backends are passed over.
- 8. The first answer that finds everything ends the lookup, as does any answer from a backend with an entry that
-    reports nothing as missing. Otherwise the answer that found most counts, and of equal answers the first. An answer
-    is passed on whole: answers of two backends are never mixed. Answers that name only objects which this client has
-    destroyed are ignored.
+ 7. A lookup costs one token of the identity's lookup budget, however many backends the lookup asks. A backend on which
+    any client of the identity changed something within the window is asked without a token. Every other backend is
+    passed over while the budget has no token.
+ 8. An answer that reports nothing as missing ends the lookup, if it found more than every answer before it, or came
+    from a backend with an entry. Otherwise the answer that found most counts, and of equal answers the first. An answer
+    is passed on whole: answers of two backends are never mixed. An error other than "not found", from a backend without
+    an entry, changes nothing, unless the error shows that the object exists. Answers that name only objects which this
+    client has destroyed are ignored.
  9. If objects are still missing, and a backend with an entry of this client gave no answer, the client gets General
     Failure (Internal Server Error since 2.0) with "try again later": that backend may have the object.
-10. Otherwise the client gets the answer of step 8. If no backend found more, that is the first answer: "not found",
-    as the first backend said it.
+10. Otherwise the client gets the answer of step 8. If no backend found more, that is the first answer, "not found",
+    unchanged.
+11. A read makes no entry, and no backend is preferred because a lookup found an object there. If the read is sent
+    again, the same steps follow. If the client disconnects while the lookup waits for a session, the lookup ends.
 
 A change that failed only because an object is missing has not run. It is sent, by the same steps, to the backends
 with an entry of this client, and to no other backend. If it breaks after it was sent, its outcome is unknown.
@@ -103,7 +110,8 @@ class ReplicationPolicy(NamedTuple):
     """The remedies that are configured; by default, none.
 
     ``affinity`` keeps a client at the backends of its changes, ``marks`` lead a value back to its backend, ``versions``
-    answers Discover Versions. With ``fallback_on_not_found``, other backends are asked for what one does not find.
+    answers Discover Versions. With ``fallback_on_not_found``, objects that a backend does not find are
+    looked up on all other backends.
     """
 
     affinity: Affinity | None = None
@@ -113,7 +121,10 @@ class ReplicationPolicy(NamedTuple):
 
 
 class StickyRouting:
-    """Routes a client's requests to the backends of its changes, and keeps the affinity entries that say which."""
+    """Routes a client's requests to the backends of its changes, which the affinity entries name.
+
+    ``may_miss_objects`` is True if an answer "not found" may be stale, so that ``should_ask_others`` must be called.
+    """
 
     def __init__(
         self,
@@ -128,7 +139,7 @@ class StickyRouting:
         self._attempts = attempts
         self._affinity = affinity
         self._budgets = budgets
-        self.may_miss_objects = fallback_on_not_found or not affinity.is_shared  # an answer "not found" may be stale
+        self.may_miss_objects = fallback_on_not_found or not affinity.is_shared
 
     def __repr__(self) -> str:
         return f"<StickyRouting by {self._affinity!r}>"
@@ -136,7 +147,7 @@ class StickyRouting:
     def route(self, job: Job) -> Route:
         """Return the backends to try, best first: the job's source alone, or the preferred backend before the others.
 
-        Each request adds its share to the identity's lookup budget here.
+        Each round of a request adds the share of one request to the identity's lookup budget here.
         """
         if self.may_miss_objects:
             self._budgets[job.credential].request()
@@ -190,7 +201,7 @@ class StickyRouting:
             entry.add_destroyed(destroyed(job.request, response))
 
     def note_values(self, job: Job, backend: Backend) -> None:
-        """Note that an answer holds correlation values or tickets of a backend: requests that show them go there."""
+        """Make a stateful entry: an answer holds correlation values or tickets, which only this backend knows."""
         self._note(job, _STATEFUL, backend)
 
     def _note(self, job: Job, effect: Effect, backend: Backend) -> AffinityEntry | None:

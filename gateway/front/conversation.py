@@ -288,8 +288,8 @@ class Conversation:
     def _enter(self, times: _PhaseTimes, now: float) -> None:
         """Enter a phase, and move the deadline if it is not between the earliest and the latest time of the phase.
 
-        To move the deadline of a cancel scope costs as much as to decode a request. The slack of the idle timeout, and
-        a phase ANSWERING with any late deadline, let most requests of a kept connection leave the deadline as it is.
+        To move the deadline of a cancel scope costs as much as to decode a request. Most requests of a kept connection
+        leave the deadline as it is: IDLE may end 1 % early, and ANSWERING may have any deadline from 120 s on.
         """
         self.phase = times.phase
         if not now + times.earliest <= self._deadline <= now + times.latest:

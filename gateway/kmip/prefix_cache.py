@@ -46,15 +46,15 @@ class PrefixCache:
     without the fields of the header.
     """
 
-    __slots__ = ("_fixed_size", "_payload", "_prefixes")
+    __slots__ = ("_fixed_size", "_payload_tag", "_prefixes")
 
     def __init__(self, payload: Tag, fixed_size: int) -> None:
-        self._payload = int(payload)
+        self._payload_tag = int(payload)
         self._fixed_size = fixed_size
         self._prefixes: dict[bytes, Prefix] = {}
 
     def __repr__(self) -> str:
-        return f"<PrefixCache of messages with {Tag(self._payload).name}: {len(self)} prefixes>"
+        return f"<PrefixCache of messages with {Tag(self._payload_tag).name}: {len(self)} prefixes>"
 
     def __len__(self) -> int:
         return len(self._prefixes)
@@ -82,11 +82,11 @@ class PrefixCache:
         Short fields have a head and eight bytes. So no credential, key or object name is kept; of texts, at most a
         Client Correlation Value of eight bytes.
         """
-        payload = item.get(self._payload)
+        payload = item.get(self._payload_tag)
         header_length = frame[_HEADER_LENGTH]
         prefix_length = self._fixed_size + header_length
-        short_fields = 5 * _SIZE + 2 * _SIZE * (len(header) - 1)  # Protocol Version, and the other fields
-        if payload != (prefix_length, len(frame)) or header_length != short_fields or _AUTHENTICATION in header:
+        length_if_short = 5 * _SIZE + 2 * _SIZE * (len(header) - 1)  # Protocol Version has two fields in it
+        if payload != (prefix_length, len(frame)) or header_length != length_if_short or _AUTHENTICATION in header:
             return
         if len(self._prefixes) >= _ENTRIES:
             self._prefixes.clear()

@@ -20,7 +20,7 @@ _Key = tuple[str, bool]
 class AffinityEntry:
     """A client's preference for one backend, until ``expires_at``.
 
-    ``backend`` is the backend's name in marks. ``is_stateful`` is True if the client left state there that never
+    ``backend`` is the backend's ``stable_id``. ``is_stateful`` is True if the client left state there that never
     replicates (a login, a multi-part operation, an asynchronous request), and False if it changed objects, which
     replicate. ``requests`` counts the requests that created or renewed the entry. ``destroyed_ids`` are identifiers of
     the objects that the client has destroyed there, the oldest first.
@@ -49,7 +49,7 @@ class Affinity:
     """The affinity entries of all clients. An entry lasts ``window`` seconds after each request that creates it.
 
     If the key managers share their objects (``is_shared``), only requests of the effect STATEFUL create entries, and
-    only stateful requests follow them. Backends are given by their name in marks.
+    only stateful requests follow them. Backends are given by their ``stable_id``.
     """
 
     def __init__(self, window: float, *, is_shared: bool = True, max_clients: int = _MAX_CLIENTS) -> None:
@@ -58,7 +58,7 @@ class Affinity:
         self._max_clients = max_clients
         #: Clients in the order of their latest note; each client's entries in the order of theirs.
         self._entries: dict[_Client, dict[_Key, AffinityEntry]] = {}
-        #: Until when an identity counts as having changed objects on a backend.
+        #: Time until which an identity counts as having changed objects on a backend.
         self._changed: dict[tuple[str, str], float] = {}
 
     def __repr__(self) -> str:
@@ -89,10 +89,10 @@ class Affinity:
             self._note_change((principal.identity.name, backend), now)
         return entry
 
-    def _note_change(self, changed: tuple[str, str], now: float) -> None:
-        if changed not in self._changed:  # backends come and go with the addresses of a name: remove expired ones
+    def _note_change(self, identity_and_backend: tuple[str, str], now: float) -> None:
+        if identity_and_backend not in self._changed:  # remove expired keys: addresses of a name come and go
             self._changed = {key: until for key, until in self._changed.items() if until > now}
-        self._changed[changed] = now + self._window
+        self._changed[identity_and_backend] = now + self._window
 
     def drop(self, principal: Principal, entry: AffinityEntry) -> None:
         """Undo one ``note``: remove the entry, unless another request has also created or renewed it."""

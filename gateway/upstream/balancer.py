@@ -60,15 +60,15 @@ class Balancer:
     ) -> Iterator[Backend]:
         """Yield each backend that may run such a request, once, best first.
 
-        The best is looked for anew each time that the caller asks for the next, among the backends that exist then.
-        ``preferred`` comes first if it is available; if it is not, rank decides. Failing backends come last: to try one
-        is better than to fail without a try.
+        Ranks are computed anew for each backend that is yielded, among the backends that exist then. ``preferred``
+        comes first if it is available; if it is not, rank decides. Failing backends come last: a try at a failing
+        backend is better than an error without a try.
         """
         if preferred is None:
             first = self._next_if_ready(credential, effect, version)
         else:
-            is_there = preferred in self._backends and _is_available(preferred, credential, effect, version)
-            first = preferred if is_there else None
+            is_usable = preferred in self._backends and _is_available(preferred, credential, effect, version)
+            first = preferred if is_usable else None
         if first is not None:
             yield first
         tried = [first]
@@ -153,7 +153,7 @@ def _is_available(backend: Backend, credential: str, effect: Effect, version: Ve
 
 
 def _rank(backend: Backend, credential: str, effect: Effect) -> int:
-    """Return the rank of a backend for a request: its tier, and what speaks against it now."""
+    """Return the rank of a backend for a request: that of its tier, and a penalty for its state now."""
     pool = backend.pools[credential]
     rank = backend.options.priority * _TIER
     if not backend.health.serves:

@@ -9,7 +9,7 @@ from typing import Final
 
 from gateway.upstream.gate import Pause
 
-_SIGNS: Final = 2  # handshakes refused in a row, beside sessions that answer, until the ceiling is believed
+_SIGNS: Final = 2  # handshakes refused in a row, beside sessions that answer, until the ceiling is set
 _DOUBTED_AFTER: Final = (60.0, 600.0)  # s until one session more is tried: at first, and at most
 
 

@@ -1,8 +1,8 @@
 """Fleet: all backends; backends are added and removed as the addresses of a configured name change.
 
 A backend that is configured by a name may be several backends, one for each address of the name, called ``name/1``,
-``name/2`` and so on; numbers are used again, so that labels of metrics stay few. If the addresses of a name are a
-single backend, it is called as the name, unless it was one of several before: a backend that remains keeps its name.
+``name/2`` and so on; numbers are used again, so that labels of metrics stay few. A
+single backend of a name has the name itself; but a backend that was one of several, and remains, keeps its number.
 """
 
 import ipaddress

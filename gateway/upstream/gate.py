@@ -71,7 +71,7 @@ class Gate:
         return now >= self.pause.until and self.under_way < (self.limit if self.failure is None else 1)
 
     def succeeded(self, seconds: float) -> None:
-        """Count a handshake that took so long. The caller decrements ``under_way``."""
+        """Count a handshake that succeeded in so many seconds. The caller decrements ``under_way``."""
         if seconds <= self._slow:
             self.limit = min(self.limit + 1, _MOST)
         self.reached()

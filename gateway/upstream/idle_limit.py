@@ -41,7 +41,7 @@ class IdleLimit:
     def closed_by_peer(self, idle_for: float, now: float) -> bool:
         """Count a session that the key manager closed after so many seconds. Return True if a new limit was learned."""
         if self._closes and now - self._closes[-1][0] < _APART:
-            self._closes.clear()  # several at once: an event on the other side, not a limit
+            self._closes.clear()  # several at once: a restart or a network fault, not a limit
             self._closes.append((now, float("inf")))
             return False
         self._closes.append((now, idle_for))

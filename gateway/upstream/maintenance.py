@@ -33,7 +33,7 @@ async def maintain_pools(
     rounds nor the gateway.
     """
     log = log or get("upstream")
-    say = partial(Throttle(_REPEAT).error, log)
+    log_error = partial(Throttle(_REPEAT).error, log)
     async with trio.open_nursery() as nursery:
         while True:
             if idle_limit is not None and idle_limit.forget(trio.current_time()):
@@ -44,17 +44,19 @@ async def maintain_pools(
             for pool in pools:
                 try:
                     for session in pool.maintain():
-                        nursery.start_soon(partial(_validate_warm, pool, session, deadline, say))
+                        nursery.start_soon(partial(_validate_warm, pool, session, deadline, log_error))
                 except Exception as error:  # noqa: BLE001 - else it would end the whole gateway
-                    say(pool.credential, "fault of the gateway in pool maintenance", pool=repr(pool), exc_info=error)
+                    log_error(
+                        pool.credential, "fault of the gateway in pool maintenance", pool=repr(pool), exc_info=error
+                    )
             await trio.sleep(_ROUND)
 
 
-async def _validate_warm(pool: Pool, session: Session, deadline: float, say: Callable[..., None]) -> None:
+async def _validate_warm(pool: Pool, session: Session, deadline: float, log_error: Callable[..., None]) -> None:
     try:
         await validate(pool, session, deadline)
     except Exception as error:  # noqa: BLE001 - as above
-        say(
+        log_error(
             f"{pool.credential} validation",
             "fault of the gateway in session validation",
             pool=repr(pool),

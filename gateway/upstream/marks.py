@@ -1,8 +1,8 @@
-"""Marks: a correlation value or ticket finds its way back to the key manager that issued it, through any gateway.
+"""Marks lead a correlation value or ticket back to the key manager that issued the value, through any gateway.
 
 The gateway puts a mark before such a value on its way to the client, and takes the mark off when the client shows the
-value. The mark names the backend and proves that a gateway with one of our keys put it there: for this client, before
-this value. Nothing is remembered, so that a mark survives a restart and works at every gateway with the same keys.
+value. The mark names the backend, and proves that a gateway with the same keys put the mark before this value, for this
+client. Nothing is remembered, so that a mark survives a restart and works at every gateway with the same keys.
 
     "kgw", format 1 | backend, 4 bytes | proof, 8 bytes | the key manager's own value
 
@@ -77,7 +77,7 @@ class Marks:
         """
         frame = request.frame
         spans = [span for span in presented(request) if frame.startswith(_MAGIC, span.start, span.end)]
-        selectors: dict[tuple[ValueKind, bytes], bytes] = {}  # a value that stands often is verified once
+        selectors: dict[tuple[ValueKind, bytes], bytes] = {}  # a value that occurs several times is verified once
         for span in spans:
             value = frame[span.start : span.end]
             if (span.kind, value) not in selectors:
@@ -109,7 +109,7 @@ class Marks:
         selector = mark[len(_MAGIC) : len(_MAGIC) + _SELECTOR]
         kinds = (ValueKind.TICKET, ValueKind.DELEGATED) if kind is ValueKind.TICKET else (kind,)
         for key in self._keys:
-            if any(hmac.compare_digest(mark, _mark(key, kind, principal, selector, value)) for kind in kinds):
+            if any(hmac.compare_digest(mark, _mark(key, issued_as, principal, selector, value)) for issued_as in kinds):
                 return selector
         return None
 

@@ -33,7 +33,7 @@ REFUSED: Final = frozenset({"credential", "validation", "alert"})
 
 _FIRST_PAUSE: Final = 0.25  # s after a credential was refused
 _RESOURCES_PAUSE: Final = 0.1  # s without attempts if this process is out of descriptors or memory
-_YOUNG: Final = 2.0  # s: age below which a session that the peer closes unused makes the next one be validated twice
+_YOUNG: Final = 2.0  # s; if the peer closes an unused session that is younger, the next session is validated twice
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -76,9 +76,10 @@ class Opening:
         return self.failure is None or (not self.under_way and self._pause.is_over(now))
 
     def known_failure(self, now: float) -> BackendError | None:
-        """Return the failure for which a new request need not wait; None if an attempt is under way or may begin.
+        """Return the failure with which a new request fails at once; None if the request should wait for an attempt.
 
-        A refused credential also counts while it is tried again.
+        A request waits for an attempt that is under way or may begin; but if the credential was refused, not for an
+        attempt that is under way.
         """
         failure = self.failure
         if failure is not None and (not self._pause.is_over(now) or (self.under_way and failure.reason in REFUSED)):

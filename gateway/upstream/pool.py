@@ -146,7 +146,8 @@ class Pool:
     def is_failing(self) -> bool:
         """True if requests should prefer other backends: no session is idle, and the last attempt to open one failed.
 
-        An answer to a client since then ends this.
+        An answer to a client since then ends this. If the attempt of a different pool of the backend failed for a
+        reason that concerns every credential, that counts, too, unless this pool has a session.
         """
         opening = self.opening
         if opening.failure is None:
@@ -174,7 +175,7 @@ class Pool:
 
     @property
     def room(self) -> int:
-        """The number of requests that could be served without a wait for other requests."""
+        """The number of idle sessions, and of free slots if no request waits: more requests would have to wait."""
         return len(self._idle) + (0 if self.waiters else self._slots.free)
 
     @property
@@ -209,7 +210,8 @@ class Pool:
         """Wait for a session, which the caller must give back. Principals take turns.
 
         ``effect`` is None if the request must not move to a different backend. Raises PoolBusyError if too many
-        requests wait already, BackendError (CONNECT) if no session can be opened. The caller bounds the time.
+        requests wait already, BackendError (CONNECT) if no session can be opened, if the pool is closed, or if the
+        request should move to a different backend. The caller bounds the time.
         """
         if self._closed:
             raise self._error(CLOSED[self._closed], self._closed)
@@ -260,7 +262,10 @@ class Pool:
             self._offer(session, now)
 
     def abandon(self, session: Session) -> None:
-        """Allow a busy session to be closed as soon as its slot is needed: nobody awaits its answer any more."""
+        """Allow a busy session to be closed as soon as its slot is needed: no request waits for its answer any more.
+
+        In a closed pool the session is closed at once.
+        """
         if self._closed:
             session.close()
         elif session in self._busy:

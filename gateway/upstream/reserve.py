@@ -21,10 +21,10 @@ from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
 from gateway.upstream.waiting import Waiters
 
-_SEEN: Final = 60.0  # s for which a principal counts as one that may send the next request
+_RECENT: Final = 60.0  # s for which a principal counts as one that may send the next request
 _PRINCIPALS: Final = 1000  # principals that are remembered for that
 _RESERVE: Final = 8  # the inverse of the share of slots that is left to other principals
-_HALVES: Final = 2  # the inverse of the share of slots that makes a principal greedy
+_GREEDY: Final = 2  # the inverse of the share of slots that makes a principal greedy
 
 
 class Reserve:
@@ -34,7 +34,7 @@ class Reserve:
         self._slots = slots
         self._waiters = waiters
         self._busy = busy
-        self._seen: dict[Hashable, float] = {}  # principals, and when each last got a session from another
+        self._seen: dict[Hashable, float] = {}  # principals, and the time of each one's latest ``note``
 
     def __repr__(self) -> str:
         return f"<Reserve for {len(self._seen)} principals>"
@@ -46,25 +46,25 @@ class Reserve:
             del self._seen[next(iter(self._seen))]
 
     def greedy(self, opening: int) -> list[Hashable]:
-        """Return the greedy principals, while ``opening`` sessions are being opened; none beyond the rule."""
+        """Return the greedy principals, while ``opening`` sessions are being opened; [] if the rule does not apply."""
         limit = self._slots.limit
         if limit < _RESERVE or limit - self._slots.used > max(1, limit // _RESERVE):
             return []
         waiting = self._waiters.principals()
-        own = opening if len(waiting) == 1 else 0
-        if len(self._busy) + own < limit // _HALVES:
+        opening_for_one = opening if len(waiting) == 1 else 0
+        if len(self._busy) + opening_for_one < limit // _GREEDY:
             return []
         held = Counter(session.principal for session in self._busy)
-        if own:
-            held.update({next(iter(waiting)): own})
-        return [name for name, number in held.items() if number >= limit // _HALVES and self._waiters.has(name)]
+        if opening_for_one:
+            held.update({next(iter(waiting)): opening_for_one})
+        return [name for name, number in held.items() if number >= limit // _GREEDY and self._waiters.has(name)]
 
     def passed_over(self, now: float, opening: int) -> int:
-        """Return how many waiting requests are of greedy principals, and get no session opened."""
+        """Return the number of waiting requests for which no session is opened, since their principals are greedy."""
         greedy = self.greedy(opening)
         if not greedy:
             return 0
         is_alone = len(greedy) == len(self._waiters.principals())
-        if is_alone and not any(now - seen <= _SEEN and name not in greedy for name, seen in self._seen.items()):
+        if is_alone and not any(now - seen <= _RECENT and name not in greedy for name, seen in self._seen.items()):
             return 0
         return sum(map(self._waiters.count, greedy))

@@ -1,8 +1,8 @@
 """Session: one authenticated connection to a key manager, one request at a time.
 
-A session is IDLE only before it is lent and after the last line of an exchange. An error, a deadline and a shutdown
-leave the session BUSY, and BUSY sessions are thrown away. This is the guard against sending a client the key of another
-client.
+A session is IDLE only before its first exchange and after an exchange that ended properly. An error, a deadline and a
+shutdown leave the session BUSY, and a session that is given back BUSY is closed. So no client gets the answer to the
+request of a different client.
 """
 
 from collections.abc import Callable, Hashable
@@ -83,7 +83,7 @@ class Stream(Protocol):
 
 
 class Payer(Protocol):
-    """The account that the bytes of an answer are counted in while it is received."""
+    """Counts the bytes of an answer while the answer is received."""
 
     def hold(self, size: int) -> object:
         """Count ``size`` more bytes, or fewer if negative. Over a limit, count nothing and return the limit."""
@@ -111,7 +111,7 @@ class Session:
     """
 
     __slots__ = (
-        "_is_overdue",
+        "_is_expired",
         "_is_superseded",
         "_made",
         "_max_fields",
@@ -162,7 +162,7 @@ class Session:
         self.client_disconnected: Callable[[], bool] = _never_disconnected
         self.exchanging_since = float("inf")
         self.timer = Timer()
-        self._is_overdue = False
+        self._is_expired = False
         self._is_superseded = False
         self._payer: Payer | None = None
         self._paid = 0  # bytes that the payer holds
@@ -187,7 +187,7 @@ class Session:
 
     @property
     def is_flooded(self) -> bool:
-        """Return True if the key manager has sent more TLS records without data than it may."""
+        """True if the key manager has sent more TLS records without data than it may."""
         return self._stream.is_flooded
 
     def has_unread_data(self) -> bool:
@@ -291,11 +291,11 @@ class Session:
 
     def expire(self) -> None:
         """Close at the deadline: the exchange under way raises BackendError with the reason "timeout"."""
-        self._is_overdue = True
+        self._is_expired = True
         self._stream.close()
 
     def _broken(self, error: StreamClosedError | TlsError) -> BackendError:
-        if self._is_overdue:
+        if self._is_expired:
             return self._error("no answer in time", "timeout")
         if self.state is SessionState.CLOSED:
             return self._error(

@@ -164,7 +164,10 @@ class Slots:
         return [session for session, holder in self.abandoned.items() if holder is pool]
 
     def serve(self) -> None:
-        """Let pools open sessions in turn, as long as slots and the gate allow."""
+        """Let pools open sessions in turn, as long as slots and the gate allow.
+
+        If pools wait and none can be given a slot, sessions that nobody needs are closed.
+        """
         now = trio.current_time()
         while self.gate.has_room(now):
             for pool, queue in self._candidates():
@@ -227,16 +230,16 @@ class Slots:
 
     def _reserve(self, now: float) -> int:
         """Return how many slots are reserved for pools that lost their last slot lately."""
-        most = max(1, self.ceiling.now(now) // _RESERVE)
+        limit = max(1, self.ceiling.now(now) // _RESERVE)
         reserve = 0
         for lost_at in reversed(self._lost_last.values()):
-            if reserve == most or now - lost_at > _RECENT:
+            if reserve == limit or now - lost_at > _RECENT:
                 break
             reserve += 1
         return reserve
 
     def _evict_for(self, taker: PoolMember, now: float) -> bool:
-        """Close an idle session of a different pool, if the rule allows that, and free its slot."""
+        """Close an idle session of a different pool, if a rule of Eviction (above) allows that, and free its slot."""
         holders = [pool for pool in self._held if pool is not taker and self._may_evict(pool, taker, now)]
         if not holders:
             return False
@@ -259,7 +262,10 @@ class Slots:
         return self.held(taker) + 1 < self.held(holder)
 
     def _reclaim(self, now: float) -> None:
-        """Close an abandoned session, one for each pool that waits for a slot."""
+        """Close sessions that nobody needs: those of disconnected clients, and one abandoned session at each call.
+
+        At most as many abandoned sessions are being closed as pools wait for a slot.
+        """
         if now - self._looked_at >= _LOOK_FOR_CLIENTS:
             self._looked_at = now
             for pool in list(self._held):

@@ -1,8 +1,8 @@
 """Versions: the gateway's own answer to Discover Versions, from the versions that health checks have found.
 
-Many clients send Discover Versions on every session, and some take the answer for a sign of life. Therefore the gateway
-answers only while a key manager is available to the client, and names the versions that all available key managers
-speak.
+Many clients send Discover Versions on every session, and some take the answer as a proof that the server works.
+Therefore the gateway answers only while a key manager is available to the client, and names the versions that all
+available key managers speak.
 """
 
 from typing import Final
@@ -13,7 +13,7 @@ from gateway.kmip.messages import Request, Version, read_version
 from gateway.kmip.spec import Operation, Tag
 from gateway.upstream.balancer import Balancer
 
-_SINCE: Final = (1, 1)
+_SINCE: Final = (1, 1)  # the first version with Discover Versions
 
 #: Fields of a plain request (1.4 section 7.2). A request with any other field goes to a key manager.
 _PLAIN_HEADER: Final = frozenset(

@@ -68,10 +68,9 @@ class Waiters(FairQueue[Waiter]):
         return bool(self) and self.oldest().since <= since
 
     def move(self, since: float, room: Callable[[Effect], int]) -> None:
-        """Fail the waits that began at ``since`` or earlier, as far as other backends can serve the requests.
+        """Fail as many waits that began at ``since`` or earlier as other backends can serve requests without a wait.
 
-        ``room`` returns how many requests of an effect the other backends can serve without a wait. It is called once
-        for reads and once for changes.
+        ``room`` returns that number for requests of an effect; it is called once for reads and once for changes.
         """
         left: dict[bool, int] = {}
         for waiter in self.all():
