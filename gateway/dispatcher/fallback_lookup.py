@@ -1,7 +1,7 @@
 """Fallback lookup: ask other backends for objects that the first backend does not have, or not yet.
 
-The rules are numbered in replication.py, under "A read that finds nothing". ``ask_others`` sends the
-requests; FallbackLookup decides which backends are asked and which answer the client gets.
+The rules are numbered in replication.py, under "A read that finds nothing". ``ask_others`` sends the requests;
+FallbackLookup decides which backends are asked and which answer the client gets.
 """
 
 from collections.abc import Awaitable, Callable

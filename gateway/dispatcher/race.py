@@ -49,7 +49,7 @@ class Hedge:
         self.pool, self.session = pool, session
 
     def abandon(self) -> None:
-        """Give up the answer: cancel the hedge, or leave its session to end the exchange."""
+        """Abandon the hedge: cancel the task, or let the session end the exchange if the request was sent."""
         if self.pool is not None and self.session is not None:
             self.pool.abandon(self.session)
         elif not self.is_validating:

@@ -99,7 +99,7 @@ class Backend:
         return self.versions is None or version in self.versions
 
     def reached(self) -> None:
-        """Allow sessions to be opened again: the health check was answered."""
+        """Allow sessions to be opened again: the health check was answered, or the backend has new addresses."""
         gate = self.slots.gate
         if gate.failure is not None:
             gate.reached()

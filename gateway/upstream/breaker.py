@@ -84,7 +84,8 @@ class Circuit:
     def allows(self, now: float, *, is_change: bool, is_for_changes: bool) -> bool:
         """Return True if one more request may be sent.
 
-        ``is_for_changes`` is the kind of this circuit. A change must also pass the circuit for reads.
+        ``is_change`` is the kind of the request, ``is_for_changes`` the kind of this circuit: a change must also pass
+        the circuit for reads. In its first second, a half-open circuit for reads lets no change be the first trial.
         """
         if self.state is _OPEN and now >= self.until:
             self._try(now)

@@ -84,7 +84,7 @@ def peer_of(sock: socket.socket) -> str:
 
 
 def _host(sockaddr: tuple[Any, ...]) -> str:
-    """Return the IP address of a socket's address; with its zone if it is link-local: it is ambiguous without."""
+    """Return the IP address of a socket's address; a link-local address with the zone, else it is ambiguous."""
     host, scope = str(sockaddr[0]), sockaddr[3] if len(sockaddr) > 3 else 0
     return f"{host}%{scope}" if scope and "%" not in host else host
 

@@ -230,10 +230,10 @@ class Slots:
 
     def _reserve(self, now: float) -> int:
         """Return how many slots are reserved for pools that lost their last slot lately."""
-        limit = max(1, self.ceiling.now(now) // _RESERVE)
+        reservable = max(1, self.ceiling.now(now) // _RESERVE)
         reserve = 0
         for lost_at in reversed(self._lost_last.values()):
-            if reserve == limit or now - lost_at > _RECENT:
+            if reserve == reservable or now - lost_at > _RECENT:
                 break
             reserve += 1
         return reserve

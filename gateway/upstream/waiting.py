@@ -36,7 +36,7 @@ class Waiter:
 
 
 class Waiters(FairQueue[Waiter]):
-    """The waiting requests of one pool of ``backend``, and the ends of their waits without a session."""
+    """The waiting requests of one pool of ``backend``. The methods end waits that get no session."""
 
     def __init__(self, backend: str) -> None:
         super().__init__()
