@@ -75,14 +75,14 @@ class Upstream:
         self.balancer.backends = tuple(backends)
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Start a task of a pool. A fault of the gateway in the task is logged, and does not end the gateway."""
+        """Start a task of a pool. An internal error in the task is logged, and does not end the gateway."""
         self._nursery.start_soon(self._run_guarded, work)
 
     async def _run_guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except Exception as error:  # noqa: BLE001 - see _spawn
-            self._log.error("task lost to a fault of the gateway", exc_info=error)
+            self._log.error("internal error: task of a pool ended; report this bug", exc_info=error)
 
     async def _maintain(self, backend: Backend) -> None:
         """Do the periodic work of one backend until cancelled. Its name may be that of a table, "/" and a number."""

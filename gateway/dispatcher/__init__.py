@@ -6,9 +6,9 @@ by the stage that the failed try reached. One deadline covers all tries of a req
 backends that do not all have the same objects.
 """
 
-from gateway.dispatcher.answer import Answer
+from gateway.dispatcher.answer import UNKNOWN_OUTCOME, Answer
 from gateway.dispatcher.dispatcher import Dispatcher
 from gateway.dispatcher.job import DispatcherSettings
 from gateway.dispatcher.replication import ReplicationPolicy
 
-__all__ = ["Answer", "Dispatcher", "DispatcherSettings", "ReplicationPolicy"]
+__all__ = ["UNKNOWN_OUTCOME", "Answer", "Dispatcher", "DispatcherSettings", "ReplicationPolicy"]

@@ -46,21 +46,22 @@ def bad_mark(why: Refusal, request: Request) -> Answer:
 #: Reasons for which the gateway discarded an answer. The request is not repeated, since the answer
 #: of any other backend would be as large.
 NOT_TAKEN: Final = frozenset({"too_large", "max_buffered"})
-_CHECK: Final = "the outcome is unknown; check whether the request took effect before repeating it"
+#: Last part of every Result Message of Refusal.OUTCOME_UNKNOWN, also of the one at the end of a drain.
+UNKNOWN_OUTCOME: Final = "the outcome is unknown; check whether the request took effect before repeating it"
 #: Refusal and Result Message of a request that was sent: by the reason of NOT_TAKEN or "", and by ``Effect.is_read``.
 FINAL_ERROR: Final = {
     ("", True): (Refusal.BACKEND_FAILED, "no key manager answered; the request may be repeated"),
-    ("", False): (Refusal.OUTCOME_UNKNOWN, f"the key manager failed after the request was sent: {_CHECK}"),
+    ("", False): (Refusal.OUTCOME_UNKNOWN, f"the key manager failed after the request was sent: {UNKNOWN_OUTCOME}"),
     ("too_large", True): (
         Refusal.RESPONSE_TOO_LARGE,
         "the answer is larger than this gateway or the client accepts; ask for less in one request",
     ),
     ("too_large", False): (
         Refusal.RESPONSE_TOO_LARGE,
-        f"the answer is larger than this gateway or the client accepts: {_CHECK}",
+        f"the answer is larger than this gateway or the client accepts: {UNKNOWN_OUTCOME}",
     ),
     ("max_buffered", True): (Refusal.OVERLOADED, "the gateway has no memory left for the answer; try again later"),
-    ("max_buffered", False): (Refusal.OUTCOME_UNKNOWN, f"the gateway has no memory left for the answer: {_CHECK}"),
+    ("max_buffered", False): (Refusal.OUTCOME_UNKNOWN, f"the gateway has no memory left for the answer: {UNKNOWN_OUTCOME}"),
 }
 #: Result Messages for refused marks.
 BAD_MARKS: Final = {

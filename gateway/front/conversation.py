@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import trio
 
 from gateway.config import LimitsConfig, ListenerConfig
-from gateway.dispatcher import Answer, Dispatcher
+from gateway.dispatcher import UNKNOWN_OUTCOME, Answer, Dispatcher
 from gateway.errors import (
     BuffersFullError,
     GatewayError,
@@ -322,10 +322,7 @@ class Conversation:
 
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
-        message = (
-            "the gateway shut down before the key manager answered, and the outcome is unknown: before you repeat the"
-            " request, check whether it was executed"
-        )
+        message = f"the gateway shut down before the key manager answered: {UNKNOWN_OUTCOME}"
         frame = refuse(Refusal.OUTCOME_UNKNOWN, message, request)
         with trio.move_on_after(_LINGER, shield=True), suppress(GatewayError):
             await self._stream.send_all(frame)

@@ -106,9 +106,7 @@ class Listener:
                         try:
                             await self._accept_some(listening, clients)
                         except Exception as error:  # noqa: BLE001 - one connection must not end the gateway
-                            self._log.error(
-                                "internal error while accepting a connection; report this bug", exc_info=error
-                            )
+                            self._log.error("internal error: connection not accepted; report this bug", exc_info=error)
                             await trio.sleep(_ACCEPT_PAUSE)
 
     @contextmanager

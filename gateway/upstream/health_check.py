@@ -87,8 +87,8 @@ class HealthChecker:
             while True:
                 try:
                     await self.check()
-                except Exception as error:  # noqa: BLE001 - else a fault of the gateway would end it
-                    self._log.error("fault of the gateway in a health check", exc_info=error)
+                except Exception as error:  # noqa: BLE001 - else an internal error would end it
+                    self._log.error("internal error: health check not made; report this bug", exc_info=error)
                     self._close_session()
                 spread = random.uniform(1 - settings.jitter, 1 + settings.jitter)  # noqa: S311 - spreads load only
                 await trio.sleep(settings.interval * spread)

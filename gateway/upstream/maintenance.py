@@ -29,7 +29,7 @@ async def maintain_pools(
     """Maintain the pools of a backend four times a second, for ever.
 
     A warm session that would grow too old is validated, within ``deadline`` seconds, which resets its age. A learned
-    idle limit is dropped after an hour. A fault of the gateway in one pool's round is logged, and ends neither the
+    idle limit is dropped after an hour. An internal error in one pool's round is logged, and ends neither the
     rounds nor the gateway.
     """
     log = log or get("upstream")
@@ -47,7 +47,10 @@ async def maintain_pools(
                         nursery.start_soon(partial(_validate_warm, pool, session, deadline, log_error))
                 except Exception as error:  # noqa: BLE001 - else it would end the whole gateway
                     log_error(
-                        pool.credential, "fault of the gateway in pool maintenance", pool=repr(pool), exc_info=error
+                        pool.credential,
+                        "internal error: pool not maintained; report this bug",
+                        pool=repr(pool),
+                        exc_info=error,
                     )
             await trio.sleep(_ROUND)
 
@@ -58,7 +61,7 @@ async def _validate_warm(pool: Pool, session: Session, deadline: float, log_erro
     except Exception as error:  # noqa: BLE001 - as above
         log_error(
             f"{pool.credential} validation",
-            "fault of the gateway in session validation",
+            "internal error: session not validated; report this bug",
             pool=repr(pool),
             exc_info=error,
         )
@@ -94,7 +97,11 @@ async def watch(backend: Backend, *, balancer: Balancer, metrics: Metrics, log: 
             _move_waiters(backend, balancer)
         except Exception as error:  # noqa: BLE001 - else it would end the whole gateway
             throttle.error(
-                log, backend.name, "fault of the gateway while watching a backend", backend=backend.name, exc_info=error
+                log,
+                backend.name,
+                "internal error: backend not watched; report this bug",
+                backend=backend.name,
+                exc_info=error,
             )
 
 

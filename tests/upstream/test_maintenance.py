@@ -1,4 +1,4 @@
-"""Tests of maintenance: learned limits are dropped; a fault of the gateway ends neither the rounds nor the gateway."""
+"""Tests of maintenance: learned limits are dropped; an internal error ends neither the rounds nor the gateway."""
 
 from collections.abc import Callable
 from functools import partial
@@ -99,7 +99,7 @@ async def test_a_fault_in_the_round_of_one_pool_stops_no_other_round(
     await trio.sleep(1)
     assert red.statistics().idle == 1
     assert [(entry["event"], entry["exc_info"]) for entry in logged.entries] == [
-        ("fault of the gateway in pool maintenance", fault)  # once a minute, however many rounds
+        ("internal error: pool not maintained; report this bug", fault)  # once a minute, however many rounds
     ]
 
 
@@ -119,7 +119,7 @@ async def test_a_fault_while_a_session_is_validated_costs_that_session_only(
     await trio.sleep(21)
 
     assert [(entry["event"], entry["exc_info"]) for entry in logged.entries] == [
-        ("fault of the gateway in session validation", fault)
+        ("internal error: session not validated; report this bug", fault)
     ]
     assert observer.closed == {"error": 1}
     assert pool.statistics().idle == 1
