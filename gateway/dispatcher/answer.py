@@ -61,7 +61,10 @@ FINAL_ERROR: Final = {
         f"the answer is larger than this gateway or the client accepts: {UNKNOWN_OUTCOME}",
     ),
     ("max_buffered", True): (Refusal.OVERLOADED, "the gateway has no memory left for the answer; try again later"),
-    ("max_buffered", False): (Refusal.OUTCOME_UNKNOWN, f"the gateway has no memory left for the answer: {UNKNOWN_OUTCOME}"),
+    ("max_buffered", False): (
+        Refusal.OUTCOME_UNKNOWN,
+        f"the gateway has no memory left for the answer: {UNKNOWN_OUTCOME}",
+    ),
 }
 #: Result Messages for refused marks.
 BAD_MARKS: Final = {
