@@ -34,13 +34,17 @@ class Reserve:
         self._slots = slots
         self._waiters = waiters
         self._busy = busy
-        self._seen: dict[Hashable, float] = {}  # principals, and the time of each one's latest ``note``
+        self._seen: dict[Hashable, float] = {}  # principals, and the time of each one's latest ``note``, in that order
 
     def __repr__(self) -> str:
         return f"<Reserve for {len(self._seen)} principals>"
 
     def note(self, principal: Hashable) -> None:
-        """Note a principal that is lent a session which a different principal used before."""
+        """Note a principal that is lent a session which a different principal used before.
+
+        Beyond 1,000 principals, the principal whose latest note is the oldest is forgotten.
+        """
+        self._seen.pop(principal, None)  # else the principal would keep the place of its first note
         self._seen[principal] = trio.current_time()
         if len(self._seen) > _PRINCIPALS:
             del self._seen[next(iter(self._seen))]

@@ -67,3 +67,18 @@ async def test_many_principals_use_every_slot(nursery: trio.Nursery, atlanta: Fa
         await waiting(pool, nursery, 1, f"client-{number}")
     await trio.sleep(1)
     assert pool.statistics().busy == 8
+
+
+@in_virtual_time
+async def test_the_principal_not_seen_for_longest_is_forgotten_beyond_a_thousand(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, _ = make_pool(atlanta, nursery.start_soon, slots=Slots(8))
+    reserve = pool._reserve
+    for number in range(1000):
+        reserve.note(f"client-{number}")
+    reserve.note("client-0")
+    reserve.note("client-1000")
+    assert len(reserve._seen) == 1000
+    assert "client-0" in reserve._seen
+    assert "client-1" not in reserve._seen
