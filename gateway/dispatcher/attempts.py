@@ -307,7 +307,7 @@ class Attempts:
         session = pool.take(job.principal)
         if session is not None:
             hedge.is_validating = True
-            session = await self._leasing.validated(pool, session, job)
+            session = await self._leasing.validated(pool, session, job, job.deadline)
             hedge.is_validating = False
         if session is not None:
             return session

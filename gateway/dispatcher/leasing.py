@@ -37,20 +37,23 @@ class Leasing:
         A request that broke a good session is sent on validated sessions only, so that the request breaks at most one
         session at each backend. If the key manager is distrusted, every reused session is validated: if the key manager
         has sent an answer twice, the second copy does not fit the validation request, and the session is closed.
-        ``until`` bounds the wait for a session, not its validation. Raises BackendError, PoolBusyError and
+        ``until`` bounds the waits for a session and the validations. Raises BackendError, PoolBusyError and
         ClientDisconnectedError.
         """
         if job.failures or pool.endpoint.is_distrusted:
             always_validate = True
         session = pool.take(job.principal)
-        if session is not None and (always_validate or not job.is_read):
-            session = await self.validated(pool, session, job, always=always_validate)
+        if session is not None and job.is_read and not always_validate:
+            return session
+        until = job.deadline if until is None else until
+        if session is not None:
+            session = await self.validated(pool, session, job, until, always=always_validate)
         while session is None:
-            session = await self._wait_in_queue(backend, pool, job, job.deadline if until is None else until)
+            session = await self._wait_in_queue(backend, pool, job, until)
             if job.client_disconnected():
                 pool.give_back(session)
                 raise ClientDisconnectedError
-            if pool.endpoint.is_distrusted and session.is_reused and not await self._is_alive(pool, session, job):
+            if pool.endpoint.is_distrusted and session.is_reused and not await self._is_alive(pool, session, until):
                 session = None
         return session
 
@@ -81,28 +84,33 @@ class Leasing:
             return await pool.wait(job.principal, effect)
         raise PoolBusyError(f"no session free within {self._settings.pool.queue_timeout:g} s", reason="queue_timeout")
 
-    async def validated(self, pool: Pool, session: Session, job: Job, *, always: bool = False) -> Session | None:
-        """Return the session if it passes validation; else a second session of the pool, or None.
+    async def validated(
+        self, pool: Pool, session: Session, job: Job, until: float, *, always: bool = False
+    ) -> Session | None:
+        """Return the session if it passes validation before ``until``; else a second session of the pool, or None.
 
         A session that was idle for less than ``validate_after`` is returned at once, unless ``always``. Once a session
-        has failed, the sessions that were idle as long are validated in the background.
+        has failed, the sessions that were idle as long are validated in the background. Raises PoolBusyError if no time
+        is left for a second session, which would fail its validation and be closed.
         """
         idle_since = session.idle_since
         limit = _ALWAYS if always else self._settings.pool.validate_after
-        if trio.current_time() - idle_since <= limit or await self._is_alive(pool, session, job):
+        if trio.current_time() - idle_since <= limit or await self._is_alive(pool, session, until):
             return session
         self.validate_idle(pool, idle_since)
+        if trio.current_time() >= until:
+            raise PoolBusyError("no session was validated in time", reason="queue_timeout")
         another = pool.take(job.principal)
-        if another is None or await self._is_alive(pool, another, job):
+        if another is None or await self._is_alive(pool, another, until):
             return another
         return None
 
-    async def _is_alive(self, pool: Pool, session: Session, job: Job) -> bool:
-        """Validate a session; give it back to its pool if it fails."""
+    async def _is_alive(self, pool: Pool, session: Session, until: float) -> bool:
+        """Validate a session before ``until``; give it back to its pool if it fails."""
         session.is_repeatable = False
         is_alive = False
         try:
-            with trio.move_on_at(min(trio.current_time() + self._settings.deadlines.connect, job.deadline)):
+            with trio.move_on_at(min(trio.current_time() + self._settings.deadlines.connect, until)):
                 await session.exchange(pool.validation_request)
                 is_alive = session.is_idle
                 session.is_reused = False  # as good as a fresh session

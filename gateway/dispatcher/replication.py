@@ -47,7 +47,7 @@ A read that finds nothing, with ``mode = "async"``
  4. If this client has itself destroyed all objects that the read names, as its entries say, the client gets the
     first answer at once.
  5. Otherwise the backends that were not tried in this round are asked in the balancer's order, one at a time, each for
-    ``try_timeout`` at most (if a session must be validated first, that time comes on top), and until the request's
+    ``try_timeout`` at most, the validation of a session included, and until the request's
     deadline. A backend that is down, ejected or unreachable is passed over. A backend that is busy or fails is passed
     over, too, and the lookup goes on.
  6. Backends with an entry of this client are always asked; all other backends only with ``fallback_on_not_found``.

@@ -25,9 +25,9 @@ def job_of(it: Deployment, operation: Operation, *, left: bool = False, prefers:
     return job
 
 
-async def leased(it: Deployment, job: Job, *, always_validate: bool = False) -> Session:
+async def leased(it: Deployment, job: Job, until: float | None = None, *, always_validate: bool = False) -> Session:
     backend = it.backends[0]
-    return await Leasing(SETTINGS).lease(backend, backend.pools["red"], job, always_validate=always_validate)
+    return await Leasing(SETTINGS).lease(backend, backend.pools["red"], job, until, always_validate=always_validate)
 
 
 async def opens_idle_session(it: Deployment, seconds: float) -> Session:
@@ -88,6 +88,63 @@ async def test_a_session_that_fails_validation_is_replaced_by_a_fresh_one() -> N
         assert session is not dead
         assert not session.is_reused
         assert trio.current_time() - began == pytest.approx(SETTINGS.deadlines.connect + 0.06)
+
+
+@pytest.mark.parametrize("is_distrusted", [False, True])
+@pytest.mark.parametrize("sessions", [1, 2])
+@in_virtual_time
+async def test_validation_of_idle_sessions_ends_at_the_time_given(sessions: int, is_distrusted: bool) -> None:
+    async with deployment("atlanta", max_sessions=sessions) as it:
+        pool = it.backends[0].pools["red"]
+        for session in [await lease(pool) for _ in range(sessions)]:
+            pool.give_back(session)
+        await trio.sleep(0.5)
+        if is_distrusted:
+            pool.endpoint.distrust(trio.current_time())
+        it.key_managers[0].behaviour = answers_no_validation
+        it.key_managers[0].is_reachable = False
+        began = trio.current_time()
+        with pytest.raises(PoolBusyError):
+            await leased(it, job_of(it, Operation.GET), began + 0.5, always_validate=not is_distrusted)
+        assert trio.current_time() - began == pytest.approx(0.5)
+
+
+@in_virtual_time
+async def test_a_validation_that_ends_too_late_costs_no_second_session() -> None:
+    async with deployment("atlanta") as it:
+        pool = it.backends[0].pools["red"]
+        first, second = await lease(pool), await lease(pool)
+        pool.give_back(first)
+        it.key_managers[0].behaviour = answers_no_validation
+
+        async def comes_back() -> None:
+            await trio.sleep(0.25)
+            pool.give_back(second)
+
+        it.nursery.start_soon(comes_back)
+        with pytest.raises(PoolBusyError):
+            await leased(it, job_of(it, Operation.GET), trio.current_time() + 0.5, always_validate=True)
+        assert pool.take() is second
+
+
+@in_virtual_time
+async def test_validation_of_a_session_from_the_queue_ends_at_the_time_given() -> None:
+    async with deployment("atlanta", max_sessions=1) as it:
+        pool = it.backends[0].pools["red"]
+        pool.endpoint.distrust(trio.current_time())
+        busy = await lease(pool)
+        it.key_managers[0].behaviour = answers_no_validation
+        it.key_managers[0].is_reachable = False
+        began = trio.current_time()
+
+        async def comes_back() -> None:
+            await trio.sleep(0.25)
+            pool.give_back(busy)
+
+        it.nursery.start_soon(comes_back)
+        with pytest.raises(PoolBusyError):
+            await leased(it, job_of(it, Operation.GET), began + 0.5)
+        assert trio.current_time() - began == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("prefers", "queue_left"), [(None, 0.0), (0, SETTINGS.pool.queue_timeout)])
