@@ -1,7 +1,9 @@
 """Attempts: the tries of requests at backends. For each try, a session is leased and the request exchanged.
 
 An exchange runs until the deadline, also if the answer is overdue. A read whose answer is overdue is hedged, that is,
-sent to a different backend as well: see race.py.
+sent to a different backend as well: see race.py. A try with an end of its own, of a fallback lookup or a second
+opinion, is not hedged: its exchange goes on in the background, and may take as long as any other, so that a slow
+backend and a backend that gives no answer can be told apart.
 
 An outcome is counted for or against the backend here, and reported to its Breaker. An exchange is a failure of the
 backend if it breaks on a session that was fresh or validated, or ends at the deadline without an answer. A read that
@@ -53,8 +55,8 @@ class Attempts:
         """Try a backend; and once more, on a second session, if the key manager had closed the first session.
 
         Return the backend that answered, and its response: if a read was hedged, that may be a different backend. With
-        ``until``, the try ends at that time, and a read is not hedged. Raises BackendError, PoolBusyError and
-        ClientDisconnectedError.
+        ``until``, only for reads, the try ends at that time with the reason "timeout", and is not hedged. Raises
+        BackendError, PoolBusyError and ClientDisconnectedError.
         """
         pool = backend.pools[job.credential]
         breaker = backend.breaker
@@ -72,7 +74,11 @@ class Attempts:
             session = await self._leasing.lease(backend, pool, job, until, always_validate=True)
             return backend, await self._exchange(backend, pool, session, job, until)
         except SupersededError:
-            assert job.race is not None  # noqa: S101 - only a race supersedes
+            if until is not None:
+                raise BackendError(
+                    "no answer in time", backend=backend.name, stage=Stage.WAIT, reason="timeout"
+                ) from None
+            assert job.race is not None  # noqa: S101 - only a race supersedes a try without an end of its own
             assert job.race.winner is not None  # noqa: S101
             return job.race.winner
         except (BackendError, PoolBusyError):
@@ -122,7 +128,7 @@ class Attempts:
             result = ""  # the task ``_finish`` counts the result and gives the session back
             session.timer.stop()
             pool.abandon(session)
-            pool.spawn(partial(self._finish, backend, pool, session, job, began))
+            pool.spawn(partial(self._finish, backend, pool, session, job, began, is_race=until is None))
             raise
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -146,12 +152,28 @@ class Attempts:
         if not (self._settings.health.observe and is_server_error(response)):
             backend.breaker.answered(job.credential, job.effect, trio.current_time())
 
-    async def _finish(self, backend: Backend, pool: Pool, session: Session, job: Job, began: float) -> None:
-        """End an exchange that lost its race, so that the session is kept. Runs in a task."""
+    async def _finish(
+        self,
+        backend: Backend,
+        pool: Pool,
+        session: Session,
+        job: Job,
+        began: float,
+        *,
+        is_race: bool,
+    ) -> None:
+        """End an exchange whose answer is not needed any more, so that the session is kept. Runs in a task.
+
+        The exchange has lost its race (``is_race``), or its try had an end of its own.
+        """
         result = "cancelled"
         try:
             if session.stage > Stage.SEND:
-                pool.timers.set(session.timer, job.deadline, partial(self._expire, pool, session))
+                if is_race:
+                    pool.timers.set(session.timer, self._end_of(session), partial(self._expire, pool, session))
+                else:
+                    due = began + self._settings.failover.try_timeout
+                    pool.timers.set(session.timer, due, partial(self._late, backend, pool, session, job))
                 response = await session.exchange(job.request, is_sent=True, payer=job.payer)
                 result = "answered"
                 pool.answered_at = trio.current_time()
@@ -188,7 +210,7 @@ class Attempts:
         session.exchanging_since = now
         settings = self._settings
         if until is not None:
-            pool.timers.set(session.timer, until, partial(self._expire, pool, session))
+            pool.timers.set(session.timer, until, partial(self._leave, pool, session))
             return
         if (
             now - session.idle_since > settings.pool.validate_after
@@ -223,13 +245,13 @@ class Attempts:
     def _overdue(self, backend: Backend, pool: Pool, session: Session, job: Job, hedge: Hedge | None) -> None:
         """Hedge a read whose answer takes long; every exchange goes on until the deadline."""
         now = trio.current_time()
-        if now >= job.deadline:
+        due = self._end_of(session) if hedge is not None and hedge.race.is_answered else job.deadline
+        if now >= due:
             self._expire(pool, session)
             return
         if not session.has_unread_data():
             backend.breaker.overdue(job.credential, job.effect)
             self._overdue_sessions.add(session)
-        due = job.deadline
         if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
             job.retries.give_back()  # other requests need not wait for an answer that may never come
@@ -237,6 +259,25 @@ class Attempts:
             self._hedge_if_useful(backend, pool, session, job)
             due = min(due, now + _AGAIN)
         pool.timers.set(session.timer, due, partial(self._overdue, backend, pool, session, job, hedge))
+
+    def _end_of(self, session: Session) -> float:
+        """Return the time at which an exchange must end whose answer is not needed any more.
+
+        The exchange may take as long as if it were the request's first: else the backend would be blamed for the time
+        that other backends took before.
+        """
+        return session.exchanging_since + self._settings.deadlines.request
+
+    def _late(self, backend: Backend, pool: Pool, session: Session, job: Job) -> None:
+        """Report an exchange in the background as overdue; on a dead path, end it, which is no failure."""
+        if session.is_cut_off(_DOUBT):
+            session.close()
+            self._leasing.validate_idle(pool, session.idle_since)
+            return
+        if not session.has_unread_data():
+            backend.breaker.overdue(job.credential, job.effect)
+            self._overdue_sessions.add(session)
+        pool.timers.set(session.timer, self._end_of(session), partial(self._expire, pool, session))
 
     def _not_overdue(self, backend: Backend, session: Session, job: Job) -> None:
         """Take back an overdue report: the exchange has ended, and the backend is used like the others again."""
@@ -256,6 +297,13 @@ class Attempts:
         if job.retries.is_nothing or (job.is_racing and job.race is not None and job.race.is_hopeful):
             return False
         return self._balancer.has_other(job.tried, job.credential, job.effect, job.request.version)
+
+    def _leave(self, pool: Pool, session: Session) -> None:
+        """Let the exchange go on in the background; 0.25 s later if bytes have arrived that were not read yet."""
+        if session.has_unread_data():
+            pool.timers.set(session.timer, trio.current_time() + _GRACE, session.supersede)
+        else:
+            session.supersede()
 
     def _expire(self, pool: Pool, session: Session) -> None:
         """End the exchange at its deadline; 0.25 s later if bytes have arrived that were not read yet."""
@@ -329,7 +377,7 @@ class Attempts:
         """Remember a failure that may be the backend's, until it is known if a different backend answers the request.
 
         Not remembered: a close of a reused session, a close before the request was sent, and failures that prove
-        nothing about the backend. If the race is over, the failure is counted at once.
+        nothing about the backend. If a different try was answered, the failure is counted at once.
         """
         if error.reason in _NOT_COUNTED:
             return
@@ -339,7 +387,7 @@ class Attempts:
             pool.opening.closed_by_peer(session, trio.current_time())
             if error.stage is Stage.CONNECT:
                 return
-        if hedge is not None and hedge.race.is_over:
+        if hedge is not None and hedge.race.is_answered:
             self.failed(backend, job, began)
         else:
             job.add_failure(backend, began)

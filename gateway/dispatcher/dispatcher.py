@@ -118,10 +118,10 @@ class Dispatcher:
             return refusal(Refusal.CLIENT_DISCONNECTED, message, request)
         finally:
             retries.in_flight -= 1
+            if job.failures:  # of backends that were asked while an answer was held, or of a request without an answer
+                self._attempts.evaluate_ejection(job, is_answered=job.held > 0)
             if job.has_token or job.held:
                 job.release()
-            if job.failures:
-                self._attempts.evaluate_ejection(job, is_answered=False)
 
     # Marks -----------------------------------------------------------------------------------------------------------
 
@@ -194,14 +194,22 @@ class Dispatcher:
         """
         if job.failures:
             self._attempts.evaluate_ejection(job, is_answered=True)
+        second: tuple[Backend, Response] | None = None
         if self._settings.health.observe and job.is_read and is_server_error(response):
-            backend, response = await self._second_opinion(job, backend, response)
+            second = await self._second_opinion(job, backend, response)
+            if second is not None and not has_failed(second[1]):
+                (backend, response), second = second, None
         if self._sticky.should_ask_others(job, response) and job.hold(response):
-            return await self._look_up(job, backend, response)
+            return await self._look_up(job, backend, response, second)
         return Answer.of(response, backend)
 
-    async def _look_up(self, job: Job, backend: Backend, response: Response) -> Answer:
-        """Ask other backends for the objects that a response reports as missing."""
+    async def _look_up(
+        self, job: Job, backend: Backend, response: Response, second: tuple[Backend, Response] | None
+    ) -> Answer:
+        """Ask other backends for the objects that a response reports as missing.
+
+        ``second`` is the answer of a backend that was asked for a second opinion already, and is not asked again.
+        """
         lookup = FallbackLookup(
             job,
             (backend, response),
@@ -211,17 +219,20 @@ class Dispatcher:
         )
         try_backend = self._attempts.try_backend if job.is_read else self._sticky.try_backend
         try:
-            answer = await ask_others(job, lookup, try_backend, self._settings.failover.try_timeout)
+            if second is not None and lookup.add_answer(*second):
+                answer = lookup.result()
+            else:
+                answer = await ask_others(job, lookup, try_backend, self._settings.failover.try_timeout)
         except BackendError as error:
             return final_error(job.request, job.effect, error)
         self._metrics.fallback_lookups.labels(lookup.outcome).inc()
         return answer
 
-    async def _second_opinion(self, job: Job, backend: Backend, response: Response) -> tuple[Backend, Response]:
+    async def _second_opinion(self, job: Job, backend: Backend, response: Response) -> tuple[Backend, Response] | None:
         """Try one more backend for a read that failed for a reason that may be the key manager's own.
 
-        Return the second answer, with its backend, if no operation failed in that answer; a failure of the first
-        backend is then counted. Otherwise, or if the retry budget has no token, return the first answer.
+        Return the second answer, with its backend; None if there is none, or if the retry budget has no token. If no
+        operation failed in the second answer, a failure of the first backend is counted.
         """
         version = job.request.version
         if (
@@ -230,11 +241,11 @@ class Dispatcher:
             or not job.hold(response)
             or not await job.get_token(self._settings.failover.try_timeout)
         ):
-            return backend, response
+            return None
         began = trio.current_time()
         other = job.next_backend()
         if other is None:
-            return backend, response
+            return None
         until = min(job.deadline, began + self._settings.failover.try_timeout)
         # A trial of the first backend goes on until the second answer is known: else the first backend would be sent
         # more trials meanwhile.
@@ -242,12 +253,11 @@ class Dispatcher:
         try:
             _, second = await self._attempts.try_backend(other, job, until)
         except (BackendError, PoolBusyError):
-            return backend, response
+            return None
         finally:
             backend.breaker.leave(trials)
-        if has_failed(second):
-            return backend, response
-        self._attempts.failed(backend, job, began)
+        if not has_failed(second):
+            self._attempts.failed(backend, job, began)
         return other, second
 
     # Rounds ----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,11 @@ class FallbackLookup:
         return f"<FallbackLookup by {self._job.request!r}: {self.outcome}>"
 
     def may_ask(self, backend: Backend, now: float) -> bool:
-        """Return True if a backend is to be asked at this time; take a token of the lookup budget if needed."""
+        """Return True if a backend is to be asked at this time; take a token of the lookup budget if needed.
+
+        A backend at which a read is overdue would probably not answer in time. Such a backend is asked only if this
+        client has an entry for the backend, or a client of the identity has just changed something there.
+        """
         credential, name = self._job.credential, backend.stable_id
         if (
             self._has_destroyed_all
@@ -65,7 +69,11 @@ class FallbackLookup:
             or not backend.is_available_to(credential, self._job.effect)
         ):
             return False
-        if self._is_paid or self._affinity.changed_lately(credential, name, now):
+        if self._affinity.changed_lately(credential, name, now):
+            return True
+        if name not in self._without_answer and backend.breaker.is_overdue(credential, self._job.effect):
+            return False
+        if self._is_paid:
             return True
         self._is_paid = self._budget.withdraw(now)
         if not self._is_paid:

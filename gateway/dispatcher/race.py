@@ -63,6 +63,7 @@ class Race:
         self.first: Session | None = first
         self.winner: tuple[Backend, Response] | None = None
         self.is_over = False
+        self.is_answered = False  # the race is over because a try was answered
         self.hedges: set[Hedge] = set()
         self._changed = trio.Event()
 
@@ -105,6 +106,8 @@ class Race:
     def over(self) -> None:
         """End the race: the request has its answer, or none. All hedges are abandoned."""
         self.is_over = True
+        if self.winner is not None or self.first is not None:  # ``outcome`` forgets a first try that has failed
+            self.is_answered = True
         self.first = None
         for hedge in self.hedges:
             hedge.abandon()

@@ -47,9 +47,11 @@ A read that finds nothing, with ``mode = "async"``
  4. If this client has itself destroyed all objects that the read names, as its entries say, the client gets the
     first answer at once.
  5. Otherwise the backends that were not tried in this round are asked in the balancer's order, one at a time, each for
-    ``try_timeout`` at most, the validation of a session included, and until the request's
-    deadline. A backend that is down, ejected or unreachable is passed over. A backend that is busy or fails is passed
-    over, too, and the lookup goes on.
+    ``try_timeout`` at most, the validation of a session included, and until the request's deadline. A backend that is
+    down, ejected or unreachable is passed over, and so is a backend at which a read is overdue, unless it is asked
+    without a token (7). A backend that is busy or fails is passed over, too, and the lookup goes on. Its failure counts
+    as that of any read; an exchange without an answer goes on in the background, is overdue, and becomes a failure
+    after ``request`` seconds.
  6. Backends with an entry of this client are always asked; all other backends only with ``fallback_on_not_found``.
  7. A lookup costs one token of the identity's lookup budget, however many backends the lookup asks. A backend on which
     any client of the identity changed something within the window is asked without a token. Every other backend is
@@ -58,7 +60,8 @@ A read that finds nothing, with ``mode = "async"``
     from a backend with an entry. Otherwise the answer that found most counts, and of equal answers the first. An answer
     is passed on whole: answers of two backends are never mixed. An error other than "not found", from a backend without
     an entry, changes nothing, unless the error shows that the object exists. Answers that name only objects which this
-    client has destroyed are ignored.
+    client has destroyed are ignored. If a backend was asked for a second opinion about an error of the first backend,
+    and reported an error, too, its answer counts as an answer of the lookup, which does not ask it again.
  9. If objects are still missing, and a backend with an entry of this client gave no answer, the client gets General
     Failure (Internal Server Error since 2.0) with "try again later": that backend may have the object.
 10. Otherwise the client gets the answer of step 8. If no backend found more, that is the first answer, "not found",

@@ -1,16 +1,20 @@
 """Fallback lookups: the backends that are asked, their price, and the answer that counts."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
-from gateway.config import DeadlinesConfig, FailoverConfig, ReplicationConfig
-from gateway.dispatcher import DispatcherSettings, ReplicationPolicy
+from gateway.config import BackendOptions, DeadlinesConfig, FailoverConfig, ReplicationConfig
+from gateway.dispatcher import Answer, DispatcherSettings, ReplicationPolicy
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
-from gateway.policy import Refusal
+from gateway.policy import Effect, Refusal
 from gateway.upstream.maintenance import maintain_pools
+from tests.kit.clients import failures_of
 from tests.kit.deployment import Deployment, deployment, refusal
 from tests.kit.fake_backends import (
     SETTINGS,
@@ -25,6 +29,7 @@ from tests.kit.replicas import (
     FOUND,
     MISSING,
     Replica,
+    answers_for_itself,
     goes_down,
     is_back,
     late,
@@ -284,6 +289,191 @@ async def test_a_backend_with_an_entry_is_asked_once_it_is_back() -> None:
         is_back(it, 1)
         await trio.sleep(1)
         assert status(await it.ask(ask("key-1", Operation.ACTIVATE))) == FOUND
+
+
+# A second opinion before the lookup ----------------------------------------------------------------------------------
+
+
+def has_lost_its_hsm(connection: Connection, request: Request) -> None:
+    """Answer with General Failure about the object "broken", and as usual about the rest."""
+    key_manager = connection.key_manager
+    assert isinstance(key_manager, Replica)
+    results = [
+        compose.Result(FAILED, item.operation, item.unique_batch_item_id, ResultReason.GENERAL_FAILURE, "no HSM")
+        if item.unique_identifiers == [b"broken"]
+        else key_manager._execute(
+            item.operation, item.unique_identifiers, item.unique_batch_item_id, ResultReason.ITEM_NOT_FOUND
+        )
+        for item in request.items
+    ]
+    connection.say(compose.encode_response(request.version, results, now=0), at=trio.current_time() + 0.001)
+
+
+def reasons(answer: Answer) -> list[int | None]:
+    assert answer.response is not None, answer.detail
+    return [item.reason for item in answer.response.items]
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@in_virtual_time
+async def test_a_not_found_of_the_second_opinion_counts_as_that_backends_answer(fallback: bool) -> None:
+    """The client has entries for both: the key manager that gives the second opinion has answered, too."""
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with late_deployment(key_managers, late(window=10.0, fallback=fallback)) as it:
+        await leave_something_on_both(it)
+        key_managers[0].behaviour = has_lost_its_hsm
+        answer = await it.ask(batch((Operation.GET, "broken"), (Operation.GET, "nothing")))
+        assert reasons(answer) == [ResultReason.GENERAL_FAILURE, ResultReason.ITEM_NOT_FOUND]
+        assert answer.backend is it.backends[0]
+
+
+@in_virtual_time
+async def test_a_second_opinion_that_found_more_is_passed_on() -> None:
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with late_deployment(key_managers, both()) as it:
+        await leave_something_on_both(it)
+        key_managers[0].behaviour = has_lost_its_hsm
+        answer = await it.ask(batch((Operation.GET, "broken"), (Operation.GET, "nothing"), (Operation.GET, "key-1")))
+        assert reasons(answer) == [ResultReason.ITEM_NOT_FOUND, ResultReason.ITEM_NOT_FOUND, None]
+        assert answer.backend is it.backends[1]
+        assert it.metrics.fallback_lookups.labels("found")._value.get() == 1
+
+
+@in_virtual_time
+async def test_a_backend_that_gave_no_second_opinion_may_have_the_object() -> None:
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with late_deployment(key_managers, both()) as it:
+        await leave_something_on_both(it)
+        key_managers[0].behaviour = has_lost_its_hsm
+        key_managers[1].behaviour = hangs_up_after
+        answer = await it.ask(batch((Operation.GET, "broken"), (Operation.GET, "key-1")))
+        assert answer.refusal is Refusal.BACKEND_FAILED
+        assert failures_of(it.backends[1]) == 1
+
+
+# Failures of lookups --------------------------------------------------------------------------------------------------
+
+
+def hangs_on_gets(connection: Connection, request: Request) -> None:
+    """Answer every request but a Get, as a key manager whose health check succeeds."""
+    if request.items[0].operation != Operation.GET:
+        answers_for_itself(connection, request)
+
+
+def garbles_answers(connection: Connection, _request: Request) -> None:
+    connection.say(b"\xff" * 64)
+
+
+async def seconds_of_miss(it: Deployment) -> float:
+    """Ask for an object that no key manager has; return the seconds until "not found"."""
+    began = trio.current_time()
+    assert status(await it.ask(ask("nothing"))) == MISSING
+    return trio.current_time() - began
+
+
+@asynccontextmanager
+async def first_is_preferred(key_managers: list[Replica], *, window: float = 0.0) -> AsyncIterator[Deployment]:
+    """Deploy a dispatcher whose reads go to the first key manager, and whose lookups are asked of the others."""
+    async with late_deployment(key_managers, late(window=window, fallback=True)) as it:
+        for backend in it.backends[1:]:
+            backend.options = BackendOptions(priority=1)
+        it.balancer.backends = it.balancer.backends
+        yield it
+
+
+@in_virtual_time
+async def test_a_lookup_that_times_out_counts_as_overdue_and_delays_one_miss() -> None:
+    key_managers = replicas("atlanta", "london")
+    key_managers[1].behaviour = hangs_on_gets
+    async with first_is_preferred(key_managers) as it:
+        assert await seconds_of_miss(it) == pytest.approx(5.0, abs=0.1)
+        await trio.sleep(0.1)  # a session was opened first: the answer is overdue 5 s after the request was sent
+        assert it.backends[1].breaker.is_overdue("red", Effect.READ)
+        assert [await seconds_of_miss(it) for _ in range(9)] == [pytest.approx(0.0, abs=0.1)] * 9
+        assert failures_of(it.backends[1]) == 0
+
+        key_managers[1].behaviour = answers_for_itself
+        key_managers[1].has["key-1"] = 0.0
+        await trio.sleep(30)
+        assert not it.backends[1].breaker.is_overdue("red", Effect.READ)
+        assert status(await it.ask(ask("key-1"))) == FOUND
+        assert it.has_only_idle_sessions()
+
+
+@in_virtual_time
+async def test_a_backend_that_hangs_in_every_lookup_is_ejected() -> None:
+    key_managers = replicas("atlanta", "london")
+    key_managers[1].behaviour = hangs_on_gets
+    async with first_is_preferred(key_managers) as it:
+        slow = 0
+        while trio.current_time() < 600:
+            slow += await seconds_of_miss(it) > 1
+            await trio.sleep(0.5)
+        assert it.backends[1].state in {"ejected", "half_open"}
+        assert it.observers[2].ejections
+        assert slow < 20
+
+        key_managers[1].behaviour = answers_for_itself
+        key_managers[1].has["key-1"] = 0.0
+        await trio.sleep(60)
+        for _ in range(20):
+            assert status(await it.ask(ask("key-1"))) == FOUND
+        assert it.backends[1].state == "up"
+
+
+@in_virtual_time
+async def test_a_backend_that_breaks_in_three_lookups_is_ejected() -> None:
+    key_managers = replicas("atlanta", "london")
+    key_managers[1].behaviour = garbles_answers
+    async with first_is_preferred(key_managers) as it:
+        for failures in (1, 2):
+            await seconds_of_miss(it)
+            assert failures_of(it.backends[1]) == failures
+        await seconds_of_miss(it)
+        assert it.observers[2].ejections == [("red", Effect.TOUCH)]
+
+
+@pytest.mark.parametrize("seconds", [4.0, 6.0, 12.0, 20.0])
+@in_virtual_time
+async def test_no_backend_is_ejected_if_every_backend_is_slow(seconds: float) -> None:
+    key_managers = replicas("atlanta", "london", "paris", "rome")
+    async with first_is_preferred(key_managers) as it:
+        for one in key_managers:
+            one.operation_cost = seconds
+        async with trio.open_nursery() as clients:
+            for _ in range(6):
+                clients.start_soon(seconds_of_miss, it)
+                await trio.sleep(10)
+        await trio.sleep(60)
+        assert [failures_of(backend) for backend in it.backends] == [0] * 4
+        assert not any(observer.ejections for observer in it.observers)
+        assert not any(backend.in_flight for backend in it.backends)
+
+
+@in_virtual_time
+async def test_an_overdue_backend_that_the_identity_changed_is_asked_all_the_same() -> None:
+    key_managers = replicas("atlanta", "london", lag=1e9)
+    async with first_is_preferred(key_managers, window=10.0) as it:
+        with taken_for_down(it, 0):
+            await it.ask(ask("key-1", Operation.CREATE), name="bob")
+        it.backends[1].breaker.overdue("red", Effect.READ)
+        assert status(await it.ask(ask("key-1"))) == FOUND
+        assert not it.backends[1].breaker.is_overdue("red", Effect.READ)
+
+
+@in_virtual_time
+async def test_a_lookup_on_a_dead_path_is_no_failure_of_the_backend() -> None:
+    """A firewall has forgotten the session: the key manager never saw the request."""
+    key_managers = replicas("atlanta", "london")
+    async with first_is_preferred(key_managers) as it:
+        await seconds_of_miss(it)
+        (connection,) = key_managers[1].connections
+        connection.is_swallowed = True
+        key_managers[1].behaviour = never_answers
+        await seconds_of_miss(it)
+        await trio.sleep(60)
+        assert connection.closed
+        assert it.backends[1].breaker.is_quiet
 
 
 # Lookups of other clients' objects ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import trio
 
 from gateway.config import FailoverConfig
 from gateway.dispatcher import DispatcherSettings
+from gateway.dispatcher.race import Race
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
 from gateway.policy import Refusal
@@ -19,6 +20,7 @@ from tests.kit.fake_backends import (
     ask,
     hangs_up_after,
     in_virtual_time,
+    lease,
     name_in,
     never_answers,
 )
@@ -310,3 +312,36 @@ async def test_slow_reads_do_not_fail_and_eject_no_backend(key_managers: int) ->
         assert sum(len(observer.ejections) for observer in it.observers) == 0
         asked = tally.outcomes["ok"] + 50  # these are under way
         assert len(it.executed) <= 1.3 * asked  # a hedge that is overdue itself gives its token back
+
+
+# Answered, or only over -----------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_race_is_answered_unless_the_first_try_and_all_hedges_fail() -> None:
+    async with deployment("atlanta") as it:
+        session = await lease(it.backends[0].pools["red"])
+        answered, failed = Race(session), Race(session)
+        answered.over()
+        await failed.outcome(trio.current_time())
+        failed.over()
+        for race, is_answered in ((answered, True), (failed, False)):
+            race.over()  # once more, as after each later try of the request
+            assert (race.is_over, race.is_answered) == (True, is_answered)
+
+
+@in_virtual_time
+async def test_a_hedge_that_began_late_has_the_whole_time_for_its_answer() -> None:
+    """London's answer would take 20 s as well: with 15 s left of the request's 30, it was taken for a failure."""
+    async with deployment("atlanta", "london") as it:
+        turn_down(it.backends[1])
+        for key_manager in it.key_managers:
+            key_manager.operation_cost = 20.0
+        async with trio.open_nursery() as clients:
+            clients.start_soon(it.ask, ask("key"))
+            await trio.sleep(15)
+            for _ in range(2):
+                it.backends[1].health.checked(Verdict.SERVES)
+        await trio.sleep(30)
+        assert it.observers[2].results == {"answered": 1}
+        assert failures_of(it.backends[1]) == 0
