@@ -1,4 +1,6 @@
-# The gateway in a slim image: dependencies exactly as in requirements.lock, no compiler, no root.
+# The gateway in a slim image: dependencies exactly as in requirements.lock, no compiler, no root, nothing to write.
+#   docker build -t kmip-gateway .                      the product
+#   docker build -t kmip-gateway-lab --target lab .     simulated key managers, certificates and measurements, for a try
 FROM python:3.11-slim AS build
 WORKDIR /build
 COPY requirements.lock pyproject.toml README.md CHANGELOG.md ./
@@ -8,17 +10,31 @@ RUN python -m venv /opt/kmip-gateway \
  && /opt/kmip-gateway/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
  && /opt/kmip-gateway/bin/pip install --no-cache-dir --no-deps .
 
-FROM python:3.11-slim
-COPY --from=build /opt/kmip-gateway /opt/kmip-gateway
-RUN useradd --system --uid 5696 --no-create-home --shell /usr/sbin/nologin kmip-gateway
+FROM build AS build-lab
+COPY lab lab
+RUN /opt/kmip-gateway/bin/pip install --no-cache-dir --require-hashes -r lab/requirements.lock \
+ && /opt/kmip-gateway/bin/pip install --no-cache-dir --no-deps ./lab
+
+FROM python:3.11-slim AS base
+RUN useradd --system --uid 5696 --no-create-home --shell /usr/sbin/nologin kmip-gateway \
+ && mkdir /certificates /var/lib/kmip-gateway /etc/kmip-gateway \
+ && chown kmip-gateway /certificates /var/lib/kmip-gateway
 USER kmip-gateway
 ENV PATH=/opt/kmip-gateway/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+STOPSIGNAL SIGTERM
+
+FROM base AS lab
+COPY --from=build-lab /opt/kmip-gateway /opt/kmip-gateway
+ENTRYPOINT ["kmip-lab"]
+
+FROM base
+COPY --from=build /opt/kmip-gateway /opt/kmip-gateway
 EXPOSE 5696 9696
-# Mount the configuration and its certificates here, readable by user 5696.
-VOLUME ["/etc/kmip-gateway"]
+# Mount the configuration and its certificates here, readable by user 5696. The root file system may be read-only; the key
+# of the marks ([replication] mark_key_file) wants a place to be kept: /var/lib/kmip-gateway.
+VOLUME ["/etc/kmip-gateway", "/var/lib/kmip-gateway"]
 # The address is that of [admin] bind.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9696/livez', timeout=2)"]
-STOPSIGNAL SIGTERM
 ENTRYPOINT ["kmip-gateway"]
 CMD ["run", "/etc/kmip-gateway/gateway.toml"]
