@@ -98,3 +98,7 @@ class ConfigError(GatewayError):
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+
+
+class ControlError(GatewayError):
+    """A control command that can't be done; the message is for the operator."""

@@ -74,9 +74,7 @@ async def test_the_watchdog_is_fed_three_times_in_its_interval(
 @pytest.mark.parametrize(
     "variables", [{}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}]
 )
-async def test_no_watchdog_is_fed_that_is_not_this_process_s(
-    manager: socket.socket, variables: dict[str, str]
-) -> None:
+async def test_no_watchdog_is_fed_that_is_not_this_process_s(manager: socket.socket, variables: dict[str, str]) -> None:
     with trio.fail_after(5):
         await Notifier(environment(manager, **variables)).feed_watchdog()
     assert heard(manager) == []

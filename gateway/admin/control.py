@@ -1,0 +1,206 @@
+"""The control socket: runtime control over a Unix socket, for ``kmip-gateway status``, ``drain``, ``reload`` and so on.
+
+One request and one answer on each connection, each one line of JSON:
+
+    {"command": "drain", "arguments": {"backend": "atlanta-001"}}
+    {"result": {...}}   or   {"error": "no backend is named atlanta-009; there are atlanta-001, atlanta-002"}
+
+The socket's mode is 0600, and the kernel tells the peer's user: root and the gateway's own user are served. So the
+socket may operate the gateway; the TCP admin port only reads.
+"""
+
+import json
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from gateway import log
+from gateway.errors import ConfigError, ControlError
+
+_MAX_REQUEST: Final = 64 * 1024  # bytes
+_MAX_CONNECTIONS: Final = 8
+_READ_DEADLINE: Final = 5.0  # s
+_SEND_DEADLINE: Final = 10.0  # s
+_CONNECT_DEADLINE: Final = 5.0  # s
+_BACKLOG: Final = 16
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: process, user, group
+
+#: Takes the arguments of a request; returns what JSON can hold. Raises ControlError for a request that can't be done.
+Command = Callable[[Mapping[str, Any]], Awaitable[Any]]
+
+
+@contextmanager
+def control_socket(path: Path) -> Iterator[socket.socket]:
+    """Listen on a Unix socket for a block, with mode 0600; remove its file at the end.
+
+    A file that a gateway left when it was killed is replaced; that of a gateway that runs is a mistake. Raises
+    ConfigError.
+    """
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        mask = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(mask)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        remedy = "choose a path in a directory that can be written"
+        raise ConfigError([f"admin.socket: can't listen on {path}: {error.strerror}; {remedy}"]) from None
+    try:
+        yield sock
+    finally:
+        sock.close()
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        is_socket = stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return
+    if not is_socket:
+        raise ConfigError([f"admin.socket: {path} exists and is not a socket; choose another path"])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.settimeout(1.0)
+        try:
+            other.connect(str(path))
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            return
+    raise ConfigError([f"admin.socket: another process listens on {path}; stop it, or choose another path"])
+
+
+class ControlServer:
+    """Serves ``commands``, by name, to root and to the user of this process."""
+
+    def __init__(self, commands: Mapping[str, Command], *, users: frozenset[int] | None = None) -> None:
+        self._commands = commands
+        self._users = frozenset({0, os.geteuid()}) if users is None else users
+        self._log = log.get("control")
+        self._open = 0
+
+    async def run(self, listening: socket.socket) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(listening)
+                try:
+                    sock, _address = listening.accept()
+                except OSError:
+                    await trio.sleep(0.05)
+                    continue
+                if self._open >= _MAX_CONNECTIONS:
+                    sock.close()
+                    continue
+                self._open += 1
+                nursery.start_soon(self._serve, sock)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        try:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    answer = await self._answer(stream, _user_of(sock))
+                    with trio.move_on_after(_SEND_DEADLINE):
+                        await stream.send_all(json.dumps(answer).encode() + b"\n")
+        finally:
+            self._open -= 1
+
+    async def _answer(self, stream: trio.SocketStream, user: int) -> dict[str, Any]:
+        if user not in self._users:
+            self._log.warning("control request refused: its user is neither root nor the gateway's own", user=user)
+            return {"error": f"user {user} may not control this gateway: become root, or the gateway's own user"}
+        try:
+            name, arguments = await _read_request(stream)
+            result = await self._command(name)(arguments)
+        except ControlError as error:
+            return {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the gateway
+            self._log.error("control command lost to a fault of the gateway", exc_info=error)
+            return {"error": "the gateway failed to do this; its log says why"}
+        return {"result": result}
+
+    def _command(self, name: str) -> Command:
+        if name not in self._commands:
+            raise ControlError(f"no command is named {name!r}; there are {', '.join(sorted(self._commands))}")
+        return self._commands[name]
+
+
+def _user_of(sock: socket.socket) -> int:
+    """Return the user of the process at the other end, as the kernel noted it when it connected (SO_PEERCRED)."""
+    _process, user, _group = _CREDENTIALS.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return int(user)
+
+
+async def _read_request(stream: trio.SocketStream) -> tuple[str, Mapping[str, Any]]:
+    line = b""
+    with trio.move_on_after(_READ_DEADLINE) as deadline:
+        line = await _read_line(stream, _MAX_REQUEST)
+    if deadline.cancelled_caught:
+        raise ControlError("the request did not come in time")
+    try:
+        request = json.loads(line)
+        name, arguments = request["command"], request.get("arguments", {})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ControlError('a request is one line of JSON: {"command": NAME, "arguments": {...}}') from None
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ControlError("command is a string, and arguments is an object")
+    return name, arguments
+
+
+async def _read_line(stream: trio.SocketStream, most: int | None = None) -> bytes:
+    """Return what comes before the first line feed, or before the end. Raises ControlError beyond ``most`` bytes."""
+    received = bytearray()
+    while chunk := await stream.receive_some(65536):
+        received += chunk
+        if b"\n" in chunk:
+            break
+        if most is not None and len(received) > most:
+            raise ControlError(f"a request has at most {most} bytes")
+    return bytes(received).partition(b"\n")[0]
+
+
+async def request(path: Path, command: str, arguments: Mapping[str, Any] | None = None, deadline: float = 60.0) -> Any:
+    """Send a command to the gateway that listens on a control socket, and return its result.
+
+    ``deadline`` is in seconds. Raises ControlError, with the gateway's own words if it refuses.
+    """
+    try:
+        with trio.fail_after(_CONNECT_DEADLINE):
+            stream = await trio.open_unix_socket(str(path))
+    except trio.TooSlowError:
+        raise ControlError(f"no gateway answers on {path}") from None
+    except OSError as error:
+        raise ControlError(f"no gateway can be reached on {path}: {error.strerror or error}") from None
+    line = b""
+    async with stream:
+        try:
+            with trio.fail_after(deadline):
+                await stream.send_all(json.dumps({"command": command, "arguments": arguments or {}}).encode() + b"\n")
+                line = await _read_line(stream)
+        except trio.TooSlowError:
+            raise ControlError(f"the gateway on {path} did not answer within {deadline:g} s") from None
+        except trio.BrokenResourceError:
+            raise ControlError(f"the gateway on {path} closed the connection") from None
+    if not line:
+        raise ControlError(
+            f"the gateway on {path} closed the connection without an answer: it has too many, or it ends"
+        )
+    answer = json.loads(line)
+    if "error" in answer:
+        raise ControlError(answer["error"])
+    return answer["result"]
