@@ -62,9 +62,8 @@ def test_nothing_happens_without_a_service_manager(tmp_path: Path) -> None:
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}).ready()
 
 
-async def test_the_watchdog_is_fed_three_times_in_its_interval(
-    manager: socket.socket, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_the_watchdog_is_fed_three_times_in_its_interval(manager: socket.socket) -> None:
     notifier = Notifier(environment(manager, WATCHDOG_USEC="30000000"))
     with trio.move_on_after(60.5):
         await notifier.feed_watchdog()

@@ -94,9 +94,8 @@ async def test_a_request_without_end_is_refused(path: Path) -> None:
         assert await request(path, "echo") == {}
 
 
-async def test_a_silent_client_is_cut_off_and_few_are_served_at_once(
-    path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_silent_client_is_cut_off_and_few_are_served_at_once(path: Path) -> None:
     async with serving(path):
         silent = [await trio.open_unix_socket(str(path)) for _ in range(8)]
         await trio.testing.wait_all_tasks_blocked(0.1)
