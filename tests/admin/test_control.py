@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.admin.control import ControlServer, control_socket, request
 from gateway.errors import ConfigError, ControlError
@@ -94,11 +95,11 @@ async def test_a_request_without_end_is_refused(path: Path) -> None:
         assert await request(path, "echo") == {}
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_silent_client_is_cut_off_and_few_are_served_at_once(path: Path) -> None:
+async def test_a_silent_client_is_cut_off_and_few_are_served_at_once(path: Path, autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05
     async with serving(path):
         silent = [await trio.open_unix_socket(str(path)) for _ in range(8)]
-        await trio.testing.wait_all_tasks_blocked(0.1)
+        await wait_all_tasks_blocked(0.02)
         with pytest.raises(ControlError, match="closed the connection"):
             await request(path, "echo")
         answers = [await stream.receive_some(1000) for stream in silent]

@@ -1,0 +1,138 @@
+"""The messages between a TLS worker and the core, over a Unix socket pair (docs/architecture.md, "TLS workers").
+
+A message is a head of nine bytes (its kind, 1; the number of a client connection, 4; a length, 4), and so many bytes.
+The worker numbers its connections from 1 on and uses no number twice; a message about a connection that has ended
+meanwhile is ignored. Number 0 is the worker's own.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from gateway.errors import (
+    BuffersFullError,
+    GatewayError,
+    MessageTooLargeError,
+    ProtocolError,
+    StreamClosedError,
+    TlsError,
+)
+
+HEAD: Final = struct.Struct(">BII")
+_META: Final = struct.Struct(">I")
+
+
+class Kind(IntEnum):
+    """The kinds of messages, the worker's first."""
+
+    # From the worker to the core.
+    OPENED = 1  # a client has shaken hands: Opening
+    FRAME = 2  # one whole request; the worker reads no further until it is answered
+    FAILED = 3  # nothing more can be read: an error, as ``encode_error`` writes it
+    ENDED = 4  # the client has closed between two requests
+    LEFT = 5  # the client has closed or reset the connection while its request is under way
+    SENT = 6  # the client has taken the whole answer
+    COUNTED = 7  # of the worker itself: what it has counted since it last told, as JSON
+    # From the core to the worker.
+    ANSWER = 17
+    CLOSE = 18  # end the connection; the payload is the seconds for which the client may finish sending, as JSON
+    ACCEPT = 19  # of the worker itself: accept new clients from now on
+    REFUSE = 20  # of the worker itself: refuse new connections until ACCEPT
+    DRAIN = 21  # of the worker itself: take no new clients; the core closes each connection when it is due
+
+
+class Message(NamedTuple):
+    """One message; ``payload`` is a copy."""
+
+    kind: int
+    connection: int
+    payload: bytes
+
+
+class Opening(NamedTuple):
+    """A client whose handshake has succeeded. ``certificate`` is in DER; times are in seconds."""
+
+    listener: str
+    peer: str  # HOST:PORT
+    version: str  # of TLS, as ``TLSv1.3``
+    resumed: bool
+    seconds: float  # that the handshake took
+    certificate: bytes
+
+    def encode(self) -> bytes:
+        """Return the payload of OPENED."""
+        meta = json.dumps([self.listener, self.peer, self.version, self.resumed, self.seconds]).encode()
+        return _META.pack(len(meta)) + meta + self.certificate
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "Opening":
+        """Read what ``encode`` wrote."""
+        (size,) = _META.unpack_from(payload)
+        end = _META.size + size
+        listener, peer, version, resumed, seconds = json.loads(payload[_META.size : end])
+        return cls(listener, peer, version, resumed, seconds, payload[end:])
+
+
+def encode(kind: Kind, connection: int = 0, payload: bytes = b"") -> bytes:
+    """Return a message. For a long payload, send HEAD and payload apart rather than copy it."""
+    return HEAD.pack(kind, connection, len(payload)) + payload
+
+
+class MessageReader:
+    """Takes bytes in any chunks, and gives whole messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def __len__(self) -> int:
+        """Bytes that are held: the beginning of one message."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Take a chunk; yield the messages that are whole with it. To be exhausted before the next chunk is fed."""
+        buffer = self._buffer
+        buffer += data
+        position = 0
+        while len(buffer) - position >= HEAD.size:
+            kind, connection, length = HEAD.unpack_from(buffer, position)
+            end = position + HEAD.size + length
+            if end > len(buffer):
+                break
+            yield Message(kind, connection, bytes(buffer[position + HEAD.size : end]))
+            position = end
+        del buffer[:position]
+
+
+#: The errors with which reading from a client may end; each keeps its class on the way to the core.
+_ERRORS: Final[dict[str, type[GatewayError]]] = {
+    "protocol": ProtocolError,
+    "too_large": MessageTooLargeError,
+    "buffers": BuffersFullError,
+    "closed": StreamClosedError,
+    "tls": TlsError,
+}
+_NAMES: Final = {error: name for name, error in _ERRORS.items()}
+
+
+def encode_error(error: GatewayError) -> bytes:
+    """Return the payload of FAILED; ``error`` is of a class that ``decode_error`` knows, or of a subclass."""
+    name = next(_NAMES[kind] for kind in type(error).__mro__ if kind in _NAMES)
+    extra: Any = None
+    if isinstance(error, ProtocolError):
+        extra = error.version
+    elif isinstance(error, TlsError):
+        extra = error.reason
+    return json.dumps([name, str(error), extra]).encode()
+
+
+def decode_error(payload: bytes) -> GatewayError:
+    """Return the error that the worker met."""
+    name, text, extra = json.loads(payload)
+    error = _ERRORS[name]
+    if issubclass(error, ProtocolError):
+        return error(text, version=None if extra is None else (extra[0], extra[1]))
+    if issubclass(error, TlsError):
+        return error(text, reason=extra)
+    return error(text)

@@ -1,0 +1,204 @@
+"""The supervisor: the parent of the core and of the TLS workers, without an event loop.
+
+It owns what outlives them: the listening sockets and the listeners' TLS contexts, which are made before the processes
+are forked, so that every worker resumes the sessions of every other. It starts the core and the workers, starts a
+worker that died again, after a growing pause, and ends with the core.
+
+    supervisor --- core          a Unix socket pair: new workers' sockets to the core, its requests back
+               --- worker 1      a Unix socket pair to the core, made here and handed to both ends
+               --- worker 2
+
+A worker that dies costs its own clients only. If the core dies, everything ends with the core's status, so that the
+service manager starts it again: the pool, the limits and the affinity of clients are the core's.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway import log
+
+FAILED: Final = 70  # exit status of a process that met a fault of the gateway (EX_SOFTWARE)
+_FIRST_PAUSE: Final = 0.2  # s before a worker that died is started again; doubled each time
+_LONGEST_PAUSE: Final = 10.0
+_STABLE: Final = 30.0  # s that a worker must have lived, for the pause to be the first one again
+_LAST_WAIT: Final = 5.0  # s for the workers to end after the core, before they are killed
+_PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+#: Runs the core, given its end of the socket pair to the supervisor; returns its exit status.
+RunCore = Callable[[socket.socket], int]
+#: Runs a worker, given its index and its end of the socket pair to the core; returns its exit status.
+RunWorker = Callable[[int, socket.socket], int]
+
+
+@dataclass
+class _Slot:
+    """The place of one worker: the process that is there, or the time at which it is started again."""
+
+    index: int
+    process: int = 0  # 0 if none runs
+    began: float = 0.0
+    pause: float = _FIRST_PAUSE
+    due: float = 0.0
+    deaths: int = 0
+
+
+@dataclass
+class Supervisor:
+    """Starts ``run_core`` and ``workers`` times ``run_worker``, each in a process of its own."""
+
+    run_core: RunCore
+    run_worker: RunWorker
+    workers: int
+    _slots: list[_Slot] = field(default_factory=list)
+    _core: int = 0
+    _is_ending: bool = False
+
+    def run(self) -> int:
+        """Supervise until the core has ended; return its exit status. To be called without threads or an event loop."""
+        self._log = log.get("supervisor")
+        with _woken_by_signals(self._pass_on) as wakeup:
+            to_core, of_core = socket.socketpair()
+            self._slots = [_Slot(index) for index in range(self.workers)]
+            self._core = self._fork(lambda: self.run_core(of_core), to_core)
+            of_core.close()
+            if self._is_ending:  # a signal came before there was a core to pass it to
+                self._pass_on(signal.SIGTERM)
+            with closing(to_core):
+                for slot in self._slots:
+                    self._start(slot, to_core)
+                status = self._watch(wakeup, to_core)
+            self._end_workers(wakeup)
+        return status
+
+    def _watch(self, wakeup: socket.socket, to_core: socket.socket) -> int:
+        """Return the core's exit status once it has ended."""
+        while True:
+            due = min((slot.due for slot in self._slots if not slot.process), default=None)
+            _wait(wakeup, due)
+            for process, status in _ended():
+                if process == self._core:
+                    return status
+                self._note_death(process, status)
+            now = time.monotonic()
+            for slot in self._slots:
+                if not slot.process and slot.due <= now and not self._is_ending:
+                    self._start(slot, to_core)
+
+    def _start(self, slot: _Slot, to_core: socket.socket) -> None:
+        """Start a worker, and hand the core its end of their socket pair."""
+        of_worker, of_core = socket.socketpair()
+        with closing(of_worker), closing(of_core):
+            slot.process = self._fork(lambda: self.run_worker(slot.index, of_worker), to_core, of_core)
+            slot.began = time.monotonic()
+            with suppress(OSError):  # the core has gone: its end is noticed next
+                socket.send_fds(to_core, [slot.index.to_bytes(4, "big")], [of_core.fileno()])
+
+    def _note_death(self, process: int, status: int) -> None:
+        for slot in self._slots:
+            if slot.process == process:
+                now = time.monotonic()
+                slot.pause = _FIRST_PAUSE if now - slot.began > _STABLE else min(slot.pause * 2, _LONGEST_PAUSE)
+                slot.process, slot.due = 0, now + slot.pause
+                slot.deaths += 1
+                if not self._is_ending:
+                    self._log.error(
+                        "TLS worker ended; its clients are disconnected, and another one is started",
+                        worker=slot.index,
+                        status=status,
+                        seconds=slot.pause,
+                    )
+
+    def _fork(self, run: Callable[[], int], *others: socket.socket) -> int:
+        """Run a function in a process of its own, in which ``others`` are closed; return its process number."""
+        sys.stdout.flush()
+        process = os.fork()
+        if process:
+            return process
+        status = FAILED
+        try:
+            _restore_signals()
+            for sock in others:
+                sock.close()
+            status = run()
+        except BaseException:  # noqa: BLE001 - nothing may return into the supervisor's stack
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _pass_on(self, number: int) -> None:
+        """Pass a signal to the core, which drains, reloads, or ignores it; a second SIGTERM ends it at once."""
+        if number in {signal.SIGTERM, signal.SIGINT}:
+            self._is_ending = True
+        if self._core:
+            with suppress(ProcessLookupError):
+                os.kill(self._core, number)
+
+    def _end_workers(self, wakeup: socket.socket) -> None:
+        """Wait for the workers, whose sockets to the core are closed; kill those that do not end."""
+        self._is_ending = True
+        until = time.monotonic() + _LAST_WAIT
+        while any(slot.process for slot in self._slots) and time.monotonic() < until:
+            for process, status in _ended():
+                self._note_death(process, status)
+            if any(slot.process for slot in self._slots):
+                _wait(wakeup, min(until, time.monotonic() + 0.5))
+        for slot in self._slots:
+            if slot.process:
+                os.kill(slot.process, signal.SIGKILL)
+                os.waitpid(slot.process, 0)
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Yield the number and the exit status of each child that has ended; 128 plus the number of a signal that ended it."""
+    while True:
+        try:
+            process, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not process:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        yield process, code if code >= 0 else 128 - code
+
+
+def _wait(wakeup: socket.socket, until: float | None) -> None:
+    """Wait for a signal, at most until a time of the monotonic clock."""
+    timeout = None if until is None else max(0.0, until - time.monotonic())
+    if select.select([wakeup], [], [], timeout)[0]:
+        with suppress(BlockingIOError):
+            wakeup.recv(4096)
+
+
+@contextmanager
+def _woken_by_signals(pass_on: Callable[[int], None]) -> Iterator[socket.socket]:
+    """Call ``pass_on`` with each signal to be passed on; the yielded socket is readable after any signal."""
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setblocking(False)
+    before = {number: signal.signal(number, lambda number, _frame: pass_on(number)) for number in _PASSED_ON}
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reading.close()
+        writing.close()
+
+
+def _restore_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (*_PASSED_ON, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,165 @@
+"""The supervisor with real processes: starts, deaths, signals, and the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_PROGRAM = """
+import json, os, select, signal, socket, sys, time
+from pathlib import Path
+from typing import Any
+from gateway.supervisor import Supervisor
+
+events = Path(sys.argv[1])
+workers = int(sys.argv[2])
+behaviour = sys.argv[3]
+
+def note(**event):
+    with events.open("a") as file:
+        file.write(json.dumps(event | {"process": os.getpid(), "parent": os.getppid()}) + "\\n")
+
+def core(supervisor):
+    signals = []
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: signals.append(number))
+    note(event="core")
+    links = {}
+    while True:
+        while signals:
+            number = signals.pop(0)
+            note(event="signal", number=int(number))
+            if number == signal.SIGTERM:
+                return 0
+        if select.select([supervisor], [], [], 0.02)[0]:
+            data, descriptors, _flags, _address = socket.recv_fds(supervisor, 4, 1)
+            if not data:
+                return 3
+            index = int.from_bytes(data, "big")
+            links[index] = socket.socket(fileno=descriptors[0])
+            note(event="link", worker=index, said=links[index].recv(100).decode())
+            if behaviour == "core dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+def worker(index, link):
+    note(event="worker", worker=index)
+    link.sendall(f"worker {index}".encode())
+    if behaviour == "stubborn":
+        time.sleep(60)
+    while link.recv(100):
+        pass
+    note(event="worker ends", worker=index)
+    return 0
+
+sys.exit(Supervisor(core, worker, workers).run())
+"""
+
+
+class Program:
+    """A supervisor of two workers in a process of its own, and what its processes have noted."""
+
+    def __init__(self, directory: Path, behaviour: str = "", workers: int = 2) -> None:
+        self._events = directory / "events.jsonl"
+        command = [sys.executable, "-c", textwrap.dedent(_PROGRAM), str(self._events), str(workers), behaviour]
+        self.process = subprocess.Popen(command)
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        if not self._events.exists():
+            return []
+        found = [json.loads(line) for line in self._events.read_text().splitlines()]
+        return [one for one in found if one["event"] == event]
+
+    def wait_for(self, event: str, count: int) -> list[dict[str, Any]]:
+        until = time.monotonic() + 20
+        while len(found := self.events(event)) < count:
+            assert time.monotonic() < until, f"{event}: {found}"
+            time.sleep(0.02)
+        return found
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+def is_running(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def test_the_core_gets_a_socket_to_each_worker(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    links = program.wait_for("link", 2)
+    assert sorted((link["worker"], link["said"]) for link in links) == [(0, "worker 0"), (1, "worker 1")]
+    assert program.end() == 0
+    assert len(program.events("worker ends")) == 2
+
+
+def test_a_worker_that_dies_is_started_again_and_the_core_stays(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    (first, _) = program.wait_for("worker", 2)
+    program.wait_for("link", 2)
+    os.kill(first["process"], signal.SIGKILL)
+    again = program.wait_for("worker", 3)[-1]
+    assert again["worker"] == first["worker"]
+    assert program.wait_for("link", 3)[-1]["worker"] == first["worker"]
+    assert len(program.events("core")) == 1
+    assert program.end() == 0
+
+
+def test_the_pause_before_a_worker_grows_while_it_keeps_dying(tmp_path: Path) -> None:
+    program = Program(tmp_path, workers=1)
+    for count in (1, 2, 3):
+        os.kill(program.wait_for("worker", count)[-1]["process"], signal.SIGKILL)
+    began = time.monotonic()
+    program.wait_for("worker", 4)
+    assert time.monotonic() - began > 1.0  # 0.4, 0.8, then 1.6 s
+    assert program.end() == 0
+
+
+def test_the_death_of_the_core_ends_everything_with_its_status(tmp_path: Path) -> None:
+    program = Program(tmp_path, "core dies")
+    assert program.process.wait(20) == 128 + signal.SIGKILL
+    for worker in program.events("worker"):
+        assert not is_running(worker["process"])
+
+
+def test_signals_are_passed_to_the_core(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    program.wait_for("link", 2)
+    program.process.send_signal(signal.SIGHUP)
+    assert program.wait_for("signal", 1)[0]["number"] == signal.SIGHUP
+    assert program.end(signal.SIGTERM) == 0
+
+
+def test_workers_that_do_not_end_are_killed(tmp_path: Path) -> None:
+    program = Program(tmp_path, "stubborn")
+    workers = program.wait_for("worker", 2)
+    program.wait_for("link", 2)
+    assert program.end() == 0
+    assert not any(is_running(worker["process"]) for worker in workers)
+
+
+def test_the_core_ends_if_the_supervisor_is_killed(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    program.wait_for("link", 2)
+    core = program.events("core")[0]["process"]
+    program.process.kill()
+    program.process.wait(20)
+    until = time.monotonic() + 10
+    while is_running(core) or any(is_running(worker["process"]) for worker in program.events("worker")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_ends_starts_no_worker_again(tmp_path: Path, number: int) -> None:
+    program = Program(tmp_path)
+    program.wait_for("link", 2)
+    assert program.end(number) in {0, 128 + number}
+    assert len(program.events("worker")) == 2
