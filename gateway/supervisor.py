@@ -159,7 +159,7 @@ class Supervisor:
 
 
 def _ended() -> Iterator[tuple[int, int]]:
-    """Yield the number and the exit status of each child that has ended; 128 plus the number of a signal that ended it."""
+    """Yield the number and the exit status of each child that has ended; 128 plus the number of the signal, if any."""
     while True:
         try:
             process, status = os.waitpid(-1, os.WNOHANG)
