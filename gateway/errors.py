@@ -102,3 +102,7 @@ class ConfigError(GatewayError):
 
 class ControlError(GatewayError):
     """A control command that can't be done; the message is for the operator."""
+
+
+class LinkTimeoutError(GatewayError):
+    """A TLS worker has given up a client; the message is the label of the reason, as ``reading_timeout``."""

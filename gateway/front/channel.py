@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from gateway.errors import (
     BuffersFullError,
     GatewayError,
+    LinkTimeoutError,
     MessageTooLargeError,
     ProtocolError,
     StreamClosedError,
@@ -33,7 +34,7 @@ class Kind(IntEnum):
     FAILED = 3  # nothing more can be read: an error, as ``encode_error`` writes it
     ENDED = 4  # the client has closed between two requests
     LEFT = 5  # the client has closed or reset the connection while its request is under way
-    SENT = 6  # the client has taken the whole answer
+    BEGUN = 6  # the beginning of a request has arrived, and the rest has not
     COUNTED = 7  # of the worker itself: what it has counted since it last told, as JSON
     # From the core to the worker.
     ANSWER = 17
@@ -112,6 +113,7 @@ _ERRORS: Final[dict[str, type[GatewayError]]] = {
     "buffers": BuffersFullError,
     "closed": StreamClosedError,
     "tls": TlsError,
+    "timeout": LinkTimeoutError,
 }
 _NAMES: Final = {error: name for name, error in _ERRORS.items()}
 

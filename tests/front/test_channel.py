@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gateway.errors import (
     BuffersFullError,
     GatewayError,
+    LinkTimeoutError,
     MessageTooLargeError,
     ProtocolError,
     StreamClosedError,
@@ -48,6 +49,7 @@ def test_an_opening_survives(certificate: bytes) -> None:
         BuffersFullError("full"),
         StreamClosedError("gone"),
         TlsError("too many records", reason="records"),
+        LinkTimeoutError("reading_timeout"),
     ],
 )
 def test_an_error_keeps_its_class_words_and_facts(error: GatewayError) -> None:

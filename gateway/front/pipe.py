@@ -1,0 +1,118 @@
+"""One end of the Unix socket pair between a TLS worker and the core: messages in order, in both directions."""
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from gateway.front.channel import HEAD, Kind, Message, MessageReader
+from gateway.log import Log
+
+_READ_AT_ONCE: Final = 256 * 1024  # bytes
+_BUFFER: Final = 1 << 20  # bytes that the kernel holds in each direction
+_HIGH_WATER: Final = 1 << 20  # bytes that wait here, because the other process is busy, before senders should wait
+
+
+class Pipe:
+    """Sends messages without waiting, and gives each message that arrives to a handler.
+
+    Bytes that the kernel does not take are held, and sent by a task. A sender of much asks ``is_full`` first, and waits
+    with ``wait_for_room``.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        self._socket = sock
+        self._held = bytearray()
+        self._has_held = trio.Event()
+        self._has_room = trio.ParkingLot()
+        self.is_closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else f"{len(self._held)} bytes held"
+        return f"<Pipe, {state}>"
+
+    @property
+    def held(self) -> int:
+        """The bytes that wait for the other process to read."""
+        return len(self._held)
+
+    @property
+    def is_full(self) -> bool:
+        """True if a sender should wait: the other process does not keep up."""
+        return len(self._held) > _HIGH_WATER
+
+    def send(self, kind: Kind, connection: int = 0, payload: bytes = b"") -> None:
+        """Send a message, or hold it. After the pipe has closed, do nothing."""
+        head = HEAD.pack(kind, connection, len(payload))
+        if self.is_closed:
+            return
+        sent = 0
+        if not self._held:
+            try:
+                sent = self._socket.sendmsg([head, payload])
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._close()
+                return
+            if sent == len(head) + len(payload):
+                return
+        self._held += (head + payload)[sent:]
+        self._has_held.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until the pipe is not full, or has closed."""
+        while self.is_full and not self.is_closed:
+            await self._has_room.park()
+
+    async def run(self, handle: Callable[[Message], None], log: Log) -> None:
+        """Read and write until the other process closes its end; ``handle`` must not raise for a message of a peer."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            await self._read(handle, log)
+            nursery.cancel_scope.cancel()
+
+    async def _read(self, handle: Callable[[Message], None], log: Log) -> None:
+        reader = MessageReader()
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(_READ_AT_ONCE)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                self._close()
+                return
+            for message in reader.feed(data):
+                try:
+                    handle(message)
+                except Exception as error:
+                    log.error("internal error in a message between processes; report this bug", exc_info=error)
+
+    async def _write(self) -> None:
+        while not self.is_closed:
+            await self._has_held.wait()
+            await trio.lowlevel.wait_writable(self._socket)
+            try:
+                sent = self._socket.send(memoryview(self._held)[:_READ_AT_ONCE])
+            except BlockingIOError:
+                continue
+            except OSError:
+                self._close()
+                return
+            del self._held[:sent]
+            if not self._held:
+                self._has_held = trio.Event()
+            if not self.is_full:
+                self._has_room.unpark_all()
+
+    def _close(self) -> None:
+        self.is_closed = True
+        self._held.clear()
+        self._has_room.unpark_all()

@@ -1,0 +1,218 @@
+"""Relay: a TLS worker's side of its clients. Whole requests go to the core, and its answers come back.
+
+Here are the bounds that need the bytes: the size of a request, the time for it to arrive, the memory held, the time for
+an answer to be read. Everything that needs to understand a request is the core's.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from gateway.errors import BuffersFullError, GatewayError, LinkTimeoutError, ProtocolError, StreamClosedError
+from gateway.front.admission import Account, Admission
+from gateway.front.channel import Kind, Message, Opening, encode_error
+from gateway.front.pipe import Pipe
+from gateway.kmip.framing import FrameReader
+from gateway.kmip.spec import Tag
+from gateway.tls import TlsStream
+
+_SMALL: Final = 1024  # bytes of a request that are not counted as held
+_LOOK_FOR_LEFT: Final = 0.2  # s between two looks at whether clients whose requests are under way have left
+_CLOSE_WITHIN: Final = 10.0  # s for the core to close a connection that the worker has reported as failed
+
+
+class RelayLimits:
+    """The bounds of one listener: bytes of a request, seconds for it to arrive, seconds for an answer to be read."""
+
+    __slots__ = ("max_request_size", "request_timeout", "send_timeout")
+
+    def __init__(self, max_request_size: int, request_timeout: float, send_timeout: float) -> None:
+        self.max_request_size = max_request_size
+        self.request_timeout = request_timeout
+        self.send_timeout = send_timeout
+
+
+class RelayedClient:
+    """One client connection: its reader, its answer under way, and its end."""
+
+    def __init__(self, number: int, stream: TlsStream, limits: RelayLimits, account: Account, pipe: Pipe) -> None:
+        self.number = number
+        self.stream = stream
+        self.asked_at = float("inf")  # trio's time at which a request was sent to the core; infinity if none is there
+        self.has_left = False
+        self._limits = limits
+        self._account = account
+        self._pipe = pipe
+        self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
+        self._held = 0
+        self._answered = trio.Event()
+        self._rest: memoryview | None = None  # of an answer that the socket has not taken
+        self._closing = trio.CancelScope()  # cancelled once the core closes the connection
+        self._linger = 0.0  # s for which the client may finish sending, as the core says when it closes
+
+    async def run(self) -> None:
+        """Relay until the core closes the connection. The stream is closed then."""
+        try:
+            with self._closing:
+                await self._relay()
+                await trio.sleep(_CLOSE_WITHIN)  # the core has been told, and closes
+            with suppress(GatewayError):
+                await self._send_rest()
+            await self.stream.aclose(linger=self._linger)
+        finally:
+            self.stream.close()
+            self._hold(0)
+
+    async def _relay(self) -> None:
+        try:
+            while True:
+                frame = await self._next_frame()
+                if frame is None:
+                    self._pipe.send(Kind.ENDED, self.number)
+                    return
+                self._answered = trio.Event()
+                self.asked_at = trio.current_time()
+                await self._pipe.wait_for_room()
+                self._pipe.send(Kind.FRAME, self.number, frame)
+                del frame
+                await self._answered.wait()
+                await self._send_rest()
+                self._hold(0)
+        except GatewayError as error:
+            self._pipe.send(Kind.FAILED, self.number, encode_error(error))
+
+    async def _next_frame(self) -> bytes | None:
+        """Return the next request, whole; None if the client has closed. Raises ProtocolError for anything else."""
+        frame = data = None
+        if len(self._reader):
+            frame = self._reader.next_frame()
+        if frame is None and len(self._reader):
+            return await self._rest_of_frame()
+        if frame is None:
+            data = await self.stream.receive_some()
+            if not data:
+                return None
+            frame = self._reader.feed(data)
+            if frame is None:
+                return await self._rest_of_frame()
+        if frame is not data or len(frame) > _SMALL:
+            self._hold(len(frame) + len(self._reader))
+        return frame
+
+    async def _rest_of_frame(self) -> bytes:
+        self._pipe.send(Kind.BEGUN, self.number)
+        with trio.move_on_after(self._limits.request_timeout):
+            while True:
+                self._hold(len(self._reader))
+                self.stream.acknowledge()
+                data = await self.stream.receive_some()
+                if not data:
+                    raise ProtocolError("the connection ended in the middle of a request")
+                frame = self._reader.feed(data)
+                if frame is not None:
+                    self._hold(len(frame) + len(self._reader))
+                    return frame
+        raise LinkTimeoutError("reading_timeout")
+
+    def _hold(self, size: int) -> None:
+        """Count ``size`` bytes as held from now on. Raises BuffersFullError if they exceed the worker's share."""
+        if size == self._held:
+            return
+        limit = self._account.hold(size - self._held)
+        if limit is not None:
+            raise BuffersFullError(
+                f"the gateway has no memory left for the request (limit {limit.value}); try again later"
+            )
+        self._held = size
+
+    def answer(self, frame: bytes) -> None:
+        """Send an answer; what the client does not read at once is sent by its own task, under a deadline."""
+        self.asked_at = float("inf")
+        sent = 0
+        if self._rest is None:
+            with suppress(StreamClosedError):
+                sent = self.stream.send_now(frame)
+        if sent < len(frame):
+            self._rest = memoryview(frame)[sent:]
+        self._answered.set()
+
+    async def _send_rest(self) -> None:
+        """Send what is left of an answer. Raises GatewayError if the client does not read it, or has closed.
+
+        The core may close the connection meanwhile: the answer is its last, and is sent nevertheless.
+        """
+        rest, self._rest = self._rest, None
+        if rest is None:
+            return
+        if self._account.hold(len(rest)) is not None:
+            raise LinkTimeoutError("unread")
+        try:
+            with trio.move_on_after(self._limits.send_timeout, shield=True):
+                await self.stream.send_all(rest)
+                return
+            raise LinkTimeoutError("sending_timeout")
+        finally:
+            self._account.hold(-len(rest))
+
+    def close(self, linger: float) -> None:
+        """End the connection as the core says, after the last answer."""
+        self._linger = linger
+        self._closing.cancel()
+
+    def check_left(self, now: float) -> None:
+        """Tell the core, once, if the client of a request under way has closed or reset its connection."""
+        if not self.has_left and now - self.asked_at >= _LOOK_FOR_LEFT and self.stream.peer_has_left():
+            self.has_left = True
+            self._pipe.send(Kind.LEFT, self.number)
+
+
+class Relay:
+    """The clients of one TLS worker, and its pipe to the core."""
+
+    def __init__(self, pipe: Pipe, admission: Admission) -> None:
+        self._pipe = pipe
+        self._admission = admission
+        self._clients: dict[int, RelayedClient] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def __repr__(self) -> str:
+        return f"<Relay: {len(self)} clients>"
+
+    async def receive(
+        self, stream: TlsStream, peer: str, *, listener: str, limits: RelayLimits, seconds: float
+    ) -> None:
+        """Relay one client whose handshake took ``seconds``, from its opening to its end."""
+        certificate = stream.peer_certificate_der() or b""
+        account = self._admission.account_of(hashlib.sha256(certificate).hexdigest())
+        self._last += 1
+        client = self._clients[self._last] = RelayedClient(self._last, stream, limits, account, self._pipe)
+        opening = Opening(listener, peer, stream.version, stream.resumed, seconds, certificate)
+        self._pipe.send(Kind.OPENED, client.number, opening.encode())
+        try:
+            await client.run()
+        finally:
+            del self._clients[client.number]
+
+    def handle(self, message: Message) -> None:
+        """Take a message of the core about a connection; one that has ended meanwhile is ignored."""
+        client = self._clients.get(message.connection)
+        if client is None:
+            return
+        if message.kind == Kind.ANSWER:
+            client.answer(message.payload)
+        elif message.kind == Kind.CLOSE:
+            client.close(json.loads(message.payload))
+
+    async def look_for_left_clients(self) -> None:
+        """Look at the clients with a request under way, for ever."""
+        while True:
+            await trio.sleep(_LOOK_FOR_LEFT)
+            now = trio.current_time()
+            for client in list(self._clients.values()):
+                client.check_left(now)
