@@ -134,12 +134,20 @@ class Admission:
 
     def account(self, principal: Principal) -> Account:
         """Return the account of a principal, the same for all its connections on all listeners."""
-        key = (principal.identity.name, principal.issuer, principal.subject)
+        return self._account(principal.identity.name, principal.issuer, principal.subject)
+
+    def account_of(self, certificate: str) -> Account:
+        """Return the account of all connections with one certificate, for a TLS worker, which knows no principals."""
+        return self._account("", "", certificate)
+
+    def _account(self, identity: str, issuer: str, subject: str) -> Account:
+        key = (identity, issuer, subject)
         account = self._accounts.get(key)
         if account is None:
             if len(self._accounts) >= _ACCOUNTS:
                 self._forget_idle_account()
-            account = self._accounts[key] = Account(self, self._allowances[principal.identity.name])
+            allowance = self._allowances[identity] if identity else AllowanceConfig()
+            account = self._accounts[key] = Account(self, allowance)
         else:
             self._accounts.move_to_end(key)
         return account

@@ -21,14 +21,15 @@ class Pipe:
     with ``wait_for_room``.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, log: Log) -> None:
         sock.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         self._socket = sock
+        self._log = log
         self._held = bytearray()
         self._has_held = trio.Event()
-        self._has_room = trio.ParkingLot()
+        self._has_room = trio.lowlevel.ParkingLot()
         self.is_closed = False
 
     def __repr__(self) -> str:
@@ -69,14 +70,14 @@ class Pipe:
         while self.is_full and not self.is_closed:
             await self._has_room.park()
 
-    async def run(self, handle: Callable[[Message], None], log: Log) -> None:
+    async def run(self, handle: Callable[[Message], None]) -> None:
         """Read and write until the other process closes its end; ``handle`` must not raise for a message of a peer."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
-            await self._read(handle, log)
+            await self._read(handle)
             nursery.cancel_scope.cancel()
 
-    async def _read(self, handle: Callable[[Message], None], log: Log) -> None:
+    async def _read(self, handle: Callable[[Message], None]) -> None:
         reader = MessageReader()
         while True:
             await trio.lowlevel.wait_readable(self._socket)
@@ -93,7 +94,7 @@ class Pipe:
                 try:
                     handle(message)
                 except Exception as error:
-                    log.error("internal error in a message between processes; report this bug", exc_info=error)
+                    self._log.error("internal error in a message between processes; report this bug", exc_info=error)
 
     async def _write(self) -> None:
         while not self.is_closed:

@@ -1,8 +1,8 @@
 """Clients whose TLS ends in a TLS worker, as the core sees them.
 
 A WorkerLink has the methods of a TlsStream that a conversation uses, so that a conversation does not know where TLS
-ends. It reads whole requests: the worker has collected them under the limits of the listener, and reads no further until
-the request is answered.
+ends. It reads whole requests: the worker has collected them under the limits of the listener, and reads no further
+until the request is answered.
 """
 
 import json
@@ -15,7 +15,6 @@ from trio.lowlevel import Abort, RaiseCancelT, Task
 from gateway.errors import GatewayError, StreamClosedError
 from gateway.front.channel import Kind, Message, Opening, decode_error
 from gateway.front.pipe import Pipe
-from gateway.log import Log
 
 _WORKER_ENDED: Final = "the TLS worker of this client has ended"
 _CLOSED_HERE: Final = "closed on this side"
@@ -188,12 +187,10 @@ class WorkerLinks:
         pipe: Pipe,
         receive: Callable[[WorkerLink], Awaitable[None]],
         count: Callable[[bytes], None],
-        log: Log,
     ) -> None:
         self.pipe = pipe
         self._receive = receive
         self._count = count
-        self._log = log
         self._links: dict[int, WorkerLink] = {}
 
     def __len__(self) -> int:
@@ -217,7 +214,7 @@ class WorkerLinks:
                 elif (known := self._links.get(message.connection)) is not None:
                     known.handle(message)
 
-            await self.pipe.run(handle, self._log)
+            await self.pipe.run(handle)
             for link in list(self._links.values()):
                 link.worker_ended()
             self._links.clear()
