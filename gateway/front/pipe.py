@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -58,7 +59,7 @@ class Pipe:
             except BlockingIOError:
                 pass
             except OSError:
-                self._close()
+                self.close()
                 return
             if sent == len(head) + len(payload):
                 return
@@ -71,15 +72,16 @@ class Pipe:
             await self._has_room.park()
 
     async def run(self, handle: Callable[[Message], None]) -> None:
-        """Read and write until the other process closes its end; ``handle`` must not raise for a message of a peer."""
+        """Read and write until either process closes its end; give ``handle`` each message."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
-            await self._read(handle)
+            with suppress(trio.ClosedResourceError):
+                await self._read(handle)
             nursery.cancel_scope.cancel()
 
     async def _read(self, handle: Callable[[Message], None]) -> None:
         reader = MessageReader()
-        while True:
+        while not self.is_closed:
             await trio.lowlevel.wait_readable(self._socket)
             try:
                 data = self._socket.recv(_READ_AT_ONCE)
@@ -88,24 +90,27 @@ class Pipe:
             except OSError:
                 data = b""
             if not data:
-                self._close()
+                self.close()
                 return
             for message in reader.feed(data):
                 try:
                     handle(message)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
                     self._log.error("internal error in a message between processes; report this bug", exc_info=error)
 
     async def _write(self) -> None:
         while not self.is_closed:
             await self._has_held.wait()
-            await trio.lowlevel.wait_writable(self._socket)
+            with suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_writable(self._socket)
+            if self.is_closed:
+                return
             try:
                 sent = self._socket.send(memoryview(self._held)[:_READ_AT_ONCE])
             except BlockingIOError:
                 continue
             except OSError:
-                self._close()
+                self.close()
                 return
             del self._held[:sent]
             if not self._held:
@@ -113,7 +118,11 @@ class Pipe:
             if not self.is_full:
                 self._has_room.unpark_all()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close this end; the tasks of ``run`` and of waiting senders end. To be called from the same event loop."""
         self.is_closed = True
         self._held.clear()
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
         self._has_room.unpark_all()
