@@ -17,13 +17,14 @@ from gateway import log
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
 from gateway.errors import ConfigError
-from gateway.front.listener import BACKLOG, MAX_REFUSED_CLIENTS, Listener
+from gateway.front.clients import MAX_REFUSED_CLIENTS
+from gateway.front.listener import BACKLOG, Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.metrics import Metrics
 from gateway.tcp import TcpTimeouts, set_timeouts
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
-from gateway.wiring import Upstream, build_admin, build_dispatcher, build_listeners
+from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
 
 _OTHER_DESCRIPTORS: Final = 64  # for health checks, lookups of names, and clients of the admin port
 
@@ -59,9 +60,10 @@ class Core:
             async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
-                listeners = build_listeners(config, dispatcher, self.metrics)
+                front = Front(config, dispatcher, self.metrics)
+                listeners = front.build_listeners()
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
-                self._instrument(upstream.fleet, listeners)
+                self._instrument(upstream.fleet, front)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 background.start_soon(upstream.run)
                 for address in bound.listeners:
@@ -72,17 +74,19 @@ class Core:
                 self._warn_of_exposed_secrets()
                 task_status.started(bound)
                 try:
-                    await self._serve(listeners, sockets, upstream.fleet)
+                    await self._serve(front, listeners, sockets, upstream.fleet)
                 finally:
                     for backend in upstream.fleet.backends:
                         backend.close()
                 finished.set()
                 background.cancel_scope.cancel()
 
-    async def _serve(self, listeners: Sequence[Listener], sockets: Sequence[socket.socket], fleet: Fleet) -> None:
-        async with trio.open_nursery() as front:
+    async def _serve(
+        self, front: Front, listeners: Sequence[Listener], sockets: Sequence[socket.socket], fleet: Fleet
+    ) -> None:
+        async with trio.open_nursery() as serving:
             for listener, sock in zip(listeners, sockets, strict=True):
-                front.start_soon(listener.serve, sock)
+                serving.start_soon(listener.serve, sock)
             async with trio.open_nursery() as until_drained:
                 if self._config.failover.when_none == "close":
                     is_reachable = partial(_is_reachable, fleet)
@@ -91,15 +95,17 @@ class Core:
                 until_drained.cancel_scope.cancel()
             self._log.info("draining", seconds=self._config.deadlines.drain)
             self.metrics.draining.set(1)
-            front.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
+            serving.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
             for listener in listeners:
                 listener.drain()
+            for clients in front.clients.values():
+                clients.drain()
 
-    def _instrument(self, fleet: Fleet, listeners: Sequence[Listener]) -> None:
+    def _instrument(self, fleet: Fleet, front: Front) -> None:
         collect_pools(self.metrics, lambda: fleet.backends)
         self.metrics.log_messages_dropped.set_function(lambda: [((), log.messages_dropped())])
         in_flight = self.metrics.requests_in_flight
-        in_flight.set_function(lambda: sum(listener.requests_in_flight for listener in listeners))
+        in_flight.set_function(lambda: sum(clients.requests_in_flight for clients in front.clients.values()))
         for role, name, path in _certificates(self._config):
             ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
             self.metrics.certificate_not_after.labels(role, name).set(ends)

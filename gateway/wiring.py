@@ -18,11 +18,15 @@ from gateway.config import Address, BackendConfig, Config, IdentityConfig, Liste
 from gateway.config.files import mark_keys
 from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
-from gateway.front.admission import Admission
+from gateway.front.admission import Admission, Limit
+from gateway.front.clients import Clients
+from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
+from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
+from gateway.tls import TlsStream
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
@@ -237,25 +241,88 @@ def _write_once(path: Path, text: str) -> None:
                 plain.write(text)
 
 
-def build_listeners(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> list[Listener]:
-    """Return the listeners, which share one Admission. Raises ConfigError."""
-    admission = Admission(
+class Front:
+    """The front of the gateway in one process: the clients of each listener, and their common limits."""
+
+    def __init__(self, config: Config, dispatcher: Dispatcher, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._throttle = Throttle()
+        self.admission = build_admission(config)
+        metrics.memory_buffered.set_function(lambda: self.admission.buffered)
+        metrics.client_connections_queued.set_function(lambda: self.admission.turns.waiting)
+        self.clients = {listener.name: self._build_clients(listener, dispatcher) for listener in config.listeners}
+
+    def build_listeners(self) -> list[Listener]:
+        """Return the listeners whose TLS ends in this process, in the order of the configuration. Raises ConfigError."""
+        return [
+            build_listener(
+                listener,
+                server_context(listener),
+                self.clients[listener.name].receive,
+                limit_reached=self.clients[listener.name].limit_before_handshake,
+                admission=self.admission,
+                metrics=self._metrics,
+                throttle=self._throttle,
+            )
+            for listener in self._config.listeners
+        ]
+
+    def _build_clients(self, listener: ListenerConfig, dispatcher: Dispatcher) -> Clients:
+        logger = _front_log(listener)
+        rules = [rule for rule in self._config.identities if not rule.listeners or listener.name in rule.listeners]
+        return Clients(
+            listener,
+            Identities(rules),
+            admission=self.admission,
+            dispatcher=dispatcher,
+            limits=self._config.limits,
+            errors=ConnectionErrors(listener.name, self._metrics, logger, self._throttle),
+            metrics=self._metrics,
+            log=logger,
+            throttle=self._throttle,
+        )
+
+
+def build_admission(config: Config) -> Admission:
+    """Return the limits that all listeners share."""
+    return Admission(
         limits=config.limits,
         per_address=config.per_address,
         allowances={identity.name: identity for identity in config.identities},
     )
-    metrics.memory_buffered.set_function(lambda: admission.buffered)
-    metrics.client_connections_queued.set_function(lambda: admission.turns.waiting)
-    return [_build_listener(config, listener, dispatcher, admission, metrics) for listener in config.listeners]
 
 
-def _build_listener(
-    config: Config,
+def build_listener(
     listener: ListenerConfig,
-    dispatcher: Dispatcher,
+    context: SSL.Context,
+    receive: Callable[[TlsStream, str, float], Awaitable[None]],
+    *,
+    limit_reached: Callable[[], Limit | None],
     admission: Admission,
     metrics: Metrics,
+    throttle: Throttle,
 ) -> Listener:
+    """Return a listener that passes on its clients to ``receive``."""
+    logger = _front_log(listener)
+    return Listener(
+        listener,
+        context,
+        receive,
+        limit_reached=limit_reached,
+        admission=admission,
+        errors=ConnectionErrors(listener.name, metrics, logger, throttle),
+        metrics=metrics,
+        log=logger,
+    )
+
+
+def _front_log(listener: ListenerConfig) -> Log:
+    return log.get("front").bind(listener=listener.name)
+
+
+def server_context(listener: ListenerConfig) -> SSL.Context:
+    """Return the TLS context of a listener. Raises ConfigError for a file that OpenSSL refuses."""
     make_context = partial(
         tls.server_context,
         certificate=listener.certificate,
@@ -264,16 +331,7 @@ def _build_listener(
         tls_policy=listener.tls_policy,
         resumption_lifetime=listener.resumption_lifetime,
     )
-    return Listener(
-        listener,
-        _checked(f'listeners["{listener.name}"].certificate', make_context),
-        Identities(rule for rule in config.identities if not rule.listeners or listener.name in rule.listeners),
-        admission=admission,
-        dispatcher=dispatcher,
-        limits=config.limits,
-        metrics=metrics,
-        log=log.get("front").bind(listener=listener.name),
-    )
+    return _checked(f'listeners["{listener.name}"].certificate', make_context)
 
 
 def build_admin(config: Config, metrics: Metrics, unreadiness: Callable[[], str | None]) -> AdminServer:

@@ -23,12 +23,14 @@ from gateway.dispatcher import UNKNOWN_OUTCOME, Answer, Dispatcher
 from gateway.errors import (
     BuffersFullError,
     GatewayError,
+    LinkTimeoutError,
     MessageTooLargeError,
     ProtocolError,
     StreamClosedError,
     TlsError,
 )
 from gateway.front.admission import Admission, Limit
+from gateway.front.client_stream import ClientStream
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
@@ -37,7 +39,6 @@ from gateway.kmip.spec import Tag
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics, operation_label
 from gateway.policy import Refusal, refuse
-from gateway.tls import TlsStream
 
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
 _LONG: Final = 4096  # bytes of a request that may take longer to decode than one turn
@@ -82,7 +83,7 @@ class Conversation:
 
     def __init__(
         self,
-        stream: TlsStream,
+        stream: ClientStream,
         principal: Principal | None,
         *,
         admission: Admission,
@@ -171,6 +172,8 @@ class Conversation:
             return "client" if self.phase is Phase.IDLE else "client_closed"
         except UnreadError:
             return "unread"
+        except LinkTimeoutError as error:
+            return str(error)
         except GatewayError as error:
             return self._break_off(error)
 

@@ -126,9 +126,8 @@ class Handshakes:
         if failed:
             self._errors.count(failed)
             return None
-        self._metrics.handshake_succeeded(
-            self._listener, stream.version, time.perf_counter() - began, resumed=stream.resumed
-        )
+        seconds = half_open.handshake_seconds = time.perf_counter() - began
+        self._metrics.handshake_succeeded(self._listener, stream.version, seconds, resumed=stream.resumed)
         return stream
 
     async def _take_proxy_header(self, half_open: HalfOpen) -> bool:

@@ -24,7 +24,7 @@ class HalfOpen:
     ``scope`` ends the connection; ``evicted`` is True if the connection was ended for a newer connection.
     """
 
-    __slots__ = ("answered_at", "evicted", "host", "port", "scope", "sock", "source")
+    __slots__ = ("answered_at", "evicted", "handshake_seconds", "host", "port", "scope", "sock", "source")
 
     def __init__(self, sock: socket.socket, host: str, port: int) -> None:
         self.sock = sock
@@ -34,6 +34,7 @@ class HalfOpen:
         self.scope = trio.CancelScope()
         self.answered_at = float("inf")  # trio's time; infinity while the first TLS record is awaited
         self.evicted = False
+        self.handshake_seconds = 0.0  # once the handshake has succeeded
 
     def __repr__(self) -> str:
         return f"<HalfOpen of {self.source.prefix.hex()}>"

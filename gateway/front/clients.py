@@ -1,0 +1,155 @@
+"""Clients: the clients of one listener after their handshake: identity, limits, conversation, drain."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from gateway.config import LimitsConfig, ListenerConfig
+from gateway.dispatcher import Dispatcher
+from gateway.errors import TlsError
+from gateway.front.admission import Admission, Limit
+from gateway.front.client_stream import ClientStream
+from gateway.front.connection_errors import ConnectionErrors
+from gateway.front.conversation import Conversation, Phase
+from gateway.identity import Identities, Principal
+from gateway.log import Log, Throttle, quoted
+from gateway.metrics import Metrics
+from gateway.tls import UNREADABLE_CERTIFICATE
+
+MAX_REFUSED_CLIENTS: Final = 64  # clients that get an error and are disconnected, beside max_clients; more are closed
+_REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to read the error
+
+
+class Clients:
+    """The clients of one listener. They do not know where their TLS ends: see ``ClientStream``."""
+
+    def __init__(
+        self,
+        settings: ListenerConfig,
+        identities: Identities,
+        *,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        limits: LimitsConfig,
+        errors: ConnectionErrors,
+        metrics: Metrics,
+        log: Log,
+        throttle: Throttle,
+    ) -> None:
+        self._settings = settings
+        self._identities = identities
+        self._admission = admission
+        self._errors = errors
+        self._metrics = metrics
+        self._converse: Callable[..., Conversation] = partial(
+            Conversation,
+            admission=admission,
+            dispatcher=dispatcher,
+            limits=limits,
+            settings=settings,
+            metrics=metrics,
+            log=log,
+            throttle=throttle,
+        )
+        self._conversations: set[Conversation] = set()
+        self._draining = False
+        self._clients = 0  # without those that are refused
+        self._refused = 0  # clients to which an error is being sent
+
+    def __len__(self) -> int:
+        return self._clients
+
+    def __repr__(self) -> str:
+        return f"<Clients of {self._settings.name}: {len(self)}>"
+
+    @property
+    def requests_in_flight(self) -> int:
+        """The number of requests that were read and are not yet answered."""
+        return sum(conversation.phase is Phase.ANSWERING for conversation in self._conversations)
+
+    def drain(self) -> None:
+        """Let each conversation end after its request in progress, also those that begin from now on."""
+        self._draining = True
+        for conversation in list(self._conversations):
+            conversation.drain()
+
+    def limit_before_handshake(self) -> Limit | None:
+        """Return the limit that a client would exceed after its handshake, if no further client gets an error then."""
+        return self._limit_reached() if self._refused >= MAX_REFUSED_CLIENTS else None
+
+    def _limit_reached(self, principal: Principal | None = None) -> Limit | None:
+        if self._clients >= self._settings.max_clients:
+            return Limit.LISTENER_CLIENTS
+        if self._admission.clients >= self._admission.max_clients:
+            return Limit.CLIENTS
+        if principal is not None and self._admission.account(principal).is_full:
+            return Limit.PRINCIPAL_CLIENTS
+        return None
+
+    async def receive(self, stream: ClientStream, peer: str, _seconds: float = 0.0) -> None:
+        """Serve a client until either side ends the connection. ``peer`` is its address, for the log."""
+        principal = self._identify(stream, peer)
+        over = self._limit_reached(principal)
+        conversation = self._converse(stream, principal, peer=peer, over=over)
+        if principal is None or over is not None:
+            await self._refuse(conversation, stream, over, peer)
+            return
+        self._clients += 1
+        self._admission.clients += 1
+        try:
+            ended = await self._run(conversation)
+        finally:
+            self._clients -= 1
+            self._admission.clients -= 1
+        if ended not in _ORDINARY_ENDS:
+            self._errors.count(ended)
+
+    async def _run(self, conversation: Conversation) -> str:
+        if self._draining:
+            conversation.drain()
+        self._conversations.add(conversation)
+        try:
+            return await conversation.run()
+        finally:
+            self._conversations.discard(conversation)
+            self._metrics.client_requests_per_connection.observe(conversation.requests)
+
+    async def _refuse(self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str) -> None:
+        """Send an error to a client that exceeds a limit or has no identity, and disconnect it.
+
+        Such clients are not counted by ``max_clients``. If there are 64 of them already, only close the connection.
+        """
+        if self._refused < MAX_REFUSED_CLIENTS:
+            self._refused += 1
+            try:
+                with trio.move_on_after(_REFUSAL_TIMEOUT):
+                    await self._run(conversation)
+            finally:
+                self._refused -= 1
+        else:
+            stream.close_politely()
+        if over is None:
+            self._errors.count("not_authenticated")
+        elif conversation.requests:  # the conversation has counted the limit when it sent the error
+            self._errors.count("limit")
+        else:
+            self._errors.over_limit(over, peer)
+
+    def _identify(self, stream: ClientStream, peer: str) -> Principal | None:
+        """Return the client's principal, or None. Resumed sessions are checked, too: their handshake checks nothing."""
+        try:
+            certificate = stream.peer_certificate_der()
+            return None if certificate is None else self._identities.identify(certificate)
+        except (TlsError, *UNREADABLE_CERTIFICATE) as error:
+            self._errors.warn(
+                "certificate",
+                "client rejected: its certificate cannot be read",
+                peer=peer,
+                detail=quoted(repr(error)),
+            )
+            return None
+
+
+_ORDINARY_ENDS: Final = frozenset({"client", "drain", "idle_timeout"})
