@@ -104,5 +104,5 @@ class ControlError(GatewayError):
     """A control command that can't be done; the message is for the operator."""
 
 
-class LinkTimeoutError(GatewayError):
-    """A TLS worker has given up a client; the message is the label of the reason, as ``reading_timeout``."""
+class ClientAbandonedError(GatewayError):
+    """A client does not send or read in time, or no memory is left for its bytes; the message is the reason's label."""

@@ -254,7 +254,7 @@ class Front:
         self.clients = {listener.name: self._build_clients(listener, dispatcher) for listener in config.listeners}
 
     def build_listeners(self) -> list[Listener]:
-        """Return the listeners whose TLS ends in this process, in the order of the configuration. Raises ConfigError."""
+        """Return the listeners, whose TLS ends in this process, in the configured order. Raises ConfigError."""
         return [
             build_listener(
                 listener,

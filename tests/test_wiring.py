@@ -28,6 +28,7 @@ from gateway.config.loading import examine
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
 from gateway.core import Core, ListenAddresses
 from gateway.front.admission import Account, Admission
+from gateway.front.clients import Clients
 from gateway.front.listener import Listener
 from gateway.identity import Identity, Principal
 from gateway.kmip.decode import decode_request
@@ -68,7 +69,8 @@ class Built:
         metrics = Metrics("test")
         self.upstream = wiring.Upstream(config, nursery, metrics)
         self.dispatcher = wiring.build_dispatcher(config, self.upstream.balancer, metrics)
-        self.listeners = wiring.build_listeners(config, self.dispatcher, metrics)
+        self.front = wiring.Front(config, self.dispatcher, metrics)
+        self.listeners = self.front.build_listeners()
         self.admin = wiring.build_admin(config, metrics, lambda: None)
 
     def _make_context(self, signature: inspect.Signature, *arguments: Any, **by_name: Any) -> SSL.Context:
@@ -119,20 +121,25 @@ class Built:
         return self.listeners[0]
 
     @property
+    def clients(self) -> Clients:
+        """The clients of the first listener."""
+        return next(iter(self.front.clients.values()))
+
+    @property
     def conversation(self) -> Mapping[str, Any]:
         """Arguments of each conversation of the first listener."""
-        assert isinstance(self.listener._converse, partial)
-        return self.listener._converse.keywords
+        assert isinstance(self.clients._converse, partial)
+        return self.clients._converse.keywords
 
     @property
     def rule(self) -> tuple[MatchConfig, Identity]:
         """The first identity rule of the first listener."""
-        return self.listener._identities._rules[0]
+        return self.clients._identities._rules[0]
 
     @property
     def admission(self) -> Admission:
         """The limits that the listeners share."""
-        return self.listener._admission
+        return self.clients._admission
 
     @property
     def account(self) -> Account:
@@ -270,7 +277,7 @@ ROWS: Final[dict[str, Row]] = {
     "listeners.private_key": row("odd.key", lambda it: it.server_context["private_key"].name, certificate="odd.pem"),
     "listeners.client_ca": row("kms_ca.pem", lambda it: it.server_context["client_ca"].name),
     "listeners.tls_policy": row("compatible", lambda it: it.server_context["tls_policy"]),
-    "listeners.max_clients": row(17, lambda it: it.listener._settings.max_clients),
+    "listeners.max_clients": row(17, lambda it: it.clients._settings.max_clients),
     "listeners.handshake_timeout": row(1.25, lambda it: it.listener._handshakes._timeout),
     **of_conversation("settings", ("request_timeout", 1.5), ("idle_timeout", 777.0), ("send_timeout", 1.75)),
     "listeners.tcp_keepalive": row(17, lambda it: it.option_of_listener(socket.TCP_KEEPIDLE)),
@@ -327,9 +334,9 @@ ROWS: Final[dict[str, Row]] = {
     "identities.listeners": row(
         "second",
         lambda it: [
-            listener._settings.name
-            for listener in it.listeners
-            if "first" in {identity.name for _match, identity in listener._identities._rules}
+            name
+            for name, clients in it.front.clients.items()
+            if "first" in {identity.name for _match, identity in clients._identities._rules}
         ],
         found=["second"],
     ),

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from gateway.errors import (
     BuffersFullError,
+    ClientAbandonedError,
     GatewayError,
-    LinkTimeoutError,
     MessageTooLargeError,
     ProtocolError,
     StreamClosedError,
@@ -113,7 +113,7 @@ _ERRORS: Final[dict[str, type[GatewayError]]] = {
     "buffers": BuffersFullError,
     "closed": StreamClosedError,
     "tls": TlsError,
-    "timeout": LinkTimeoutError,
+    "timeout": ClientAbandonedError,
 }
 _NAMES: Final = {error: name for name, error in _ERRORS.items()}
 

@@ -10,9 +10,8 @@ from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Dispatcher
 from gateway.errors import TlsError
 from gateway.front.admission import Admission, Limit
-from gateway.front.client_stream import ClientStream
 from gateway.front.connection_errors import ConnectionErrors
-from gateway.front.conversation import Conversation, Phase
+from gateway.front.conversation import ClientStream, Conversation, Phase
 from gateway.identity import Identities, Principal
 from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
@@ -23,7 +22,7 @@ _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to re
 
 
 class Clients:
-    """The clients of one listener. They do not know where their TLS ends: see ``ClientStream``."""
+    """The clients of one listener. They do not know where their TLS ends: see ``conversation.ClientStream``."""
 
     def __init__(
         self,

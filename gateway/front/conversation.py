@@ -11,10 +11,11 @@ A request that arrives in one piece skips READING; an answer that the socket tak
 """
 
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -22,15 +23,14 @@ from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import UNKNOWN_OUTCOME, Answer, Dispatcher
 from gateway.errors import (
     BuffersFullError,
+    ClientAbandonedError,
     GatewayError,
-    LinkTimeoutError,
     MessageTooLargeError,
     ProtocolError,
     StreamClosedError,
     TlsError,
 )
 from gateway.front.admission import Admission, Limit
-from gateway.front.client_stream import ClientStream
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
@@ -48,10 +48,6 @@ _DEADLINE_SLACK: Final = 0.01  # share of the idle timeout by which it may end e
 _LONGEST_ANSWER: Final = 120.0  # s; the configuration allows a request no more than a minute
 _LINGER: Final = 1.0  # s for a client to read its last answer before the connection is closed
 _UNIDENTIFIED: Final = "unidentified"  # identity in log lines about a client that no identity rule matches
-
-
-class UnreadError(GatewayError):
-    """A client does not read its answer, and the limit of bytes held leaves no room for it."""
 
 
 class Phase(Enum):
@@ -72,6 +68,43 @@ class _PhaseTimes(NamedTuple):
 
 
 _ANSWERING_TIMES: Final = _PhaseTimes(Phase.ANSWERING, _LONGEST_ANSWER, float("inf"))  # the dispatcher has a deadline
+
+
+class ClientStream(Protocol):
+    """A client's connection after the handshake: a TlsStream, or a WorkerLink if TLS ends in a TLS worker."""
+
+    before_read: Callable[[], Awaitable[None] | None] | None
+
+    @property
+    def is_read_delayed(self) -> bool:
+        """True while bytes have arrived and were not returned: a drain must wait for them."""
+
+    def peer_certificate_der(self) -> bytes | None:
+        """Return the client's certificate in DER."""
+
+    async def receive_some(self) -> bytes:
+        """Wait for bytes and return them, at least of a request's beginning; an empty result is the end."""
+
+    def acknowledge(self) -> None:
+        """Have the kernel acknowledge the received bytes at once."""
+
+    def peer_has_left(self) -> bool:
+        """Return True if the client has closed its sending side or reset."""
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send as much as possible without waiting; return the number of bytes. Raises StreamClosedError."""
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all bytes. Raises StreamClosedError."""
+
+    async def aclose(self, *, linger: float = 0.0) -> None:
+        """Close; before, read and discard bytes for up to ``linger`` seconds."""
+
+    def close(self) -> None:
+        """Close at once."""
+
+    def close_politely(self) -> None:
+        """Send close_notify if the socket takes it, and close."""
 
 
 class Conversation:
@@ -170,9 +203,7 @@ class Conversation:
             return await self._refuse_message(error)
         except StreamClosedError:  # between requests, unread session tickets are enough for a reset: no error
             return "client" if self.phase is Phase.IDLE else "client_closed"
-        except UnreadError:
-            return "unread"
-        except LinkTimeoutError as error:
+        except ClientAbandonedError as error:
             return str(error)
         except GatewayError as error:
             return self._break_off(error)
@@ -278,14 +309,14 @@ class Conversation:
         self._held = size
 
     def _hold_answer(self, size: int) -> None:
-        """Count the bytes of an answer that its client has not read at once. Raises UnreadError if they exceed a limit.
+        """Count the bytes of an answer that its client has not read at once. Raises ClientAbandonedError above a limit.
 
         A part of the answer is sent already, so that the gateway can't send an error instead, and closes.
         """
         limit = self._payer.hold(size)
         if limit is not None:
             self._metrics.limit_rejections.labels(limit.value).inc()
-            raise UnreadError("the client does not read its answer, and the gateway holds too many bytes of messages")
+            raise ClientAbandonedError("unread")
         self._held += size
 
     def _enter(self, times: _PhaseTimes, now: float) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from gateway.errors import BuffersFullError, GatewayError, LinkTimeoutError, ProtocolError, StreamClosedError
+from gateway.errors import BuffersFullError, ClientAbandonedError, GatewayError, ProtocolError, StreamClosedError
 from gateway.front.admission import Account, Admission
 from gateway.front.channel import Kind, Message, Opening, encode_error
 from gateway.front.pipe import Pipe
@@ -115,7 +115,7 @@ class RelayedClient:
                 if frame is not None:
                     self._hold(len(frame) + len(self._reader))
                     return frame
-        raise LinkTimeoutError("reading_timeout")
+        raise ClientAbandonedError("reading_timeout")
 
     def _hold(self, size: int) -> None:
         """Count ``size`` bytes as held from now on. Raises BuffersFullError if they exceed the worker's share."""
@@ -148,12 +148,12 @@ class RelayedClient:
         if rest is None:
             return
         if self._account.hold(len(rest)) is not None:
-            raise LinkTimeoutError("unread")
+            raise ClientAbandonedError("unread")
         try:
             with trio.move_on_after(self._limits.send_timeout, shield=True):
                 await self.stream.send_all(rest)
                 return
-            raise LinkTimeoutError("sending_timeout")
+            raise ClientAbandonedError("sending_timeout")
         finally:
             self._account.hold(-len(rest))
 

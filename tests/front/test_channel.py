@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import (
     BuffersFullError,
+    ClientAbandonedError,
     GatewayError,
-    LinkTimeoutError,
     MessageTooLargeError,
     ProtocolError,
     StreamClosedError,
@@ -49,7 +49,7 @@ def test_an_opening_survives(certificate: bytes) -> None:
         BuffersFullError("full"),
         StreamClosedError("gone"),
         TlsError("too many records", reason="records"),
-        LinkTimeoutError("reading_timeout"),
+        ClientAbandonedError("reading_timeout"),
     ],
 )
 def test_an_error_keeps_its_class_words_and_facts(error: GatewayError) -> None:

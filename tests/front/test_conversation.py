@@ -201,7 +201,7 @@ async def test_a_request_that_waits_for_its_turn_is_answered_in_a_drain(certific
             await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()  # every conversation has run
         assert len(front.dispatcher.asked) < 30
-        front.listener.drain()
+        front.drain()
         for number, client in enumerate(busy):
             assert number_of(await client.read_response()) == number
 
@@ -571,7 +571,7 @@ async def test_client_is_rejected_once_its_certificate_expires(front: Front, mon
 async def test_drain_ends_idle_clients_at_once(front: Front) -> None:
     async with front.client() as client, front.client() as fresh:
         await client.ask(request())
-        front.listener.drain()
+        front.drain()
         with trio.fail_after(5):
             for each in (client, fresh):
                 assert await each.stream.receive_some() == b""
@@ -581,8 +581,8 @@ async def test_drain_ends_idle_clients_at_once(front: Front) -> None:
 async def test_drain_lets_a_request_that_is_begun_be_read_and_answered(front: Front) -> None:
     async with front.client() as client:
         await client.stream.send_all(request(1)[:20])
-        await until(lambda: "reading" in repr(front.listener._conversations))
-        front.listener.drain()
+        await until(lambda: "reading" in repr(front.served._conversations))
+        front.drain()
         async with error_then_end(client) as answers:
             await client.stream.send_all(request(1)[20:])
     assert number_of(answers[0]) == 1
@@ -592,10 +592,10 @@ async def test_drain_lets_a_request_in_flight_be_answered(front: Front) -> None:
     front.dispatcher.close_gate()
     async with front.client() as client:
         await client.stream.send_all(request(1))
-        await until(lambda: front.listener.requests_in_flight == 1)
-        front.listener.drain()
+        await until(lambda: front.served.requests_in_flight == 1)
+        front.drain()
         await wait_all_tasks_blocked(0.01)
-        assert front.listener.requests_in_flight == 1
+        assert front.served.requests_in_flight == 1
         async with error_then_end(client) as answers:
             front.dispatcher.gate.set()
     assert number_of(answers[0]) == 1
@@ -606,8 +606,8 @@ async def test_drain_does_not_begin_pipelined_requests(front: Front) -> None:
     front.dispatcher.close_gate()
     async with front.client() as client:
         await client.stream.send_all(request(1) + request(2) + request(3))
-        await until(lambda: front.listener.requests_in_flight == 1)
-        front.listener.drain()
+        await until(lambda: front.served.requests_in_flight == 1)
+        front.drain()
         async with error_then_end(client) as answers:
             front.dispatcher.gate.set()
     assert number_of(answers[0]) == 1
@@ -618,8 +618,8 @@ async def test_drain_does_not_cut_an_answer_in_two(front: Front) -> None:
     front.dispatcher.answer_size = 1 << 20
     async with front.client() as client:
         await client.stream.send_all(b"".join(request(number) for number in range(10)))
-        await until(lambda: "sending" in repr(front.listener._conversations))
-        front.listener.drain()
+        await until(lambda: "sending" in repr(front.served._conversations))
+        front.drain()
         answers = await all_answers(client)
     assert [number_of(answer) for answer in answers] == list(range(front.dispatcher.answered))
 
@@ -631,11 +631,11 @@ async def test_a_client_that_leaves_does_not_cancel_its_request(front: Front) ->
     front.dispatcher.close_gate()
     async with front.client() as client:
         await client.stream.send_all(request())
-        await until(lambda: front.listener.requests_in_flight == 1)
+        await until(lambda: front.served.requests_in_flight == 1)
         client.stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.stream.close()
         await wait_all_tasks_blocked(0.01)
-        assert front.listener.requests_in_flight == 1
+        assert front.served.requests_in_flight == 1
         front.dispatcher.gate.set()
     assert front.dispatcher.answered == 1
     assert front.errors == {"client_closed": 1}

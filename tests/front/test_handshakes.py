@@ -310,7 +310,7 @@ async def test_2000_half_open_connections_from_200_addresses_exclude_no_client(c
             await until(lambda: front.count("client_half_open_connections", listener=NAME) == 500)
         assert front.errors == {"evicted": 1500}
         assert len(admission.sources) <= 201
-        front.listener.drain()
+        front.drain()
         await until(lambda: front.clients == 0)
     assert front.errors == {"evicted": 1500, "drain": 500}
     assert len(admission.sources) == len(admission.half_open) == 0

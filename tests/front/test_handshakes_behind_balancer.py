@@ -146,12 +146,12 @@ async def test_oldest_connection_without_header_is_evicted(
 
 
 def drain(front: Front) -> None:
-    front.listener.drain()
+    front.drain()
 
 
 def refuse_and_drain(front: Front) -> None:
     front.listener.stop_accepting()
-    front.listener.drain()
+    front.drain()
 
 
 @pytest.mark.parametrize("end", [drain, refuse_and_drain])

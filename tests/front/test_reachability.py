@@ -147,7 +147,7 @@ async def test_a_listener_that_refuses_can_be_drained(certificates: Certificates
             await kept.ask(request())
             front.listener.stop_accepting()
             await wait_all_tasks_blocked()
-            front.listener.drain()
+            front.drain()
             with trio.fail_after(5):
                 assert await kept.stream.receive_some() == b""
         for change in (front.listener.resume_accepting, front.listener.stop_accepting):
@@ -159,7 +159,7 @@ async def test_a_listener_that_refuses_can_be_drained(certificates: Certificates
 async def test_a_listener_that_was_drained_does_not_begin_again(certificates: Certificates) -> None:
     async with front_on(certificates, "127.0.0.1") as (front, address):
         front.listener.stop_accepting()
-        front.listener.drain()
+        front.drain()
         front.listener.resume_accepting()
         await wait_all_tasks_blocked()
         assert is_refused(address)

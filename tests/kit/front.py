@@ -17,6 +17,8 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.config import Address, IdentityConfig, LimitsConfig, ListenerConfig, MatchConfig
 from gateway.dispatcher import Answer, Dispatcher
 from gateway.front.admission import Admission
+from gateway.front.clients import Clients
+from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
 from gateway.identity import Identities, Principal
 from gateway.kmip import compose, ttlv
@@ -24,6 +26,7 @@ from gateway.kmip.compose import Ask, Result
 from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.log import Throttle
 from gateway.metrics import Metrics
 from gateway.tls import TlsStream
 from tests.kit.processes import Certificates
@@ -73,6 +76,7 @@ class Front:
 
     address: Address
     listener: Listener
+    served: Clients
     dispatcher: FakeDispatcher
     certificates: Certificates
     context: SSL.Context
@@ -88,6 +92,11 @@ class Front:
         async with connect(self.address, context or client_tls(self.certificates, name, version)) as client:
             yield client
         await until(lambda: self.clients <= before)
+
+    def drain(self) -> None:
+        """Drain the listener and its clients, as the core does."""
+        self.listener.drain()
+        self.served.drain()
 
     def count(self, family: str, **labels: str) -> float:
         """Return the value of a metric, or 0 if it does not exist."""
@@ -143,24 +152,42 @@ async def open_front(
     )
     dispatcher, metrics, log = FakeDispatcher(), Metrics("test"), LogCapture()
     context = server_tls(certificates)
-    listener = Listener(
+    settings, limits, admission = (
         settings or listener_config(NAME),
-        context,
+        limits or LimitsConfig(),
+        admission or make_admission(),
+    )
+    logger, throttle = structlog.wrap_logger(None, processors=[log]), Throttle()
+    errors = ConnectionErrors(NAME, metrics, logger, throttle)
+    served = Clients(
+        settings,
         Identities([rule]),
-        admission=admission or make_admission(),
+        admission=admission,
         dispatcher=dispatcher,
-        limits=limits or LimitsConfig(),
+        limits=limits,
+        errors=errors,
         metrics=metrics,
-        log=structlog.wrap_logger(None, processors=[log]),
+        log=logger,
+        throttle=throttle,
+    )
+    listener = Listener(
+        settings,
+        context,
+        served.receive,
+        limit_reached=served.limit_before_handshake,
+        admission=admission,
+        errors=errors,
+        metrics=metrics,
+        log=logger,
     )
     with listening or socket.create_server(("127.0.0.1", 0)) as sock:
         address = Address(host, sock.getsockname()[1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, sock)
-            yield Front(address, listener, dispatcher, certificates, context, metrics, log)
+            yield Front(address, listener, served, dispatcher, certificates, context, metrics, log)
             nursery.cancel_scope.cancel()
-    assert repr(listener) == f"<Listener {NAME}: 0 clients>"
-    assert not listener._conversations
+    assert repr(served) == f"<Clients of {NAME}: 0>"
+    assert not served._conversations
     assert not listener._handshakes
     assert metrics.registry.get_sample_value("kmip_gateway_client_connections", {"listener": NAME}) == 0
 
