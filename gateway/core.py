@@ -2,8 +2,8 @@
 
 import resource
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -15,13 +15,13 @@ from cryptography import x509
 
 from gateway import log
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
-from gateway.config import Address, Config, ListenerConfig, exposed, lapsed
-from gateway.errors import ConfigError
+from gateway.config import Address, Config, exposed, lapsed
 from gateway.front.clients import MAX_REFUSED_CLIENTS
-from gateway.front.listener import BACKLOG, Listener
+from gateway.front.listener import Listener
 from gateway.front.reachability import refuse_while_unreachable
+from gateway.front.workers import TlsWorkers
+from gateway.listening import address_of, listen, listen_for_clients
 from gateway.metrics import Metrics
-from gateway.tcp import TcpTimeouts, set_timeouts
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
 from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
@@ -36,11 +36,30 @@ class ListenAddresses(NamedTuple):
     admin: Address
 
 
-class Core:
-    """One process of the gateway. ``config`` comes from ``load``."""
+class HandedOver(NamedTuple):
+    """What a supervisor gives to a core: the sockets of the listeners by their names, and a socket to itself."""
 
-    def __init__(self, config: Config) -> None:
+    sockets: dict[str, socket.socket]
+    supervisor: socket.socket
+
+
+class _Entrance(NamedTuple):
+    """A way in for clients: ``run`` serves them until ``acceptor`` is drained."""
+
+    acceptor: Listener | TlsWorkers
+    run: Callable[[], Awaitable[None]]
+
+
+class Core:
+    """The process of the gateway that holds the pools, the limits and the health of key managers.
+
+    ``config`` comes from ``load``. Clients' TLS ends in this process, or in TLS workers if the supervisor has handed
+    over what they need.
+    """
+
+    def __init__(self, config: Config, handed_over: HandedOver | None = None) -> None:
         self._config = config
+        self._handed_over = handed_over
         self._log = log.get("core")
         self._drain = trio.Event()
         self.metrics = Metrics(version("kmip-gateway"))
@@ -54,14 +73,14 @@ class Core:
         config = self._config
         finished = trio.Event()
         with ExitStack() as stack:
-            sockets = [stack.enter_context(_listen_for_clients(listener)) for listener in config.listeners]
-            admin_socket = stack.enter_context(_listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
-            bound = ListenAddresses([_address_of(sock) for sock in sockets], _address_of(admin_socket))
+            sockets = self._sockets(stack)
+            admin_socket = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+            bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
             async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
                 front = Front(config, dispatcher, self.metrics)
-                listeners = front.build_listeners()
+                entrances = self._build_entrances(front, sockets)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream.fleet, front)
                 until_finished.start_soon(admin.run, admin_socket, finished)
@@ -74,30 +93,44 @@ class Core:
                 self._warn_of_exposed_secrets()
                 task_status.started(bound)
                 try:
-                    await self._serve(front, listeners, sockets, upstream.fleet)
+                    await self._serve(front, entrances, upstream.fleet)
                 finally:
                     for backend in upstream.fleet.backends:
                         backend.close()
                 finished.set()
                 background.cancel_scope.cancel()
 
-    async def _serve(
-        self, front: Front, listeners: Sequence[Listener], sockets: Sequence[socket.socket], fleet: Fleet
-    ) -> None:
+    def _sockets(self, stack: ExitStack) -> dict[str, socket.socket]:
+        """Return the listening sockets by the names of their listeners; the stack closes them."""
+        if self._handed_over is not None:
+            return self._handed_over.sockets
+        return {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in self._config.listeners}
+
+    def _build_entrances(self, front: Front, sockets: Mapping[str, socket.socket]) -> list[_Entrance]:
+        if self._handed_over is None:
+            return [
+                _Entrance(listener, partial(listener.serve, sock))
+                for listener, sock in zip(front.build_listeners(), sockets.values(), strict=True)
+            ]
+        workers = TlsWorkers(self._handed_over.supervisor, front.clients, sockets, self.metrics, log.get("front"))
+        return [_Entrance(workers, workers.run)]
+
+    async def _serve(self, front: Front, entrances: Sequence[_Entrance], fleet: Fleet) -> None:
         async with trio.open_nursery() as serving:
-            for listener, sock in zip(listeners, sockets, strict=True):
-                serving.start_soon(listener.serve, sock)
+            for entrance in entrances:
+                serving.start_soon(entrance.run)
             async with trio.open_nursery() as until_drained:
                 if self._config.failover.when_none == "close":
                     is_reachable = partial(_is_reachable, fleet)
-                    until_drained.start_soon(refuse_while_unreachable, listeners, is_reachable, self._log)
+                    acceptors = [entrance.acceptor for entrance in entrances]
+                    until_drained.start_soon(refuse_while_unreachable, acceptors, is_reachable, self._log)
                 await self._drain.wait()
                 until_drained.cancel_scope.cancel()
             self._log.info("draining", seconds=self._config.deadlines.drain)
             self.metrics.draining.set(1)
             serving.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
-            for listener in listeners:
-                listener.drain()
+            for entrance in entrances:
+                entrance.acceptor.drain()
             for clients in front.clients.values():
                 clients.drain()
 
@@ -166,48 +199,3 @@ def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
     for backend in config.backends:
         if backend.ca is not None:
             yield "backend_ca", backend.name, backend.ca
-
-
-def _listen_for_clients(listener: ListenerConfig) -> socket.socket:
-    return _listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=listener)
-
-
-def _listen(
-    setting: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None
-) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if timeouts is not None:
-            set_timeouts(sock, timeouts)  # before the first connection, which would not inherit them later
-        with _port_of(address, family) as port:
-            sock.bind((address.host, port))
-        sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            [f"{setting}: cannot listen on {address}: {reason}; give a free address of this machine"]
-        ) from None
-    return sock
-
-
-@contextmanager
-def _port_of(address: Address, family: socket.AddressFamily) -> Iterator[int]:
-    """Yield the port to bind: the port of the address or, for port 0, a free port that is held during the block.
-
-    If the kernel chose the port in the listener's own bind, the port would be lost when the listener stops accepting.
-    """
-    if address.port:
-        yield address.port
-        return
-    with socket.socket(family, socket.SOCK_STREAM) as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((address.host, 0))
-        yield holder.getsockname()[1]
-
-
-def _address_of(sock: socket.socket) -> Address:
-    host, port = sock.getsockname()[:2]
-    return Address(host, port)

@@ -204,6 +204,12 @@ class IdentityConfig(AllowanceConfig):
         return shared
 
 
+class GatewayConfig(Table):
+    """The processes of the gateway. ``tls_workers`` is a number, or "auto": one for each processor but one."""
+
+    tls_workers: Annotated[int, Field(strict=True, ge=0, le=64)] | Literal["auto"] = 0
+
+
 class AdminConfig(Table):
     """The admin port, which serves metrics and health over plain HTTP.
 
@@ -347,6 +353,7 @@ class Config(Table):
     listeners: Annotated[tuple[ListenerConfig, ...], AfterValidator(_at_least_one)]
     backends: Annotated[tuple[BackendConfig, ...], AfterValidator(_at_least_one)]
     identities: Annotated[tuple[IdentityConfig, ...], AfterValidator(_at_least_one)]
+    gateway: GatewayConfig = GatewayConfig()
     admin: AdminConfig = AdminConfig()
     pool: PoolConfig = PoolConfig()
     balancing: BalancingConfig = BalancingConfig()

@@ -1,5 +1,6 @@
 """Listener: accept connections, shake hands, and pass on each client whose handshake has succeeded."""
 
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,11 +15,11 @@ from gateway.front.admission import Admission, Limit
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.handshakes import Handshakes
 from gateway.front.sources import HalfOpen, plain_address
+from gateway.listening import accept_connections, refuse_connections
 from gateway.log import Log
 from gateway.metrics import Metrics
 from gateway.tls import TlsStream
 
-BACKLOG: Final = 1024  # connections that the kernel keeps until they are accepted
 _ACCEPTED_AT_ONCE: Final = 64  # connections accepted before other tasks run
 _ADMITTED_AT_ONCE: Final = 8  # connections that begin a handshake, which may cost 2 ms, before other tasks run
 _ACCEPT_PAUSE: Final = 0.1  # s without accepting after a fault, or when the process has no descriptors or memory
@@ -101,26 +102,17 @@ class Listener:
             self._accepting.set(0)
 
     def stop_accepting(self) -> None:
-        """Have the kernel refuse new connections (ECONNREFUSED); the port stays bound, and clients stay connected.
-
-        ``shutdown`` leaves the LISTEN state on Linux (HAProxy pauses its listeners so); connections in the kernel's
-        backlog are reset. Both processes set SO_REUSEADDR, so that a second process could now listen on the port; the
-        option is cleared until this process listens again.
-        """
-        if self._listening is None or not self._resumed.is_set():
-            return
-        self._resumed = trio.Event()
-        self._listening.shutdown(socket.SHUT_RD)
-        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        self._accepting.set(0)
+        """Have the kernel refuse new connections; see ``refuse_connections``."""
+        if self._listening is not None and self._resumed.is_set():
+            self.pause()
+            refuse_connections(self._listening)
 
     def resume_accepting(self) -> None:
         """Accept new connections again. If the kernel refuses to listen, log it; the caller tries again later."""
         if self._listening is None or self._resumed.is_set():
             return
         try:
-            self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # clients hold the port, too
-            self._listening.listen(BACKLOG)
+            accept_connections(self._listening)
         except OSError as error:
             self._errors.warn(
                 "listen",
@@ -128,8 +120,19 @@ class Listener:
                 reason=error.strerror,
             )
             return
-        self._resumed.set()
-        self._accepting.set(1)
+        self.resume()
+
+    def pause(self) -> None:
+        """Accept no connection until ``resume``; the kernel's side is another process's."""
+        if self._resumed.is_set():
+            self._resumed = trio.Event()
+            self._accepting.set(0)
+
+    def resume(self) -> None:
+        """Accept connections again after ``pause``."""
+        if not self._resumed.is_set():
+            self._resumed.set()
+            self._accepting.set(1)
 
     def drain(self) -> None:
         """Stop accepting, and end all handshakes. Clients that were passed on are not touched."""
@@ -153,6 +156,9 @@ class Listener:
                         "cannot accept clients: out of file descriptors or memory; raise the limits of the process",
                         reason=error.strerror,
                     )
+                    await trio.sleep(_ACCEPT_PAUSE)
+                    return
+                if error.errno == errno.EINVAL:  # another process has the kernel refuse connections
                     await trio.sleep(_ACCEPT_PAUSE)
                     return
                 continue  # the client has closed already

@@ -4,11 +4,10 @@ A client with a list of gateways tries the next gateway only if its connection i
 """
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
-from gateway.front.listener import Listener
 from gateway.log import Log
 
 UNREACHABLE_FOR: Final = 5.0  # s without any reachable key manager before connections are refused
@@ -41,7 +40,17 @@ class Reachability:
         return self.accepts is not before
 
 
-async def refuse_while_unreachable(listeners: Iterable[Listener], is_reachable: Callable[[], bool], log: Log) -> None:
+class Acceptor(Protocol):
+    """Accepts connections: a Listener, or the TLS workers of a core."""
+
+    def stop_accepting(self) -> None:
+        """Have the kernel refuse new connections."""
+
+    def resume_accepting(self) -> None:
+        """Accept new connections again."""
+
+
+async def refuse_while_unreachable(listeners: Iterable[Acceptor], is_reachable: Callable[[], bool], log: Log) -> None:
     """Stop all listeners from accepting while ``is_reachable`` returns False for 5 s and more. Runs for ever."""
     reachability = Reachability()
     while True:

@@ -185,7 +185,7 @@ class Relay:
         return f"<Relay: {len(self)} clients>"
 
     async def receive(
-        self, stream: TlsStream, peer: str, *, listener: str, limits: RelayLimits, seconds: float
+        self, stream: TlsStream, peer: str, seconds: float, *, listener: str, limits: RelayLimits
     ) -> None:
         """Relay one client whose handshake took ``seconds``, from its opening to its end."""
         certificate = stream.peer_certificate_der() or b""

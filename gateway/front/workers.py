@@ -1,0 +1,171 @@
+"""The TLS workers of a core: their connections, their counts, and the listening sockets that they share."""
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Final
+
+import trio
+
+from gateway.front.channel import Kind
+from gateway.front.clients import Clients
+from gateway.front.pipe import Pipe
+from gateway.front.worker_link import WorkerLink, WorkerLinks
+from gateway.listening import accept_connections, refuse_connections
+from gateway.log import Log
+from gateway.metrics import Metrics
+
+#: Counters and gauges of a worker's own metrics that it reports to the core, by the names of their attributes.
+REPORTED_COUNTERS: Final = ("client_connection_errors", "limit_rejections")
+REPORTED_GAUGES: Final = ("client_connections", "client_half_open")
+
+
+def report(metrics: Metrics) -> bytes:
+    """Return a worker's counts as the payload of COUNTED: [[attribute, label values, total], ...]."""
+    found: list[tuple[str, list[str], float]] = []
+    for name in (*REPORTED_COUNTERS, *REPORTED_GAUGES):
+        for family in getattr(metrics, name).collect():
+            found += [
+                (name, list(sample.labels.values()), sample.value)
+                for sample in family.samples
+                if not sample.name.endswith("_created")
+            ]
+    return json.dumps(found).encode()
+
+
+class WorkerCounts:
+    """Adds what one worker has counted to the metrics of the core."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._last: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def take(self, payload: bytes) -> None:
+        """Take a report; see ``report``."""
+        for name, labels, value in json.loads(payload):
+            key = (name, tuple(labels))
+            self._add(key, value - self._last.get(key, 0.0))
+            self._last[key] = value
+
+    def end(self) -> None:
+        """Take back the gauges of a worker that has ended. Its counters stay: no counter goes backwards."""
+        for (name, labels), value in self._last.items():
+            if name in REPORTED_GAUGES:
+                self._add((name, labels), -value)
+        self._last.clear()
+
+    def _add(self, key: tuple[str, tuple[str, ...]], difference: float) -> None:
+        name, labels = key
+        if difference:
+            getattr(self._metrics, name).labels(*labels).inc(difference)
+
+
+class TlsWorkers:
+    """The TLS workers that serve the clients of a core.
+
+    ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started.
+    ``sockets`` are this process's copies of the listening sockets.
+    """
+
+    def __init__(
+        self,
+        supervisor: socket.socket,
+        clients: Mapping[str, Clients],
+        sockets: Mapping[str, socket.socket],
+        metrics: Metrics,
+        log: Log,
+    ) -> None:
+        self._supervisor = supervisor
+        self._clients = clients
+        self._sockets = sockets
+        self._metrics = metrics
+        self._log = log
+        self._workers: set[WorkerLinks] = set()
+        self._is_accepting = True
+        self._draining = False
+        self._taking = trio.CancelScope()  # of new workers
+        for name in sockets:
+            metrics.accepting.labels(name).set(1)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __repr__(self) -> str:
+        return f"<TlsWorkers: {len(self)}, {sum(map(len, self._workers))} clients>"
+
+    async def run(self) -> None:
+        """Serve the clients of all workers until drained. Raises trio.BrokenResourceError if the supervisor ends."""
+        self._supervisor.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            with self._taking:
+                while True:
+                    await trio.lowlevel.wait_readable(self._supervisor)
+                    data, descriptors, _flags, _address = socket.recv_fds(self._supervisor, 4, 1)
+                    if not data:
+                        raise trio.BrokenResourceError("the supervisor has ended")
+                    for descriptor in descriptors:
+                        nursery.start_soon(self._serve, socket.socket(fileno=descriptor), int.from_bytes(data, "big"))
+
+    async def _serve(self, sock: socket.socket, index: int) -> None:
+        pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
+        worker = WorkerLinks(pipe, self._receive, counts.take)
+        self._workers.add(worker)
+        self._log.info("TLS worker started", worker=index)
+        try:
+            if not self._is_accepting:
+                pipe.send(Kind.REFUSE)
+            if self._draining:
+                pipe.send(Kind.DRAIN)
+            await worker.run()
+        finally:
+            self._workers.discard(worker)
+            counts.end()
+            pipe.close()
+
+    async def _receive(self, link: WorkerLink) -> None:
+        opening = link.opening
+        self._metrics.handshake_succeeded(opening.listener, opening.version, opening.seconds, resumed=opening.resumed)
+        try:
+            await self._clients[opening.listener].receive(link, opening.peer)
+        except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
+            self._metrics.client_connection_errors.labels(opening.listener, "internal").inc()
+            self._log.error(
+                "internal error: client connection closed; report this bug", peer=opening.peer, exc_info=error
+            )
+        finally:
+            link.close()
+
+    def stop_accepting(self) -> None:
+        """Have the kernel refuse new connections on all listeners."""
+        if self._is_accepting:
+            self._is_accepting = False
+            self._send_to_all(Kind.REFUSE)
+            for name, sock in self._sockets.items():
+                refuse_connections(sock)
+                self._metrics.accepting.labels(name).set(0)
+
+    def resume_accepting(self) -> None:
+        """Accept new connections again. If the kernel refuses to listen, log it; the caller tries again later."""
+        if self._is_accepting or self._draining:
+            return
+        try:
+            for sock in self._sockets.values():
+                accept_connections(sock)
+        except OSError as error:
+            self._log.warning("cannot listen: another process may use the port; trying again", reason=error.strerror)
+            return
+        for name in self._sockets:
+            self._metrics.accepting.labels(name).set(1)
+        self._is_accepting = True
+        self._send_to_all(Kind.ACCEPT)
+
+    def drain(self) -> None:
+        """Take no new clients; each worker ends when its last client has ended."""
+        self.stop_accepting()
+        self._draining = True
+        self._send_to_all(Kind.DRAIN)
+        self._taking.cancel()
+
+    def _send_to_all(self, kind: Kind) -> None:
+        for worker in self._workers:
+            worker.pipe.send(kind)

@@ -1,0 +1,117 @@
+"""Launch: run the gateway in one process, or as a supervisor with a core and TLS workers."""
+
+import gc
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Final
+
+import trio
+
+from gateway import log
+from gateway.config import Config
+from gateway.core import Core, HandedOver
+from gateway.errors import ConfigError
+from gateway.listening import listen_for_clients
+from gateway.supervisor import Supervisor
+from gateway.tls_worker import TlsWorker
+from gateway.wiring import server_context
+
+MISTAKE: Final = 2  # exit status for a mistake in the configuration
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # scripts send these to have a service reload
+
+#: Shows the mistakes of a configuration to the operator.
+ShowMistakes = Callable[[Sequence[str]], None]
+
+
+def launch(config: Config, show_mistakes: ShowMistakes) -> int:
+    """Run the gateway until it has drained; return its exit status. To be called once, by the only thread."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)  # before and after the time in which the core receives signals
+    workers = number_of_workers(config.gateway.tls_workers)
+    if not workers:
+        return _run_core(config, None, show_mistakes)
+    try:
+        return _supervise(config, workers, show_mistakes)
+    except ConfigError as error:
+        show_mistakes(error.mistakes)
+        return MISTAKE
+
+
+def number_of_workers(setting: int | str) -> int:
+    """Return the number of TLS workers; for "auto", the processors of this process but one, which is the core's."""
+    if isinstance(setting, int):
+        return setting
+    return len(os.sched_getaffinity(0)) - 1
+
+
+def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int:
+    """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
+    with ExitStack() as stack:
+        sockets = {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in config.listeners}
+        contexts = {listener.name: server_context(listener) for listener in config.listeners}
+
+        def run_core(supervisor: socket.socket) -> int:
+            return _run_core(config, HandedOver(sockets, supervisor), show_mistakes)
+
+        def run_worker(index: int, core: socket.socket) -> int:
+            return _run_worker(TlsWorker(config, contexts, core, workers=workers), sockets, index)
+
+        return Supervisor(run_core, run_worker, workers).run()
+
+
+def _run_core(config: Config, handed_over: HandedOver | None, show_mistakes: ShowMistakes) -> int:
+    mistakes: list[str] = []
+    try:
+        trio.run(_until_drained, Core(config, handed_over))
+    except* ConfigError as errors:
+        mistakes = _mistakes(errors)
+    show_mistakes(mistakes)
+    return MISTAKE if mistakes else 0
+
+
+def _run_worker(worker: TlsWorker, sockets: Mapping[str, socket.socket], _index: int) -> int:
+    for number in (*_ENDING, *_IGNORED):
+        signal.signal(number, signal.SIG_IGN)  # the core ends the workers: Ctrl-C reaches all processes at once
+    _freeze()
+    trio.run(partial(worker.run, sockets))
+    return 0
+
+
+def _freeze() -> None:
+    """Exempt all objects from garbage collection: a collection that examines imported ones delays all clients."""
+    gc.collect()
+    gc.freeze()
+
+
+async def _until_drained(core: Core) -> None:
+    """Run a core until it has drained. A first signal starts the drain, a second one ends the process at once."""
+    _freeze()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, core)
+        await core.run()
+        nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(core: Core, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
+        task_status.started()
+        async for number in signals:
+            if number in _ENDING:
+                break
+            name = signal.Signals(number).name
+            log.get("core").warning("signal ignored: restart the gateway to use a new configuration", signal=name)
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_DFL)
+    core.drain()
+
+
+def _mistakes(error: BaseException) -> list[str]:
+    """Return the mistakes of a ConfigError inside the groups in which nurseries wrap it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [mistake for inner in error.exceptions for mistake in _mistakes(inner)]
+    return error.mistakes if isinstance(error, ConfigError) else []

@@ -1,0 +1,77 @@
+"""Listening sockets: opened before anything else, and kept when connections are refused for a while."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from gateway.config import Address, ListenerConfig
+from gateway.errors import ConfigError
+from gateway.tcp import TcpTimeouts, set_timeouts
+
+BACKLOG: Final = 1024  # connections that the kernel keeps until they are accepted
+
+
+def refuse_connections(sock: socket.socket) -> None:
+    """Have the kernel refuse new connections (ECONNREFUSED); the port stays bound, and clients stay connected.
+
+    ``shutdown`` leaves the LISTEN state on Linux (HAProxy pauses its listeners so), in every process that shares the
+    socket; connections in the kernel's backlog are reset. Both processes set SO_REUSEADDR, so that a second process
+    could now listen on the port; the option is cleared until ``accept_connections``.
+    """
+    sock.shutdown(socket.SHUT_RD)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+
+
+def accept_connections(sock: socket.socket) -> None:
+    """Listen again after ``refuse_connections``. Raises OSError if the kernel refuses to, as for a port in use."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # clients hold the port, too
+    sock.listen(BACKLOG)
+
+
+def listen_for_clients(listener: ListenerConfig) -> socket.socket:
+    """Return the socket of a listener, which listens. Raises ConfigError if its address can't be had."""
+    return listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=listener)
+
+
+def listen(
+    setting: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None
+) -> socket.socket:
+    """Return a socket that listens. Raises ConfigError, with the setting, if its address can't be had."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if timeouts is not None:
+            set_timeouts(sock, timeouts)  # before the first connection, which would not inherit them later
+        with _port_of(address, family) as port:
+            sock.bind((address.host, port))
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            [f"{setting}: cannot listen on {address}: {reason}; give a free address of this machine"]
+        ) from None
+    return sock
+
+
+@contextmanager
+def _port_of(address: Address, family: socket.AddressFamily) -> Iterator[int]:
+    """Yield the port to bind: the port of the address or, for port 0, a free port that is held during the block.
+
+    If the kernel chose the port in the listener's own bind, the port would be lost when the listener stops accepting.
+    """
+    if address.port:
+        yield address.port
+        return
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((address.host, 0))
+        yield holder.getsockname()[1]
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Return the address to which a socket is bound."""
+    host, port = sock.getsockname()[:2]
+    return Address(host, port)
