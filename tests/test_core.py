@@ -21,7 +21,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import log, tls
 from gateway.config import Address, Config, load
 from gateway.config.files import mark_keys
-from gateway.core import Core, ListenAddresses, _listen
+from gateway.core import Core, ListenAddresses
 from gateway.errors import ConfigError
 from gateway.kmip import compose
 from gateway.kmip.spec import ResultReason, ResultStatus
@@ -173,16 +173,6 @@ async def test_without_a_key_manager_livez_succeeds_and_readyz_fails(certificate
         async with client_of(certificates, bound) as client:
             answered = await client.ask(compose.query((2, 1)))
         assert answered.items[0].reason == ResultReason.INTERNAL_SERVER_ERROR
-
-
-async def test_a_listener_on_port_0_keeps_its_port_during_a_pause() -> None:
-    with _listen("listener", Address("127.0.0.1", 0)) as sock:
-        address = sock.getsockname()
-        sock.shutdown(socket.SHUT_RD)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address)
-        sock.listen()
-        socket.create_connection(address).close()
 
 
 async def test_a_drain_answers_requests_in_flight_and_accepts_no_clients(

@@ -21,7 +21,7 @@ import trio
 from click.testing import CliRunner
 from OpenSSL import SSL
 
-from gateway import cli, core, log, tls, wiring
+from gateway import cli, listening, log, tls, wiring
 from gateway.budget import TokenBucket
 from gateway.config import Config
 from gateway.config.loading import examine
@@ -199,7 +199,7 @@ class Built:
 
     def option_of_listener(self, option: int) -> int:
         """Return an option of TCP of the first listener's socket."""
-        with core._listen_for_clients(self.config.listeners[0]) as sock:
+        with listening.listen_for_clients(self.config.listeners[0]) as sock:
             return sock.getsockopt(socket.IPPROTO_TCP, option)
 
     def log_arguments(self) -> Mapping[str, Any]:

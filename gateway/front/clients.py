@@ -42,6 +42,7 @@ class Clients:
         self._admission = admission
         self._errors = errors
         self._metrics = metrics
+        self._log = log
         self._converse: Callable[..., Conversation] = partial(
             Conversation,
             admission=admission,
@@ -89,6 +90,13 @@ class Clients:
 
     async def receive(self, stream: ClientStream, peer: str, _seconds: float = 0.0) -> None:
         """Serve a client until either side ends the connection. ``peer`` is its address, for the log."""
+        try:
+            await self._serve(stream, peer)
+        except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
+            self._errors.count("internal")
+            self._log.error("internal error: client connection closed; report this bug", peer=peer, exc_info=error)
+
+    async def _serve(self, stream: ClientStream, peer: str) -> None:
         principal = self._identify(stream, peer)
         over = self._limit_reached(principal)
         conversation = self._converse(stream, principal, peer=peer, over=over)

@@ -20,7 +20,7 @@ from gateway.kmip.spec import Tag
 from gateway.tls import TlsStream
 
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
-_LOOK_FOR_LEFT: Final = 0.2  # s between two looks at whether clients whose requests are under way have left
+_LOOK_FOR_LEFT: Final = 0.5  # s between two looks at whether clients whose requests are under way have left
 _CLOSE_WITHIN: Final = 10.0  # s for the core to close a connection that the worker has reported as failed
 
 
@@ -35,21 +35,52 @@ class RelayLimits:
         self.send_timeout = send_timeout
 
 
+class RequestsUnderWay:
+    """The clients whose requests are at the core, for the task that looks whether such clients have left."""
+
+    def __init__(self) -> None:
+        self.clients: set[RelayedClient] = set()
+        self._added = trio.Event()
+
+    def add(self, client: "RelayedClient") -> None:
+        """Add a client; ``wait`` ends."""
+        self.clients.add(client)
+        self._added.set()
+
+    async def wait(self) -> None:
+        """Wait until there is a client."""
+        if not self.clients:
+            self._added = trio.Event()
+            await self._added.wait()
+
+
 class RelayedClient:
     """One client connection: its reader, its answer under way, and its end."""
 
-    def __init__(self, number: int, stream: TlsStream, limits: RelayLimits, account: Account, pipe: Pipe) -> None:
+    def __init__(
+        self,
+        number: int,
+        stream: TlsStream,
+        *,
+        limits: RelayLimits,
+        account: Account,
+        pipe: Pipe,
+        under_way: RequestsUnderWay,
+    ) -> None:
         self.number = number
         self.stream = stream
-        self.asked_at = float("inf")  # trio's time at which a request was sent to the core; infinity if none is there
+        self.asked_at = 0.0  # trio's time at which the last request was sent to the core
         self.has_left = False
+        self.is_sending = False  # the rest of an answer, which the client does not read at once
         self._limits = limits
         self._account = account
         self._pipe = pipe
+        self._under_way = under_way
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._held = 0
         self._answered = trio.Event()
         self._rest: memoryview | None = None  # of an answer that the socket has not taken
+        self._is_undelivered = False  # the client has closed before an answer
         self._closing = trio.CancelScope()  # cancelled once the core closes the connection
         self._linger = 0.0  # s for which the client may finish sending, as the core says when it closes
 
@@ -63,6 +94,7 @@ class RelayedClient:
                 await self._send_rest()
             await self.stream.aclose(linger=self._linger)
         finally:
+            self._under_way.clients.discard(self)
             self.stream.close()
             self._hold(0)
 
@@ -75,6 +107,7 @@ class RelayedClient:
                     return
                 self._answered = trio.Event()
                 self.asked_at = trio.current_time()
+                self._under_way.add(self)
                 await self._pipe.wait_for_room()
                 self._pipe.send(Kind.FRAME, self.number, frame)
                 del frame
@@ -130,13 +163,13 @@ class RelayedClient:
 
     def answer(self, frame: bytes) -> None:
         """Send an answer; what the client does not read at once is sent by its own task, under a deadline."""
-        self.asked_at = float("inf")
-        sent = 0
-        if self._rest is None:
-            with suppress(StreamClosedError):
-                sent = self.stream.send_now(frame)
-        if sent < len(frame):
-            self._rest = memoryview(frame)[sent:]
+        self._under_way.clients.discard(self)
+        try:
+            sent = self.stream.send_now(frame)
+        except StreamClosedError:
+            self._is_undelivered = True
+        else:
+            self._rest = memoryview(frame)[sent:] if sent < len(frame) else None
         self._answered.set()
 
     async def _send_rest(self) -> None:
@@ -144,17 +177,23 @@ class RelayedClient:
 
         The core may close the connection meanwhile: the answer is its last, and is sent nevertheless.
         """
+        if self._is_undelivered:
+            raise ClientAbandonedError("client_closed")
         rest, self._rest = self._rest, None
         if rest is None:
             return
         if self._account.hold(len(rest)) is not None:
             raise ClientAbandonedError("unread")
+        self.is_sending = True
         try:
             with trio.move_on_after(self._limits.send_timeout, shield=True):
                 await self.stream.send_all(rest)
                 return
             raise ClientAbandonedError("sending_timeout")
+        except StreamClosedError:
+            raise ClientAbandonedError("client_closed") from None
         finally:
+            self.is_sending = False
             self._account.hold(-len(rest))
 
     def close(self, linger: float) -> None:
@@ -176,6 +215,7 @@ class Relay:
         self._pipe = pipe
         self._admission = admission
         self._clients: dict[int, RelayedClient] = {}
+        self._under_way = RequestsUnderWay()
         self._last = 0
 
     def __len__(self) -> int:
@@ -191,7 +231,9 @@ class Relay:
         certificate = stream.peer_certificate_der() or b""
         account = self._admission.account_of(hashlib.sha256(certificate).hexdigest())
         self._last += 1
-        client = self._clients[self._last] = RelayedClient(self._last, stream, limits, account, self._pipe)
+        client = self._clients[self._last] = RelayedClient(
+            self._last, stream, limits=limits, account=account, pipe=self._pipe, under_way=self._under_way
+        )
         opening = Opening(listener, peer, stream.version, stream.resumed, seconds, certificate)
         self._pipe.send(Kind.OPENED, client.number, opening.encode())
         try:
@@ -212,7 +254,8 @@ class Relay:
     async def look_for_left_clients(self) -> None:
         """Look at the clients with a request under way, for ever."""
         while True:
+            await self._under_way.wait()
             await trio.sleep(_LOOK_FOR_LEFT)
             now = trio.current_time()
-            for client in list(self._clients.values()):
+            for client in list(self._under_way.clients):
                 client.check_left(now)

@@ -127,11 +127,6 @@ class TlsWorkers:
         self._metrics.handshake_succeeded(opening.listener, opening.version, opening.seconds, resumed=opening.resumed)
         try:
             await self._clients[opening.listener].receive(link, opening.peer)
-        except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
-            self._metrics.client_connection_errors.labels(opening.listener, "internal").inc()
-            self._log.error(
-                "internal error: client connection closed; report this bug", peer=opening.peer, exc_info=error
-            )
         finally:
             link.close()
 

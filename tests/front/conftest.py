@@ -1,8 +1,11 @@
 """Fixtures for tests of the front: certificates, and a clock that jumps to the next deadline."""
 
+from collections.abc import Iterator
+
 import pytest
 from trio.testing import MockClock
 
+from tests.kit.front import ENDS_TLS_IN_WORKER
 from tests.kit.processes import Certificates
 
 
@@ -10,6 +13,14 @@ from tests.kit.processes import Certificates
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Issue the certificates once for all tests of the package."""
     return Certificates(tmp_path_factory.mktemp("front"))
+
+
+@pytest.fixture(params=["core", "worker"])
+def tls_ends_in(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the tests of a module twice: clients' TLS ends in the process of the core, and in a TLS worker."""
+    token = ENDS_TLS_IN_WORKER.set(request.param == "worker")
+    yield request.param
+    ENDS_TLS_IN_WORKER.reset(token)
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ from tests.kit.processes import Certificates
 from tests.kit.settings import listener_config, make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3, client_tls
 
+pytestmark = pytest.mark.usefixtures("tls_ends_in")
+
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 
 

@@ -24,7 +24,13 @@ from tests.kit.processes import Certificates
 from tests.kit.settings import make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3
 
+pytestmark = pytest.mark.usefixtures("tls_ends_in")
+
 VERSIONS: list[Version] = [(1, 0), (1, 4), (2, 0), (2, 1), (3, 0)]
+
+
+#: Not through a TLS worker's relay: the bytes that it holds, and its waits, are tested in test_relay.
+in_core = pytest.mark.parametrize("tls_ends_in", ["core"], indirect=True)
 
 
 @pytest.fixture
@@ -280,6 +286,7 @@ async def test_a_client_that_never_reads_has_its_deadline(certificates: Certific
         assert front.dispatcher.answered < 20  # the answers fit into the kernel's buffers
 
 
+@in_core
 async def test_an_answer_may_take_its_time(certificates: Certificates, clock: MockClock) -> None:
     """Only the dispatcher limits the time of an answer."""
     async with open_front(certificates) as front, front.client() as client, trio.open_nursery() as nursery:
@@ -371,6 +378,7 @@ async def test_a_request_of_too_many_fields_is_refused_in_its_own_version(
     assert front.dispatcher.asked == []
 
 
+@in_core
 async def test_a_request_of_many_fields_is_decoded_in_many_turns(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other conversations may run between the turns."""
     taken: list[Share] = []
@@ -485,6 +493,7 @@ async def test_answered_request_is_not_kept_in_memory(
     assert front.dispatcher.answered == answered
 
 
+@in_core
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("most", [3, 10])
 async def test_unread_answers_are_held_up_to_a_limit(certificates: Certificates, most: int) -> None:
@@ -508,6 +517,7 @@ async def test_unread_answers_are_held_up_to_a_limit(certificates: Certificates,
         assert admission.buffered == 0
 
 
+@in_core
 async def test_client_that_fills_its_share_leaves_room_for_another(certificates: Certificates) -> None:
     admission = make_admission(max_buffered=8 << 20)
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:
@@ -522,6 +532,7 @@ async def test_client_that_fills_its_share_leaves_room_for_another(certificates:
         assert front.count("limit_rejections_total", limit="max_buffered") == 0
 
 
+@in_core
 async def test_requests_above_1_kib_are_counted_as_held(certificates: Certificates) -> None:
     admission = make_admission()
     async with open_front(certificates, admission=admission) as front:
@@ -535,6 +546,7 @@ async def test_requests_above_1_kib_are_counted_as_held(certificates: Certificat
             await until(lambda: admission.buffered == 0)
 
 
+@in_core
 @pytest.mark.parametrize("end", ["answered", "left", "cut", "refused"])
 async def test_held_bytes_are_released_at_the_end(certificates: Certificates, end: str) -> None:
     admission = make_admission()
@@ -581,7 +593,7 @@ async def test_drain_ends_idle_clients_at_once(front: Front) -> None:
 async def test_drain_lets_a_request_that_is_begun_be_read_and_answered(front: Front) -> None:
     async with front.client() as client:
         await client.stream.send_all(request(1)[:20])
-        await until(lambda: "reading" in repr(front.served._conversations))
+        await until(lambda: front.is_reading)
         front.drain()
         async with error_then_end(client) as answers:
             await client.stream.send_all(request(1)[20:])
@@ -618,7 +630,7 @@ async def test_drain_does_not_cut_an_answer_in_two(front: Front) -> None:
     front.dispatcher.answer_size = 1 << 20
     async with front.client() as client:
         await client.stream.send_all(b"".join(request(number) for number in range(10)))
-        await until(lambda: "sending" in repr(front.served._conversations))
+        await until(lambda: front.is_sending)
         front.drain()
         answers = await all_answers(client)
     assert [number_of(answer) for answer in answers] == list(range(front.dispatcher.answered))

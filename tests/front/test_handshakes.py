@@ -33,6 +33,8 @@ from tests.kit.processes import HOSTS, Certificates
 from tests.kit.settings import make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3, VERSIONS, client_tls, reset
 
+pytestmark = pytest.mark.usefixtures("tls_ends_in")
+
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 
 

@@ -28,6 +28,8 @@ from tests.kit.proxy_headers import TCP4, TLVS, v2
 from tests.kit.settings import listener_config, make_admission
 from tests.kit.streams import client_tls
 
+pytestmark = pytest.mark.usefixtures("tls_ends_in")
+
 BEHIND = listener_config(NAME, proxy_protocol=True, proxy_from=("127.0.0.1", "2001:db8::/32"))
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.7 8080 5696\r\n"
 

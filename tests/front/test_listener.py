@@ -25,6 +25,8 @@ from tests.kit.processes import Certificates
 from tests.kit.settings import make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3, cancelled_everywhere, client_tls, descriptors
 
+pytestmark = pytest.mark.usefixtures("tls_ends_in")
+
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 
 

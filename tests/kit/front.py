@@ -3,7 +3,9 @@
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ from gateway.front.admission import Admission
 from gateway.front.clients import Clients
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
+from gateway.front.pipe import Pipe
+from gateway.front.relay import Relay, RelayLimits
+from gateway.front.worker_link import WorkerLink, WorkerLinks
 from gateway.identity import Identities, Principal
 from gateway.kmip import compose, ttlv
 from gateway.kmip.compose import Ask, Result
 from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
-from gateway.log import Throttle
+from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.tls import TlsStream
 from tests.kit.processes import Certificates
@@ -82,6 +87,20 @@ class Front:
     context: SSL.Context
     metrics: Metrics
     log: LogCapture
+    relay: Relay | None
+
+    @property
+    def is_reading(self) -> bool:
+        """True while a client has sent the beginning of a request."""
+        conversations = self.served._conversations
+        return any("reading" in repr(one) or one._stream.is_read_delayed for one in conversations)
+
+    @property
+    def is_sending(self) -> bool:
+        """True while a client does not read the whole of its answer."""
+        if self.relay is not None:
+            return any(client.is_sending for client in self.relay._clients.values())
+        return "sending" in repr(self.served._conversations)
 
     @asynccontextmanager
     async def client(
@@ -128,6 +147,41 @@ class Front:
         return self.count("client_connections", listener=NAME)
 
 
+#: True if the fronts of the current test pass their clients through a TLS worker's relay; see conftest.
+ENDS_TLS_IN_WORKER: ContextVar[bool] = ContextVar("ENDS_TLS_IN_WORKER", default=False)
+
+
+class _ThroughWorker:
+    """The way of clients through a TLS worker and a pipe to the core, in one process."""
+
+    def __init__(self, settings: ListenerConfig, limits: LimitsConfig, served: Clients, log: Log) -> None:
+        self._core, worker = (Pipe(sock, log) for sock in socket.socketpair())
+        self._worker = worker
+        self._served = served
+        self.relay = Relay(worker, make_admission(max_buffered=limits.max_buffered))
+        self.receive = partial(
+            self.relay.receive,
+            listener=NAME,
+            limits=RelayLimits(limits.max_request_size, settings.request_timeout, settings.send_timeout),
+        )
+
+    async def run(self) -> None:
+        """Relay until cancelled."""
+        links = WorkerLinks(self._core, self._serve, lambda _payload: None)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(links.run)
+                nursery.start_soon(self.relay.look_for_left_clients)
+                nursery.start_soon(self._worker.run, self.relay.handle)
+        finally:
+            self._core.close()
+            self._worker.close()
+
+    async def _serve(self, link: WorkerLink) -> None:
+        await self._served.receive(link, link.opening.peer)
+        link.close()
+
+
 @asynccontextmanager
 async def open_front(
     certificates: Certificates,
@@ -170,10 +224,11 @@ async def open_front(
         log=logger,
         throttle=throttle,
     )
+    through_worker = _ThroughWorker(settings, limits, served, logger) if ENDS_TLS_IN_WORKER.get() else None
     listener = Listener(
         settings,
         context,
-        served.receive,
+        served.receive if through_worker is None else through_worker.receive,
         limit_reached=served.limit_before_handshake,
         admission=admission,
         errors=errors,
@@ -184,7 +239,10 @@ async def open_front(
         address = Address(host, sock.getsockname()[1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, sock)
-            yield Front(address, listener, served, dispatcher, certificates, context, metrics, log)
+            if through_worker is not None:
+                nursery.start_soon(through_worker.run)
+            relay = None if through_worker is None else through_worker.relay
+            yield Front(address, listener, served, dispatcher, certificates, context, metrics, log, relay)
             nursery.cancel_scope.cancel()
     assert repr(served) == f"<Clients of {NAME}: 0>"
     assert not served._conversations
