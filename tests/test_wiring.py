@@ -21,7 +21,7 @@ import trio
 from click.testing import CliRunner
 from OpenSSL import SSL
 
-from gateway import cli, listening, log, tls, wiring
+from gateway import cli, core, launch, listening, log, tls, wiring
 from gateway.budget import TokenBucket
 from gateway.config import Config
 from gateway.config.loading import examine
@@ -197,6 +197,22 @@ class Built:
         async with self.running() as (_core, addresses):
             return addresses
 
+    def started_workers(self) -> int:
+        """Return the number of TLS workers that a launch would start."""
+        found: list[int] = []
+
+        class Supervisor:
+            def __init__(self, _run_core: object, _run_worker: object, workers: int) -> None:
+                found.append(workers)
+
+            def run(self) -> int:
+                return 0
+
+        self.monkeypatch.setattr(launch, "Supervisor", Supervisor)
+        self.monkeypatch.setattr(launch, "_run_core", lambda *_arguments: 0)
+        launch.launch(self.config, lambda _mistakes: None)
+        return found[0] if found else 0
+
     def option_of_listener(self, option: int) -> int:
         """Return an option of TCP of the first listener's socket."""
         with listening.listen_for_clients(self.config.listeners[0]) as sock:
@@ -270,6 +286,8 @@ def of_match(**odd: str) -> dict[str, Row]:
 
 PORTS: Final = [free_port() for _ in range(2)]
 ROWS: Final[dict[str, Row]] = {
+    # gateway
+    "gateway.tls_workers": row(3, lambda it: it.started_workers()),
     # listeners
     "listeners.name": row("odd", lambda it: it.listener._settings.name, lambda it: repr(it.listener).split()[1][:-1]),
     "listeners.bind": row(f"127.0.0.1:{PORTS[0]}", lambda it: _text(it.addresses, "listeners")),

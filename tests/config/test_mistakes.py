@@ -49,7 +49,7 @@ PROXY protocol from a name
 far section
   - [admin]
   + [zoo]
-  = zoo: unknown key "zoo"; known here are listeners, backends, identities, admin, pool, balancing, failover,
+  = zoo: unknown key "zoo"; known here are listeners, backends, identities, gateway, admin, pool, balancing, failover,
     replication, health, deadlines, limits, per_address, log
 near key in match
   - subject_cn

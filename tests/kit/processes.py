@@ -192,6 +192,10 @@ def pykmip_client(port: int, certificate: Path, key: Path, ca: Path, version: KM
     )
 
 
+#: Number of TLS workers of gateway processes, so that the same tests run with and without them.
+TLS_WORKERS: Final = int(os.environ.get("TLS_WORKERS", "0"))
+
+
 @dataclass
 class GatewaySettings:
     """The parts of a configuration that tests vary.
@@ -223,6 +227,8 @@ private_key = "{server_key.name}"
 client_ca = "clients_ca.pem"
 tls_policy = "{settings.tls_policy}"
 {settings.listener}
+[gateway]
+tls_workers = {TLS_WORKERS}
 [admin]
 bind = "127.0.0.1:{admin_port}"
 {settings.extra}
