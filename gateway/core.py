@@ -112,7 +112,14 @@ class Core:
                 _Entrance(listener, partial(listener.serve, sock))
                 for listener, sock in zip(front.build_listeners(), sockets.values(), strict=True)
             ]
-        workers = TlsWorkers(self._handed_over.supervisor, front.clients, sockets, self.metrics, log.get("front"))
+        workers = TlsWorkers(
+            self._handed_over.supervisor,
+            front.clients,
+            sockets,
+            drain=self.drain,
+            metrics=self.metrics,
+            log=log.get("front"),
+        )
         return [_Entrance(workers, workers.run)]
 
     async def _serve(self, front: Front, entrances: Sequence[_Entrance], fleet: Fleet) -> None:

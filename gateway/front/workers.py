@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -64,7 +64,8 @@ class TlsWorkers:
     """The TLS workers that serve the clients of a core.
 
     ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started.
-    ``sockets`` are this process's copies of the listening sockets.
+    ``sockets`` are this process's copies of the listening sockets. ``drain`` drains the core: it is called if the
+    supervisor ends first.
     """
 
     def __init__(
@@ -72,10 +73,13 @@ class TlsWorkers:
         supervisor: socket.socket,
         clients: Mapping[str, Clients],
         sockets: Mapping[str, socket.socket],
+        *,
+        drain: Callable[[], None],
         metrics: Metrics,
         log: Log,
     ) -> None:
         self._supervisor = supervisor
+        self._drain_core = drain
         self._clients = clients
         self._sockets = sockets
         self._metrics = metrics
@@ -94,7 +98,7 @@ class TlsWorkers:
         return f"<TlsWorkers: {len(self)}, {sum(map(len, self._workers))} clients>"
 
     async def run(self) -> None:
-        """Serve the clients of all workers until drained. Raises trio.BrokenResourceError if the supervisor ends."""
+        """Serve the clients of all workers until drained."""
         self._supervisor.setblocking(False)
         async with trio.open_nursery() as nursery:
             with self._taking:
@@ -102,7 +106,9 @@ class TlsWorkers:
                     await trio.lowlevel.wait_readable(self._supervisor)
                     data, descriptors, _flags, _address = socket.recv_fds(self._supervisor, 4, 1)
                     if not data:
-                        raise trio.BrokenResourceError("the supervisor has ended")
+                        self._log.error("draining: the supervisor has ended")
+                        self._drain_core()
+                        return
                     for descriptor in descriptors:
                         nursery.start_soon(self._serve, socket.socket(fileno=descriptor), int.from_bytes(data, "big"))
 

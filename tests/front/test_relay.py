@@ -1,0 +1,56 @@
+"""The relay of a TLS worker: the memory and the time that it grants its clients; see test_conversation, too."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.config import LimitsConfig
+from gateway.kmip import compose, ttlv
+from gateway.kmip.spec import Operation, ResultReason, Tag
+from tests.kit.front import ENDS_TLS_IN_WORKER, Front, number_of, open_front, request, until
+from tests.kit.processes import Certificates
+
+LARGE = compose.encode_request((2, 1), [compose.Ask(Operation.ENCRYPT, ttlv.octets(Tag.DATA, bytes(200_000)))])
+LIMITS = LimitsConfig(max_request_size=1 << 20, max_buffered=1 << 20)
+
+
+@pytest.fixture(autouse=True)
+def _in_worker() -> None:
+    ENDS_TLS_IN_WORKER.set(True)
+
+
+@pytest.fixture
+async def front(certificates: Certificates) -> AsyncIterator[Front]:
+    async with open_front(certificates, limits=LIMITS) as front:
+        yield front
+
+
+def held(front: Front) -> int:
+    """Return the bytes that the worker holds."""
+    assert front.relay is not None
+    return front.relay._admission.buffered
+
+
+async def test_the_beginning_of_a_request_is_held_and_released_at_its_end(front: Front) -> None:
+    async with front.client() as client:
+        await client.stream.send_all(LARGE[:150_000])
+        await until(lambda: held(front) == 150_000)
+        await client.stream.send_all(LARGE[150_000:])
+        await client.read_response()
+        await until(lambda: held(front) == 0)
+    async with front.client() as leaving:
+        await leaving.stream.send_all(LARGE[:100_000])
+        await until(lambda: held(front) == 100_000)
+    await until(lambda: held(front) == 0)
+
+
+async def test_a_request_above_the_workers_share_is_refused(front: Front) -> None:
+    async with front.client("alice") as holding, front.client("alice") as refused, front.client("bob") as other:
+        await holding.stream.send_all(LARGE[:190_000])
+        await until(lambda: held(front) == 190_000)
+        two = ttlv.octets(Tag.DATA, bytes(900_000))
+        await refused.stream.send_all(compose.encode_request((2, 1), [compose.Ask(Operation.ENCRYPT, two)])[:880_000])
+        answer = await refused.read_response()
+        assert answer.items[0].reason in {ResultReason.GENERAL_FAILURE, ResultReason.SERVER_LIMIT_EXCEEDED}
+        assert number_of(await other.ask(request(3))) == 3
+    assert front.refusals["overloaded"] == 1
