@@ -37,7 +37,7 @@ class ListenAddresses(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """What a supervisor gives to a core: the sockets of the listeners by their names, and a socket to itself."""
+    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself."""
 
     sockets: dict[str, socket.socket]
     supervisor: socket.socket

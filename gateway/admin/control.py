@@ -128,7 +128,7 @@ class ControlServer:
         except ControlError as error:
             return {"error": str(error)}
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the gateway
-            self._log.error("control command lost to a fault of the gateway", exc_info=error)
+            self._log.error("internal error: control command failed; report this bug", exc_info=error)
             return {"error": "the gateway failed to do this; its log says why"}
         return {"result": result}
 

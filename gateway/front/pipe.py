@@ -96,7 +96,9 @@ class Pipe:
                 try:
                     handle(message)
                 except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
-                    self._log.error("internal error in a message between processes; report this bug", exc_info=error)
+                    self._log.error(
+                        "internal error: a message between processes was lost; report this bug", exc_info=error
+                    )
 
     async def _write(self) -> None:
         while not self.is_closed:
