@@ -16,7 +16,7 @@ from gateway.config import Config
 from gateway.core import Core, HandedOver
 from gateway.errors import ConfigError
 from gateway.listening import listen_for_clients
-from gateway.supervisor import Supervisor
+from gateway.supervisor import Supervisor, unblock_signals
 from gateway.tls_worker import TlsWorker
 from gateway.wiring import server_context
 
@@ -77,6 +77,7 @@ def _run_core(config: Config, handed_over: HandedOver | None, show_mistakes: Sho
 def _run_worker(worker: TlsWorker, sockets: Mapping[str, socket.socket], _index: int) -> int:
     for number in (*_ENDING, *_IGNORED):
         signal.signal(number, signal.SIG_IGN)  # the core ends the workers: Ctrl-C reaches all processes at once
+    unblock_signals()
     _freeze()
     trio.run(partial(worker.run, sockets))
     return 0
@@ -99,6 +100,7 @@ async def _until_drained(core: Core) -> None:
 
 async def _obey_signals(core: Core, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
+        unblock_signals()
         task_status.started()
         async for number in signals:
             if number in _ENDING:

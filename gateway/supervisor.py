@@ -118,10 +118,15 @@ class Supervisor:
                     )
 
     def _fork(self, run: Callable[[], int], *others: socket.socket) -> int:
-        """Run a function in a process of its own, in which ``others`` are closed; return its process number."""
+        """Run a function in a process of its own, in which ``others`` are closed; return its process number.
+
+        Signals are blocked in the new process, so that none is lost: it calls ``unblock_signals`` once it handles them.
+        """
         sys.stdout.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         process = os.fork()
         if process:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
             return process
         status = FAILED
         try:
@@ -156,6 +161,11 @@ class Supervisor:
             if slot.process:
                 os.kill(slot.process, signal.SIGKILL)
                 os.waitpid(slot.process, 0)
+
+
+def unblock_signals() -> None:
+    """Receive the signals that the supervisor passes on, also those that came since the process was started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
 
 
 def _ended() -> Iterator[tuple[int, int]]:

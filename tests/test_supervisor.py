@@ -16,7 +16,7 @@ _PROGRAM = """
 import json, os, select, signal, socket, sys, time
 from pathlib import Path
 from typing import Any
-from gateway.supervisor import Supervisor
+from gateway.supervisor import Supervisor, unblock_signals
 
 events = Path(sys.argv[1])
 workers = int(sys.argv[2])
@@ -30,6 +30,7 @@ def core(supervisor):
     signals = []
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: signals.append(number))
+    unblock_signals()
     note(event="core")
     links = {}
     while True:

@@ -127,7 +127,7 @@ async def test_a_second_signal_ends_it_at_once(
             gateway.process.send_signal(number)
             await trio.to_thread.run_sync(wait_until, lambda: refuses(gateway), "the end of listening")
             gateway.process.send_signal(number)
-            assert await ended(gateway, DRAIN / 2) == -number
+            assert await ended(gateway, DRAIN / 2) in {-number, 128 + number}  # the latter from a supervisor
         assert b"Traceback" not in gateway.log.read_bytes()
 
 
