@@ -24,11 +24,12 @@ report: $(VENV)/development  ## The application note's experiment: docs/speed-re
 report-full: $(VENV)/development  ## The same at the note's own size: some hours
 	$(BIN)/kmip-lab report --save docs/speed-report.json --scale 1 $(ARGS)
 
-check: $(VENV)/development  ## Format, lint, types, layers
+check: $(VENV)/development  ## Format, lint, types, layers, language
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.words
 
 mutants: $(VENV)/development  ## Flip each row of the policy tables: a test must notice
 	$(BIN)/python -m tests.mutants

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.counting import CASES, count
-from tests.benchmarks.house import Size
+from tests.benchmarks.serving import Size
 
 _BASELINE: Final = Path(__file__).with_name("baseline.json")
 
-#: What may be large, and at which sizes a Get on a kept connection is counted.
+#: Quantities that may be large, and the sizes at which a Get on a kept connection is counted.
 _GROWTH: Final[dict[str, tuple[int, ...]]] = {
     "message": (0, 16_000, 200_000),
     "items": (1, 10, 100),
@@ -30,7 +30,7 @@ _GROWTH: Final[dict[str, tuple[int, ...]]] = {
 
 @click.group()
 def main() -> None:
-    """Count instructions under valgrind; what they are is the Python build's affair, how they change is ours."""
+    """Count instructions under valgrind. Absolute counts depend on the build of Python; compare them on one build."""
     if shutil.which("valgrind") is None:
         raise click.ClickException("valgrind is not installed")
 
@@ -40,7 +40,7 @@ def main() -> None:
 @click.option("--tolerance", default=3.0, show_default=True, help="Per cent that a case may cost more.")
 @click.argument("names", nargs=-1, type=click.Choice(list(CASES)))
 def instructions(update: bool, tolerance: float, names: tuple[str, ...]) -> None:
-    """Count each case, and fail where one costs more than the baseline allows."""
+    """Count each case, and fail if a case costs more than the baseline and the tolerance."""
     counts = count({name: (name, Size()) for name in names or CASES})
     baseline = json.loads(_BASELINE.read_text()) if _BASELINE.exists() else {}
     table = Table("case", "instructions", "baseline", "change")
@@ -78,7 +78,7 @@ def growth(names: tuple[str, ...]) -> None:
 
 
 def _build() -> str:
-    """What the counts depend on besides our own code."""
+    """Return the versions of Python and OpenSSL, on which the counts depend."""
     openssl = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode()
     return f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}, {openssl}"
 

@@ -34,7 +34,7 @@ _FIELDS: Final = 130_000  # empty fields, nearly 1 MiB of them
 
 @dataclass(frozen=True)
 class Attack:
-    """What to do, and where: ``port`` of 127.0.0.1. ``sources`` is how many addresses connections come from."""
+    """Parameters of an attack on ``port`` of 127.0.0.1, from so many ``sources`` (addresses)."""
 
     port: int
     admin_port: int
@@ -97,7 +97,7 @@ class _Tls:
         return len(data)
 
     def is_open(self) -> bool:
-        """Look at the socket; what the server has sent (tickets, an alert) is thrown away."""
+        """Return True if the server has not closed; received bytes (tickets, an alert) are dropped."""
         return _is_open(self._sock)
 
     def close(self) -> None:

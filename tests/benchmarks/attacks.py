@@ -110,7 +110,7 @@ def _set_apart(gateway: Gateway) -> None:
 
 @dataclass
 class _Watch:
-    """What was seen of the gateway while something happened: the slowest /livez, and the most memory."""
+    """Observations of the gateway: the slowest /livez in seconds, and the most memory in MiB."""
 
     livez: float = 0.0
     memory: float = 0.0

@@ -1,7 +1,7 @@
-"""Counting instructions: what runs under valgrind, and what reads its counts.
+"""Count instructions: run cases under valgrind, and read its counts.
 
-A case is run twice, few times and many times: the difference is what one more costs, whatever the start of Python, the
-imports and the warming up cost. All cases are forked from one process, so that the imports are paid for once.
+A case is run twice, few times and many times: the difference is the cost of one more request, without the start of
+Python, the imports and the warming up. All cases are forked from one process, so that imports are made once.
 """
 
 import os
@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.benchmarks.house import Size, certificates, serve_fresh, serve_kept
 from tests.benchmarks.parts import decode_requests, decode_responses, dispatch
+from tests.benchmarks.serving import Size, certificates, serve_fresh, serve_kept
 
 _REFERENCES: Final = re.compile(r"I +refs: +([0-9,]+)")
 
 
 class Case(NamedTuple):
-    """What is counted: ``work`` is done ``few`` and ``many`` times."""
+    """Work to count, which is done ``few`` and ``many`` times."""
 
     work: Callable[[int, Size], None]
     few: int
@@ -40,9 +40,9 @@ _ALL: Final = {**CASES, "large": Case(serve_kept, 20, 80)}  # as kept; large mes
 
 
 def count(wanted: Mapping[str, tuple[str, Size]]) -> dict[str, float]:
-    """Instructions that each case of these costs once more, in user space. Needs valgrind.
+    """Return the instructions in user space that each case costs per request. Needs valgrind.
 
-    Cases are (name, size), under any keys.
+    The cases are pairs of name and size; the result has the same keys.
     """
     with tempfile.TemporaryDirectory(prefix="kmip-gateway-instructions-") as directory:
         environment = dict(os.environ, PYTHONHASHSEED="0")

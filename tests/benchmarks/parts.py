@@ -18,7 +18,7 @@ from gateway.upstream.pool import Pool
 from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.session import Session
 from gateway.upstream.slots import Slots
-from tests.benchmarks.house import Size, request_frame, response_frame
+from tests.benchmarks.serving import Size, request_frame, response_frame
 from tests.kit.fake_backends import DEADLINES, FAILOVER, LIMITS, validated
 
 _CREDENTIAL: Final = "everyone"
@@ -26,21 +26,21 @@ _PRINCIPAL: Final = Principal(Identity(_CREDENTIAL, shared=True), "CN=CA", "CN=a
 
 
 def decode_requests(count: int, size: Size) -> None:
-    """Decode a request so often."""
+    """Decode a request ``count`` times."""
     frame = request_frame(size)
     for _ in range(count):
         decode_request(frame)
 
 
 def decode_responses(count: int, size: Size) -> None:
-    """Decode a response so often."""
+    """Decode a response ``count`` times."""
     frame = response_frame(decode_request(request_frame(size)), size)
     for _ in range(count):
         decode_response(frame)
 
 
 class _Echo:
-    """A connection whose answer is there as soon as it is asked for."""
+    """A connection that has the same answer for every request at once."""
 
     is_flooded = False
 
@@ -49,36 +49,36 @@ class _Echo:
         self.spoke_unasked = False
 
     async def receive_some(self) -> bytes:
-        """The answer."""
+        """Return the answer, whole."""
         return self._answer
 
     async def send_all(self, data: bytes) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def is_quiet(self) -> bool:
-        """As it is."""
+        """Return True: the peer sends nothing unasked."""
         return True
 
     def is_readable(self) -> bool:
-        """Nothing is left."""
+        """Return False: every answer is read whole."""
         return False
 
     def is_unacknowledged(self, seconds: float) -> bool:
-        """Nothing is."""
+        """Return False for any time: no byte waits to be acknowledged."""
         return seconds < 0
 
     def interrupt(self) -> None:
-        """Nobody waits."""
+        """Do nothing: no reader waits."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close_politely(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def dispatch(count: int, size: Size) -> None:
-    """Have a dispatcher answer so many requests, one after the other: no TLS, no sockets, no waiting."""
+    """Dispatch ``count`` requests one after the other, without TLS, sockets or waiting."""
     trio.run(_dispatch, count, size)
 
 
@@ -103,7 +103,7 @@ def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: tr
         return validated(Session(_Echo(answer), name, limits=LIMITS))
 
     slots = Slots(1000)
-    credentials = [_CREDENTIAL, *(f"nobody-{index}" for index in range(1, size.identities))]
+    credentials = [_CREDENTIAL, *(f"unused-{index}" for index in range(1, size.identities))]
     make = partial(
         Pool, name, deadlines=DEADLINES, failover=FAILOVER, slots=slots, opener=open_session, spawn=nursery.start_soon
     )

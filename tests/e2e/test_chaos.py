@@ -1,11 +1,11 @@
-"""Chaos: key managers are killed, frozen, slowed down and made to misbehave under load; then the books are balanced.
+"""Chaos: key managers are killed, frozen, slowed down and made to misbehave under load; the ledger finds mistakes.
 
 Four key managers, each a process of its own, two of them behind a relay and known by a name; two identities; clients
 that never repeat a request, and one client of each identity whose only request breaks its session at every key manager.
 At most two key managers are disturbed at any moment, so one that can answer is always up.
 
 ``make chaos`` runs it for a minute with 200 clients. Environment variables: CHAOS_SECONDS, CHAOS_CLIENTS, SEED;
-CHAOS_LANES is how many key managers may be disturbed at once (0: a calm run without the poison, in which nothing may
+CHAOS_LANES is how many key managers may be disturbed at once (0: a run without faults and poison, in which nothing may
 fail); CHAOS_ONLY is a list of events, with commas, as the table at the end names them, or "poison".
 """
 
@@ -23,8 +23,8 @@ import pytest
 import trio
 from kmip_lab.keymanager import Store, read_journal
 
-from tests.kit.fault_schedule import EVENTS, POISON_FAULT, Conductor, Subject, Times
-from tests.kit.ledger import Books, Stored
+from tests.kit.fault_schedule import EVENTS, POISON_FAULT, FaultScheduler, Subject, Times
+from tests.kit.ledger import Ledger, Stored
 from tests.kit.load import Caller, Keys
 from tests.kit.observation import Machine, all_up, watch_backends
 from tests.kit.processes import (
@@ -54,7 +54,7 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
     "london-002": ("127.0.0.4", "127.0.0.5"),
 }
 TIMES: Final = Times(try_timeout=1.5, request=8.0)
-NOTICE: Final = 2.0  # s in which the gateway must see who is master: some health checks, and a busy machine
+DETECTION_TIME: Final = 2.0  # s in which the gateway must detect the master: some health checks, on a busy machine
 
 SETTINGS: Final = f"""
 [health]
@@ -140,24 +140,24 @@ async def poison(caller: Caller, stop: trio.Event, rng: random.Random) -> None:
                     break
 
 
-async def disturb(setup: Setup, books: Books, keys: dict[str, Keys], rng: random.Random) -> None:
-    """Load and chaos for a while; both end well."""
+async def disturb(setup: Setup, ledger: Ledger, keys: dict[str, Keys], rng: random.Random) -> None:
+    """Run the load and the faults for SECONDS, then one more second of load without faults."""
     calm, stop = trio.Event(), trio.Event()
     patience = TIMES.request + 5
     async with trio.open_nursery() as nursery:
         for own, others in (IDENTITIES, IDENTITIES[::-1]):
             for number in range(CLIENTS // len(IDENTITIES)):
-                caller = Caller(setup.gateway, f"{own}-{number}", keys[own], books, patience=patience)
+                caller = Caller(setup.gateway, f"{own}-{number}", keys[own], ledger, patience=patience)
                 chance = random.Random(rng.random())
                 work = partial(live, caller, keys[own], keys[others], stop, chance, kept=number % 2 == 0)
                 nursery.start_soon(work)
             if LANES and (not ONLY or "poison" in ONLY):
-                caller = Caller(setup.gateway, f"{own}-poison", keys[own], books, patience=patience)
+                caller = Caller(setup.gateway, f"{own}-poison", keys[own], ledger, patience=patience)
                 nursery.start_soon(poison, caller, calm, random.Random(rng.random()))
         async with trio.open_nursery() as lanes:
-            conductor = Conductor(
+            scheduler = FaultScheduler(
                 setup.subjects,
-                books,
+                ledger,
                 rng,
                 store=setup.store,
                 names=setup.names,
@@ -166,14 +166,14 @@ async def disturb(setup: Setup, books: Books, keys: dict[str, Keys], rng: random
                 only=ONLY,
             )
             for _ in range(LANES if not ONLY or any(name in EVENTS for name in ONLY) else 0):
-                lanes.start_soon(conductor.conduct, calm)
+                lanes.start_soon(scheduler.run, calm)
             await trio.sleep(SECONDS)
             calm.set()
         await trio.sleep(1)
         stop.set()
 
 
-# The balance ----------------------------------------------------------------------------------------------------------
+# The comparison -------------------------------------------------------------------------------------------------------
 
 
 async def settled(store: Path) -> None:
@@ -192,24 +192,24 @@ MADE: Final = """
 """
 
 
-def close_books(setup: Setup, books: Books, keys: dict[str, Keys]) -> None:
-    """Write down what the key managers did, and whether the store has the values that clients were given."""
+def complete_ledger(setup: Setup, ledger: Ledger, keys: dict[str, Keys]) -> None:
+    """Add the journals and the store to the ledger, and check that the store has the values that clients got."""
     for one in setup.subjects:
-        books.entries += read_journal(one.process.journal)
+        ledger.entries += read_journal(one.process.journal)
     values = {uid: value for own in keys.values() for uid, value in own.values.items()}
     with closing(sqlite3.connect(setup.store)) as connection:
         for uid, owner, material, request in connection.execute(MADE):
-            books.stored[uid] = Stored(owner, request.decode())
+            ledger.stored[uid] = Stored(owner, request.decode())
             if values.get(uid, b"") not in material:
-                books.oddities.append(f"{uid} was answered with the value of another key")
+                ledger.anomalies.append(f"{uid} was answered with the value of another key")
 
 
 @pytest.mark.timeout(SECONDS + 100)
-async def test_the_books_balance(setup: Setup) -> None:
+async def test_clients_and_key_managers_agree_after_disturbances(setup: Setup) -> None:
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"SEED={seed}")
     gateway = setup.gateway
-    books = Books(notice=NOTICE)
+    ledger = Ledger(detection_time=DETECTION_TIME)
     keys = {identity: Keys(identity) for identity in IDENTITIES}
     machine = Machine()
     async with trio.open_nursery() as helpers:
@@ -217,21 +217,21 @@ async def test_the_books_balance(setup: Setup) -> None:
             helpers.start_soon(relay.run)
         await trio.to_thread.run_sync(wait_until, lambda: all_up(gateway, len(NAMES)), "the key managers' being up")
         helpers.start_soon(machine.watch)
-        helpers.start_soon(watch_backends, gateway, backend_names(), books)
-        books.began = time.time()
-        await disturb(setup, books, keys, random.Random(seed))
-        books.ended = time.time()
+        helpers.start_soon(watch_backends, gateway, backend_names(), ledger)
+        ledger.began = time.time()
+        await disturb(setup, ledger, keys, random.Random(seed))
+        ledger.ended = time.time()
         helpers.cancel_scope.cancel()
     await settled(setup.store)
-    close_books(setup, books, keys)
-    print(books.sheet())
+    complete_ledger(setup, ledger, keys)
+    print(ledger.summary())
     print(machine)
     print(f"{CLIENTS} clients, {SECONDS:g} s, SEED={seed}")
-    mistakes = books.mistakes()
-    assert not mistakes, "\n".join([f"SEED={seed}", *mistakes, "The conductor's log:", books.log()])
-    assert len(books.asked) > RATE / 10 * SECONDS
+    mistakes = ledger.mistakes()
+    assert not mistakes, "\n".join([f"SEED={seed}", *mistakes, "Disturbances:", ledger.log()])
+    assert len(ledger.exchanges) > RATE / 10 * SECONDS
 
 
 def backend_names() -> dict[str, str]:
-    """The key managers' names by those that the gateway's configuration has for them."""
+    """Return the key manager's name for each name of a backend in the gateway's configuration."""
     return {f"kms-{number}": name for number, name in enumerate(NAMES, 1)}

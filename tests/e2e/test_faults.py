@@ -159,7 +159,7 @@ def _all_up(gateway: Gateway) -> bool:
     return gateway.total("kmip_gateway_backend_up") == 2
 
 
-def test_pykmip_reads_what_the_gateway_says_of_an_unknown_outcome(
+def test_pykmip_reads_the_message_of_an_unknown_outcome(
     gateway: Gateway, key_managers: tuple[Certificates, list[KeyManagerProcess]]
 ) -> None:
     _, running = key_managers
@@ -167,14 +167,14 @@ def test_pykmip_reads_what_the_gateway_says_of_an_unknown_outcome(
         one.set_faults(SETTINGS[Fault.RESET_AFTER_EXECUTING])
     try:
         with gateway.client() as client:
-            wait_until(lambda: "unknown" in said_of_a_create(client), "the word")
+            wait_until(lambda: "unknown" in create_error(client), "an unknown outcome")
     finally:
         for one in running:
             one.set_faults()
 
 
-def said_of_a_create(client: ProxyKmipClient) -> str:
-    """What PyKMIP's client says of a Create that fails."""
+def create_error(client: ProxyKmipClient) -> str:
+    """Return the message of the exception that PyKMIP raises for a Create; "" if it succeeds."""
     try:
         client.create(enums.CryptographicAlgorithm.AES, 128)
     except KmipOperationFailure as failure:

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 import trio
 
-from tests.kit.ledger import Asked, Books, Kind, Outcome
+from tests.kit.ledger import Exchange, Ledger, Outcome, RequestKind
 from tests.kit.load import Caller, Keys, get_on_and_on
 from tests.kit.observation import is_down, is_up, until
 from tests.kit.processes import (
@@ -47,19 +47,19 @@ def gateway(key_managers: tuple[Certificates, list[KeyManagerProcess]]) -> Itera
         yield gateway
 
 
-def figures(when: str, asked: Sequence[Asked]) -> None:
-    slow = sorted(one.seconds for one in asked if one.seconds > SLOW)
-    share = len(slow) / len(asked) if asked else 0.0
+def print_slow_gets(when: str, exchanges: Sequence[Exchange]) -> None:
+    slow = sorted(one.seconds for one in exchanges if one.seconds > SLOW)
+    share = len(slow) / len(exchanges) if exchanges else 0.0
     seconds = f", {slow[0]:.2f} to {slow[-1]:.2f} s" if slow else ""
-    print(f"{when:<40}{len(asked):>7} Gets{len(slow):>6} slow ({share:.1%}){seconds}")
+    print(f"{when:<40}{len(exchanges):>7} Gets{len(slow):>6} slow ({share:.1%}){seconds}")
 
 
 async def test_a_frozen_backend_is_left_alone(
     gateway: Gateway, key_managers: tuple[Certificates, list[KeyManagerProcess]]
 ) -> None:
     frozen = key_managers[1][1]
-    books, keys, stop = Books(), Keys("gateway"), trio.Event()
-    callers = [Caller(gateway, f"client-{number}", keys, books, patience=PATIENCE) for number in range(CLIENTS)]
+    ledger, keys, stop = Ledger(), Keys("gateway"), trio.Event()
+    callers = [Caller(gateway, f"client-{number}", keys, ledger, patience=PATIENCE) for number in range(CLIENTS)]
     async with callers[0].session() as client:
         await callers[0].create(client)
     async with trio.open_nursery() as nursery:
@@ -79,17 +79,17 @@ async def test_a_frozen_backend_is_left_alone(
         await trio.sleep(1)
         stop.set()
 
-    gets = books.of(Kind.GET)
+    gets = ledger.of(RequestKind.GET)
     after = [one for one in gets if at_ejection < one.began < at_thaw]
     print(f"frozen: ejected after {at_ejection - at_freeze:.1f} s; thawed: back after {at_return - at_thaw:.1f} s")
-    figures("before the freeze", [one for one in gets if one.began + one.seconds < at_freeze])
-    figures(
+    print_slow_gets("before the freeze", [one for one in gets if one.began + one.seconds < at_freeze])
+    print_slow_gets(
         "from the freeze to the ejection",
         [one for one in gets if at_freeze < one.began + one.seconds and one.began <= at_ejection],
     )
-    figures("ejected", after)
-    figures("from the thaw on", [one for one in gets if one.began >= at_thaw])
+    print_slow_gets("ejected", after)
+    print_slow_gets("from the thaw on", [one for one in gets if one.began >= at_thaw])
     assert [one for one in gets if one.outcome is not Outcome.SUCCESS] == []
-    assert books.oddities == []
+    assert ledger.anomalies == []
     assert [one for one in after if one.seconds > STUCK] == []
     assert len(after) > CLIENTS

@@ -70,8 +70,8 @@ def register(value: bytes) -> bytes:
 
 
 @dataclass
-class Book:
-    """What the clients of one identity know: their own keys, and what they saw."""
+class ClientRecord:
+    """The keys and the observations of the clients of one identity."""
 
     keys: dict[str, bytes] = field(default_factory=dict)
     gets: int = 0
@@ -79,28 +79,28 @@ class Book:
     failures: list[str] = field(default_factory=list)
 
 
-async def behave(client: Client, book: Book, rng: random.Random) -> None:
+async def behave(client: Client, record: ClientRecord, rng: random.Random) -> None:
     """One session's worth of work, each Get checked against what this client registered."""
     value = rng.randbytes(32)
     registered = await client.ask(register(value))
     if registered.items[0].status != ResultStatus.SUCCESS:
-        book.failures.append(repr(registered))
+        record.failures.append(repr(registered))
         return
     own = registered.items[0].unique_identifiers[0].decode()
-    book.keys[own] = value
-    for uid in (own, rng.choice(list(book.keys))):
+    record.keys[own] = value
+    for uid in (own, rng.choice(list(record.keys))):
         response = await client.ask(get_key(uid))
         assert response.items[0].status == ResultStatus.SUCCESS, response.items[0].message
-        assert key_value(response) == book.keys[uid]
-        book.gets += 1
+        assert key_value(response) == record.keys[uid]
+        record.gets += 1
 
 
-async def misbehave(client: Client, book: Book, rng: random.Random) -> None:
+async def misbehave(client: Client, record: ClientRecord, rng: random.Random) -> None:
     """Leave at a wrong moment: in the middle of a request, right behind it, or while its answer is on its way."""
-    if not book.keys:
+    if not record.keys:
         return
-    book.abandoned += 1
-    frame = get_key(rng.choice(list(book.keys)))
+    record.abandoned += 1
+    frame = get_key(rng.choice(list(record.keys)))
     match rng.randrange(3):
         case 0:
             await client.stream.send_all(frame[: rng.randrange(1, len(frame))])
@@ -112,36 +112,36 @@ async def misbehave(client: Client, book: Book, rng: random.Random) -> None:
     client.stream.close()
 
 
-async def live(gateway: Gateway, context: SSL.Context, book: Book, rng: random.Random) -> None:
+async def live(gateway: Gateway, context: SSL.Context, record: ClientRecord, rng: random.Random) -> None:
     while True:
         try:
             async with connect(gateway.address, context, server_name="localhost") as client:
-                await rng.choice((behave, behave, misbehave))(client, book, rng)
+                await rng.choice((behave, behave, misbehave))(client, record, rng)
         except GatewayError as error:
-            book.failures.append(str(error))
+            record.failures.append(str(error))
 
 
 async def test_no_answer_goes_astray(gateway: Gateway) -> None:
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"SEED={seed}")
     rng = random.Random(seed)
-    books = {"red": Book(), "blue": Book()}
+    records = {"red": ClientRecord(), "blue": ClientRecord()}
     with trio.move_on_after(SECONDS):
         async with trio.open_nursery() as nursery:
-            for identity, book in books.items():
+            for identity, record in records.items():
                 for number in range(CLIENTS):
                     pair = gateway.certificates.client(f"{identity}-{number}")
                     context = client_context(*pair, gateway.certificates.path("gateway_ca.pem"))
-                    nursery.start_soon(live, gateway, context, book, random.Random(rng.random()))
+                    nursery.start_soon(live, gateway, context, record, random.Random(rng.random()))
 
-    for book in books.values():
-        assert book.failures == []
-        assert book.gets > 50
-        assert book.abandoned > 10
+    for record in records.values():
+        assert record.failures == []
+        assert record.gets > 50
+        assert record.abandoned > 10
     journal = read_journal(gateway.certificates.path("journal.jsonl"))
     owners = {uid: entry.owner for entry in journal for uid in entry.uids}
-    for identity, book in books.items():
-        assert {owners[uid] for uid in book.keys} == {identity}
+    for identity, record in records.items():
+        assert {owners[uid] for uid in record.keys} == {identity}
     assert gateway.total("kmip_gateway_sessions_closed_total", reason="error") == 0  # nobody's leaving cost a session
 
 

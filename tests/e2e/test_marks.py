@@ -90,7 +90,7 @@ async def begin(gateway: Gateway, version: Version, what: compose.Ask = LISTED) 
 
 
 async def polled(gateway: Gateway, value: bytes, version: Version, name: str = "alice") -> Response:
-    """What a Poll says when it is no more pending."""
+    """Poll until the operation is no longer pending, and return the last response."""
     while True:
         response = await ask(gateway, about(Operation.POLL, value, version), name)
         if response.items[0].status != ResultStatus.OPERATION_PENDING:

@@ -1,4 +1,4 @@
-"""An identity whose credential no key manager takes hammers the gateway: nobody else notices, and nobody is ill."""
+"""An identity with a credential that all key managers refuse floods the gateway: other identities are not affected."""
 
 import random
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 import trio
 from kmip_lab.faults import Fault, FaultSetting, write_faults
 
-from tests.kit.ledger import Books, Kind, Outcome
+from tests.kit.ledger import Ledger, Outcome, RequestKind
 from tests.kit.load import Caller, Keys, get_on_and_on
 from tests.kit.processes import (
     Certificates,
@@ -22,8 +22,8 @@ from tests.kit.processes import (
 
 SECONDS: Final = 6.0
 CLIENTS: Final = 5  # of the welcome identity
-HAMMERS: Final = 10  # of the other
-QUICK: Final = 2.5  # s; who waits for a session that can't be had waits for longer, however busy the machine
+HAMMERS: Final = 10  # clients of the refused identity
+QUICK: Final = 2.5  # s; a wait for a session that can't be opened takes longer, however busy the machine
 NAMES: Final = ("kms-1", "kms-2", "kms-3", "kms-4")
 PATIENCE: Final = 40.0  # s, more than the gateway's own deadline
 
@@ -43,7 +43,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 async def hammer(caller: Caller, stop: trio.Event) -> None:
-    """As a client does that takes every refusal for a reason to come again."""
+    """Create without end, at once again after each refusal."""
     while not stop.is_set():
         async with caller.session() as client:
             await caller.create(client)
@@ -55,8 +55,8 @@ def backends_up(gateway: Gateway) -> list[float]:
     return [samples[f'kmip_gateway_backend_up{{backend="{name}"}}'] for name in NAMES]
 
 
-async def test_the_others_notice_nothing(gateway: Gateway) -> None:
-    welcome, unwanted, stop = Books(), Books(), trio.Event()
+async def test_a_refused_credential_does_not_slow_down_another_identity(gateway: Gateway) -> None:
+    welcome, unwanted, stop = Ledger(), Ledger(), trio.Event()
     keys, rng = Keys("welcome"), random.Random(0)
     callers = [Caller(gateway, f"welcome-{number}", keys, welcome, patience=PATIENCE) for number in range(CLIENTS)]
     hammers = [
@@ -77,12 +77,12 @@ async def test_the_others_notice_nothing(gateway: Gateway) -> None:
             ups += await trio.to_thread.run_sync(backends_up, gateway)
         stop.set()
 
-    gets, creates = welcome.of(Kind.GET), unwanted.of(Kind.CREATE)
+    gets, creates = welcome.of(RequestKind.GET), unwanted.of(RequestKind.CREATE)
     slowest = max(one.seconds for one in gets)
     print(f"welcome: {len(gets)} Gets, the slowest took {slowest:.3f} s; unwanted: {len(creates)} Creates refused")
     assert [one for one in gets if one.outcome is not Outcome.SUCCESS] == []
     assert [one for one in creates if one.outcome is not Outcome.ERROR] == []
-    assert [*welcome.oddities, *unwanted.oddities] == []
+    assert [*welcome.anomalies, *unwanted.anomalies] == []
     assert slowest < QUICK
     assert set(ups) == {1}
     assert len(gets) > 20 * SECONDS

@@ -22,7 +22,7 @@ from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
 from kmip_lab.keymanager.roles import Link, Member, Role, promote, two_plus_two, write_roles
 
-from tests.kit.ledger import Asked, Books, Kind, Outcome
+from tests.kit.ledger import Exchange, Ledger, Outcome, RequestKind
 from tests.kit.load import Caller, Keys
 from tests.kit.observation import is_up, until
 from tests.kit.processes import (
@@ -81,7 +81,7 @@ def remedy(request: pytest.FixtureRequest, masters: tuple[Certificates, list[int
 
 
 def finds(client: ProxyKmipClient, uid: str) -> bool:
-    """Whether a client gets this key now, on a session of its own."""
+    """Return True if a client gets this key now, on a session of its own."""
     with client:
         try:
             client.get(uid)
@@ -95,7 +95,7 @@ def finds(client: ProxyKmipClient, uid: str) -> bool:
 def share_found(gateway: Gateway, reader: str) -> float:
     """Of keys that one client made, the share that another, or itself, gets at once on a new session.
 
-    Others ask for something now and then, so that turns are not in step.
+    Another client sends a Get now and then, so that the round robin is not in step with the readers.
     """
     found = 0
     for number in range(ROUNDS):
@@ -177,12 +177,12 @@ def two_sites(tmp_path: Path) -> Iterator[tuple[Gateway, list[KeyManagerProcess]
         yield gateway, key_managers
 
 
-async def make_and_get(caller: Caller, books: Books, stop: trio.Event, rng: random.Random) -> None:
+async def make_and_get(caller: Caller, ledger: Ledger, stop: trio.Event, rng: random.Random) -> None:
     """Make a key on one session, get it on the next, as clients do that keep none."""
     while not stop.is_set():
         async with caller.session() as client:
             await caller.create(client)
-        made = books.asked[-1]
+        made = ledger.exchanges[-1]
         for _ in range(3 if made.outcome is Outcome.SUCCESS else 0):
             async with caller.session() as client:
                 await caller.get(client, made.uid)
@@ -190,28 +190,28 @@ async def make_and_get(caller: Caller, books: Books, stop: trio.Event, rng: rand
         await trio.sleep(rng.uniform(0, 0.1))
 
 
-def spell(title: str, asked: list[Asked]) -> None:
-    """What clients were told in a time, and how long they waited at the most."""
-    for kind in (Kind.CREATE, Kind.GET):
-        of_kind = [one for one in asked if one.kind is kind]
-        told = Counter(one.outcome.value for one in of_kind)
+def print_outcomes(title: str, exchanges: list[Exchange]) -> None:
+    """Print the outcomes and the slowest request of a period."""
+    for kind in (RequestKind.CREATE, RequestKind.GET):
+        of_kind = [one for one in exchanges if one.kind is kind]
+        outcomes = Counter(one.outcome.value for one in of_kind)
         slowest = max((one.seconds for one in of_kind), default=0.0)
-        print(f"{title:<28}{kind.value:<8}{dict(told)}, slowest {slowest:.2f} s")
+        print(f"{title:<28}{kind.value:<8}{dict(outcomes)}, slowest {slowest:.2f} s")
 
 
 @pytest.mark.parametrize("masters_killed", [1, 2])
 async def test_masters_are_killed_and_their_standbys_promoted(
     two_sites: tuple[Gateway, list[KeyManagerProcess]], masters_killed: int
 ) -> None:
-    """Nothing that was acknowledged is lost; where one site goes on, nobody has to wait for the promotion."""
+    """No acknowledged key is lost; while a site has a master, no client waits for the promotion of the other site."""
     gateway, key_managers = two_sites
-    books, stop = Books(), trio.Event()
+    ledger, stop = Ledger(), trio.Event()
     keys = Keys("gateway")
-    callers = [Caller(gateway, f"client-{number}", keys, books, patience=30.0) for number in range(CLIENTS)]
+    callers = [Caller(gateway, f"client-{number}", keys, ledger, patience=30.0) for number in range(CLIENTS)]
 
     async with trio.open_nursery() as nursery:
         for number, caller in enumerate(callers):
-            nursery.start_soon(make_and_get, caller, books, stop, random.Random(number))
+            nursery.start_soon(make_and_get, caller, ledger, stop, random.Random(number))
         await trio.sleep(BEFORE)
         killed_at = time.time()
         for site in range(masters_killed):
@@ -230,20 +230,20 @@ async def test_masters_are_killed_and_their_standbys_promoted(
         for uid in keys.uids:
             await callers[0].get(client, uid)
 
-    served = [one for one in books.asked if one.began > killed_at and one.outcome is Outcome.SUCCESS]
+    served = [one for one in ledger.exchanges if one.began > killed_at and one.outcome is Outcome.SUCCESS]
     first = min(one.began + one.seconds for one in served)
     print(f"{masters_killed} of 2 masters killed; success again {first - killed_at:.2f} s after the kill,")
     print(
         f"the promoted serve {serving_at - promoted_at:.2f} s after their promotion ({UNPROMOTED:g} s after the kill)"
     )
-    spell("before the kill", [one for one in books.asked if one.began < killed_at])
-    spell("until the promoted serve", [one for one in books.asked if killed_at <= one.began < serving_at])
-    spell("after it", [one for one in books.asked if serving_at <= one.began])
+    print_outcomes("before the kill", [one for one in ledger.exchanges if one.began < killed_at])
+    print_outcomes("until the promoted serve", [one for one in ledger.exchanges if killed_at <= one.began < serving_at])
+    print_outcomes("after it", [one for one in ledger.exchanges if serving_at <= one.began])
 
-    assert books.oddities == []
-    assert {one.outcome for one in books.asked if one.began >= serving_at + 1} == {Outcome.SUCCESS}
-    lost = {one.uid for one in books.of(Kind.CREATE) if one.outcome is Outcome.SUCCESS} - set(keys.values)
+    assert ledger.anomalies == []
+    assert {one.outcome for one in ledger.exchanges if one.began >= serving_at + 1} == {Outcome.SUCCESS}
+    lost = {one.uid for one in ledger.of(RequestKind.CREATE) if one.outcome is Outcome.SUCCESS} - set(keys.values)
     assert lost == set()
     if masters_killed == 1:
-        told = {one.outcome for one in books.of(Kind.CREATE)}
+        told = {one.outcome for one in ledger.of(RequestKind.CREATE)}
         assert told <= {Outcome.SUCCESS, Outcome.UNKNOWN, Outcome.NOT_MASTER}

@@ -1,4 +1,4 @@
-"""``speed`` against a server that is not ours: PyKMIP's."""
+"""``kmip-lab speed`` against the server of PyKMIP."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from kmip_lab.cli import main
 
 from tests.kit.processes import Certificates, running_pykmip_server
 
-#: What PyKMIP can do of what is measured: it makes no keys on curves.
+#: The measured operations that PyKMIP supports: it makes no keys on elliptic curves.
 OPERATIONS = ("get", "wrap", "create", "create-rsa", "server", "versions")
 
 
-def test_pykmips_server_is_measured(tmp_path: Path) -> None:
+def test_speed_measures_pykmips_server(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path / "certificates")
     certificate, private_key = certificates.credential("client")
     credential = [f"--certificate={certificate}", f"--private-key={private_key}"]

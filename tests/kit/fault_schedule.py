@@ -1,4 +1,4 @@
-"""The conductor of a chaos run: it disturbs key managers, and records which key manager it disturbed when."""
+"""Faults of a chaos run: disturb key managers in random order, and record the disturbances in the ledger."""
 
 import random
 import sqlite3
@@ -13,7 +13,7 @@ import trio
 from kmip_lab.faults import Fault, FaultSetting
 
 from gateway.kmip.spec import Operation
-from tests.kit.ledger import Books, Disturbance, Standby
+from tests.kit.ledger import Disturbance, Ledger, Standby
 from tests.kit.load import POISON
 from tests.kit.processes import KeyManagerProcess
 from tests.kit.tcp_relay import Relay, write_names
@@ -23,7 +23,7 @@ POISON_FAULT: Final = FaultSetting(
     Fault.HANG_UP, operations=frozenset({Operation.GET}), unique_identifiers=frozenset({POISON})
 )
 _LOOK: Final = 0.1  # s after which a key manager knows its faults: it looks at their file every 50 ms
-_GRACE: Final = 2.0  # s after a disturbance in which what it broke may still be counted
+_GRACE: Final = 2.0  # s after a disturbance in which its failures may still be counted
 _RESTART_GRACE: Final = 0.2  # s, where sessions break at once, and new ones can be opened soon
 _PATIENCE: Final = 6.0  # s in which the gateway should have closed all swallowed flows of a busy backend
 _KEYS: Final = frozenset({Operation.CREATE, Operation.GET})
@@ -55,8 +55,8 @@ class Times(NamedTuple):
     request: float
 
 
-class Conductor:
-    """Disturbs one key manager per call of ``conduct`` at a time, and leaves each as it found it.
+class FaultScheduler:
+    """Disturbs one key manager at a time for each running call of ``run``, and restores it after each event.
 
     ``names`` is the file of the fake resolver, ``credentials`` the common names that the gateway shows.
     """
@@ -64,7 +64,7 @@ class Conductor:
     def __init__(
         self,
         subjects: Sequence[Subject],
-        books: Books,
+        ledger: Ledger,
         rng: random.Random,
         *,
         store: Path,
@@ -74,7 +74,7 @@ class Conductor:
         only: Collection[str] = (),
     ) -> None:
         self._subjects = subjects
-        self._books = books
+        self._ledger = ledger
         self._rng = rng
         self._store = store
         self._names = names
@@ -82,10 +82,10 @@ class Conductor:
         self._times = times
         self._events = [name for name in EVENTS if not only or name in only]
         self._disturbed: set[Subject] = set()
-        self._deck: list[str] = []
+        self._remaining: list[str] = []
 
-    async def conduct(self, stop: trio.Event) -> None:
-        """Cause one event after the other until told to stop; end when the last victim is well again."""
+    async def run(self, stop: trio.Event) -> None:
+        """Cause one event after the other until told to stop; return when the last victim is restored."""
         while not stop.is_set():
             await trio.sleep(self._rng.uniform(0.1, 1.0))
             name = self._draw()
@@ -99,19 +99,19 @@ class Conductor:
             with self._recorded(victim, name, grace=grace, is_slow=event.is_slow, credential=credential):
                 await event.act(self, victim, credential) if event.of_credential else await event.act(self, victim)
             self._disturbed.remove(victim)
-            self._books.events[name] += 1
+            self._ledger.events[name] += 1
 
     def _draw(self) -> str:
         """Draw an event. Each comes once before one comes again."""
-        self._deck = self._deck or self._rng.sample(self._events, len(self._events))
-        return self._deck.pop()
+        self._remaining = self._remaining or self._rng.sample(self._events, len(self._events))
+        return self._remaining.pop()
 
     @contextmanager
     def _recorded(
         self, victim: Subject, event: str, *, grace: float = _GRACE, is_slow: bool = False, credential: str = ""
     ) -> Iterator[None]:
         one = Disturbance(victim.name, event, time.time(), grace=grace, is_slow=is_slow, credential=credential)
-        self._books.disturbances.append(one)
+        self._ledger.disturbances.append(one)
         try:
             yield
         finally:
@@ -122,7 +122,7 @@ class Conductor:
     async def kill(self, victim: Subject) -> None:
         """SIGKILL, and a new process after a while."""
         await trio.to_thread.run_sync(victim.process.kill)
-        self._books.kills += 1
+        self._ledger.kills += 1
         await trio.sleep(self._rng.uniform(0, 1.5))
         victim.process.launch()
         await trio.to_thread.run_sync(victim.process.wait_ready)
@@ -136,7 +136,7 @@ class Conductor:
     def _freeze_outside_of_transactions(self, victim: KeyManagerProcess) -> None:
         """Freeze a key manager that does not hold the lock of the store.
 
-        One that is frozen with this lock would freeze all: that is a fault of the laboratory, not of key managers.
+        A key manager that is frozen while it holds the lock would stop the others, which real key managers do not do.
         """
         while True:
             victim.freeze()
@@ -152,10 +152,10 @@ class Conductor:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     async def demote(self, victim: Subject) -> None:
-        """Make it a standby."""
+        """Make the key manager a standby for 1 to 4 s."""
         began = time.time()
         await self._misbehave(victim, FaultSetting(Fault.STANDBY))
-        self._books.standbys.append(Standby(victim.name, began, time.time()))
+        self._ledger.standbys.append(Standby(victim.name, began, time.time()))
 
     async def reset(self, victim: Subject) -> None:
         """Execute, then reset the connection."""
@@ -218,7 +218,7 @@ class Conductor:
         """Swallow the flows that exist; connections that are opened from now on pass."""
         assert victim.relay is not None
         victim.relay.swallow()
-        await self._given_up(victim.relay)
+        await self._wait_for_swallowed(victim.relay)
 
     async def move(self, victim: Subject) -> None:
         """Change the address of its host name; soon after, close the old one, and reset or swallow the flows to it."""
@@ -227,13 +227,13 @@ class Conductor:
         self.write_names()
         await trio.sleep(self._rng.uniform(0, 1.5))
         victim.relay.close_old_address(swallow=self._rng.random() < 0.5)
-        await self._given_up(victim.relay)
+        await self._wait_for_swallowed(victim.relay)
 
     def write_names(self) -> None:
-        """Tell the fake resolver where the key managers are."""
+        """Write the present addresses of the key managers to the file of the fake resolver."""
         write_names(self._names, {one.host: one.relay.host for one in self._subjects if one.relay is not None})
 
-    async def _given_up(self, relay: Relay) -> None:
+    async def _wait_for_swallowed(self, relay: Relay) -> None:
         """Wait for a moment, and until the gateway has closed all swallowed flows, but not too long."""
         await trio.sleep(1)
         with trio.move_on_after(_PATIENCE - 1):
@@ -256,16 +256,16 @@ class Event(NamedTuple):
 
 
 EVENTS: Final = {
-    "killed and restarted": Event(Conductor.kill),
-    "frozen": Event(Conductor.freeze),
-    "demoted and promoted": Event(Conductor.demote),
-    "reset after executing": Event(Conductor.reset),
-    "answers cut": Event(Conductor.cut),
-    "slow": Event(Conductor.slow, is_slow=True),
-    "garbage": Event(Conductor.garbage),
-    "answers repeated": Event(Conductor.repeat),
-    "hanging on Create": Event(Conductor.hang, hangs=True),
-    "credential refused": Event(Conductor.refuse_credential, of_credential=True),
-    "flows swallowed": Event(Conductor.swallow, needs_relay=True, hangs=True),
-    "address changed": Event(Conductor.move, needs_relay=True, hangs=True),
+    "killed and restarted": Event(FaultScheduler.kill),
+    "frozen": Event(FaultScheduler.freeze),
+    "demoted and promoted": Event(FaultScheduler.demote),
+    "reset after executing": Event(FaultScheduler.reset),
+    "answers cut": Event(FaultScheduler.cut),
+    "slow": Event(FaultScheduler.slow, is_slow=True),
+    "garbage": Event(FaultScheduler.garbage),
+    "answers repeated": Event(FaultScheduler.repeat),
+    "hanging on Create": Event(FaultScheduler.hang, hangs=True),
+    "credential refused": Event(FaultScheduler.refuse_credential, of_credential=True),
+    "flows swallowed": Event(FaultScheduler.swallow, needs_relay=True, hangs=True),
+    "address changed": Event(FaultScheduler.move, needs_relay=True, hangs=True),
 }

@@ -1,4 +1,4 @@
-"""Callers: clients of the gateway that write down what they are told, and never ask the same thing twice."""
+"""Clients of the gateway that record every answer in a ledger, and never repeat a request."""
 
 import itertools
 import random
@@ -15,16 +15,16 @@ from gateway.errors import GatewayError
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation
 from gateway.tls import client_context
-from tests.kit.ledger import Asked, Books, Kind, Outcome, outcome_of
+from tests.kit.ledger import Exchange, Ledger, Outcome, RequestKind, outcome_of
 from tests.kit.processes import Gateway
 
-#: A unique identifier that no client can get: the conductor makes every key manager hang up on a Get of it.
+#: A unique identifier that no client can get: the scheduler makes every key manager hang up on a Get of it.
 POISON = "poison"
 _OPERATIONS = {
-    Kind.CREATE: Operation.CREATE,
-    Kind.GET: Operation.GET,
-    Kind.FOREIGN_GET: Operation.GET,
-    Kind.POISON: Operation.GET,
+    RequestKind.CREATE: Operation.CREATE,
+    RequestKind.GET: Operation.GET,
+    RequestKind.FOREIGN_GET: Operation.GET,
+    RequestKind.POISON: Operation.GET,
 }
 
 
@@ -38,70 +38,74 @@ class Keys:
 
 
 class Caller:
-    """One client: a certificate, and what it does with it. ``patience``, in seconds, is how long it waits for answers.
+    """A client with its own certificate. ``patience`` is the time in seconds for which it waits for an answer.
 
-    A session is over after a request without an answer; ``ask`` and its kind then return None.
+    A method that sends a request returns None if no answer came; the session can't be used any more.
     """
 
-    def __init__(self, gateway: Gateway, name: str, keys: Keys, books: Books, *, patience: float) -> None:
+    def __init__(self, gateway: Gateway, name: str, keys: Keys, ledger: Ledger, *, patience: float) -> None:
         self._name = name
         self._numbers = itertools.count()
         self._address = gateway.address
         pair = gateway.certificates.client(name)
         self._context = client_context(*pair, gateway.certificates.path("gateway_ca.pem"))
         self._keys = keys
-        self._books = books
+        self._ledger = ledger
         self._patience = patience
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Client]:
-        """A session; that the gateway refuses one is an oddity."""
+        """Open a session for the length of a block; a session that fails is an anomaly."""
         try:
             async with connect(self._address, self._context, server_name="localhost") as client:
                 yield client
         except (GatewayError, OSError) as error:
-            self._books.oddities.append(f"no session with the gateway: {error!r}")
+            self._ledger.anomalies.append(f"no session with the gateway: {error!r}")
 
     async def create(self, client: Client) -> Response | None:
-        """Make a key, and know it from now on."""
+        """Create a key, and add it to the keys of the identity."""
         request = f"{self._name} {next(self._numbers)}"
-        return await self._ask(client, Kind.CREATE, create_key(contact=request), request=request)
+        return await self._ask(client, RequestKind.CREATE, create_key(contact=request), request=request)
 
     async def get(self, client: Client, uid: str) -> Response | None:
         """Get one of the identity's own keys: its value must be what it was before."""
-        response = await self._ask(client, Kind.GET, get_key(uid), uid)
-        if response is not None and self._books.asked[-1].outcome is Outcome.SUCCESS:
+        response = await self._ask(client, RequestKind.GET, get_key(uid), uid)
+        if response is not None and self._ledger.exchanges[-1].outcome is Outcome.SUCCESS:
             value = key_value(response)
             if self._keys.values.setdefault(uid, value) != value:
-                self._books.oddities.append(f"{uid} has two values")
+                self._ledger.anomalies.append(f"{uid} has two values")
         return response
 
     async def get_foreign(self, client: Client, uid: str) -> Response | None:
         """Try to get a key of another identity."""
-        return await self._ask(client, Kind.FOREIGN_GET, get_key(uid), uid)
+        return await self._ask(client, RequestKind.FOREIGN_GET, get_key(uid), uid)
 
     async def poison(self, client: Client) -> Response | None:
         """Send the request at which every key manager hangs up."""
-        return await self._ask(client, Kind.POISON, get_key(POISON), POISON)
+        return await self._ask(client, RequestKind.POISON, get_key(POISON), POISON)
 
-    async def _ask(self, client: Client, kind: Kind, frame: bytes, uid: str = "", request: str = "") -> Response | None:
+    async def _ask(
+        self, client: Client, kind: RequestKind, frame: bytes, uid: str = "", request: str = ""
+    ) -> Response | None:
         began, started = time.time(), trio.current_time()
-        response, outcome, words = None, Outcome.SILENT, ""
+        response, outcome, message = None, Outcome.SILENT, ""
         try:
             with trio.move_on_after(self._patience):
                 response = await client.ask(frame)
-                outcome, words = outcome_of(response)
+                outcome, message = outcome_of(response)
         except GatewayError as error:
-            outcome, words = Outcome.CLOSED, repr(error)
+            outcome, message = Outcome.CLOSED, repr(error)
         seconds = trio.current_time() - started
         if response is not None and outcome is Outcome.SUCCESS:
-            told = response.items[0].unique_identifiers[0].decode()
-            if kind is Kind.CREATE:
-                uid = told
+            answered = response.items[0].unique_identifiers[0].decode()
+            if kind is RequestKind.CREATE:
+                uid = answered
                 self._keys.uids.append(uid)
-            if response.items[0].operation != _OPERATIONS[kind] or told != uid:
-                self._books.oddities.append(f"{kind.value} of {uid} was answered by {response!r} about {told}")
-        self._books.asked.append(Asked(began, seconds, self._keys.identity, kind, outcome, uid, request, words))
+            if response.items[0].operation != _OPERATIONS[kind] or answered != uid:
+                self._ledger.anomalies.append(f"{kind.value} of {uid} was answered by {response!r} about {answered}")
+        self._ledger.exchanges.append(
+            Exchange(began, seconds, self._keys.identity, kind, outcome, uid, request, message)
+        )
         return response
 
 

@@ -8,19 +8,19 @@ from typing import Final
 
 import trio
 
-from tests.kit.ledger import Books, Turn
+from tests.kit.ledger import Exclusion, Ledger
 from tests.kit.processes import Gateway
 
 EJECTIONS: Final = "kmip_gateway_backend_ejections_total"
 STATE_CHANGES: Final = "kmip_gateway_backend_state_changes_total"
 STATE: Final = "kmip_gateway_backend_state"
-_TURNED_AWAY: Final = ("down", "ejected")  # states
+_EXCLUDED: Final = ("down", "ejected")  # states
 _INTERVAL: Final = 0.25  # s between two looks at the metrics
 _PULSE: Final = 0.02  # s
 
 
-async def watch_backends(gateway: Gateway, names: dict[str, str], books: Books) -> None:
-    """Record each turn of the gateway away from a key manager, until cancelled.
+async def watch_backends(gateway: Gateway, names: dict[str, str], ledger: Ledger) -> None:
+    """Record each exclusion of a key manager by the gateway, until cancelled.
 
     ``names`` gives each backend of the gateway its key manager's name.
     """
@@ -32,25 +32,25 @@ async def watch_backends(gateway: Gateway, names: dict[str, str], books: Books) 
         metrics = await trio.to_thread.run_sync(gateway.metrics)
         before = time.time()
         for sample, value in metrics.items():
-            turn = _turn(sample, names, after, before)
-            if turn is not None:
-                books.turns += [turn] * int(value - seen.get(sample, 0))
+            exclusion = _exclusion(sample, names, after, before)
+            if exclusion is not None:
+                ledger.exclusions += [exclusion] * int(value - seen.get(sample, 0))
         seen, after = metrics, began
 
 
-def _turn(sample: str, names: dict[str, str], after: float, before: float) -> Turn | None:
+def _exclusion(sample: str, names: dict[str, str], after: float, before: float) -> Exclusion | None:
     family, _, rest = sample.partition("{")
     if family not in (EJECTIONS, STATE_CHANGES):
         return None
     labels = {name: value.strip('"') for name, _, value in (part.partition("=") for part in rest[:-1].split(","))}
     name = names[labels.pop("backend").partition("/")[0]]
     if family == EJECTIONS:
-        return Turn(name, after, before, "ejected", labels.popitem()[1] if labels else "")
-    return Turn(name, after, before, labels["state"]) if labels["state"] in _TURNED_AWAY else None
+        return Exclusion(name, after, before, "ejected", labels.popitem()[1] if labels else "")
+    return Exclusion(name, after, before, labels["state"]) if labels["state"] in _EXCLUDED else None
 
 
 def all_up(gateway: Gateway, backends: int) -> bool:
-    """Whether all backends are up."""
+    """Return True if all backends are up."""
     return gateway.total(STATE, state="up") == backends
 
 

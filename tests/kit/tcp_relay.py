@@ -127,7 +127,7 @@ class Relay:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pump, flow, far, near)
                 await _pump(flow, near, far)
-                if flow.is_swallowed:  # the gateway has given it up
+                if flow.is_swallowed:  # the gateway has closed the connection
                     nursery.cancel_scope.cancel()
         finally:
             self._flows.remove(flow)
@@ -153,12 +153,12 @@ def _reset(stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
-#: Where the file is that gives a process started with ``resolver_environment`` its names.
+#: Environment variable with the path of the file that the fake resolver reads.
 _VARIABLE: Final = "FAKE_RESOLVER"
 
 
 def resolver_environment(path: Path) -> dict[str, str]:
-    """The environment variables that make a Python process resolve names by a file; see ``write_names``."""
+    """Return the environment variables that make a Python process resolve names by a file; see ``write_names``."""
     return {_VARIABLE: str(path), "PYTHONPATH": str(Path(__file__).with_name("resolver"))}
 
 

@@ -1320,11 +1320,13 @@ async def test_attempts_that_are_cancelled_give_back_their_slots(
 ) -> None:
     atlanta.is_reachable = False
     slots = Slots(20)
-    async with trio.open_nursery() as house:
-        pools = [make_pool(atlanta, house.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue")]
+    async with trio.open_nursery() as pool_nursery:
+        pools = [
+            make_pool(atlanta, pool_nursery.start_soon, credential=name, slots=slots)[0] for name in ("red", "blue")
+        ]
         waiters = [await waiting(pool, nursery, 5) for pool in pools]
         assert slots.used == slots.gate.under_way == 4
-        house.cancel_scope.cancel()
+        pool_nursery.cancel_scope.cancel()
     await wait_all_tasks_blocked()
 
     assert slots.used == slots.gate.under_way == 0
@@ -1337,12 +1339,12 @@ async def test_a_pool_does_not_outlive_the_nursery_that_opens_its_sessions(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
     slots = Slots(2)
-    async with trio.open_nursery() as house:
-        pool, _ = make_pool(atlanta, house.start_soon, slots=slots)
+    async with trio.open_nursery() as pool_nursery:
+        pool, _ = make_pool(atlanta, pool_nursery.start_soon, slots=slots)
         pool.give_back(await lease(pool))
         session = pool.take()
         (waiter,) = await waiting(pool, nursery, 1)
-        house.cancel_scope.cancel()
+        pool_nursery.cancel_scope.cancel()
     await wait_all_tasks_blocked()
 
     assert isinstance(waiter.error, BackendError)

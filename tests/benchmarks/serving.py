@@ -1,8 +1,8 @@
-"""A whole gateway in this process, and its key managers and its client in processes of their own, to be counted.
+"""A whole gateway in this process to be counted, with its key managers and its client in processes of their own.
 
-All over real mutual TLS on the loopback interface. The gateway is that of ``kmip-gateway run``, with everything on.
-Only what it does by the clock, probes and rounds of the pools, is as rare as may be: it would be counted, too, and the
-more of it the slower the machine.
+All use real mutual TLS on the loopback interface. The gateway is that of ``kmip-gateway run``, with all features.
+Only its periodic work (health checks, maintenance of the pools) is as rare as possible: it would be counted as well,
+and the more the slower the machine.
 """
 
 import atexit
@@ -36,7 +36,7 @@ from tests.kit.processes import Certificates, GatewaySettings, Identity, write_c
 UNIQUE_IDENTIFIER = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"  # of the object that all requests are about
 _MAX_SIZE = 16 << 20
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_FOR_EVER = 3600.0  # s
+_NEVER = 3600.0  # s
 _EXTRA = """
 [health]
 interval = 3600.0
@@ -52,7 +52,7 @@ validate_after = 3600.0
 
 
 class Size(NamedTuple):
-    """What a request may cost more by: of the message in bytes, of everything else in numbers."""
+    """Sizes on which the cost of a request may depend: ``message`` in bytes, all others are numbers."""
 
     message: int = 0
     items: int = 1
@@ -63,7 +63,7 @@ class Size(NamedTuple):
 
 
 def request_frame(size: Size) -> bytes:
-    """A Get, or a batch of them, of at least so many bytes."""
+    """Return a Get, or a batch of Gets, of at least ``size.message`` bytes."""
     payload = ttlv.text(Tag.UNIQUE_IDENTIFIER, UNIQUE_IDENTIFIER)
     if size.message:
         payload += ttlv.octets(Tag.DATA, bytes(size.message))
@@ -78,7 +78,7 @@ def request_frame(size: Size) -> bytes:
 
 
 def response_frame(request: Request, size: Size) -> bytes:
-    """Its answer, of some 320 bytes or of as many as the request's."""
+    """Return the answer to a request: some 320 bytes, or as many as the request."""
     payload = (
         ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY)
         + ttlv.text(Tag.UNIQUE_IDENTIFIER, UNIQUE_IDENTIFIER)
@@ -93,9 +93,9 @@ def response_frame(request: Request, size: Size) -> bytes:
 
 @cache
 def certificates() -> Certificates:
-    """One set for all cases; it goes with the process that has asked for it first."""
-    directory = tempfile.TemporaryDirectory(prefix="kmip-gateway-house-")
-    atexit.register(directory.cleanup)  # not of those that it has forked
+    """Return the certificates of all cases; the process that calls this first removes them at its exit."""
+    directory = tempfile.TemporaryDirectory(prefix="kmip-gateway-benchmark-")
+    atexit.register(directory.cleanup)  # not called in forked processes
     made = Certificates(Path(directory.name))
     made.client("alice")
     made.credential("gateway")
@@ -103,30 +103,30 @@ def certificates() -> Certificates:
 
 
 def serve_kept(count: int, size: Size) -> None:
-    """Run a gateway while a client asks so often over one kept connection."""
+    """Run a gateway while a client sends ``count`` requests over one kept connection."""
     _serve(count, size, fresh=False)
 
 
 def serve_fresh(count: int, size: Size) -> None:
-    """Run a gateway while a client asks so often, over a connection of its own each time."""
+    """Run a gateway while a client sends ``count`` requests, each over a new connection."""
     _serve(count, size, fresh=True)
 
 
 def _serve(count: int, size: Size, *, fresh: bool) -> None:
     log.configure("error", "text")
-    setattr(maintenance, "_ROUND", _FOR_EVER)  # noqa: B010 - it is final everywhere else
+    setattr(maintenance, "_ROUND", _NEVER)  # noqa: B010 - it is final everywhere else
     identities = [Identity("everyone")] + [
-        Identity(f"nobody-{index}", f'{{ subject_cn = "nobody-{index}" }}') for index in range(1, size.identities)
+        Identity(f"unused-{index}", f'{{ subject_cn = "unused-{index}" }}') for index in range(1, size.identities)
     ]
     listening = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(size.backends)]
-    _apart(lambda: _be_key_managers(listening, size))
+    _fork(lambda: _be_key_managers(listening, size))
     ports = [sock.getsockname()[1] for sock in listening]
     backend = f"max_sessions = {size.pool * size.identities + 1}"
     settings = GatewaySettings(ports, identities, backend=backend, extra=_EXTRA.format(pool_size=size.pool))
     config = load(write_config(certificates(), settings, 0, 0))
     read_port, write_port = os.pipe()
     read_end, write_end = os.pipe()
-    _apart(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
+    _fork(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
     os.close(write_end)
     trio.run(_run, Core(config), size, write_port, read_end)
 
@@ -134,7 +134,7 @@ def _serve(count: int, size: Size, *, fresh: bool) -> None:
 async def _run(core: Core, size: Size, write_port: int, read_end: int) -> None:
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(core.run)
-        while not _is_full(core, size):  # noqa: ASYNC110 - a gauge tells nobody that it has changed
+        while not _is_full(core, size):  # noqa: ASYNC110 - a gauge can't be waited for
             await trio.sleep(1)
         os.write(write_port, bound.listeners[0].port.to_bytes(2, "big"))
         await trio.lowlevel.wait_readable(read_end)
@@ -144,14 +144,14 @@ async def _run(core: Core, size: Size, write_port: int, read_end: int) -> None:
 
 
 def _is_full(core: Core, size: Size) -> bool:
-    """Whether every session that the pools keep is open."""
+    """Return True if the pools have opened all the sessions that they keep."""
     labels = [{"backend": f"kms-{number}", "state": "idle"} for number in range(1, size.backends + 1)]
     idle = [core.metrics.registry.get_sample_value("kmip_gateway_sessions", label) for label in labels]
     return all(count == size.pool * size.identities for count in idle)
 
 
-def _apart(work: Callable[[], None]) -> None:
-    """Do something in a process of its own, which ends with this one at the latest."""
+def _fork(work: Callable[[], None]) -> None:
+    """Run a function in a forked process, which is killed if this process ends."""
     if os.fork() == 0:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         try:
@@ -163,7 +163,7 @@ def _apart(work: Callable[[], None]) -> None:
 
 
 def _be_client(port: int, done: int, count: int, size: Size, *, fresh: bool) -> None:
-    """Connect, ask, check the last answer, and say that it is done; where it ends without, that is a failure."""
+    """Send the requests, check the last answer, and write a byte to ``done``; an end without this byte is a failure."""
     context = _context(*certificates().client("alice"))
     address = ("127.0.0.1", int.from_bytes(os.read(port, 2), "big"))
     frame = request_frame(size)
@@ -181,7 +181,7 @@ def _be_client(port: int, done: int, count: int, size: Size, *, fresh: bool) -> 
 
 
 def _context(certificate: Path, private_key: Path) -> SSL.Context:
-    """For a peer that trusts everybody: what it verifies is not counted."""
+    """Return the context of a peer that verifies nothing; its own cost is not counted."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.use_certificate_chain_file(str(certificate))
     context.use_privatekey_file(str(private_key))
@@ -196,7 +196,7 @@ def _connect(address: tuple[str, int], context: SSL.Context) -> SSL.Connection:
 
 
 def _be_key_managers(listening: Sequence[socket.socket], size: Size) -> None:
-    """Answer on all of these, until killed with the gateway."""
+    """Answer on all listening sockets, until killed with the gateway."""
     context = _context(*certificates().pair("kms"))
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_arguments: True)
