@@ -440,7 +440,7 @@ async def test_a_message_may_be_cut_anywhere(gateway: Gateway) -> None:
     assert await total(gateway, ERRORS, reason="protocol") == before + len(GET) - 1
 
 
-async def test_noise_of_any_kind_gets_one_answer_at_the_most(gateway: Gateway) -> None:
+async def test_a_changed_request_gets_at_most_one_answer(gateway: Gateway) -> None:
     """Requests with some bytes changed; a changed request may be valid by chance."""
     source = random.Random(3)
     async with unnoticed(gateway):
@@ -513,7 +513,7 @@ async def watched(gateway: Gateway) -> AsyncIterator[list[int]]:
         nursery.cancel_scope.cancel()
 
 
-async def test_half_requests_of_many_take_no_more_than_was_sent(gateway: Gateway) -> None:
+async def test_unfinished_requests_take_memory_for_received_bytes_only(gateway: Gateway) -> None:
     """200 clients announce a mebibyte each and send 100 bytes: the declared length must not take memory."""
     head = b"\x42\x00\x78\x01" + struct.pack(">I", (1 << 20) - 8)
     async with unnoticed(gateway), watched(gateway) as samples, trio.open_nursery() as nursery:

@@ -62,7 +62,7 @@ def state(gateway: Gateway, backend: str) -> str:
     )
 
 
-def test_a_lower_tier_serves_only_while_the_higher_can_not(
+def test_a_lower_tier_serves_only_while_the_higher_is_down(
     certificates: Certificates, key_managers: list[KeyManagerProcess]
 ) -> None:
     with (
@@ -86,7 +86,9 @@ def test_a_lower_tier_serves_only_while_the_higher_can_not(
         assert answered(gateway, "kms-2") == before
 
 
-def test_changes_go_to_those_that_may_change(certificates: Certificates, key_managers: list[KeyManagerProcess]) -> None:
+def test_changes_go_to_backends_with_the_role_rw(
+    certificates: Certificates, key_managers: list[KeyManagerProcess]
+) -> None:
     with (
         running_gateway(certificates, settings(key_managers, each=['role = "ro"', 'role = "rw"'])) as gateway,
         gateway.client() as client,
@@ -115,7 +117,7 @@ def test_a_standby_joins_when_it_is_promoted(certificates: Certificates, key_man
             assert answered(gateway, "kms-2") == 3
 
 
-def test_over_its_rate_a_client_is_told_so_at_once(
+def test_a_client_above_its_rate_gets_an_error_at_once(
     certificates: Certificates, key_managers: list[KeyManagerProcess]
 ) -> None:
     identity = "requests_per_second = 1\nrequest_burst = 5"
@@ -139,14 +141,14 @@ def test_over_its_rate_a_client_is_told_so_at_once(
 def test_a_crowd_of_one_client_does_not_starve_another(
     certificates: Certificates, key_managers: list[KeyManagerProcess]
 ) -> None:
-    """One session in all; a crowd that keeps it busy; and one request of somebody else, which is next but one."""
+    """One session, kept busy by many requests of a client: a request of a second client comes next but one."""
     for key_manager in key_managers:
         key_manager.set_faults(FaultSetting(Fault.SLOW, seconds=0.1, operations=frozenset({Operation.LOCATE})))
     with running_gateway(
         certificates, settings(key_managers, each=["max_sessions = 1", "max_sessions = 1"])
     ) as gateway:
         ended = threading.Event()
-        gateway.certificates.client("busy")  # made here, once
+        gateway.certificates.client("busy")  # made here, a single time
 
         def crowd() -> None:
             with gateway.client("busy") as client:

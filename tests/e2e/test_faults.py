@@ -1,7 +1,7 @@
 """Every fault of a key manager, over real TLS and through a real gateway: a read, a change, and a batch of both.
 
-One of two key managers has the fault. Which of them is asked first is the balancer's affair, so that each request is
-made several times; the books of the journals decide.
+One of two key managers has the fault. The balancer chooses which key manager gets a request first, so each request is
+made several times; the journals of the key managers say what was executed.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from tests.kit.processes import (
     wait_until,
 )
 
-TIMES = 6  # how often each request is made, so that the faulty one is asked
+TIMES = 6  # times that each request is made, so that the faulty key manager gets some
 QUICK = """
 [deadlines]
 request = 2
@@ -49,7 +49,7 @@ rise = 1
 fall = 100
 expect_text = "ServerType=master"
 """
-#: How each fault is switched on. Those that break exchanges spare the probes, so that requests meet them.
+#: Settings of each fault. Faults that break exchanges leave health checks alone, so that requests meet the faults.
 KEYS = frozenset({Operation.GET, Operation.CREATE})
 SETTINGS = {
     Fault.REFUSE: FaultSetting(Fault.REFUSE, reset=True),
@@ -67,7 +67,7 @@ SETTINGS = {
     Fault.REFUSE_CREDENTIAL: FaultSetting(Fault.REFUSE_CREDENTIAL, names=frozenset({"gateway"})),
     Fault.STANDBY: FaultSetting(Fault.STANDBY),
 }
-#: Faults after which nobody can know whether a change was executed.
+#: Faults after which it is unknown whether a change was executed.
 LEAVE_IN_DOUBT = {
     Fault.DEAF,
     Fault.FREEZE,
@@ -76,7 +76,7 @@ LEAVE_IN_DOUBT = {
     Fault.HANG_UP,
     Fault.CUT,
     Fault.GARBAGE,
-    Fault.IDLE_CLOSE,  # in the moment between the look at a session and the request on it
+    Fault.IDLE_CLOSE,  # between the check of a session and the request on it
 }
 
 
@@ -95,7 +95,7 @@ def gateway(key_managers: tuple[Certificates, list[KeyManagerProcess]]) -> Itera
 
 
 def batch(uid: str, contact: str) -> bytes:
-    """A Get and a Create in one request."""
+    """Return a request with a Get and a Create."""
     create = decode_request(create_key(contact=contact))
     start, end = create.items[0].fields[Tag.REQUEST_PAYLOAD]
     asks = [
@@ -113,7 +113,7 @@ def outcome(response: Response) -> str:
 
 
 def creates(running: list[KeyManagerProcess]) -> list[str]:
-    """The unique identifiers that the key managers' journals say were created."""
+    """Return the unique identifiers of created keys, according to the journals."""
     entries = [entry for one in running if one.journal.exists() for entry in read_journal(one.journal)]
     return [uid for entry in entries if (entry.operation, entry.result) == ("Create", "Success") for uid in entry.uids]
 

@@ -1,4 +1,4 @@
-"""One frozen backend of four: who notices, for how long, and what is left of it once the gateway has ejected it."""
+"""One frozen backend of four: slow requests until the gateway ejects the backend, and none after the ejection."""
 
 import random
 import time
@@ -23,11 +23,11 @@ from tests.kit.processes import (
 
 CLIENTS: Final = 20
 PAUSE: Final = 0.05  # s between two Gets of a client, on average
-SLOW: Final = 0.5  # s: a Get that takes longer has noticed, or the machine is busy
-STUCK: Final = 2.5  # s: what waits for a frozen backend waits for longer than this, however busy the machine
+SLOW: Final = 0.5  # s: a Get that takes longer met the frozen backend, or the machine is busy
+STUCK: Final = 2.5  # s: a Get that waits for a frozen backend takes longer; no other does, also on a busy machine
 BEFORE: Final = 2.0  # s of load before the freeze
 AFTER: Final = 4.0  # s of load after the ejection
-EJECTION: Final = 20.0  # s in which it must have come
+EJECTION: Final = 20.0  # s in which the backend must be ejected
 RETURN: Final = 20.0  # s in which a thawed backend must be back
 PATIENCE: Final = 40.0  # s, more than the gateway's own deadline
 
@@ -54,7 +54,7 @@ def print_slow_gets(when: str, exchanges: Sequence[Exchange]) -> None:
     print(f"{when:<40}{len(exchanges):>7} Gets{len(slow):>6} slow ({share:.1%}){seconds}")
 
 
-async def test_a_frozen_backend_is_left_alone(
+async def test_a_frozen_backend_is_ejected(
     gateway: Gateway, key_managers: tuple[Certificates, list[KeyManagerProcess]]
 ) -> None:
     frozen = key_managers[1][1]

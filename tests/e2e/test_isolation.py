@@ -1,4 +1,4 @@
-"""Under load, with clients that leave at every wrong moment: nobody gets another's key, nobody another's identity."""
+"""Under load, with clients that disconnect at any moment: no client gets a key or an identity that is not its own."""
 
 import os
 import random
@@ -48,7 +48,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 def register(value: bytes) -> bytes:
-    """A Register of a symmetric key with this value."""
+    """Return a Register of a symmetric key with this value."""
     block = ttlv.structure(
         Tag.KEY_BLOCK,
         ttlv.enumeration(Tag.KEY_FORMAT_TYPE, 1),
@@ -80,7 +80,7 @@ class ClientRecord:
 
 
 async def behave(client: Client, record: ClientRecord, rng: random.Random) -> None:
-    """One session's worth of work, each Get checked against what this client registered."""
+    """Register a key, get it and another key of the identity, and check both values."""
     value = rng.randbytes(32)
     registered = await client.ask(register(value))
     if registered.items[0].status != ResultStatus.SUCCESS:
@@ -121,7 +121,7 @@ async def live(gateway: Gateway, context: SSL.Context, record: ClientRecord, rng
             record.failures.append(str(error))
 
 
-async def test_no_answer_goes_astray(gateway: Gateway) -> None:
+async def test_no_client_gets_an_answer_to_another_request(gateway: Gateway) -> None:
     seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
     print(f"SEED={seed}")
     rng = random.Random(seed)
@@ -142,7 +142,9 @@ async def test_no_answer_goes_astray(gateway: Gateway) -> None:
     owners = {uid: entry.owner for entry in journal for uid in entry.uids}
     for identity, record in records.items():
         assert {owners[uid] for uid in record.keys} == {identity}
-    assert gateway.total("kmip_gateway_sessions_closed_total", reason="error") == 0  # nobody's leaving cost a session
+    assert (
+        gateway.total("kmip_gateway_sessions_closed_total", reason="error") == 0
+    )  # no client that left cost a session
 
 
 async def test_an_identity_can_not_read_the_keys_of_another(gateway: Gateway) -> None:
@@ -157,8 +159,8 @@ async def test_an_identity_can_not_read_the_keys_of_another(gateway: Gateway) ->
         assert refused.items[0].status == ResultStatus.OPERATION_FAILED
 
 
-async def test_a_client_of_another_ca_is_nobody_else_whatever_its_name_says(tmp_path: Path) -> None:
-    """Issuer and subject are the same to the letter; each listener trusts its own CA, and has rules of its own."""
+async def test_equal_names_under_two_cas_are_two_identities(tmp_path: Path) -> None:
+    """Issuer and subject have equal names; each listener trusts its own CA, and has its own rules."""
     certificates = Certificates(tmp_path)
     impostor_ca = Authority("Clients CA", "ecdsa")
     certificates.path("partners_ca.pem").write_bytes(impostor_ca.certificate_pem)

@@ -1,4 +1,4 @@
-"""Requests that are bound to one key manager, through two gateways that share nothing but the key of their marks."""
+"""Requests that must reach a certain key manager, through two gateways that share only the key of their marks."""
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +20,7 @@ from gateway.tls import client_context
 from tests.kit.processes import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
 
 MASTERS = ("kms-1", "kms-2", "kms-3")
-PENDING = 0.5  # s until what is asked for is executed
+PENDING = 0.5  # s until an asynchronous operation is executed
 
 both_versions = pytest.mark.parametrize("version", [(1, 4), (2, 1)], ids=str)
 
@@ -65,7 +65,7 @@ LISTED = compose.Ask(Operation.LOCATE, ttlv.enumeration(Tag.OBJECT_TYPE, 2))
 
 
 def later(version: Version, what: compose.Ask = LISTED) -> bytes:
-    """Something that is to be answered later: by default, a Locate of all keys."""
+    """Return an asynchronous request: by default, a Locate of all keys."""
     indicator = ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True)
     if version >= (2, 0):
         indicator = ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 1)
@@ -78,7 +78,7 @@ def making_a_key() -> compose.Ask:
 
 
 def about(operation: int, value: bytes, version: Version) -> bytes:
-    """A Poll or a Cancel."""
+    """Return a Poll or a Cancel of a correlation value."""
     payload = ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, value)
     return compose.encode_request(version, [compose.Ask(operation, payload)])
 
@@ -100,7 +100,7 @@ async def polled(gateway: Gateway, value: bytes, version: Version, name: str = "
 
 
 @both_versions
-async def test_polls_through_another_gateway_find_what_was_begun(gateways: list[Gateway], version: Version) -> None:
+async def test_polls_through_another_gateway_find_the_operation(gateways: list[Gateway], version: Version) -> None:
     one, other = gateways
     values = [await begin(one, version) for _ in range(len(MASTERS) * 2)]
 
@@ -111,7 +111,7 @@ async def test_polls_through_another_gateway_find_what_was_begun(gateways: list[
     assert len({value[4:8] for value in values}) == len(MASTERS)
 
 
-async def test_a_key_that_is_made_later_is_found_through_the_gateway_that_was_polled(
+async def test_a_key_made_asynchronously_is_found_through_the_polled_gateway(
     key_managers: tuple[Certificates, list[int]],
 ) -> None:
     late = '[replication]\nmode = "async"\nfallback_on_not_found = false'
@@ -125,12 +125,12 @@ async def test_a_key_that_is_made_later_is_found_through_the_gateway_that_was_po
 
 
 def flipped(value: bytes, place: int) -> bytes:
-    """The value with another byte at a place."""
+    """Return the value with a changed byte at an index."""
     return value[:place] + bytes([value[place] ^ 1]) + value[place + 1 :]
 
 
 @both_versions
-async def test_what_is_forged_foreign_or_cut_short_is_unknown(gateways: list[Gateway], version: Version) -> None:
+async def test_forged_foreign_and_cut_correlation_values_are_unknown(gateways: list[Gateway], version: Version) -> None:
     value = await begin(gateways[0], version)
     reason = ResultReason.INVALID_ASYNCHRONOUS_CORRELATION_VALUE if version >= (2, 0) else ResultReason.ITEM_NOT_FOUND
 
@@ -141,14 +141,16 @@ async def test_what_is_forged_foreign_or_cut_short_is_unknown(gateways: list[Gat
     assert (await polled(gateways[1], value, version)).items[0].status == ResultStatus.SUCCESS
 
 
-async def test_a_value_outlives_the_gateway_that_gave_it(key_managers: tuple[Certificates, list[int]]) -> None:
+async def test_a_correlation_value_is_valid_after_its_gateway_has_ended(
+    key_managers: tuple[Certificates, list[int]],
+) -> None:
     with gateway_before(key_managers) as before:
         value = await begin(before, (1, 4))
     with gateway_before(key_managers) as after:
         assert (await polled(after, value, (1, 4))).items[0].status == ResultStatus.SUCCESS
 
 
-async def test_a_cancel_reaches_what_was_begun(gateways: list[Gateway]) -> None:
+async def test_a_cancel_reaches_the_operation(gateways: list[Gateway]) -> None:
     value = await begin(gateways[0], (1, 4))
 
     item = (await ask(gateways[1], about(Operation.CANCEL, value, (1, 4)))).items[0]
@@ -167,7 +169,7 @@ CTR, IV = 6, bytes(16)
 
 
 def encrypt(uid: str, number: int, value: bytes, data: bytes) -> bytes:
-    """The part with this number of ten of an Encrypt, in the order of 1.4 section 4.29."""
+    """Return the part with this number of an Encrypt in ten parts (KMIP 1.4 section 4.29)."""
     fields = [
         ttlv.text(Tag.UNIQUE_IDENTIFIER, uid),
         ttlv.structure(Tag.CRYPTOGRAPHIC_PARAMETERS, ttlv.enumeration(Tag.BLOCK_CIPHER_MODE, CTR)),
@@ -185,7 +187,7 @@ def data_in(response: Response) -> bytes:
 
 
 async def test_a_stream_of_ten_parts_goes_through_two_gateways_in_turn(gateways: list[Gateway]) -> None:
-    """And says the same as it would in one piece."""
+    """The joined answers are equal to the answer to the whole data at once."""
     uid = (await ask(gateways[0], create_key((1, 4)))).items[0].unique_identifiers[0].decode()
     await ask(gateways[0], activate(uid, (1, 4)))
     key = key_value(await ask(gateways[0], get_key(uid)))
@@ -208,7 +210,7 @@ async def test_a_stream_of_ten_parts_goes_through_two_gateways_in_turn(gateways:
 
 
 def with_ticket(ticket: bytes) -> bytes:
-    """A Locate under a ticket, as Login gave it."""
+    """Return a Locate with the ticket of a Login."""
     credential = ttlv.structure(
         Tag.CREDENTIAL,
         ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.TICKET),
@@ -220,7 +222,7 @@ def with_ticket(ticket: bytes) -> bytes:
     return compose.encode_request((2, 1), [LISTED], header=[ttlv.structure(Tag.AUTHENTICATION, credential)])
 
 
-async def test_a_ticket_is_good_through_another_gateway_for_who_logged_in(gateways: list[Gateway]) -> None:
+async def test_a_ticket_is_valid_through_another_gateway_for_its_client(gateways: list[Gateway]) -> None:
     login = compose.encode_request((2, 1), [compose.Ask(Operation.LOGIN)])
     for _ in MASTERS:
         answer = await ask(gateways[0], login)

@@ -1,4 +1,4 @@
-"""Mutated sessions against a running gateway: a neighbour notices nothing, and afterwards everything is given back.
+"""Mutated sessions against a running gateway: another client is served, and every resource is returned afterwards.
 
 MUTATED_SECONDS (5 in the suite) and SEED choose length and course; `make fuzz` runs longer.
 """
@@ -103,7 +103,7 @@ async def settled(gateway: Gateway, before: Counters) -> str:
     return left
 
 
-async def test_mutated_sessions_disturb_nobody_and_leave_nothing_behind(gateway: Gateway) -> None:
+async def test_mutated_sessions_leave_nothing_behind(gateway: Gateway) -> None:
     frame = get_key(await created_key(gateway, "calm-1"))
     hostile, calm = context_of(gateway, "hostile-1"), context_of(gateway, "calm-1")
     reads = Reads()

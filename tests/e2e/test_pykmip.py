@@ -1,4 +1,4 @@
-"""The main job with an independent implementation: PyKMIP's client, the gateway, and two servers of either kind."""
+"""PyKMIP's client through the gateway to PyKMIP's servers, and to simulated key managers: two of either kind."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -34,7 +34,7 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_a_key_lives_its_life(gateway: Gateway, version: enums.KMIPVersion) -> None:
+def test_a_key_is_made_used_and_destroyed(gateway: Gateway, version: enums.KMIPVersion) -> None:
     with gateway.client(version=version) as client:
         uid = client.create(enums.CryptographicAlgorithm.AES, 256)
         key = client.get(uid)
@@ -51,7 +51,7 @@ def test_a_key_lives_its_life(gateway: Gateway, version: enums.KMIPVersion) -> N
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_what_is_registered_comes_back(gateway: Gateway, version: enums.KMIPVersion) -> None:
+def test_a_registered_object_comes_back(gateway: Gateway, version: enums.KMIPVersion) -> None:
     value = bytes(range(16))
     with gateway.client(version=version) as client:
         uid = client.register(objects.SymmetricKey(enums.CryptographicAlgorithm.AES, 128, value))
@@ -72,7 +72,7 @@ def test_a_key_pair_is_made(gateway: Gateway, version: enums.KMIPVersion) -> Non
         assert isinstance(client.get(private), objects.PrivateKey)
 
 
-def test_both_servers_take_turns_over_sessions_that_outlive_the_clients(gateway: Gateway) -> None:
+def test_sessions_to_both_servers_are_kept_after_their_clients_left(gateway: Gateway) -> None:
     opened = gateway.total("kmip_gateway_sessions_opened_total")
     answered = {name: _answered(gateway, name) for name in ("kms-1", "kms-2")}
     for _ in range(10):

@@ -12,13 +12,13 @@ import trio
 
 from tests.kit.tcp_relay import Relay, resolver_environment, write_names
 
-SOON = 0.2  # s: what has not arrived by then does not arrive
+SOON = 0.2  # s: bytes that have not arrived by then do not arrive
 HOSTS = ("127.0.0.2", "127.0.0.3")
 
 
 @pytest.fixture
 async def relay(nursery: trio.Nursery) -> Relay:
-    """A relay to a server that sends back what it receives."""
+    """Run a relay to a server that sends received bytes back."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, _echo, [listener])
     relay = Relay(listener.socket.getsockname()[1], HOSTS)
@@ -40,14 +40,14 @@ async def _connected(relay: Relay, host: str = "") -> AsyncIterator[trio.SocketS
 
 
 async def _echoes(stream: trio.SocketStream) -> bool:
-    """Whether an answer comes back."""
+    """Return True if an answer comes back."""
     await stream.send_all(b"x")
     with trio.move_on_after(SOON):
         return await stream.receive_some(1) == b"x"
     return False
 
 
-async def test_it_forwards_and_ends_with_its_peers(relay: Relay) -> None:
+async def test_the_relay_forwards_and_closes_with_its_peers(relay: Relay) -> None:
     async with _connected(relay) as stream:
         assert await _echoes(stream)
         await stream.send_eof()
@@ -69,7 +69,7 @@ async def test_swallowed_flows_stay_open_silently_and_new_ones_pass(relay: Relay
 
 
 @pytest.mark.parametrize("swallow", [False, True])
-async def test_it_moves(relay: Relay, swallow: bool) -> None:
+async def test_the_relay_moves_to_another_address(relay: Relay, swallow: bool) -> None:
     async with _connected(relay) as old:
         assert await _echoes(old)
         relay.open_elsewhere()
@@ -91,7 +91,7 @@ async def test_it_moves(relay: Relay, swallow: bool) -> None:
             assert await _echoes(new)
 
 
-async def test_connections_are_reset_while_nobody_listens_behind_it(nursery: trio.Nursery) -> None:
+async def test_connections_are_reset_if_the_target_does_not_listen(nursery: trio.Nursery) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     relay = Relay(port, HOSTS)

@@ -1,4 +1,4 @@
-"""Key managers that replicate late: what clients on new sessions find of what was made just before, and whom they lose.
+"""Key managers that replicate late: how many new keys clients find on new sessions, and the failover of masters.
 
 PyKMIP's client asks, over real TLS, through a gateway with each remedy on and off.
 """
@@ -35,7 +35,7 @@ from tests.kit.processes import (
     running_key_managers,
 )
 
-LAG: Final = 2.0  # s until the other master has heard
+LAG: Final = 2.0  # s until the other masters have a change
 ROUNDS: Final = 12  # of making a key and asking for it at once
 MASTERS: Final = ("kms-1", "kms-2", "kms-3")
 
@@ -50,7 +50,7 @@ REMEDIES: Final = {
 
 @contextmanager
 def late_masters(certificates: Certificates) -> Iterator[list[int]]:
-    """Three masters, each of which hears after a while of what another made; yields their ports."""
+    """Run three masters that replicate to each other after LAG seconds; yield their ports."""
     cluster = certificates.path("cluster")
     cluster.mkdir()
     links = {name: Link(delay=LAG) for name in MASTERS}
@@ -93,7 +93,7 @@ def finds(client: ProxyKmipClient, uid: str) -> bool:
 
 
 def share_found(gateway: Gateway, reader: str) -> float:
-    """Of keys that one client made, the share that another, or itself, gets at once on a new session.
+    """Return the share of new keys that ``reader`` gets at once on a new session.
 
     Another client sends a Get now and then, so that the round robin is not in step with the readers.
     """
@@ -108,7 +108,7 @@ def share_found(gateway: Gateway, reader: str) -> float:
 
 
 def test_a_client_finds_at_once_what_it_made(remedy: tuple[str, Gateway]) -> None:
-    """The window is what helps, and asking the others does."""
+    """Either remedy is enough: read_your_writes_window, or fallback_on_not_found."""
     name, gateway = remedy
     share = share_found(gateway, "writer")
 
@@ -116,7 +116,7 @@ def test_a_client_finds_at_once_what_it_made(remedy: tuple[str, Gateway]) -> Non
     assert (share == 1) is (name != "neither")
 
 
-def test_another_client_finds_it_where_the_others_are_asked(remedy: tuple[str, Gateway]) -> None:
+def test_another_client_finds_a_new_key_if_others_are_asked(remedy: tuple[str, Gateway]) -> None:
     name, gateway = remedy
     share = share_found(gateway, "reader")
 
@@ -125,7 +125,7 @@ def test_another_client_finds_it_where_the_others_are_asked(remedy: tuple[str, G
 
 
 def test_a_locate_by_name_finds_a_key_just_made_and_no_second_one_is_made(remedy: tuple[str, Gateway]) -> None:
-    """As clients do that make a key where they find none."""
+    """Clients locate a key by name, and make it if they find none."""
     name, gateway = remedy
     made = 0
     for number in range(ROUNDS):
@@ -178,7 +178,7 @@ def two_sites(tmp_path: Path) -> Iterator[tuple[Gateway, list[KeyManagerProcess]
 
 
 async def make_and_get(caller: Caller, ledger: Ledger, stop: trio.Event, rng: random.Random) -> None:
-    """Make a key on one session, get it on the next, as clients do that keep none."""
+    """Make a key on one session and get it on the next, as clients do that keep no session."""
     while not stop.is_set():
         async with caller.session() as client:
             await caller.create(client)

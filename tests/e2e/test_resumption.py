@@ -25,8 +25,8 @@ from tests.kit.processes import (
 )
 
 HANDSHAKES = "kmip_gateway_client_handshakes_total"
-DELAY = 0.04  # s that Linux waits at the least before it acknowledges what it has no answer for
-PROMPT = 0.75 * DELAY  # s; what takes longer has met it. A thirtieth would do on a machine with nothing else to do
+DELAY = 0.04  # s: the shortest delay of an acknowledgement in Linux
+PROMPT = 0.75 * DELAY  # s; an answer that takes longer met the delay. An idle machine needs a thirtieth
 ROUNDS = 15
 HEADER = 8  # bytes
 QUERY = compose.query((1, 2))
@@ -90,7 +90,7 @@ def test_a_client_that_resumes_gets_its_answer(gateway: Gateway, version: str, *
 
 
 @each_version
-def test_whom_no_rule_matches_is_refused_on_a_resumed_session_as_well(gateway: Gateway, version: str) -> None:
+def test_a_client_without_matching_rule_is_refused_on_a_resumed_session(gateway: Gateway, version: str) -> None:
     context = context_of(gateway, "stranger", version)
     kept: ssl.SSLSession | None = None
     for resumed in (False, True):
@@ -120,8 +120,8 @@ def test_header_and_body_written_apart_are_answered_without_a_delay(
 
 
 @each_version
-def test_a_resumed_session_s_first_request_is_answered_without_a_delay(gateway: Gateway, version: str) -> None:
-    """Here the client's last handshake message and its request are the two that are written apart."""
+def test_the_first_request_of_a_resumed_session_has_no_delay(gateway: Gateway, version: str) -> None:
+    """The client writes its last handshake message and its request separately."""
     context = context_of(gateway, "client-short", version)
     kept: ssl.SSLSession | None = None
     taken = []

@@ -1,4 +1,4 @@
-"""A key manager's certificate is replaced while clients ask: by one of the same CA, and by one of a stranger's."""
+"""A key manager's certificate is replaced under load: by a certificate of the same CA, and of an unknown CA."""
 
 import pytest
 from kmip.core import enums

@@ -1,4 +1,4 @@
-"""How a gateway ends: by signals, with requests in flight; and what it says where it can't begin."""
+"""The end of a gateway: by signals, with requests in flight; and the message of a gateway that can't start."""
 
 import signal
 import socket
@@ -27,7 +27,7 @@ from tests.kit.processes import (
 )
 
 COST = 1.5  # s of a key manager for one operation
-DRAIN = 20.0  # s; far more than anything here takes
+DRAIN = 20.0  # s; far more than any test here takes
 IN_FLIGHT = "kmip_gateway_requests_in_flight"
 
 each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -54,7 +54,7 @@ def refuses(gateway: Gateway) -> bool:
 
 
 async def ended(gateway: Gateway, within: float) -> int:
-    """The gateway's exit status."""
+    """Wait for the end of the process, and return its exit status."""
     return await trio.to_thread.run_sync(lambda: gateway.process.wait(within))
 
 
@@ -66,7 +66,7 @@ async def is_in_flight(gateway: Gateway) -> None:
 
 
 @each_signal
-async def test_requests_in_flight_are_answered_and_idle_clients_let_go(
+async def test_requests_in_flight_are_answered_and_idle_clients_closed(
     certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
 ) -> None:
     context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
@@ -89,7 +89,7 @@ async def test_requests_in_flight_are_answered_and_idle_clients_let_go(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_what_others_send_by_habit_ends_nothing(
+def test_sighup_and_other_signals_do_not_end_the_gateway(
     certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
 ) -> None:
     with running_gateway(certificates, settings(slow_key_managers)) as gateway:
@@ -98,7 +98,7 @@ def test_what_others_send_by_habit_ends_nothing(
         assert gateway.is_ready()
 
 
-async def test_who_takes_too_long_is_told_and_not_waited_for(
+async def test_a_request_beyond_the_drain_time_gets_an_error(
     certificates: Certificates, slow_key_managers: list[int]
 ) -> None:
     context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
@@ -116,7 +116,7 @@ async def test_who_takes_too_long_is_told_and_not_waited_for(
 
 
 @each_signal
-async def test_a_second_signal_ends_it_at_once(
+async def test_a_second_signal_ends_the_gateway_at_once(
     certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
 ) -> None:
     context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
@@ -132,7 +132,7 @@ async def test_a_second_signal_ends_it_at_once(
 
 
 @each_signal
-def test_without_clients_and_without_key_managers_it_ends_as_well(
+def test_a_signal_ends_a_gateway_without_clients_and_key_managers(
     certificates: Certificates, number: signal.Signals
 ) -> None:
     config = write_config(certificates, settings([free_port()]), port := free_port(), free_port())
@@ -159,7 +159,7 @@ def run(config: Path) -> subprocess.Popen[bytes]:
 
 
 def mistake(config: Path) -> str:
-    """The one line with which a gateway that can't begin gives up."""
+    """Return the single line that a gateway prints if it can't start."""
     process = run(config)
     said, wrong = process.communicate(timeout=30)
     assert (process.returncode, said) == (2, b"")

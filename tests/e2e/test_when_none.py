@@ -1,4 +1,4 @@
-"""All key managers are dead: one gateway refuses new connections, another one, set to answer, goes on answering."""
+"""All key managers are down: a gateway refuses new connections, and with `when_none = "answer"` it answers."""
 
 import socket
 import time
@@ -82,7 +82,7 @@ async def test_new_connections_are_refused_while_no_key_manager_can_be_reached(
             assert accepting(closing) == 0
             assert not closing.is_ready()
             failure = (ResultStatus.OPERATION_FAILED, ResultReason.GENERAL_FAILURE)
-            assert result(await kept.ask(create_key())) == failure  # who is connected stays, and is told
+            assert result(await kept.ask(create_key())) == failure  # connected clients stay, and get an error
 
             assert accepting(answering) == 1
             assert not answering.is_ready()
@@ -100,7 +100,7 @@ async def test_new_connections_are_refused_while_no_key_manager_can_be_reached(
         assert REFUSING not in answering.log.read_bytes()
 
 
-def test_a_gateway_that_refuses_ends_when_it_is_told_to(
+def test_a_gateway_that_refuses_connections_ends_at_sigterm(
     certificates: Certificates, key_manager: KeyManagerProcess
 ) -> None:
     settings = GatewaySettings([key_manager.port], extra=QUICK.format(when_none=""))
