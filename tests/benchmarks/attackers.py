@@ -1,6 +1,6 @@
 """Hostile clients for `make attacks`, each a process of its own: ``python -m tests.benchmarks.attackers NAME``.
 
-An Attack comes as JSON over standard input; when its time is over, the process prints what it has done. All connections
+An Attack comes as JSON over standard input; when its time is over, the process prints its counts. All connections
 go to loopback. They come from 127.0.0.2 and following, so that limits per source address hit the attacker only.
 """
 
@@ -113,9 +113,9 @@ def _context(attack: Attack) -> SSL.Context:
 
 
 def _in_threads(attack: Attack, work: Callable[[int, float, Callable[[int], None]], None]) -> int:
-    """Run ``number`` threads of this work again and again; returns the sum of what they have counted.
+    """Repeat the work in ``number`` threads until the end of the attack; return the sum of their counts.
 
-    The work is told its index, its end, and the function that counts.
+    The work gets its index, the time of its end, and a function that adds to its count.
     """
     until = time.monotonic() + attack.seconds
     counts = [0] * attack.number
@@ -144,7 +144,7 @@ _BURST: Final = 150_000  # KeyUpdates, 4 MB, which a server takes longer to read
 
 
 class _KeyUpdates:
-    """A TLS 1.3 session over memory that makes KeyUpdates in advance, by the machine's own libssl: pyOpenSSL can't."""
+    """A TLS 1.3 session over memory that makes KeyUpdates in advance, by the machine's libssl (pyOpenSSL can't)."""
 
     def __init__(self, libssl: ctypes.CDLL, context: int, sock: socket.socket) -> None:
         self._libssl = libssl
@@ -168,7 +168,7 @@ class _KeyUpdates:
         return b"".join(parts)
 
     def burst(self, until: float) -> bytes:
-        """Make KeyUpdates, as many as a burst has, or as there is time for."""
+        """Return KeyUpdates: _BURST of them, or as many as can be made until a time."""
         for made in range(_BURST):
             self._libssl.SSL_key_update(self._session, 0)
             self._libssl.SSL_do_handshake(self._session)
@@ -225,7 +225,7 @@ def _encrypt(payload: bytes) -> bytes:
 
 
 def empty_fields(attack: Attack) -> Done:
-    """Ask for an Encrypt whose payload is 1 MiB of empty fields, one after the other."""
+    """Send Encrypt requests whose payload is 1 MiB of empty fields, one after the other."""
     context, request = _context(attack), _encrypt(_EMPTY_FIELD * _FIELDS)
 
     def ask(index: int, until: float, count: Callable[[int], None]) -> None:
@@ -242,10 +242,10 @@ def empty_fields(attack: Attack) -> Done:
 
 
 def unfinished_requests(attack: Attack) -> Done:
-    """Hold as many bytes of requests that never end as the gateway takes, and begin anew where it closes."""
+    """Send as many bytes of unfinished requests as the gateway takes, and reopen each connection that it closes."""
     context = _context(attack)
     request = _encrypt(ttlv.octets(Tag.DATA, bytes(1_000_000)))
-    sizes = [990_000] * 9 + [65_000] * 30 + [17_000] * 20  # the gateway does not count what is below 16 KiB
+    sizes = [990_000] * 9 + [65_000] * 30 + [17_000] * 20  # the gateway does not count requests below 16 KiB
     held: dict[int, _Tls] = {}
     until = time.monotonic() + attack.seconds
     opened = 0
@@ -287,7 +287,7 @@ def tiny_records(attack: Attack) -> Done:
 
 @contextmanager
 def _held(attack: Attack, start: Callable[[int], Any]) -> Iterator[list[Any]]:
-    """Hold ``number`` connections, opened one after the other; those that the gateway refuses are missing."""
+    """Hold ``number`` connections, opened in turn; yield the connections that the gateway has accepted."""
     connections = []
     for index in range(attack.number):
         with suppress(OSError, SSL.Error):
@@ -301,7 +301,7 @@ def _held(attack: Attack, start: Callable[[int], Any]) -> Iterator[list[Any]]:
 
 
 def half_open(attack: Attack) -> Done:
-    """Hold connections that have begun a handshake, and open others in place of those that the gateway closes."""
+    """Hold connections that have begun a handshake, and replace each connection that the gateway closes."""
 
     def start(index: int) -> socket.socket:
         sock = _connected(attack, attack.port, index)
@@ -329,7 +329,7 @@ def half_open(attack: Attack) -> Done:
 
 
 def idle(attack: Attack) -> Done:
-    """Hold connections that have shaken hands and say nothing."""
+    """Hold connections that have finished the handshake and send nothing."""
     context = _context(attack)
     with _held(attack, lambda index: _Tls(attack, context, index)) as connections:
         time.sleep(attack.seconds)
@@ -338,7 +338,7 @@ def idle(attack: Attack) -> Done:
 
 
 def over_the_limit(attack: Attack) -> Done:
-    """Keep as many connections as one identity can get, over and over."""
+    """Keep as many connections as the gateway gives to the identity, and try again without end."""
     context = _context(attack)
     held: dict[int, _Tls] = {}
     until = time.monotonic() + attack.seconds
@@ -424,7 +424,7 @@ def scrapes(attack: Attack) -> Done:
 
 
 def admin_connections(attack: Attack) -> Done:
-    """Open connections to the admin port that never finish their request, and hold up to 600 of them."""
+    """Hold up to 600 connections to the admin port that never finish their request."""
     held: list[socket.socket] = []
     until = time.monotonic() + attack.seconds
     opened = 0

@@ -1,9 +1,10 @@
-"""Measure hostile peers: what each attack costs a neighbour, from real processes.
+"""Measure hostile peers: the cost of each attack to a neighbour, from real processes.
 
-Every row starts a gateway before key managers that cost next to nothing, and a client of another identity that gets one
-key after the other: alone, then while attackers work. Attackers are processes of their own, bounded in time, and stay
-on loopback. The rows use the command line, the configuration and the ports only, so that two revisions can be compared:
-``--json`` keeps the figures of a run, and ``--before`` shows them beside those of the next.
+Every row starts a gateway before key managers that use little processor time, and a neighbour: a client of another
+identity that sends one Get after the other, at first alone, then while attackers work. Attackers are processes of their
+own, bounded in time, and stay on loopback. The rows use the command line, the configuration and the ports only, so that
+two revisions can be compared: ``--json`` keeps the figures of a run, and ``--before`` shows them beside the figures of
+the next run.
 """
 
 import json
@@ -28,7 +29,7 @@ from gateway.errors import GatewayError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import Operation, Tag
 from tests.benchmarks.attackers import Attack
-from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of
+from tests.benchmarks.crowd import Reads, ask_once, ask_until, context_of
 from tests.benchmarks.outages import Figures, Row, measure, only_option, table
 from tests.kit.processes import (
     Certificates,
@@ -43,14 +44,14 @@ from tests.kit.processes import (
 )
 
 _ALONE: Final = 4.0  # s
-_LEAD: Final = 1.0  # s of attack before the neighbour is looked at
+_LEAD: Final = 1.0  # s of attack before the neighbour is measured
 _PAUSE: Final = 0.002  # s between the neighbour's requests
 _LIVEZ_EVERY: Final = 0.1  # s
 _LIVEZ_PATIENCE: Final = 40.0  # s
 _MEMORY_EVERY: Final = 0.2  # s
 _DESCRIPTORS: Final = 20_000
 _PROCESSORS: Final = frozenset(os.sched_getaffinity(0))
-_QUIET: Final = 3.0  # s after an attack, before memory is read and the neighbour asked again
+_QUIET: Final = 3.0  # s after an attack, before memory is read and the neighbour measured again
 _SETTINGS: Final = """
 [deadlines]
 drain = 0.5
@@ -64,7 +65,7 @@ class _Options:
     """Seconds of each attack, and of each hold of many connections; the command line may change them.
 
     With ``apart``, the gateway has a processor of its own, as it has when its peers are other machines: attackers share
-    the other processors with the neighbour and the key managers, and run only when those have nothing to do.
+    the other processors with the neighbour and the key managers, and run only when these are idle.
     """
 
     attack: float = 8.0
@@ -76,7 +77,7 @@ _options = _Options()
 
 
 class Attacker(NamedTuple):
-    """An attack by name: see ``attackers``. ``number`` and ``sources`` are those of Attack."""
+    """An attack by name: see ``attackers``, also for ``number`` and ``sources``."""
 
     name: str
     number: int = 1
@@ -86,7 +87,7 @@ class Attacker(NamedTuple):
 
 @contextmanager
 def _gateway(certificates: Certificates, *, listener: str = "", extra: str = "") -> Iterator[Gateway]:
-    """A gateway before two key managers in one process, whose answers cost next to nothing."""
+    """Run a gateway before two key managers in one process, whose answers use little processor time."""
     ports = [free_port(), free_port()]
     certificate, key = certificates.pair("kms")
     command = [sys.executable, "-m", "kmip_lab.compare.backend", str(certificate), str(key)]
@@ -102,7 +103,7 @@ def _gateway(certificates: Certificates, *, listener: str = "", extra: str = "")
 
 
 def _set_apart(gateway: Gateway) -> None:
-    """Give the gateway the last processor, if this process, which has what is left, runs on the others."""
+    """Move the gateway to the last processor; this process runs on the other processors."""
     own = max(_PROCESSORS)
     for task in Path(f"/proc/{gateway.process.pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), {own})
@@ -160,7 +161,7 @@ async def _watched(gateway: Gateway) -> AsyncIterator[_Watch]:
 
 @asynccontextmanager
 async def _attacked(gateway: Gateway, attackers: Sequence[Attacker], seconds: float) -> AsyncIterator[Figures]:
-    """Attack for so many seconds; the attackers have begun when the block does, and tell at its end what they did."""
+    """Attack for so many seconds; the attackers run when the block begins, and report their counts at its end."""
     done: Figures = {}
     processes = [_started(gateway, attacker, seconds) for attacker in attackers]
     try:
@@ -215,11 +216,11 @@ Ask = Callable[[Gateway, Reads, float], Awaitable[None]]
 
 
 async def _keep_asking(gateway: Gateway, reads: Reads, until: float) -> None:
-    await ask_on_and_on(gateway, context_of(gateway, "calm-1"), wire.REQUEST, reads, until=until, pause=_PAUSE)
+    await ask_until(gateway, context_of(gateway, "calm-1"), wire.REQUEST, reads, until=until, pause=_PAUSE)
 
 
 async def _ask_afresh(gateway: Gateway, reads: Reads, until: float) -> None:
-    """One request on each connection; a connection that is refused is a failed request."""
+    """Send a request on each of many new connections; a refused connection is a failed request."""
     context = context_of(gateway, "calm-1")
     while trio.current_time() < until:
         before = len(reads.ended)
@@ -239,12 +240,12 @@ _LARGE: Final = compose.encode_request(
 
 
 async def _ask_large(gateway: Gateway, reads: Reads, until: float) -> None:
-    """Requests of 20 KiB, which is more than is held without being counted."""
-    await ask_on_and_on(gateway, context_of(gateway, "calm-1"), _LARGE, reads, until=until, pause=_PAUSE)
+    """Send requests of 20 KiB, which the gateway counts against its limit of memory."""
+    await ask_until(gateway, context_of(gateway, "calm-1"), _LARGE, reads, until=until, pause=_PAUSE)
 
 
 def _percentile(reads: Reads, share: float) -> float:
-    """In milliseconds."""
+    """Return a percentile of seconds, in milliseconds."""
     times = sorted(read.seconds for read in reads.ended)
     return times[min(len(times) - 1, int(len(times) * share))] * 1000 if times else float("nan")
 
@@ -281,7 +282,7 @@ async def _compare(
     extra: str = "",
     lead: float = _LEAD,
 ) -> Figures:
-    """A neighbour alone, and under attack, ``lead`` seconds after its beginning."""
+    """Measure a neighbour alone, and ``lead`` seconds after the beginning of an attack."""
     for attacker in attackers:
         certificates.client(f"{attacker.identity}-1")
     with _gateway(certificates, listener=listener, extra=extra) as gateway:
@@ -308,7 +309,7 @@ async def _compare(
 
 
 async def _hold(certificates: Certificates, attacker: Attacker) -> Figures:
-    """A client that works before, while and after many connections are held."""
+    """Measure a client before, while and after many connections are held."""
     with _gateway(certificates) as gateway:
         await _asked(gateway, _keep_asking, 0.5)
         memory = _memory(gateway)

@@ -22,7 +22,7 @@ _RECONNECT: Final = 0.1  # s before a client whose connection was lost connects 
 
 
 class Read(NamedTuple):
-    """One request as its client saw it. ``began`` is in trio's seconds; ``error`` is empty after a success."""
+    """A request as its client saw it. ``began`` is in trio's seconds; ``error`` is empty after a success."""
 
     began: float
     seconds: float
@@ -46,7 +46,7 @@ class Reads:
         return max((read.seconds for read in self.ended), default=0.0)
 
     def refused(self, error: str) -> None:
-        """Note a request that could not be sent, since its connection was refused."""
+        """Record a request that could not be sent because its connection was refused."""
         now = trio.current_time()
         self.ended.append(Read(now, 0.0, error))
 
@@ -56,18 +56,18 @@ class Reads:
 
 
 def context_of(gateway: Gateway, name: str) -> SSL.Context:
-    """The TLS context of the client with this common name."""
+    """Return the TLS context of the client with this common name."""
     return client_context(*gateway.certificates.client(name), gateway.certificates.path("gateway_ca.pem"))
 
 
 async def created_key(gateway: Gateway, name: str) -> str:
-    """The unique identifier of a new key of this client's identity."""
+    """Create a key as this client, and return its unique identifier."""
     async with connect(gateway.address, context_of(gateway, name), server_name="localhost") as client:
         response = await client.ask(create_key())
         return response.items[0].unique_identifiers[0].decode()
 
 
-async def ask_on_and_on(
+async def ask_until(
     gateway: Gateway, context: SSL.Context, frame: bytes, reads: Reads, *, until: float, pause: float = 0.0
 ) -> None:
     """Send a request again and again over one connection, until a moment; connect again if the connection is lost."""
@@ -106,7 +106,7 @@ class Counters:
         self._families = families
 
     def total(self, family: str, **labels: str) -> float:
-        """The sum over a family's samples that have these labels; not a number if the family is not exported."""
+        """Return the sum of a family's samples with these labels; not a number if the family is not exported."""
         if family.removesuffix("_total") not in self._families:
             return math.nan
         return sum(
@@ -118,10 +118,10 @@ class Counters:
     @property
     def handshakes(self) -> float:
         """The handshakes with key managers for the pools, successful or not; health checks are not counted."""
-        return self.total("kmip_gateway_sessions_opened_total") + self.given_up
+        return self.total("kmip_gateway_sessions_opened_total") + self.failed_opens
 
     @property
-    def given_up(self) -> float:
+    def failed_opens(self) -> float:
         """The sessions that could not be opened."""
         return self.total("kmip_gateway_session_open_failures_total")
 

@@ -2,7 +2,8 @@
 
 Every row starts simulated key managers and a gateway as processes of their own, with certificates of its own, and lets
 clients work for a bounded time. The rows use the command line, the configuration and /metrics only, so that two
-revisions can be compared: ``--json`` keeps the figures of a run, and ``--before`` shows them beside those of the next.
+revisions can be compared: ``--json`` keeps the figures of a run, and ``--before`` shows them beside the figures of the
+next run.
 """
 
 import json
@@ -25,7 +26,7 @@ from kmip_lab.tools.requests import get_key
 from gateway.errors import GatewayError
 from gateway.kmip import compose
 from gateway.kmip.spec import Operation
-from tests.benchmarks.crowd import Reads, ask_on_and_on, ask_once, context_of, counters_of, created_key
+from tests.benchmarks.crowd import Reads, ask_once, ask_until, context_of, counters_of, created_key
 from tests.kit.processes import (
     Certificates,
     Gateway,
@@ -48,7 +49,7 @@ level = "error"
 
 
 class Row(NamedTuple):
-    """One experiment: its description in the table, the seconds that it may take, and what measures it."""
+    """An experiment: its description in the table, the seconds that it may take, and its function."""
 
     what: str
     seconds: float
@@ -56,7 +57,7 @@ class Row(NamedTuple):
 
 
 def _settings(ports: Sequence[int], names: Sequence[str], backend: str = "") -> GatewaySettings:
-    """The defaults, with an identity for each name: its clients' common names begin with the name and a hyphen."""
+    """Return default settings with an identity for each name; common names begin with the name and a hyphen."""
     identities = [Identity(name, f'{{ subject_cn = "{name}-*" }}', credential=name) for name in names]
     return GatewaySettings(ports, identities, backend=backend, extra=_EXTRA)
 
@@ -70,7 +71,7 @@ def _gateway(
     backend: str = "",
     faults: Sequence[FaultSetting] = (),
 ) -> Iterator[Gateway]:
-    """A gateway before key managers that share one process, all of them with the same faults."""
+    """Run a gateway before key managers in one process, which all have the same faults."""
     file = certificates.path(f"faults-{key_managers[0]}.json")
     write_faults(file, dict.fromkeys(key_managers, faults))
     with (
@@ -110,7 +111,7 @@ async def _read_slowly(gateway: Gateway, number: int, found: dict[int, Figures])
     until = trio.current_time() + _SLOW_FOR
     async with trio.open_nursery() as nursery:
         for _ in range(_SLOW_CLIENTS):
-            nursery.start_soon(partial(ask_on_and_on, gateway, context, frame, reads, until=until))
+            nursery.start_soon(partial(ask_until, gateway, context, frame, reads, until=until))
     after = await counters_of(gateway)
     ejections = "kmip_gateway_backend_ejections_total"
     found[number] = {
@@ -143,7 +144,7 @@ async def killed(certificates: Certificates) -> Figures:
             until = trio.current_time() + _BEFORE_KILL + _AFTER_KILL
             async with trio.open_nursery() as nursery:
                 for _ in range(_KILLED_CLIENTS):
-                    nursery.start_soon(partial(ask_on_and_on, gateway, context, frame, reads, until=until))
+                    nursery.start_soon(partial(ask_until, gateway, context, frame, reads, until=until))
                 await trio.sleep(_BEFORE_KILL)
                 before = await counters_of(gateway)
                 killed_at = trio.current_time()
@@ -187,7 +188,7 @@ async def start(certificates: Certificates) -> Figures:
         "most warm sessions at once": most_idle,
         "most sessions being opened at once": most_opening,
         "handshakes": counters.handshakes,
-        "handshakes given up": counters.given_up,
+        "handshakes given up": counters.failed_opens,
     }
 
 
@@ -195,13 +196,13 @@ async def start(certificates: Certificates) -> Figures:
 
 _REFUSED_CLIENTS: Final = 8
 _REFUSED_FOR: Final = 15.0  # s
-_RETRY_PAUSE: Final = 0.01  # s: at once, but for what a client itself takes
+_RETRY_PAUSE: Final = 0.01  # s: at once, plus the time that a client itself takes
 _WELCOME_CLIENTS: Final = 4
 _WELCOME_PAUSE: Final = 0.05  # s
 
 
 async def refused(certificates: Certificates) -> Figures:
-    """Let clients whose credential comes from an unknown CA ask beside clients whose credential is good."""
+    """Measure clients with a refused credential, and clients with a valid credential at the same time."""
     Authority("A stranger").issue_client("refused").write(*certificates.pair("credential-refused"))
     refusals, reads = Reads(), Reads()
     with _gateway(certificates, ["kms-1"], ["welcome", "refused"]) as gateway:
@@ -215,7 +216,7 @@ async def refused(certificates: Certificates) -> Figures:
         ]
         async with trio.open_nursery() as nursery:
             for name, number, ended, pause in crowds:
-                ask = partial(ask_on_and_on, gateway, contexts[name], frame, ended, until=until, pause=pause)
+                ask = partial(ask_until, gateway, contexts[name], frame, ended, until=until, pause=pause)
                 for _ in range(number):
                     nursery.start_soon(ask)
             await trio.sleep_until(until)
@@ -239,7 +240,7 @@ _OTHERS_FOR: Final = 20  # s, and as many reads
 
 
 async def abandoned(certificates: Certificates) -> Figures:
-    """Have 100 clients of one identity leave their slow requests, while a client of another reads once a second."""
+    """Let 100 clients abandon slow requests, while a client of a second identity reads once a second."""
     locate = compose.encode_request((1, 2), [compose.Ask(Operation.LOCATE, b"")])
     reads = Reads()
     limit = "max_sessions = 32"
@@ -302,7 +303,7 @@ async def measure(row: Row) -> Figures:
 def table(
     found: Mapping[str, Figures], before: Mapping[str, Figures] | None = None, rows: Mapping[str, Row] = ROWS
 ) -> str:
-    """A Markdown table of figures by row, with a column for the figures of an earlier run if there is one."""
+    """Return a Markdown table of figures by row; with an earlier run, its figures get a column."""
     lines = ["| row | what | figure | value |", "|---|---|---|---:|"]
     if before is not None:
         lines = ["| row | what | figure | before | value |", "|---|---|---|---:|---:|"]
@@ -349,8 +350,7 @@ def only_option(rows: Mapping[str, Row]) -> Callable[[Callable[..., None]], Call
 def main(only: list[str], save: Path | None, before: Path | None) -> None:
     """Measure outages with real processes, some four minutes for all rows, and print a Markdown table.
 
-    Handshakes are those of the gateway's pools, successful or not, as the gateway counts them; those of health checks
-    are not among them.
+    The handshakes are counted by the gateway, successful or not: handshakes of its pools, without health checks.
     """
     earlier = None if before is None else json.loads(before.read_text())
     found: dict[str, Figures] = {}

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.kit.ledger import Exchange, Ledger, Outcome, RequestKind
-from tests.kit.load import Caller, Keys, get_on_and_on
+from tests.kit.load import Caller, Keys, get_until_stopped
 from tests.kit.observation import is_down, is_up, until
 from tests.kit.processes import (
     Certificates,
@@ -64,7 +64,7 @@ async def test_a_frozen_backend_is_ejected(
         await callers[0].create(client)
     async with trio.open_nursery() as nursery:
         for caller in callers:
-            nursery.start_soon(partial(get_on_and_on, caller, keys, stop, random.Random(0), pause=PAUSE))
+            nursery.start_soon(partial(get_until_stopped, caller, keys, stop, random.Random(0), pause=PAUSE))
         await trio.sleep(BEFORE)
         assert await is_up(gateway, frozen.name)
         frozen.freeze()

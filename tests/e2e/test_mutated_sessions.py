@@ -16,7 +16,7 @@ from kmip_lab.tools.requests import get_key
 from OpenSSL import SSL
 
 from gateway.errors import GatewayError
-from tests.benchmarks.crowd import Counters, Reads, ask_on_and_on, context_of, counters_of, created_key
+from tests.benchmarks.crowd import Counters, Reads, ask_until, context_of, counters_of, created_key
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.targets import TARGETS
 from tests.kit.processes import (
@@ -113,7 +113,7 @@ async def test_mutated_sessions_leave_nothing_behind(gateway: Gateway) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(ATTACKERS):
                 nursery.start_soon(attack, gateway, hostile, seed * ATTACKERS + number, until)
-            nursery.start_soon(partial(ask_on_and_on, gateway, calm, frame, reads, until=until, pause=0.02))
+            nursery.start_soon(partial(ask_until, gateway, calm, frame, reads, until=until, pause=0.02))
 
     await bombard(WARM_UP, SEED)
     await trio.sleep(1)

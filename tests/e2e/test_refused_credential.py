@@ -10,7 +10,7 @@ import trio
 from kmip_lab.faults import Fault, FaultSetting, write_faults
 
 from tests.kit.ledger import Ledger, Outcome, RequestKind
-from tests.kit.load import Caller, Keys, get_on_and_on
+from tests.kit.load import Caller, Keys, get_until_stopped
 from tests.kit.processes import (
     Certificates,
     Gateway,
@@ -70,7 +70,7 @@ async def test_a_refused_credential_does_not_slow_down_another_identity(gateway:
         for caller in hammers:
             nursery.start_soon(hammer, caller, stop)
         for number, caller in enumerate(callers):
-            work = partial(get_on_and_on, caller, keys, stop, rng, pause=0.02, kept=number % 2 == 0)
+            work = partial(get_until_stopped, caller, keys, stop, rng, pause=0.02, kept=number % 2 == 0)
             nursery.start_soon(work)
         for _ in range(int(SECONDS)):
             await trio.sleep(1)

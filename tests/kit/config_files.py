@@ -78,7 +78,7 @@ private_key = "second.key"
 
 
 def make_pair(name: str, *, lasts: timedelta = timedelta(days=1)) -> tuple[bytes, bytes]:
-    """A self-signed certificate and its private key, in PEM."""
+    """Return a self-signed certificate and its private key, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     end = datetime.now(UTC) + lasts
@@ -96,19 +96,19 @@ def make_pair(name: str, *, lasts: timedelta = timedelta(days=1)) -> tuple[bytes
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey, protection: serialization.KeySerializationEncryption) -> bytes:
-    """The key in PEM."""
+    """Return the key in PEM."""
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
 
 
 @cache
 def pair(name: str) -> tuple[bytes, bytes]:
-    """The one certificate and key of this name, for the files that only have to be there."""
+    """Return a certificate and a key for files whose contents do not matter; the same pair for the same name."""
     return make_pair(name)
 
 
 def put_certificates(folder: Path, text: str) -> None:
     """Make every certificate and key that a configuration names: NAME.key belongs to NAME.pem."""
-    for name, suffix in re.findall(r'"(?!mark\.)([^"]+)\.(pem|key)"', text):  # mark.key is the gateway's own to make
+    for name, suffix in re.findall(r'"(?!mark\.)([^"]+)\.(pem|key)"', text):  # the gateway makes mark.key itself
         (folder / name).parent.mkdir(exist_ok=True)
         file = folder / f"{name}.{suffix}"
         file.write_bytes(pair(name)[0 if suffix == "pem" else 1])
@@ -122,7 +122,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def mistakes_in(folder: Path, text: str) -> list[str]:
-    """Return the mistakes of ``load`` without the path of the file, with which each of them must begin."""
+    """Return the mistakes of ``load`` without the path of the file, with which each mistake must begin."""
     path = write(folder, text)
     with pytest.raises(ConfigError) as refused:
         load(path)
@@ -132,18 +132,18 @@ def mistakes_in(folder: Path, text: str) -> list[str]:
 
 
 def changed(old: str, new: str, text: str = SMALL) -> str:
-    """SMALL, with one thing changed."""
+    """Return SMALL with a single replacement."""
     assert text.count(old) == 1, f"{old!r} should be there once"
     return text.replace(old, new)
 
 
 def unfolded(text: str) -> list[str]:
-    """Lines, where what is indented belongs to the line above."""
+    """Return the lines of a text; indented lines are joined to the line above."""
     return re.sub(r"\n +", " ", dedent(text).strip()).split("\n")
 
 
 def put_second(folder: Path, *, lasts: timedelta) -> datetime:
-    """Give the second identity a certificate of a year that ends after so long. Returns when that is."""
+    """Give the second identity a certificate of one year that ends after so long, and return the end."""
     certificate, key = make_pair("second", lasts=lasts)
     (folder / "second.pem").write_bytes(certificate)
     (folder / "second.key").write_bytes(key)

@@ -24,7 +24,7 @@ POISON_FAULT: Final = FaultSetting(
 )
 _LOOK: Final = 0.1  # s after which a key manager knows its faults: it looks at their file every 50 ms
 _GRACE: Final = 2.0  # s after a disturbance in which its failures may still be counted
-_RESTART_GRACE: Final = 0.2  # s, where sessions break at once, and new ones can be opened soon
+_RESTART_GRACE: Final = 0.2  # s, for events in which sessions break at once, and can be opened again soon
 _PATIENCE: Final = 6.0  # s in which the gateway should have closed all swallowed flows of a busy backend
 _KEYS: Final = frozenset({Operation.CREATE, Operation.GET})
 
@@ -85,7 +85,7 @@ class FaultScheduler:
         self._remaining: list[str] = []
 
     async def run(self, stop: trio.Event) -> None:
-        """Cause one event after the other until told to stop; return when the last victim is restored."""
+        """Cause events until ``stop`` is set; return when the last victim is restored."""
         while not stop.is_set():
             await trio.sleep(self._rng.uniform(0.1, 1.0))
             name = self._draw()
@@ -102,7 +102,7 @@ class FaultScheduler:
             self._ledger.events[name] += 1
 
     def _draw(self) -> str:
-        """Draw an event. Each comes once before one comes again."""
+        """Draw an event; every event comes once before any event comes again."""
         self._remaining = self._remaining or self._rng.sample(self._events, len(self._events))
         return self._remaining.pop()
 
@@ -120,7 +120,7 @@ class FaultScheduler:
     # Processes -------------------------------------------------------------------------------------------------------
 
     async def kill(self, victim: Subject) -> None:
-        """SIGKILL, and a new process after a while."""
+        """Send SIGKILL, and start a new process after up to 1.5 s."""
         await trio.to_thread.run_sync(victim.process.kill)
         self._ledger.kills += 1
         await trio.sleep(self._rng.uniform(0, 1.5))
@@ -128,7 +128,7 @@ class FaultScheduler:
         await trio.to_thread.run_sync(victim.process.wait_ready)
 
     async def freeze(self, victim: Subject) -> None:
-        """SIGSTOP, and SIGCONT after a while."""
+        """Send SIGSTOP, and SIGCONT after 0.5 to 4 s."""
         await trio.to_thread.run_sync(self._freeze_outside_of_transactions, victim.process)
         await trio.sleep(self._rng.uniform(0.5, 4))
         victim.process.thaw()
@@ -171,7 +171,7 @@ class FaultScheduler:
         await self._misbehave(victim, FaultSetting(Fault.GARBAGE, operations=self._some()))
 
     async def repeat(self, victim: Subject) -> None:
-        """Send the answer, whole or in part, again behind the answer: it must not be taken for the next one's."""
+        """Send the answer, whole or in part, again behind the answer: it must not be taken for the next answer."""
         size = self._rng.choice([8, 4096])
         await self._misbehave(victim, FaultSetting(Fault.EXTRA, bytes=size, operations=self._some()))
 
@@ -190,7 +190,7 @@ class FaultScheduler:
         await self._misbehave(victim, FaultSetting(Fault.DEAF, operations=frozenset({Operation.CREATE})))
 
     async def refuse_credential(self, victim: Subject, credential: str) -> None:
-        """Restart the service in a way that ends all sessions, and refuse one credential from then on."""
+        """End all sessions as a restart does, and refuse one credential for 2 to 4 s."""
         with self._recorded(victim, "service restarted", grace=_RESTART_GRACE):
             victim.process.set_faults(POISON_FAULT, FaultSetting(Fault.REFUSE, reset=True))
             await trio.sleep(2 * _LOOK)
@@ -209,7 +209,7 @@ class FaultScheduler:
         await trio.sleep(_LOOK)
 
     def _some(self) -> frozenset[Operation]:
-        """All operations, or operations that no health check asks for."""
+        """Draw all operations (the empty set), or operations that no health check uses."""
         return self._rng.choice([frozenset(), _KEYS, frozenset({Operation.CREATE}), frozenset({Operation.GET})])
 
     # The network -----------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class FaultScheduler:
         write_names(self._names, {one.host: one.relay.host for one in self._subjects if one.relay is not None})
 
     async def _wait_for_swallowed(self, relay: Relay) -> None:
-        """Wait for a moment, and until the gateway has closed all swallowed flows, but not too long."""
+        """Wait for a second, then until the gateway has closed all swallowed flows; at most _PATIENCE s."""
         await trio.sleep(1)
         with trio.move_on_after(_PATIENCE - 1):
             while relay.swallowed:  # noqa: ASYNC110 - not for long

@@ -30,7 +30,7 @@ _OPERATIONS = {
 
 @dataclass
 class Keys:
-    """The keys of one identity, as its clients know them: with their values, once these were got."""
+    """The keys that the clients of an identity know; a key has its value after the first Get."""
 
     identity: str
     uids: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Caller:
         return await self._ask(client, RequestKind.CREATE, create_key(contact=request), request=request)
 
     async def get(self, client: Client, uid: str) -> Response | None:
-        """Get one of the identity's own keys: its value must be what it was before."""
+        """Get a key of the identity; its value must not have changed since the last Get."""
         response = await self._ask(client, RequestKind.GET, get_key(uid), uid)
         if response is not None and self._ledger.exchanges[-1].outcome is Outcome.SUCCESS:
             value = key_value(response)
@@ -109,10 +109,10 @@ class Caller:
         return response
 
 
-async def get_on_and_on(
+async def get_until_stopped(
     caller: Caller, keys: Keys, stop: trio.Event, rng: random.Random, *, pause: float, kept: bool = True
 ) -> None:
-    """Get keys of one's own until told to stop, over one session or a fresh one each time; ``pause`` is in seconds."""
+    """Get keys until ``stop`` is set, over a kept session or a new session each time; ``pause`` is in seconds."""
     while not stop.is_set():
         async with caller.session() as client:
             while await caller.get(client, rng.choice(keys.uids)) is not None and not stop.is_set():

@@ -64,7 +64,7 @@ def is_listening(port: int) -> bool:
 
 
 class Certificates:
-    """A directory of certificates: one CA for the gateway, one for its clients, one for each side of the backends."""
+    """A directory of certificates from four CAs: of the gateway, clients, backends, and credentials for backends."""
 
     def __init__(self, directory: Path, key_type: str = "ecdsa") -> None:
         self.directory = directory
@@ -330,7 +330,7 @@ def running_key_managers(
 
 
 class KeyManagerProcess:
-    """One simulated key manager in a process of its own, to be killed, frozen, given faults or restarted.
+    """A simulated key manager in a process of its own, to be killed, frozen, given faults or restarted.
 
     Key managers with the same certificates share a store, or replicate in the directory ``cluster``. ``options`` are
     further options of ``kmip-lab keymanager``.
@@ -397,7 +397,7 @@ def running_key_manager_processes(
     certificates: Certificates, names: Sequence[str], *options: str, cluster: Path | None = None
 ) -> Iterator[list[KeyManagerProcess]]:
     """Run simulated key managers that share a store or replicate in a directory, each in a process of its own."""
-    Store(certificates.path("store.db")).close()  # two processes that make it at once disturb each other
+    Store(certificates.path("store.db")).close()  # two processes can't create it at the same time
     key_managers = [KeyManagerProcess(certificates, name, *options, cluster=cluster) for name in names]
     try:
         for key_manager in key_managers:

@@ -1,4 +1,4 @@
-"""A relay between the gateway and a key manager: it can swallow flows, and move to another address.
+"""A relay between the gateway and a key manager that can swallow flows, and move to a new address.
 
 A stateful firewall that forgets a flow, and a key manager whose name gets another address, look like this to the
 gateway. The key manager itself notices nothing.
@@ -19,12 +19,12 @@ from tests.kit.processes import free_port
 
 _CHUNK: Final = 65536  # bytes
 _BACKLOG: Final = 512
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing resets the connection
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: a close resets the connection
 _ENDED: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class _Flow:
-    """One forwarded connection. ``near`` is the gateway's side, ``far`` the key manager's."""
+    """A forwarded connection. ``near`` is the gateway's side, ``far`` the key manager's."""
 
     def __init__(self, near: trio.SocketStream, far: trio.SocketStream, host: str) -> None:
         self.near = near
@@ -59,7 +59,7 @@ class Relay:
 
     @property
     def swallowed(self) -> int:
-        """How many flows are swallowed and were not yet closed by the gateway."""
+        """Number of swallowed flows that the gateway has not closed yet."""
         return sum(flow.is_swallowed for flow in self._flows)
 
     async def run(self) -> None:
@@ -80,12 +80,12 @@ class Relay:
                 listener.socket.close()
 
     def swallow(self) -> None:
-        """Forward nothing more on the flows that exist now, and keep them open silently; new ones are forwarded."""
+        """Forward nothing more on the present flows, and keep them open; new flows are forwarded."""
         for flow in self._flows:
             flow.is_swallowed = True
 
     def open_elsewhere(self) -> None:
-        """Listen on the next address, too; ``host`` is the new one. Close the old address before the next move."""
+        """Listen on the next address, too, which becomes ``host``. Close the old address before the next move."""
         assert self._old is None
         assert self._nursery is not None
         self._old = self._listener
@@ -94,7 +94,7 @@ class Relay:
         self._nursery.start_soon(self._accept, self._listener, self.host)
 
     def close_old_address(self, *, swallow: bool) -> None:
-        """Listen on the present address only. Flows to the old one are swallowed, or reset."""
+        """Listen on the present address only. Flows to the old address are swallowed, or reset."""
         assert self._old is not None
         self._old.socket.close()
         self._old = None
