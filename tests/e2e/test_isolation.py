@@ -142,9 +142,8 @@ async def test_no_client_gets_an_answer_to_another_request(gateway: Gateway) -> 
     owners = {uid: entry.owner for entry in journal for uid in entry.uids}
     for identity, record in records.items():
         assert {owners[uid] for uid in record.keys} == {identity}
-    assert (
-        gateway.total("kmip_gateway_sessions_closed_total", reason="error") == 0
-    )  # no client that left cost a session
+    # No client that left cost a session.
+    assert gateway.total("kmip_gateway_sessions_closed_total", reason="error") == 0
 
 
 async def test_an_identity_can_not_read_the_keys_of_another(gateway: Gateway) -> None:
