@@ -7,16 +7,19 @@ ARGS ?=
 FUZZ_SECONDS ?= 600
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test check chaos report report-full mutants instructions growth outages attacks fuzz fmt lock clean
+.PHONY: demo test check chaos machine report report-full mutants instructions growth outages attacks fuzz fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
 
-test: $(VENV)/development  ## All tests; ARGS for pytest
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/development  ## All tests, in two processes; ARGS for pytest (ARGS='-n 0 --pdb' for one process)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance; CHAOS_SECONDS, CHAOS_CLIENTS, SEED, ARGS for pytest
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
+
+machine: $(VENV)/development  ## More sequences of events for the state machine of pools; EXAMPLES (2000)
+	EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest tests/upstream/test_pool_machine.py $(ARGS)
 
 report: $(VENV)/development  ## The application note's experiment: docs/speed-report.md, on an idle machine; ARGS for kmip-lab report
 	$(BIN)/kmip-lab report --save docs/speed-report.json $(ARGS)

@@ -96,7 +96,7 @@ def _gateway(certificates: Certificates, *, listener: str = "", extra: str = "")
     settings = GatewaySettings(ports, identities, listener=listener, extra=_SETTINGS + extra)
     with ended(subprocess.Popen(command)):
         wait_until(lambda: all(map(is_listening, ports)), "the key managers' start")
-        with running_gateway(certificates, settings) as gateway:
+        with running_gateway(certificates, settings, is_measured=True) as gateway:
             if _options.apart:
                 _set_apart(gateway)
             yield gateway

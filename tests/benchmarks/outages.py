@@ -76,7 +76,7 @@ def _gateway(
     write_faults(file, dict.fromkeys(key_managers, faults))
     with (
         running_key_managers(certificates, key_managers, "--faults", str(file), *options) as ports,
-        running_gateway(certificates, _settings(ports, identities, backend)) as gateway,
+        running_gateway(certificates, _settings(ports, identities, backend), is_measured=True) as gateway,
     ):
         yield gateway
 
@@ -135,7 +135,9 @@ async def killed(certificates: Certificates) -> Figures:
     """Kill one of two key managers while 200 clients read."""
     with running_key_manager_processes(certificates, ["kms-1", "kms-2"]) as key_managers:
         ports = [key_manager.port for key_manager in key_managers]
-        with running_gateway(certificates, _settings(ports, ["reader"], "max_sessions = 256")) as gateway:
+        with running_gateway(
+            certificates, _settings(ports, ["reader"], "max_sessions = 256"), is_measured=True
+        ) as gateway:
             frame = get_key(await created_key(gateway, "reader-1"))
             for key_manager in key_managers:
                 key_manager.set_faults(_KILLED_OPERATION)
@@ -174,7 +176,9 @@ async def start(certificates: Certificates) -> Figures:
         certificates.credential(name)  # made here, so that only the start is timed
     with running_key_managers(certificates, ["kms-1"], "--handshake-cost", str(_HANDSHAKE_COST)) as ports:
         began = time.monotonic()
-        with running_gateway(certificates, _settings(ports, names, f"max_sessions = {_IDENTITIES + 64}")) as gateway:
+        with running_gateway(
+            certificates, _settings(ports, names, f"max_sessions = {_IDENTITIES + 64}"), is_measured=True
+        ) as gateway:
             idle, most_idle, most_opening = 0.0, 0.0, 0.0
             while idle < _IDENTITIES and time.monotonic() - began < _WARM_WITHIN:
                 await trio.sleep(_LOOK)

@@ -38,7 +38,7 @@ from tests.kit.processes import (
 )
 from tests.kit.tcp_relay import Relay, resolver_environment, write_names
 
-SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "20"))
+SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "12"))
 CLIENTS: Final = int(os.environ.get("CHAOS_CLIENTS", "20"))  # of both identities together
 LANES: Final = int(os.environ.get("CHAOS_LANES", "2"))  # key managers that are disturbed at once, at most
 ONLY: Final = [name for name in os.environ.get("CHAOS_ONLY", "").split(",") if name]

@@ -29,7 +29,7 @@ from tests.kit.processes import (
     running_key_managers,
 )
 
-SECONDS = 8
+SECONDS = 5
 CLIENTS = 6  # of each identity
 
 

@@ -20,7 +20,7 @@ from tests.kit.processes import (
     running_key_managers,
 )
 
-SECONDS: Final = 6.0
+SECONDS: Final = 4.0
 CLIENTS: Final = 5  # of the welcome identity
 HAMMERS: Final = 10  # clients of the refused identity
 QUICK: Final = 2.5  # s; a wait for a session that can't be opened takes longer, however busy the machine

@@ -150,9 +150,9 @@ def _named(name: str) -> Attribute:
 CLIENTS: Final = 6
 NEAR: Final = 0.001
 FAR: Final = 0.5  # s on the links within a site, and between the two
-BEFORE: Final = 4.0  # s of load before the kill
+BEFORE: Final = 1.5  # s of load before the kill
 UNPROMOTED: Final = 3.0  # s from the kill to the promotion
-AFTER: Final = 6.0  # s of load once the promoted one serves
+AFTER: Final = 3.0  # s of load once the promoted one serves
 SITES: Final = """
 [health]
 interval = 0.5

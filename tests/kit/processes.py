@@ -31,6 +31,14 @@ from gateway.config import Address
 
 HOSTS = ["localhost", "127.0.0.1", "::1"]
 START_TIMEOUT = 30.0  # s
+#: ``kmip-gateway`` with /metrics rendered for every scrape: its interval of 1 s would be a wait in most tests.
+_FRESH_METRICS = """
+from gateway.admin import routes
+from gateway.cli import main
+
+routes.RENDERING_INTERVAL = 0.02
+main(prog_name="kmip-gateway")
+"""
 
 
 _given: set[int] = set()
@@ -274,17 +282,21 @@ def running_gateway(
     settings: GatewaySettings,
     stderr: int | None = None,
     environment: Mapping[str, str] | None = None,
+    *,
+    is_measured: bool = False,
 ) -> Iterator[Gateway]:
     """Run a gateway process. Its log goes to a file, or to ``stderr``.
 
-    ``environment`` is added to the environment variables of this process.
+    ``environment`` is added to the environment variables of this process. /metrics is rendered for every scrape, unless
+    the gateway ``is_measured``: a benchmark runs the program as it is.
     """
     port, admin_port = free_port(), free_port()
     config = write_config(certificates, settings, port, admin_port)
     log = certificates.path(f"gateway-{port}.log")
+    program = ("-m", "gateway") if is_measured else ("-c", _FRESH_METRICS)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "run", str(config)],
+            [sys.executable, *program, "run", str(config)],
             stderr=stderr or output,
             env={**os.environ, **(environment or {})},
         )

@@ -1,8 +1,10 @@
 """State machine test of two pools that share a backend: events in any order and between any ticks."""
 
+import os
 from collections.abc import Iterator
 from typing import Final
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,6 +30,10 @@ from tests.kit.fake_backends import (
     validated,
 )
 from tests.kit.stepped import SteppedTrio
+
+#: EXAMPLES sets the number of event sequences to try; `make machine` tries 2000.
+EXAMPLES: Final = int(os.environ.get("EXAMPLES", "100"))
+pytestmark = pytest.mark.timeout(600 + EXAMPLES)  # a sequence takes some 30 ms; shrinking a failure takes minutes
 
 CREDENTIALS: Final = ("red", "blue")
 TURN: Final = 0.25  # s between two rounds of maintenance
@@ -510,5 +516,5 @@ def _connection(session: Session) -> Connection:
     return stream
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None)
 TestPool = PoolMachine.TestCase
