@@ -494,9 +494,12 @@ async def test_answered_request_is_not_kept_in_memory(
 
 
 @in_core
-@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("most", [3, 10])
-async def test_unread_answers_are_held_up_to_a_limit(certificates: Certificates, most: int) -> None:
+async def test_unread_answers_are_held_up_to_a_limit(
+    certificates: Certificates,
+    most: int,
+    clock: MockClock,  # noqa: ARG001 - pytest-trio uses the clock of an argument only
+) -> None:
     """At the limit a client that reads no answers is closed; clients that read theirs are served."""
     admission = make_admission(max_buffered=(most * (8 << 20) + (1 << 20)) * 5 // 4)  # a client may hold 4/5 of them
     async with open_front(certificates, admission=admission) as front, AsyncExitStack() as clients:

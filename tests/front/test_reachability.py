@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import structlog
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.front.reachability import UNREACHABLE_FOR, Reachability, refuse_while_unreachable
 from tests.kit.front import NAME, Front, number_of, open_front, request
@@ -165,6 +165,12 @@ async def test_a_listener_that_was_drained_does_not_begin_again(certificates: Ce
         assert is_refused(address)
 
 
+@pytest.fixture
+def quick_clock() -> MockClock:
+    """Jump after 5 ms without activity: the listeners look every 50 ms, over a hundred times."""
+    return MockClock(autojump_threshold=0.005)
+
+
 class Occupied(socket.socket):
     """A socket whose port is in use by another process while it does not listen."""
 
@@ -196,8 +202,10 @@ async def test_listener_that_cannot_listen_again_logs_it_and_retries(certificate
     ]
 
 
-@pytest.mark.usefixtures("clock")
-async def test_listeners_accept_while_a_key_manager_is_reachable(certificates: Certificates) -> None:
+async def test_listeners_accept_while_a_key_manager_is_reachable(
+    certificates: Certificates,
+    quick_clock: MockClock,  # noqa: ARG001 - pytest-trio uses the clock of an argument only
+) -> None:
     reachable = False
     async with front_on(certificates, "127.0.0.1") as (front, address), trio.open_nursery() as nursery:
         log = structlog.wrap_logger(None, processors=[front.log])
