@@ -1,4 +1,4 @@
-"""What the service manager hears, and the sockets that it hands over."""
+"""Messages to the service manager, and the sockets that it hands over."""
 
 import os
 import socket
