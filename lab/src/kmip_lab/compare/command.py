@@ -13,13 +13,24 @@ from rich.console import Console
 from kmip_lab.compare import output
 from kmip_lab.compare.cases import CASES, LoadCase
 from kmip_lab.compare.figures import Figures, Sample
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, INSTALL, PROXIES, interpreter, missing, version
+from kmip_lab.compare.proxies import (
+    DIRECT,
+    GATEWAY,
+    INSTALL,
+    PROXIES,
+    gateway_name,
+    interpreter,
+    missing,
+    program_name,
+    version,
+)
 from kmip_lab.compare.runner import Plan
 from kmip_lab.compare.runner import compare as run_all
 from kmip_lab.tools.interrupts import run_until_signal
 from kmip_lab.tools.progress import progress_bar
 from kmip_lab.tools.tables import show
 
+_WORKER_CASES: Final = ("fresh", "resumed", "kept")  # if --tls-workers is given without --only
 _QUIET: Final = 0.5  # load average of an idle machine, before the comparison begins
 _ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
 _ABOUT_OTHERS: Final = f"""\b
@@ -27,6 +38,14 @@ HAProxy and nginx come from Debian's packages. A proxy that is missing is left o
   {INSTALL}
 Their services may be stopped and disabled; both are run with configurations of
 this command's own, on free ports, and end with it."""
+
+
+def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Return the numbers of a list with commas, each once. Raises BadParameter."""
+    words = [] if text is None else text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 0,1,2")
+    return tuple(dict.fromkeys(int(word) for word in words))
 
 
 @click.command(epilog=f"{_ABOUT_CASES}\n\n{_ABOUT_OTHERS}")
@@ -44,6 +63,13 @@ this command's own, on free ports, and end with it."""
     type=click.Choice([*PROXIES, DIRECT]),
     help="This proxy, beside direct connections; may be repeated.",
 )
+@click.option(
+    "--tls-workers",
+    metavar="N,N,...",
+    callback=_numbers,
+    help="Run the gateway with each of these numbers of TLS workers, 0 for one process, side by side; by default the "
+    "cases fresh, resumed and kept, and no other proxy.",
+)
 @click.option("--idle", default=1000, show_default=True, type=click.IntRange(1, 3000), help="Clients of the case idle.")
 @click.option(
     "--tls", type=click.Choice(["1.2", "1.3"]), default="1.3", show_default=True, help="The clients' version of TLS."
@@ -56,6 +82,7 @@ def compare(
     rounds: int,
     names: tuple[str, ...],
     proxies: tuple[str, ...],
+    tls_workers: tuple[int, ...],
     idle: int,
     tls: str,
     pin: bool,
@@ -68,7 +95,11 @@ def compare(
     CPU time for each Get, on kept connections (kept) and on a new connection each (fresh), as medians over rounds and
     as ratios within them; then the limits that the gateway is held to.
     """
-    asked = [*(proxies or PROXIES), DIRECT]
+    if tls_workers:
+        names = names or _WORKER_CASES
+        asked = [*map(gateway_name, tls_workers), *(name for name in proxies if name != GATEWAY), DIRECT]
+    else:
+        asked = [*(proxies or PROXIES), DIRECT]
     absent = {name: why for name in asked if (why := missing(name)) is not None}
     installed = [name for name in dict.fromkeys(asked) if name not in absent]
     plan = Plan(_cases(names), installed, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin)
@@ -110,9 +141,10 @@ def _run(plan: Plan) -> list[Sample]:
 
 def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
     """Return lines about the machine and the programs, and about proxies that are missing."""
+    programs = [program_name(name) for name in plan.proxies]
     library = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1]
-    versions = [f"gateway on {interpreter()}, OpenSSL {library}"] if GATEWAY in plan.proxies else []
-    versions += [version(name) for name in plan.proxies if name not in {GATEWAY, DIRECT}]
+    versions = [f"gateway on {interpreter()}, OpenSSL {library}"] if GATEWAY in programs else []
+    versions += [version(name) for name in programs if name not in {GATEWAY, DIRECT}]
     rounds = f"{plan.rounds} rounds, {plan.seconds:g} s for each run"
     lines = [
         f"{os.cpu_count()} processors; {'; '.join(versions)}.",

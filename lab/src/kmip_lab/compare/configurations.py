@@ -88,12 +88,16 @@ _NGINX_BACKEND: Final = "        server {address};\n"
 
 @dataclass(frozen=True)
 class ProxySettings:
-    """Listen on ``front``, connect to ``backends``; ``spare`` is the address of the gateway's admin port."""
+    """Listen on ``front``, connect to ``backends``; ``spare`` is the address of the gateway's admin port.
+
+    ``tls_workers`` is the gateway's, too.
+    """
 
     files: DevelopmentSet
     front: Address
     spare: Address
     backends: Sequence[Address]
+    tls_workers: int = 0
 
     def each_backend(self, text: str) -> str:
         """Return a piece of configuration, once for every backend."""
@@ -103,7 +107,8 @@ class ProxySettings:
 def gateway(settings: ProxySettings) -> str:
     """Return the gateway's configuration. Its paths are relative to the directory of the certificates."""
     backends = {f"kms-{number}": address for number, address in enumerate(settings.backends, 1)}
-    return gateway_toml(settings.front, settings.spare, backends, client="client")
+    workers = f"\n[gateway]\ntls_workers = {settings.tls_workers}\n"
+    return gateway_toml(settings.front, settings.spare, backends, client="client", more=workers)
 
 
 def haproxy(settings: ProxySettings) -> str:

@@ -40,6 +40,16 @@ def cpu(measured: LoadResult) -> float | None:
     return measured.cpu / measured.operations if measured.operations and measured.cpu else None
 
 
+def core_cpu(measured: LoadResult) -> float | None:
+    """Return the CPU seconds of the core of a gateway with TLS workers for one operation; None without workers."""
+    return measured.core_cpu / measured.operations if measured.operations and measured.core_cpu else None
+
+
+def worker_cpu(measured: LoadResult) -> float | None:
+    """Return the CPU seconds of all TLS workers together for one operation; None without workers."""
+    return measured.worker_cpu / measured.operations if measured.operations and measured.worker_cpu else None
+
+
 def p50(measured: LoadResult) -> float | None:
     """Return the median duration in seconds."""
     return measured.p50 or None
@@ -82,6 +92,11 @@ class Figures:
             if mine is not None and theirs:
                 ratios.append(mine / choose(theirs))
         return median(ratios)
+
+    def ratios_of_parts(self, case: str, proxy: str, other: str, part: Value, whole: Value) -> list[float]:
+        """Return each round's ratio of ``part`` of a proxy to ``whole`` of ``other``, the least first."""
+        pairs = [(self._value(case, proxy, n, part), self._value(case, other, n, whole)) for n in self._rounds]
+        return sorted(mine / theirs for mine, theirs in pairs if mine is not None and theirs)
 
     def difference(self, case: str, proxy: str, other: str, value: Value) -> float | None:
         """Return the median difference: the value of ``proxy`` less that of ``other``."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from kmip_lab.compare.cases import EVEN_RATE
-from kmip_lab.compare.figures import Figures, cpu, memory, p50, rate
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX
+from kmip_lab.compare.figures import Figures, Value, core_cpu, cpu, memory, p50, rate
+from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
+from kmip_lab.tools.statistics import median
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,19 @@ def _idle(figures: Figures) -> float | None:
     return None if size is None else size / 1024
 
 
+def _workers(case: str, part: Value) -> Callable[[Figures], float | None]:
+    """Return the ratio of ``part`` of the gateways with TLS workers to the CPU of one process: the greatest median."""
+
+    def value(figures: Figures) -> float | None:
+        names = [name for name in figures.proxies(case) if tls_workers(name)]
+        medians = [median(figures.ratios_of_parts(case, name, GATEWAY, part, cpu)) for name in names]
+        return max((found for found in medians if found is not None), default=None)
+
+    return value
+
+
+_NEEDS_WORKERS: Final = "--tls-workers 0,1,2"
+
 LIMITS: Final = (
     FigureLimit("fresh: CPU per Get / best of HAProxy and nginx", _fresh, 0.75, "", "case fresh, HAProxy or nginx"),
     FigureLimit(
@@ -81,6 +95,9 @@ LIMITS: Final = (
     ),
     FigureLimit("kept-1: p50 added by the gateway", _added, 0.4, " ms", "case kept-1"),
     FigureLimit("idle: memory per client connection", _idle, 45, " KiB", "case idle"),
+    FigureLimit("fresh: CPU of the core / one process", _workers("fresh", core_cpu), 0.15, "", _NEEDS_WORKERS),
+    FigureLimit("kept: CPU of the core / one process", _workers("kept", core_cpu), 0.6, "", _NEEDS_WORKERS),
+    FigureLimit("kept: CPU with TLS workers / one process", _workers("kept", cpu), 1.7, "", _NEEDS_WORKERS),
 )
 
 

@@ -34,7 +34,8 @@ _ERROR_PAUSE: Final = 0.05  # s; a proxy that refuses everything must not be ref
 class LoadJob:
     """One run: ``work`` is fresh, resumed, kept or idle; ``request`` is hexadecimal; ``sessions`` are the proxy's.
 
-    ``rate`` is for kept: Gets a second of all clients together, or 0 for as many as they can.
+    ``rate`` is for kept: Gets a second of all clients together, or 0 for as many as they can. ``supervisor`` is the
+    process number of a gateway that has TLS workers, or 0.
     """
 
     work: str
@@ -49,12 +50,14 @@ class LoadJob:
     seconds: float = 2.0
     is_tls_1_3: bool = True
     rate: float = 0.0
+    supervisor: int = 0
 
 
 @dataclass(frozen=True)
 class LoadResult:
     """The outcome: times in seconds, ``cpu`` of the whole proxy, ``memory`` in bytes for one idle client.
 
+    ``core_cpu`` and ``worker_cpu`` are parts of ``cpu``, of a gateway with TLS workers: the core, and all workers.
     ``full_handshakes`` is counted if sessions are resumed, and should be none. ``opened`` is how many sessions the
     gateway opened to backends meanwhile; the caller of the load adds it.
     """
@@ -64,6 +67,8 @@ class LoadResult:
     p50: float = 0.0
     p99: float = 0.0
     cpu: float = 0.0
+    core_cpu: float = 0.0
+    worker_cpu: float = 0.0
     memory: float = 0.0
     errors: int = 0
     full_handshakes: int = 0
@@ -104,9 +109,11 @@ class _Load:
         self.durations.clear()
         self.errors = self.full_handshakes = 0
         numbers = usage.processes(self.job.sessions)
-        cpu, began = usage.cpu_seconds(numbers), time.perf_counter()
+        core, workers = _core_and_workers(self.job.supervisor)
+        before, began = [usage.cpu_seconds(part) for part in (numbers, core, workers)], time.perf_counter()
         self._run(self.job.seconds)
-        seconds, cpu = time.perf_counter() - began, usage.cpu_seconds(numbers) - cpu
+        seconds, after = time.perf_counter() - began, [usage.cpu_seconds(part) for part in (numbers, core, workers)]
+        cpu, core_cpu, worker_cpu = (end - begin for begin, end in zip(before, after, strict=True))
         durations = sorted(self.durations)
         return LoadResult(
             operations=len(durations),
@@ -114,6 +121,8 @@ class _Load:
             p50=percentile(durations, 0.5) or 0.0,
             p99=percentile(durations, 0.99) or 0.0,
             cpu=cpu,
+            core_cpu=core_cpu,
+            worker_cpu=worker_cpu,
             errors=self.errors,
             full_handshakes=self.full_handshakes,
         )
@@ -244,6 +253,12 @@ class _Client:
             self.connection.shutdown()
         del self.load.clients[self.sock.fileno()]
         self.sock.close()
+
+
+def _core_and_workers(supervisor: int) -> tuple[list[int], list[int]]:
+    """Return the core's process number, and the workers': a supervisor's first child is the core."""
+    children = usage.children(supervisor) if supervisor else []
+    return children[:1], children[1:]
 
 
 def measure_idle(job: LoadJob) -> LoadResult:

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Final
 
 from kmip_lab.compare.cases import CASES, LoadCase
-from kmip_lab.compare.figures import HEADROOM, Figures, cpu, memory, p50, p99, rate
+from kmip_lab.compare.figures import HEADROOM, Figures, Value, core_cpu, cpu, memory, p50, p99, rate, worker_cpu
 from kmip_lab.compare.limits import checks
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX
+from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
+from kmip_lab.tools.statistics import median
 from kmip_lab.tools.tables import NONE, TextTable, fixed
 
 _NOT_COUNTED: Final = (
@@ -28,7 +29,8 @@ _QUEUES: Final = (
 
 def tables(figures: Figures) -> list[TextTable]:
     """Return all tables that are not empty."""
-    made = [_alone(figures), *(_case(figures, case) for case in CASES.values()), _ratios(figures), _limits(figures)]
+    cases = [_case(figures, case) for case in CASES.values()]
+    made = [_alone(figures), *cases, _workers(figures), _ratios(figures), _limits(figures)]
     return [table for table in made if table.rows]
 
 
@@ -85,6 +87,30 @@ def _row(figures: Figures, case: LoadCase, name: str) -> list[str]:
         _bracketed(fixed(figures.median(case.name, name, p99), 2, 1e3), counts=times_count),
         fixed(figures.median(case.name, name, cpu), 0 if case.work != "kept" else 1, 1e6),
     ]
+
+
+def _workers(figures: Figures) -> TextTable:
+    """Return the CPU time of core and TLS workers apart, beside that of one process that does all."""
+    rows = []
+    for case in CASES.values():
+        for name in figures.proxies(case.name):
+            if tls_workers(name) and case.work != "idle":
+                digits = 0 if case.work != "kept" else 1
+                parts = [fixed(figures.median(case.name, name, part), digits, 1e6) for part in _PARTS]
+                alone = fixed(figures.median(case.name, GATEWAY, cpu), digits, 1e6)
+                against = [_ratio_and_range(figures, case.name, name, part) for part in (core_cpu, cpu)]
+                rows.append([f"{case.name}: {name}", *parts, alone, *against])
+    columns = ("CPU us/Get", "core", "workers", "all", "one process", "core / one process", "all / one process")
+    notes = ["Ratios are medians of the rounds' ratios, with their range. All: supervisor, core and TLS workers."]
+    return TextTable("TLS workers", columns, rows, notes)
+
+
+_PARTS: Final = (core_cpu, worker_cpu, cpu)
+
+
+def _ratio_and_range(figures: Figures, case: str, name: str, part: Value) -> str:
+    found = figures.ratios_of_parts(case, name, GATEWAY, part, cpu)
+    return f"{median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})" if found else NONE
 
 
 def _bracketed(found: str, *, counts: bool) -> str:

@@ -15,6 +15,7 @@ from kmip_lab.compare import configurations
 from kmip_lab.compare.configurations import ProxySettings
 
 GATEWAY, HAPROXY, NGINX = "gateway", "haproxy", "nginx"
+_WITH_WORKERS: Final = f"{GATEWAY}-"
 #: No proxy at all.
 DIRECT: Final = "direct"
 #: The command that installs both on Debian and Ubuntu. Their services are not needed, and may be stopped.
@@ -65,6 +66,21 @@ PROXIES: Final[dict[str, Callable[[ProxySettings], CommandLines]]] = {
     HAPROXY: _haproxy,
     NGINX: _nginx,
 }
+
+
+def gateway_name(tls_workers: int) -> str:
+    """Return the name of a gateway with so many TLS workers: ``gateway`` without, ``gateway-2`` with two."""
+    return f"{_WITH_WORKERS}{tls_workers}" if tls_workers else GATEWAY
+
+
+def program_name(name: str) -> str:
+    """Return the key in PROXIES of a name: that of a gateway with TLS workers is the gateway's."""
+    return GATEWAY if tls_workers(name) else name
+
+
+def tls_workers(name: str) -> int:
+    """Return how many TLS workers the proxy of this name has: 0 for all but a gateway with TLS workers."""
+    return int(name.removeprefix(_WITH_WORKERS)) if name.startswith(_WITH_WORKERS) else 0
 
 
 def missing(name: str) -> str | None:

@@ -28,7 +28,7 @@ from kmip_lab.compare.cases import CASES, HANDSHAKE_COST, OPERATION_COST, Backen
 from kmip_lab.compare.configurations import ProxySettings
 from kmip_lab.compare.figures import Sample
 from kmip_lab.compare.load import LoadJob, LoadResult
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, PROXIES
+from kmip_lab.compare.proxies import DIRECT, GATEWAY, PROXIES, program_name, tls_workers
 from kmip_lab.tools.clients import connect, created_key
 from kmip_lab.tools.programs import START_TIMEOUT, free_addresses, key_manager_command, last_line, program
 from kmip_lab.tools.requests import get_key
@@ -81,6 +81,7 @@ class Destination:
     """Addresses that a load connects to, the credential that it shows there, and the sessions of the proxy's processes.
 
     ``ca`` is the file name of the CA that issued the server's certificate. ``admin`` is the gateway's admin port.
+    ``supervisor`` is the process number of a gateway with TLS workers, or 0.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Destination:
     context: SSL.Context
     sessions: list[int]
     admin: Address | None = None
+    supervisor: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,15 @@ async def _destinations(
         for name in proxies:
             if name != DIRECT:
                 front, spare = free_addresses(2)
-                command = PROXIES[name](ProxySettings(files, front, spare, backends)).run
+                workers = tls_workers(name)
+                command = PROXIES[program_name(name)](ProxySettings(files, front, spare, backends, workers)).run
                 proxy = await stack.enter_async_context(program(name, command, processors=processors.proxy))
-                admin = spare if name == GATEWAY else None
+                admin = spare if program_name(name) == GATEWAY else None
                 context = files.client_context()
                 destinations[name] = Destination(
-                    name, [front], "client", "gateway-ca.pem", context, [proxy.number], admin
+                    *(name, [front], "client", "gateway-ca.pem", context, [proxy.number]),
+                    admin=admin,
+                    supervisor=proxy.number if workers else 0,
                 )
                 await _wait_until_serving(destinations[name], request)
         yield destinations, request
@@ -207,6 +212,7 @@ def _job(plan: Plan, case: LoadCase, destination: Destination, request: bytes, f
         seconds=plan.seconds,
         is_tls_1_3=plan.is_tls_1_3,
         rate=case.rate,
+        supervisor=destination.supervisor,
     )
 
 

@@ -31,6 +31,11 @@ def processes(sessions: Iterable[int]) -> list[int]:
     return sorted(found)
 
 
+def children(number: int) -> list[int]:
+    """Return the numbers of a process's children that run, the oldest first."""
+    return [int(word) for word in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+
+
 def cpu_seconds(numbers: Iterable[int]) -> float:
     """Return user and system time of these processes so far, in seconds, with that of threads that have ended."""
     return sum(map(_cpu_seconds, numbers))
