@@ -10,6 +10,8 @@ import trio
 from gateway.front.channel import HEAD, Kind, Message, MessageReader
 from gateway.log import Log
 
+_SENT_AT_ONCE: Final = 64 * 1024  # bytes of messages that are collected before they are sent
+_MOST_PARTS: Final = 512  # of one sendmsg; the kernel's limit is 1,024
 _READ_AT_ONCE: Final = 256 * 1024  # bytes
 _BUFFER: Final = 1 << 20  # bytes that the kernel holds in each direction
 _HIGH_WATER: Final = 1 << 20  # bytes that wait here, because the other process is busy, before senders should wait
@@ -18,8 +20,9 @@ _HIGH_WATER: Final = 1 << 20  # bytes that wait here, because the other process 
 class Pipe:
     """Sends messages without waiting, and gives each message that arrives to a handler.
 
-    Bytes that the kernel does not take are held, and sent by a task. A sender of much asks ``is_full`` first, and waits
-    with ``wait_for_room``.
+    While ``run`` runs, the messages of one round of the event loop are sent together before the loop waits: one system
+    call, and the other process wakes once. Bytes that the kernel does not take are held, and sent by a task. A sender
+    of much asks ``is_full`` first, and waits with ``wait_for_room``.
     """
 
     def __init__(self, sock: socket.socket, log: Log) -> None:
@@ -28,6 +31,9 @@ class Pipe:
             sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         self._socket = sock
         self._log = log
+        self._parts: list[bytes] = []  # heads and payloads of this round
+        self._size = 0  # bytes of these
+        self._flusher: _Flusher | None = None  # while ``run`` runs
         self._held = bytearray()
         self._has_held = trio.Event()
         self._has_room = trio.lowlevel.ParkingLot()
@@ -40,31 +46,45 @@ class Pipe:
     @property
     def held(self) -> int:
         """The bytes that wait for the other process to read."""
-        return len(self._held)
+        return len(self._held) + self._size
 
     @property
     def is_full(self) -> bool:
         """True if a sender should wait: the other process does not keep up."""
-        return len(self._held) > _HIGH_WATER
+        return len(self._held) + self._size > _HIGH_WATER
 
     def send(self, kind: Kind, connection: int = 0, payload: bytes = b"") -> None:
         """Send a message, or hold it. After the pipe has closed, do nothing."""
-        head = HEAD.pack(kind, connection, len(payload))
         if self.is_closed:
             return
-        sent = 0
+        self._parts.append(HEAD.pack(kind, connection, len(payload)))
+        self._size += HEAD.size + len(payload)
+        if payload:
+            self._parts.append(payload)
+        if self._flusher is None or self._size > _SENT_AT_ONCE or len(self._parts) >= _MOST_PARTS:
+            self._flush(self._has_held.set, self.close)
+
+    def flush_before_wait(self, token: trio.lowlevel.TrioToken) -> None:
+        """Send the messages of this round. The event loop is about to wait: tasks must be woken through its token."""
+        if self._parts:
+            self._flush(lambda: token.run_sync_soon(self._has_held.set), lambda: token.run_sync_soon(self.close))
+
+    def _flush(self, on_held: Callable[[], None], on_broken: Callable[[], None]) -> None:
+        """Send what the kernel takes, and hold the rest."""
+        parts, size, sent = self._parts, self._size, 0
+        self._parts, self._size = [], 0
         if not self._held:
             try:
-                sent = self._socket.sendmsg([head, payload])
+                sent = self._socket.sendmsg(parts)
             except BlockingIOError:
                 pass
             except OSError:
-                self.close()
+                on_broken()
                 return
-            if sent == len(head) + len(payload):
+            if sent == size:
                 return
-        self._held += (head + payload)[sent:]
-        self._has_held.set()
+        self._held += b"".join(parts)[sent:]
+        on_held()
 
     async def wait_for_room(self) -> None:
         """Wait until the pipe is not full, or has closed."""
@@ -73,11 +93,18 @@ class Pipe:
 
     async def run(self, handle: Callable[[Message], None]) -> None:
         """Read and write until either process closes its end; give ``handle`` each message."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write)
-            with suppress(trio.ClosedResourceError):
-                await self._read(handle)
-            nursery.cancel_scope.cancel()
+        self._flusher = _Flusher(self, trio.lowlevel.current_trio_token())
+        trio.lowlevel.add_instrument(self._flusher)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                with suppress(trio.ClosedResourceError):
+                    await self._read(handle)
+                nursery.cancel_scope.cancel()
+        finally:
+            trio.lowlevel.remove_instrument(self._flusher)
+            self._flusher = None
+            self._flush_last()
 
     async def _read(self, handle: Callable[[Message], None]) -> None:
         reader = MessageReader()
@@ -122,9 +149,27 @@ class Pipe:
 
     def close(self) -> None:
         """Close this end; the tasks of ``run`` and of waiting senders end. To be called from the same event loop."""
+        self._flush_last()
         self.is_closed = True
         self._held.clear()
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
         self._has_room.unpark_all()
+
+    def _flush_last(self) -> None:
+        """Send the messages of this round, as far as the kernel takes them at once."""
+        if self._parts and not self.is_closed:
+            self._flush(self._has_held.set, lambda: None)
+
+
+class _Flusher(trio.abc.Instrument):
+    """Flushes a pipe each time before the event loop waits."""
+
+    def __init__(self, pipe: Pipe, token: trio.lowlevel.TrioToken) -> None:
+        self._pipe = pipe
+        self._token = token
+
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's interface
+        """Send the messages of this round."""
+        self._pipe.flush_before_wait(self._token)
