@@ -74,7 +74,9 @@ class TlsWorker:
             nursery.cancel_scope.cancel()
 
     def _handle(self, message: Message) -> None:
-        if message.kind == Kind.REFUSE:
+        if message.connection:
+            self._relay.handle(message)
+        elif message.kind == Kind.REFUSE:
             for listener in self._listeners.values():
                 listener.pause()
         elif message.kind == Kind.ACCEPT:
@@ -84,8 +86,6 @@ class TlsWorker:
             for listener in self._listeners.values():
                 listener.drain()
             self._draining.set()
-        else:
-            self._relay.handle(message)
 
     async def _report(self) -> None:
         while True:

@@ -19,6 +19,7 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.spec import Tag
 from gateway.tls import TlsStream
 
+_FRAME, _ANSWER = Kind.FRAME, Kind.ANSWER  # to look up a member of an enumeration is a call
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
 _LOOK_FOR_LEFT: Final = 0.5  # s between two looks at whether clients whose requests are under way have left
 _CLOSE_WITHIN: Final = 10.0  # s for the core to close a connection that the worker has reported as failed
@@ -89,7 +90,8 @@ class RelayedClient:
         try:
             with self._closing:
                 await self._relay()
-                await trio.sleep(_CLOSE_WITHIN)  # the core has been told, and closes
+                self._closing.deadline = trio.current_time() + _CLOSE_WITHIN  # the core knows, and closes
+                await trio.sleep_forever()
             with suppress(GatewayError):
                 await self._send_rest()
             await self.stream.aclose(linger=self._linger)
@@ -108,8 +110,9 @@ class RelayedClient:
                 self._answered = trio.Event()
                 self.asked_at = trio.current_time()
                 self._under_way.add(self)
-                await self._pipe.wait_for_room()
-                self._pipe.send(Kind.FRAME, self.number, frame)
+                if self._pipe.is_full:
+                    await self._pipe.wait_for_room()
+                self._pipe.send(_FRAME, self.number, frame)
                 del frame
                 await self._answered.wait()
                 await self._send_rest()
@@ -246,10 +249,10 @@ class Relay:
         client = self._clients.get(message.connection)
         if client is None:
             return
-        if message.kind == Kind.ANSWER:
+        if message.kind == _ANSWER:
             client.answer(message.payload)
         elif message.kind == Kind.CLOSE:
-            client.close(json.loads(message.payload))
+            client.close(json.loads(message.payload) if message.payload else 0.0)
 
     async def look_for_left_clients(self) -> None:
         """Look at the clients with a request under way, for ever."""

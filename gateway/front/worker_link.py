@@ -17,6 +17,7 @@ from gateway.front.channel import Kind, Message, Opening, decode_error
 from gateway.front.pipe import Pipe
 
 _WORKER_ENDED: Final = "the TLS worker of this client has ended"
+_FRAME, _ANSWER = Kind.FRAME, Kind.ANSWER  # to look up a member of an enumeration is a call
 _CLOSED_HERE: Final = "closed on this side"
 
 
@@ -113,7 +114,7 @@ class WorkerLink:
         self._check_open()
         if self._pipe.is_full:
             return 0
-        self._pipe.send(Kind.ANSWER, self._number, bytes(data))
+        self._pipe.send(_ANSWER, self._number, bytes(data))
         return len(data)
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -132,7 +133,7 @@ class WorkerLink:
     async def aclose(self, *, linger: float = 0.0) -> None:
         """Have the worker close the connection; for up to ``linger`` seconds it reads and discards what arrives."""
         self._end(linger)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()  # a whole checkpoint would cost a round of the event loop
 
     def close(self) -> None:
         """Have the worker close the connection, once the client has the answers that were sent."""
@@ -143,13 +144,13 @@ class WorkerLink:
     def _end(self, linger: float) -> None:
         if not self.is_closed:
             self.is_closed = True
-            self._pipe.send(Kind.CLOSE, self._number, json.dumps(linger).encode())
+            self._pipe.send(Kind.CLOSE, self._number, json.dumps(linger).encode() if linger else b"")
             self._remove(self._number)
             self._wake()
 
     def handle(self, message: Message) -> None:
         """Take a message of the worker about this connection."""
-        if message.kind == Kind.FRAME:
+        if message.kind == _FRAME:
             self._frame = message.payload
         elif message.kind == Kind.BEGUN:
             self.is_request_begun = True
@@ -204,15 +205,16 @@ class WorkerLinks:
         async with trio.open_nursery() as nursery:
 
             def handle(message: Message) -> None:
-                if message.kind == Kind.OPENED:
+                known = self._links.get(message.connection)
+                if known is not None:
+                    known.handle(message)
+                elif message.kind == Kind.OPENED:
                     opening = Opening.decode(message.payload)
                     link = WorkerLink(message.connection, opening, self.pipe, self._remove)
                     self._links[message.connection] = link
                     nursery.start_soon(self._receive, link)
                 elif message.kind == Kind.COUNTED:
                     self._count(message.payload)
-                elif (known := self._links.get(message.connection)) is not None:
-                    known.handle(message)
 
             await self.pipe.run(handle)
             for link in list(self._links.values()):
