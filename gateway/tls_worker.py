@@ -25,6 +25,7 @@ from gateway.metrics import Metrics
 from gateway.wiring import build_admission, build_listener
 
 _REPORT_EVERY: Final = 1.0  # s
+_ADMITTED_AT_ONCE: Final = 1  # of connections that come at once, so that the other workers get their share
 _LOOK_EVERY: Final = 0.05  # s between two looks at whether the last client of a drained worker has ended
 
 
@@ -58,6 +59,7 @@ class TlsWorker:
                 admission=admission,
                 metrics=self._metrics,
                 throttle=throttle,
+                admitted_at_once=_ADMITTED_AT_ONCE,
             )
             for settings in config.listeners
         }

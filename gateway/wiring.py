@@ -302,6 +302,7 @@ def build_listener(
     admission: Admission,
     metrics: Metrics,
     throttle: Throttle,
+    admitted_at_once: int = 8,
 ) -> Listener:
     """Return a listener that passes on its clients to ``receive``."""
     logger = _front_log(listener)
@@ -314,6 +315,7 @@ def build_listener(
         errors=ConnectionErrors(listener.name, metrics, logger, throttle),
         metrics=metrics,
         log=logger,
+        admitted_at_once=admitted_at_once,
     )
 
 

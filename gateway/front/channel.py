@@ -38,7 +38,7 @@ class Kind(IntEnum):
     COUNTED = 7  # of the worker itself: what it has counted since it last told, as JSON
     # From the core to the worker.
     ANSWER = 17
-    CLOSE = 18  # end the connection; the payload is the seconds for which the client may finish sending, as JSON, or empty for 0
+    CLOSE = 18  # end the connection; the payload: see ``WorkerLink.aclose``
     ACCEPT = 19  # of the worker itself: accept new clients from now on
     REFUSE = 20  # of the worker itself: refuse new connections until ACCEPT
     DRAIN = 21  # of the worker itself: take no new clients; the core closes each connection when it is due

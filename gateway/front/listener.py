@@ -21,7 +21,6 @@ from gateway.metrics import Metrics
 from gateway.tls import TlsStream
 
 _ACCEPTED_AT_ONCE: Final = 64  # connections accepted before other tasks run
-_ADMITTED_AT_ONCE: Final = 8  # connections that begin a handshake, which may cost 2 ms, before other tasks run
 _ACCEPT_PAUSE: Final = 0.1  # s without accepting after a fault, or when the process has no descriptors or memory
 
 
@@ -30,7 +29,8 @@ class Listener:
 
     ``receive`` serves a client whose handshake has succeeded: the stream, the client's address for the log, and the
     seconds that the handshake took. ``limit_reached`` returns the limit because of which no handshake may begin, or
-    None.
+    None. ``admitted_at_once`` is the number of connections that begin a handshake, which may cost 2 ms, before other
+    tasks run.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Listener:
         errors: ConnectionErrors,
         metrics: Metrics,
         log: Log,
+        admitted_at_once: int,
     ) -> None:
         self._settings = settings
         self._receive = receive
@@ -60,6 +61,7 @@ class Listener:
             errors=errors,
             metrics=metrics,
         )
+        self._admitted_at_once = admitted_at_once
         self._draining = False
         self._accept_scope = trio.CancelScope()
         self._listening: socket.socket | None = None  # while ``serve`` accepts or refuses
@@ -143,7 +145,7 @@ class Listener:
     async def _accept_some(self, listening: socket.socket, clients: trio.Nursery) -> None:
         admitted = 0
         for _ in range(_ACCEPTED_AT_ONCE):
-            if admitted >= _ADMITTED_AT_ONCE:
+            if admitted >= self._admitted_at_once:
                 return
             try:
                 sock, address = listening.accept()

@@ -131,7 +131,10 @@ class WorkerLink:
             raise StreamClosedError(str(self._failure or _WORKER_ENDED), nothing_sent=True)
 
     async def aclose(self, *, linger: float = 0.0) -> None:
-        """Have the worker close the connection; for up to ``linger`` seconds it reads and discards what arrives."""
+        """Have the worker close the connection; for up to ``linger`` seconds it reads and discards what arrives.
+
+        The payload of CLOSE is ``linger`` as JSON, or empty for 0.
+        """
         self._end(linger)
         await trio.lowlevel.checkpoint_if_cancelled()  # a whole checkpoint would cost a round of the event loop
 

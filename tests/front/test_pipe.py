@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import log
-from gateway.front.channel import Kind, Message
+from gateway.front.channel import Kind, Message, encode
 from gateway.front.pipe import Pipe
 
 
@@ -90,3 +90,34 @@ async def test_a_handler_that_fails_for_one_message_gets_the_next(
     await wait_all_tasks_blocked()
     assert heard == [1, 3]
     nursery.cancel_scope.cancel()
+
+
+async def test_messages_of_one_round_of_the_event_loop_are_sent_together(nursery: trio.Nursery) -> None:
+    sock, end = socket.socketpair()
+    end.setblocking(False)
+    pipe = Pipe(sock, log.get("test"))
+    nursery.start_soon(pipe.run, lambda _message: None)
+    await wait_all_tasks_blocked()
+    for number in (1, 2):
+        pipe.send(Kind.FRAME, number, b"frame")
+    with pytest.raises(BlockingIOError):
+        end.recv(100)
+    await wait_all_tasks_blocked()
+    assert end.recv(100) == encode(Kind.FRAME, 1, b"frame") + encode(Kind.FRAME, 2, b"frame")
+    pipe.send(Kind.FRAME, 3)
+    pipe.close()
+    assert end.recv(100) == encode(Kind.FRAME, 3)
+    nursery.cancel_scope.cancel()
+    end.close()
+
+
+async def test_a_reset_found_before_the_event_loop_waits_ends_the_pipe() -> None:
+    sock, end = socket.socketpair()
+    pipe = Pipe(sock, log.get("test"))
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pipe.run, lambda _message: None)
+            await wait_all_tasks_blocked()
+            pipe.send(Kind.FRAME, 1)
+            end.close()
+    assert pipe.is_closed

@@ -233,6 +233,7 @@ async def open_front(
         admission=admission,
         errors=errors,
         metrics=metrics,
+        admitted_at_once=8,
         log=logger,
     )
     with listening or socket.create_server(("127.0.0.1", 0)) as sock:

@@ -101,3 +101,26 @@ def test_a_program_that_ends_by_itself_is_one_line(monkeypatch: pytest.MonkeyPat
     ended = CliRunner().invoke(compare, ["--proxy", "gateway", "--only", "kept"])
     assert ended.exit_code == 1
     assert ended.stderr.splitlines()[-1] == "Error: gateway ended by itself: without a word"
+
+
+def test_core_and_workers_are_measured_apart_beside_one_process() -> None:
+    found = measured("--tls-workers", "0,1,2", "--only", "kept")
+    assert set(found) == {("kept", name) for name in ("gateway", "gateway-1", "gateway-2", "direct")}
+    assert found["kept", "gateway"]["core_cpu"] == found["kept", "gateway"]["worker_cpu"] == 0
+    for name in ("gateway-1", "gateway-2"):
+        each = found["kept", name]
+        assert 0 < each["core_cpu"] + each["worker_cpu"] <= each["cpu"]
+        assert each["core_cpu"] > 0
+        assert each["worker_cpu"] > 0
+
+
+def test_sessions_of_tls_1_3_resume_again_and_again_on_all_workers() -> None:
+    found = measured("--tls-workers", "0,2", "--only", "resumed")
+    assert {proxy for _case, proxy in found} == {"gateway", "gateway-2", "direct"}
+
+
+@pytest.mark.parametrize("text", ["0,x", "", "-1"])
+def test_a_list_of_worker_counts_that_is_none_is_refused(text: str) -> None:
+    ended = CliRunner().invoke(compare, ["--tls-workers", text])
+    assert ended.exit_code == 2
+    assert "is no list of numbers such as 0,1,2" in ended.stderr

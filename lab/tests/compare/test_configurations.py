@@ -1,5 +1,6 @@
 """The configurations of the proxies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,8 @@ def test_every_configuration_names_every_backend(settings: ProxySettings) -> Non
 
 def test_the_gateway_has_one_identity_for_the_only_client(settings: ProxySettings) -> None:
     assert 'match = { subject_cn = "client" }\nshared = false' in gateway(settings)
+
+
+def test_the_gateway_has_the_tls_workers_that_are_asked_for(settings: ProxySettings) -> None:
+    assert "tls_workers = 0\n" in gateway(settings)
+    assert "tls_workers = 2\n" in gateway(replace(settings, tls_workers=2))

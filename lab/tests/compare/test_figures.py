@@ -1,7 +1,7 @@
 """Medians, ratios within rounds, and rates that count."""
 
 import pytest
-from kmip_lab.compare.figures import Figures, Sample, cpu, memory, p50, rate
+from kmip_lab.compare.figures import Figures, Sample, core_cpu, cpu, memory, p50, rate, worker_cpu
 from kmip_lab.compare.load import LoadResult
 
 
@@ -68,3 +68,15 @@ def test_errors_and_sessions_that_were_not_resumed_are_reported() -> None:
         "resumed, nginx, round 2: 2 errors beside 9 answers",
         "resumed, nginx, round 2: 3 of 9 sessions were not resumed",
     ]
+
+
+def test_parts_of_the_cpu_time_are_compared_with_one_process_round_by_round() -> None:
+    apart = [
+        Sample("kept", "gateway-2", number, LoadResult(10, 1.0, cpu=cpu_of_all, core_cpu=core, worker_cpu=0.2))
+        for number, (cpu_of_all, core) in enumerate([(0.5, 0.3), (0.6, 0.1)])
+    ]
+    figures = Figures([*runs("kept", "gateway", 100, 100, spent=0.05), *apart])
+    assert figures.median("kept", "gateway-2", worker_cpu) == pytest.approx(0.02)
+    assert figures.median("kept", "gateway", core_cpu) is None
+    assert figures.ratios_of_parts("kept", "gateway-2", "gateway", core_cpu, cpu) == pytest.approx([0.2, 0.6])
+    assert figures.ratios_of_parts("kept", "gateway-1", "gateway", core_cpu, cpu) == []

@@ -49,3 +49,15 @@ def test_json_has_every_run_and_every_limit() -> None:
     (found,) = printed["runs"]
     assert (found["case"], found["proxy"], found["operations"]) == ("kept-1", "gateway", 4000)
     assert {each["met"] for each in printed["limits"]} == {None}
+
+
+def test_core_and_workers_are_shown_apart_with_the_range_of_their_ratios() -> None:
+    alone = [Sample("kept", "gateway", number, LoadResult(1000, 1.0, cpu=0.1)) for number in (0, 1)]
+    apart = [
+        Sample("kept", "gateway-2", number, LoadResult(1000, 1.0, cpu=cpu, core_cpu=0.06, worker_cpu=0.05))
+        for number, cpu in enumerate([0.12, 0.14])
+    ]
+    said = output.markdown(output.tables(Figures([*alone, *apart])))
+    row = "| kept: gateway-2 | 60.0 | 50.0 | 130.0 | 100.0 | 0.60 (0.60 to 0.60) | 1.30 (1.20 to 1.40) |"
+    assert row in said
+    assert "| kept: CPU of the core / one process | 0.6 | <= 0.6 | met |" in said

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from kmip_lab.certs import write_development_set
 from kmip_lab.compare.configurations import ProxySettings
-from kmip_lab.compare.proxies import INSTALL, PROXIES, interpreter, missing, version
+from kmip_lab.compare.proxies import (
+    INSTALL,
+    PROXIES,
+    gateway_name,
+    interpreter,
+    missing,
+    program_name,
+    tls_workers,
+    version,
+)
 
 from gateway.config import Address
 
@@ -57,3 +66,9 @@ def test_only_the_owner_can_read_private_keys(name: str, settings: ProxySettings
     PROXIES[name](settings)
     secrets = [*settings.files.directory.glob("*.key"), *settings.files.directory.glob("*-pair.pem")]
     assert {file.stat().st_mode & 0o077 for file in secrets} == {0}
+
+
+def test_a_gateway_with_tls_workers_has_a_name_of_its_own() -> None:
+    assert [gateway_name(number) for number in (0, 2)] == ["gateway", "gateway-2"]
+    assert [program_name(name) for name in ("gateway", "gateway-12", "nginx")] == ["gateway", "gateway", "nginx"]
+    assert [tls_workers(name) for name in ("gateway", "gateway-12", "nginx")] == [0, 12, 0]

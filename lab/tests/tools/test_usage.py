@@ -50,3 +50,13 @@ def test_the_share_of_busy_processors_is_between_none_and_all() -> None:
     assert use.busy() == 0 or 0 <= use.busy() <= 1
     time.sleep(0.05)
     assert 0 <= use.busy() <= 1
+
+
+def test_children_are_found_in_the_order_in_which_they_began() -> None:
+    script = "sleep 60 & echo $!; sleep 61 & echo $!; read _; kill $(jobs -p)"
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        begun = [int(process.stdout.readline()) for _ in range(2)]
+        assert usage.children(process.pid) == begun
+        process.stdin.write(b"\n")
