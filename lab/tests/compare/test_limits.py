@@ -28,7 +28,7 @@ GOOD = [
     run("kept-1", "direct", 10000, p50=0.0001),
     run("idle", "gateway", 1000, memory=45 * 1024),
     run("fresh", "gateway-1", 400, cpu=0.0014, core=0.00017),
-    run("fresh", "gateway-2", 400, cpu=0.0014, core=0.00018),
+    run("fresh", "gateway-2", 400, cpu=0.0014, core=0.000179),
     run("kept", "gateway-2", 10000, cpu=0.0001, core=0.000035),
 ]
 
