@@ -48,7 +48,6 @@ class _Slot:
     began: float = 0.0
     pause: float = _FIRST_PAUSE
     due: float = 0.0
-    deaths: int = 0
 
 
 @dataclass
@@ -106,15 +105,17 @@ class Supervisor:
         for slot in self._slots:
             if slot.process == process:
                 now = time.monotonic()
-                slot.pause = _FIRST_PAUSE if now - slot.began > _STABLE else min(slot.pause * 2, _LONGEST_PAUSE)
-                slot.process, slot.due = 0, now + slot.pause
-                slot.deaths += 1
+                if now - slot.began > _STABLE:
+                    slot.pause = _FIRST_PAUSE
+                pause = slot.pause
+                slot.process, slot.due = 0, now + pause
+                slot.pause = min(pause * 2, _LONGEST_PAUSE)
                 if not self._is_ending:
                     self._log.error(
                         "TLS worker ended; its clients are disconnected, and another one is started",
                         worker=slot.index,
                         status=status,
-                        seconds=slot.pause,
+                        seconds=pause,
                     )
 
     def _fork(self, run: Callable[[], int], *others: socket.socket) -> int:
