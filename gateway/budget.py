@@ -23,6 +23,11 @@ class RetryBudget:
     def __repr__(self) -> str:
         return f"<RetryBudget {self.held} of {self._most()}, {self.in_flight} requests in flight>"
 
+    def change(self, *, retry_ratio: float, min_retries: int) -> None:
+        """Change the bound; tokens that are held stay held."""
+        self._ratio, self._least = retry_ratio, min_retries
+        self._serve()
+
     @property
     def is_nothing(self) -> bool:
         """True if no token will ever exist."""
@@ -81,6 +86,11 @@ class LookupBudget:
 
     def __repr__(self) -> str:
         return f"<LookupBudget {self._held:.1f}>"
+
+    def change(self, *, lookup_ratio: float, min_lookups_per_second: float) -> None:
+        """Change the share and the floor; saved lookups of the share stay."""
+        self._ratio = lookup_ratio
+        self._floor = TokenBucket(rate=min_lookups_per_second, burst=max(1.0, min_lookups_per_second * 10))
 
     def request(self) -> None:
         """Count a request, which adds its share of a lookup."""

@@ -32,7 +32,7 @@ def run(config: Path) -> None:
     """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
-    sys.exit(launch(settings, partial(_show_mistakes, config)))
+    sys.exit(launch(settings, partial(_show_mistakes, config), config))
 
 
 @main.command()

@@ -3,7 +3,7 @@
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -16,14 +16,17 @@ from cryptography import x509
 from gateway import log
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.config import Address, Config, exposed, lapsed
+from gateway.dispatcher import Dispatcher
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.listener import Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
 from gateway.listening import address_of, listen, listen_for_clients
 from gateway.metrics import Metrics
+from gateway.reload import Reloader, ReloadReport
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
+from gateway.watching import FileWatch
 from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
 
 _OTHER_DESCRIPTORS: Final = 64  # for health checks, lookups of names, and clients of the admin port
@@ -53,12 +56,14 @@ class _Entrance(NamedTuple):
 class Core:
     """The process of the gateway that holds the pools, the limits and the health of key managers.
 
-    ``config`` comes from ``load``. Clients' TLS ends in this process, or in TLS workers if the supervisor has handed
-    over what they need.
+    ``config`` comes from ``load``, and from the file ``path``, which a reload reads again. Clients' TLS ends in this
+    process, or in TLS workers if the supervisor has handed over what they need.
     """
 
-    def __init__(self, config: Config, handed_over: HandedOver | None = None) -> None:
-        self._config = config
+    def __init__(self, config: Config, handed_over: HandedOver | None = None, path: Path | None = None) -> None:
+        self._config = config.model_copy(deep=True)  # its tables change: see Table.adopt
+        self._path = None if path is None else path.absolute()
+        self._reloader: Reloader | None = None  # while the core runs, if it has a file
         self._handed_over = handed_over
         self._log = log.get("core")
         self._drain = trio.Event()
@@ -67,6 +72,18 @@ class Core:
     def drain(self) -> None:
         """Accept no more clients, and answer the requests in flight until deadlines.drain; then ``run`` returns."""
         self._drain.set()
+
+    async def reload(self) -> ReloadReport:
+        """Read the configuration file again, and use what has changed; see ``Reloader``."""
+        if self._reloader is None:
+            return ReloadReport(mistakes=["the gateway is not running from a file that could be read again"])
+        report = await self._reloader.reload()
+        if report.succeeded:
+            with suppress(OSError, ValueError):  # a file has gone since it was read; its watch reloads again
+                self._note_certificates()
+                self._warn_of_lapsed_certificates()
+                self._warn_of_exposed_secrets()
+        return report
 
     async def run(self, *, task_status: trio.TaskStatus[ListenAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises ConfigError for an address in use, and for a certificate that OpenSSL refuses."""
@@ -83,8 +100,10 @@ class Core:
                 entrances = self._build_entrances(front, sockets)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream.fleet, front)
+                self._build_reloader(upstream, dispatcher, front, entrances)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 background.start_soon(upstream.run)
+                background.start_soon(self._reload_when_files_change)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
@@ -127,10 +146,8 @@ class Core:
             for entrance in entrances:
                 serving.start_soon(entrance.run)
             async with trio.open_nursery() as until_drained:
-                if self._config.failover.when_none == "close":
-                    is_reachable = partial(_is_reachable, fleet)
-                    acceptors = [entrance.acceptor for entrance in entrances]
-                    until_drained.start_soon(refuse_while_unreachable, acceptors, is_reachable, self._log)
+                acceptors = [entrance.acceptor for entrance in entrances]
+                until_drained.start_soon(refuse_while_unreachable, acceptors, partial(self._accepts, fleet), self._log)
                 await self._drain.wait()
                 until_drained.cancel_scope.cancel()
             self._log.info("draining", seconds=self._config.deadlines.drain)
@@ -146,6 +163,35 @@ class Core:
         self.metrics.log_messages_dropped.set_function(lambda: [((), log.messages_dropped())])
         in_flight = self.metrics.requests_in_flight
         in_flight.set_function(lambda: sum(clients.requests_in_flight for clients in front.clients.values()))
+        self._note_certificates()
+
+    def _build_reloader(
+        self, upstream: Upstream, dispatcher: Dispatcher, front: Front, entrances: Sequence[_Entrance]
+    ) -> None:
+        if self._path is not None:
+            self._reloader = Reloader(
+                self._path,
+                self._config,
+                upstream=upstream,
+                dispatcher=dispatcher,
+                front=front,
+                listeners=[entrance.acceptor for entrance in entrances if isinstance(entrance.acceptor, Listener)],
+                metrics=self.metrics,
+            )
+
+    async def _reload_when_files_change(self) -> None:
+        reloader = self._reloader
+        if reloader is None:
+            return
+        watch = FileWatch(lambda: reloader.files)
+        while True:
+            changed = await watch.changed()
+            if self._config.gateway.watch_files:
+                self._log.info("files changed: reloading the configuration", files=[str(path) for path in changed])
+                await self.reload()
+
+    def _note_certificates(self) -> None:
+        self.metrics.certificate_not_after.clear()
         for role, name, path in _certificates(self._config):
             ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
             self.metrics.certificate_not_after.labels(role, name).set(ends)
@@ -184,6 +230,10 @@ class Core:
                 file=str(secret.file),
                 detail=secret.remedy(),
             )
+
+    def _accepts(self, fleet: Fleet) -> bool:
+        """Return True if new connections should be accepted."""
+        return self._config.failover.when_none == "answer" or _is_reachable(fleet)
 
     def _unreadiness(self, fleet: Fleet) -> str | None:
         if self._drain.is_set():

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -23,20 +24,24 @@ from gateway.wiring import server_context
 MISTAKE: Final = 2  # exit status for a mistake in the configuration
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # scripts send these to have a service reload
+_RELOADING: Final = signal.SIGHUP
 
 #: Shows the mistakes of a configuration to the operator.
 ShowMistakes = Callable[[Sequence[str]], None]
 
 
-def launch(config: Config, show_mistakes: ShowMistakes) -> int:
-    """Run the gateway until it has drained; return its exit status. To be called once, by the only thread."""
+def launch(config: Config, show_mistakes: ShowMistakes, path: Path | None = None) -> int:
+    """Run the gateway until it has drained; return its exit status. To be called once, by the only thread.
+
+    ``path`` is the file of the configuration, for reloads.
+    """
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # before and after the time in which the core receives signals
     workers = number_of_workers(config.gateway.tls_workers)
     if not workers:
-        return _run_core(config, None, show_mistakes)
+        return _run_core(Core(config, path=path), show_mistakes)
     try:
-        return _supervise(config, workers, show_mistakes)
+        return _supervise(config, workers, show_mistakes, path)
     except ConfigError as error:
         show_mistakes(error.mistakes)
         return MISTAKE
@@ -49,14 +54,14 @@ def number_of_workers(setting: int | str) -> int:
     return len(os.sched_getaffinity(0)) - 1
 
 
-def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int:
+def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes, path: Path | None) -> int:
     """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
     with ExitStack() as stack:
         sockets = {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in config.listeners}
         contexts = {listener.name: server_context(listener) for listener in config.listeners}
 
         def run_core(supervisor: socket.socket) -> int:
-            return _run_core(config, HandedOver(sockets, supervisor), show_mistakes)
+            return _run_core(Core(config, HandedOver(sockets, supervisor), path), show_mistakes)
 
         def run_worker(index: int, core: socket.socket) -> int:
             return _run_worker(TlsWorker(config, contexts, core, workers=workers), sockets, index)
@@ -64,10 +69,10 @@ def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int
         return Supervisor(run_core, run_worker, workers).run()
 
 
-def _run_core(config: Config, handed_over: HandedOver | None, show_mistakes: ShowMistakes) -> int:
+def _run_core(core: Core, show_mistakes: ShowMistakes) -> int:
     mistakes: list[str] = []
     try:
-        trio.run(_until_drained, Core(config, handed_over))
+        trio.run(_until_drained, core)
     except* ConfigError as errors:
         mistakes = _mistakes(errors)
     show_mistakes(mistakes)
@@ -93,20 +98,23 @@ async def _until_drained(core: Core) -> None:
     """Run a core until it has drained. A first signal starts the drain, a second one ends the process at once."""
     _freeze()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_obey_signals, core)
+        await nursery.start(_obey_signals, core, nursery)
         await core.run()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(core: Core, *, task_status: trio.TaskStatus[None]) -> None:
+async def _obey_signals(core: Core, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
         unblock_signals()
         task_status.started()
         async for number in signals:
             if number in _ENDING:
                 break
-            name = signal.Signals(number).name
-            log.get("core").warning("signal ignored: restart the gateway to use a new configuration", signal=name)
+            if number == _RELOADING:
+                nursery.start_soon(core.reload)
+            else:
+                name = signal.Signals(number).name
+                log.get("core").warning("signal ignored: SIGHUP reloads the configuration", signal=name)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
     core.drain()

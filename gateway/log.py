@@ -190,6 +190,21 @@ def _send_to_socket(descriptor: int, data: bytes) -> int:
         sock.detach()
 
 
+_least: Final = {"level": logging.INFO}  # of the lines that are written; changed by ``set_level``
+
+
+def set_level(level: str) -> None:
+    """Write lines of this level, by name, and above from now on."""
+    _least["level"] = _LEVELS[level]
+
+
+def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:
+    """Drop a line below the level. A structlog processor: the level of a logger that is in use can't be changed."""
+    if _LEVELS.get(method, logging.ERROR) < _least["level"]:
+        raise structlog.DropEvent
+    return event
+
+
 _files: Final[list[LossyFile]] = []  # at most one: logging belongs to the process
 
 
@@ -203,6 +218,7 @@ def configure(level: str, form: str) -> LossyFile:
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty(), pad_event_to=32)
+    set_level(level)
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -211,8 +227,8 @@ def configure(level: str, form: str) -> LossyFile:
         renderer,
     ]
     structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        processors=[_drop_below_level, *processors],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file)),
         cache_logger_on_first_use=True,
     )

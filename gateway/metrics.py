@@ -200,6 +200,13 @@ class Metrics:
 
     # The process
     build_info: Gauge = _row("build_info", "Always 1; the label is the running version.", "version")
+    config_reloads: Counter = _row(
+        "config_reloads_total", "Reloads of the configuration: success or failure.", "result"
+    )
+    config_last_reload_success: Gauge = _row(
+        "config_last_reload_success_timestamp_seconds",
+        "Time at which the configuration in use was read, in Unix time.",
+    )
     draining: Gauge = _row("draining", "1 if the gateway drains: it takes no new clients.")
     certificate_not_after: Gauge = _row(
         "certificate_not_after_timestamp_seconds", "End of a certificate in use, in Unix time.", "role", "name"

@@ -3,10 +3,11 @@
 import os
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 from OpenSSL import SSL
@@ -14,7 +15,15 @@ from OpenSSL import SSL
 from gateway import log, tls
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminServer
-from gateway.config import Address, BackendConfig, Config, IdentityConfig, ListenerConfig, OwnCertificate
+from gateway.config import (
+    Address,
+    AllowanceConfig,
+    BackendConfig,
+    Config,
+    IdentityConfig,
+    ListenerConfig,
+    OwnCertificate,
+)
 from gateway.config.files import mark_keys
 from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
@@ -46,6 +55,13 @@ from gateway.upstream.slots import Slots
 from gateway.upstream.versions import CommonVersions
 
 
+class Credentials(NamedTuple):
+    """TLS contexts by backend and identity, and the certificates that they show, by identity."""
+
+    contexts: dict[tuple[str, str], SSL.Context]
+    own: dict[str, OwnCertificate]
+
+
 class Upstream:
     """Everything behind the dispatcher: the fleet of backends, and the balancer that chooses among them.
 
@@ -59,17 +75,18 @@ class Upstream:
         self._log = log.get("upstream")
         self._contexts: dict[tuple[str, str], SSL.Context] = {}  # by backend and identity
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
-        configured = [
-            ConfiguredBackend(
-                name=settings.name,
-                address=settings.address,
-                build=partial(self._build_backend, settings),
-                addresses=settings.addresses,
-            )
-            for settings in config.backends
-        ]
+        self._restarts: dict[Backend, trio.Event] = {}  # set to restart the periodic work of a backend
+        configured = [self._configure(settings) for settings in config.backends]
         self.fleet = Fleet(configured, self._maintain, self._replace_backends, self._log)
         self.balancer = Balancer(self.fleet.backends, policy=config.balancing.policy)
+
+    def _configure(self, settings: BackendConfig) -> ConfiguredBackend:
+        return ConfiguredBackend(
+            name=settings.name,
+            address=settings.address,
+            build=partial(self._build_backend, settings),
+            addresses=settings.addresses,
+        )
 
     async def run(self) -> None:
         """Maintain the pools, check the health of the backends and look their names up, until cancelled."""
@@ -89,21 +106,110 @@ class Upstream:
             self._log.error("internal error: task of a pool ended; report this bug", exc_info=error)
 
     async def _maintain(self, backend: Backend) -> None:
-        """Do the periodic work of one backend until cancelled. Its name may be that of a table, "/" and a number."""
-        table = backend.name.partition("/")[0]
-        settings = next(settings for settings in self._config.backends if settings.name == table)
+        """Do the periodic work of one backend until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._build_health_checker(backend, settings).run)
-            nursery.start_soon(
-                partial(
-                    maintain_pools,
-                    backend.pools.values(),
-                    self._config.deadlines.connect,
-                    idle_limit=backend.idle_limit,
-                    log=self._log.bind(backend=backend.name),
-                )
-            )
+            nursery.start_soon(self._check_and_maintain, backend, self._settings_of(backend))
             await watch(backend, balancer=self.balancer, metrics=self._metrics, log=self._log)
+
+    async def _check_and_maintain(self, backend: Backend, settings: BackendConfig) -> None:
+        """Check the health of a backend and maintain its pools, and begin anew whenever ``restart`` says so."""
+        try:
+            while True:
+                restart = self._restarts[backend] = trio.Event()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._build_health_checker(backend, settings).run)
+                    nursery.start_soon(
+                        partial(
+                            maintain_pools,
+                            backend.pools.values(),
+                            self._config.deadlines.connect,
+                            idle_limit=backend.idle_limit,
+                            log=self._log.bind(backend=backend.name),
+                        )
+                    )
+                    await restart.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._restarts.pop(backend, None)
+
+    def _settings_of(self, backend: Backend) -> BackendConfig:
+        """Return the table of a backend, whose name may be that of the table, "/" and a number."""
+        table = backend.name.partition("/")[0]
+        return next(settings for settings in self._config.backends if settings.name == table)
+
+    # Reload ----------------------------------------------------------------------------------------------------------
+
+    def make_credentials(
+        self, config: Config, *, backends: Collection[str], identities: Collection[str], leaving: Collection[str]
+    ) -> Credentials:
+        """Return new TLS contexts for these backends with all identities, and for these identities at all backends.
+
+        Reads files, and changes nothing, so that it may run in a thread. The backends in ``leaving`` are removed at
+        once, and get contexts that were made for another backend: their files may be gone. Raises ConfigError.
+        """
+        own: dict[str, OwnCertificate] = {}
+        contexts: dict[tuple[str, str], SSL.Context] = {}
+        for identity in config.identities:
+            for settings in config.backends:
+                if settings.name in backends or identity.name in identities:
+                    contexts[settings.name, identity.name] = _client_context(settings, identity)
+            for name in leaving if identity.name in identities else ():
+                contexts[name, identity.name] = contexts[config.backends[0].name, identity.name]
+            try:
+                own[identity.name] = OwnCertificate.of(identity)
+            except ValueError as error:
+                raise ConfigError([f'identities["{identity.name}"].certificate: {error}']) from None
+        return Credentials(contexts, own)
+
+    def use_credentials(self, credentials: Credentials) -> None:
+        """Use these TLS contexts for the sessions of pools and backends that are built, or renewed, from now on."""
+        self._contexts.update(credentials.contexts)
+        self._own.update(credentials.own)
+
+    def change_backends(self, replaced: Collection[str]) -> None:
+        """Have a backend for each table of the configuration, in its order; build those in ``replaced`` anew."""
+        kept = {each.name: each for each in self.fleet.configured if each.name not in replaced}
+        self.fleet.replace([kept.get(settings.name) or self._configure(settings) for settings in self._config.backends])
+
+    def add_identity(self, identity: IdentityConfig) -> None:
+        """Add a pool for an identity to each backend."""
+        for backend in self.fleet.backends:
+            if identity.name not in backend.pools:
+                backend.add_pool(identity.name, self._build_pool(self._settings_of(backend), identity, backend))
+
+    def remove_identity(self, name: str) -> None:
+        """Close the pools of an identity that has no request in flight."""
+        for backend in self.fleet.backends:
+            if name in backend.pools:
+                backend.remove_pool(name)
+        self._own.pop(name, None)
+        self._contexts = {key: context for key, context in self._contexts.items() if key[1] != name}
+
+    def renew_sessions(self, backends: Collection[str], identities: Collection[str], pause: float) -> None:
+        """Replace the sessions to these backends, and the sessions with these identities, one every ``pause`` seconds.
+
+        One pool begins after the other has ended, so that no backend has to make all handshakes at once.
+        """
+        delay = 0.0
+        for backend in self.fleet.backends:
+            settings = self._settings_of(backend)
+            for identity in self._config.identities:
+                if (settings.name in backends or identity.name in identities) and identity.name in backend.pools:
+                    opener = self._build_opener(settings, identity, backend.name, backend.endpoint)
+                    delay += backend.pools[identity.name].renew(opener, self._config.failover, pause, delay)
+
+    def settings_changed(self, *, restart: bool) -> None:
+        """Use the settings as they are now; ``restart`` if health checks or pool maintenance must begin anew."""
+        self.fleet.resolve_interval = self._config.balancing.resolve_interval
+        self.balancer.set_policy(self._config.balancing.policy)
+        for backend in self.fleet.backends:
+            backend.slots.limit = self._settings_of(backend).max_sessions
+            backend.slots.serve()
+            backend.idle_limit.configured = self._config.pool.idle_timeout
+            if restart and backend in self._restarts:
+                self._restarts[backend].set()
+
+    # Building --------------------------------------------------------------------------------------------------------
 
     def _build_health_checker(self, backend: Backend, settings: BackendConfig) -> HealthChecker:
         health = self._config.health
@@ -122,35 +228,35 @@ class Upstream:
 
     def _build_backend(self, settings: BackendConfig, name: str, address: Address) -> Backend:
         config = self._config
-        slots = Slots(settings.max_sessions, gate=Gate(config.deadlines))
-        idle_limit = IdleLimit(config.pool.idle_timeout)
-        endpoint = Endpoint(address)
-        pools = {
-            identity.name: Pool(
-                backend=name,
-                credential=identity.name,
-                settings=config.pool,
-                deadlines=config.deadlines,
-                failover=config.failover,
-                slots=slots,
-                opener=self._build_opener(settings, identity, name, endpoint),
-                spawn=self._spawn,
-                observer=PoolObserver(name, identity.name, self._metrics, self._log),
-                idle_limit=idle_limit,
-                validation_request=decode_request(VALIDATION_REQUESTS[settings.probe]),
-                endpoint=endpoint,
-            )
-            for identity in config.identities
-        }
-        return Backend(
+        backend = Backend(
             name,
-            slots,
-            pools,
+            Slots(settings.max_sessions, gate=Gate(config.deadlines)),
+            {},
             health=Health(config.health),
-            breaker=Breaker(config.failover, credentials=len(config.identities)),
-            idle_limit=idle_limit,
+            breaker=Breaker(config.failover),
+            idle_limit=IdleLimit(config.pool.idle_timeout),
             options=settings,
-            endpoint=endpoint,
+            endpoint=Endpoint(address),
+        )
+        for identity in config.identities:
+            backend.add_pool(identity.name, self._build_pool(settings, identity, backend))
+        return backend
+
+    def _build_pool(self, settings: BackendConfig, identity: IdentityConfig, backend: Backend) -> Pool:
+        config = self._config
+        return Pool(
+            backend=backend.name,
+            credential=identity.name,
+            settings=config.pool,
+            deadlines=config.deadlines,
+            failover=config.failover,
+            slots=backend.slots,
+            opener=self._build_opener(settings, identity, backend.name, backend.endpoint),
+            spawn=self._spawn,
+            observer=PoolObserver(backend.name, identity.name, self._metrics, self._log),
+            idle_limit=backend.idle_limit,
+            validation_request=decode_request(VALIDATION_REQUESTS[settings.probe]),
+            endpoint=backend.endpoint,
         )
 
     def _build_opener(
@@ -173,15 +279,19 @@ class Upstream:
     def _context(self, settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
         key = (settings.name, identity.name)
         if key not in self._contexts:
-            make_context = partial(
-                tls.client_context,
-                certificate=identity.certificate,
-                private_key=identity.private_key,
-                ca=settings.ca,
-            )
-            self._contexts[key] = _checked(f'identities["{identity.name}"].certificate', make_context)
+            self._contexts[key] = _client_context(settings, identity)
             self._own.setdefault(identity.name, OwnCertificate.of(identity))
         return self._contexts[key]
+
+
+def _client_context(settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
+    make_context = partial(
+        tls.client_context,
+        certificate=identity.certificate,
+        private_key=identity.private_key,
+        ca=settings.ca,
+    )
+    return _checked(f'identities["{identity.name}"].certificate', make_context)
 
 
 def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Dispatcher:
@@ -253,6 +363,17 @@ class Front:
         metrics.client_connections_queued.set_function(lambda: self.admission.turns.waiting)
         self.clients = {listener.name: self._build_clients(listener, dispatcher) for listener in config.listeners}
 
+    def settings_changed(self, rates: Collection[str]) -> None:
+        """Use the settings as they are now; ``rates`` names the identities whose rate of requests has changed."""
+        self.admission.settings_changed(_allowances(self._config), rates)
+        for clients in self.clients.values():
+            clients.settings_changed()
+
+    async def identities_changed(self) -> None:
+        """Identify all clients, also the connected ones, by the rules as they are now."""
+        for listener in self._config.listeners:
+            await self.clients[listener.name].change_identities(self._identities(listener))
+
     def build_listeners(self) -> list[Listener]:
         """Return the listeners, whose TLS ends in this process, in the configured order. Raises ConfigError."""
         return [
@@ -270,10 +391,9 @@ class Front:
 
     def _build_clients(self, listener: ListenerConfig, dispatcher: Dispatcher) -> Clients:
         logger = _front_log(listener)
-        rules = [rule for rule in self._config.identities if not rule.listeners or listener.name in rule.listeners]
         return Clients(
             listener,
-            Identities(rules),
+            self._identities(listener),
             admission=self.admission,
             dispatcher=dispatcher,
             limits=self._config.limits,
@@ -283,14 +403,22 @@ class Front:
             throttle=self._throttle,
         )
 
+    def _identities(self, listener: ListenerConfig) -> Identities:
+        rules = [rule for rule in self._config.identities if not rule.listeners or listener.name in rule.listeners]
+        return Identities(rules)
+
 
 def build_admission(config: Config) -> Admission:
     """Return the limits that all listeners share."""
     return Admission(
         limits=config.limits,
         per_address=config.per_address,
-        allowances={identity.name: identity for identity in config.identities},
+        allowances=_allowances(config),
     )
+
+
+def _allowances(config: Config) -> dict[str, AllowanceConfig]:
+    return {identity.name: identity for identity in config.identities}
 
 
 def build_listener(

@@ -224,6 +224,21 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 "short",
                 [Query(f"rate(kmip_gateway_log_messages_dropped_total{{{_SELECTOR}}}{_RATE})", "{{instance}}")],
             ),
+            Panel(
+                "Reloads of the configuration",
+                "short",
+                [Query(f"increase(kmip_gateway_config_reloads_total{{{_SELECTOR}}}[1h])", "{{instance}} {{result}}")],
+            ),
+            Panel(
+                "Age of the configuration",
+                "s",
+                [
+                    Query(
+                        f"time() - kmip_gateway_config_last_reload_success_timestamp_seconds{{{_SELECTOR}}}",
+                        "{{instance}}",
+                    )
+                ],
+            ),
             Panel("Draining", "short", [Query(f"kmip_gateway_draining{{{_SELECTOR}}}", "{{instance}}")]),
             Panel(
                 "Accepting connections",

@@ -167,7 +167,7 @@ class Built:
     async def running(self) -> AsyncIterator[tuple[Core, ListenAddresses]]:
         """Run a core without any work behind its dispatcher, and drain it at the end of the block."""
         self.monkeypatch.setattr(wiring.Upstream, "run", _never_ends)
-        running = Core(self.config)
+        running = Core(self.config, path=Path("gateway.toml"))
         async with trio.open_nursery() as nursery:
             addresses: ListenAddresses = await nursery.start(running.run)
             yield running, addresses
@@ -182,15 +182,39 @@ class Built:
 
     async def when_none(self) -> str:
         """Return "close" if a core refuses connections while no backend can be reached, or "answer"."""
-        calls = list[object]()
+        found = list[bool]()
 
-        async def refuse(*arguments: object) -> None:
-            calls.append(arguments)
+        async def refuse(_acceptors: object, is_reachable: Callable[[], bool], _log: object) -> None:
+            found.append(is_reachable())
 
         self.monkeypatch.setattr(core, "refuse_while_unreachable", refuse)
+        self.monkeypatch.setattr(core, "_is_reachable", lambda _fleet: False)
         async with self.running():
             await trio.sleep(0.1)
-        return "close" if calls else "answer"
+        return "answer" if found[0] else "close"
+
+    async def reloads_when_files_change(self) -> bool:
+        """Return True if a core reloads its configuration when a file of it has changed."""
+        calls = list[Core]()
+
+        class OneChange:
+            def __init__(self, _files: object) -> None:
+                self.has_changed = False
+
+            async def changed(self) -> list[Path]:
+                if self.has_changed:
+                    await trio.sleep_forever()
+                self.has_changed = True
+                return []
+
+        async def reload(running: Core) -> None:
+            calls.append(running)
+
+        self.monkeypatch.setattr(core, "FileWatch", OneChange)
+        self.monkeypatch.setattr(Core, "reload", reload)
+        async with self.running():
+            await trio.sleep(0.1)
+        return bool(calls)
 
     async def addresses(self) -> ListenAddresses:
         """Return the addresses that a core listens on."""
@@ -288,6 +312,7 @@ PORTS: Final = [free_port() for _ in range(2)]
 ROWS: Final[dict[str, Row]] = {
     # gateway
     "gateway.tls_workers": row(3, lambda it: it.started_workers()),
+    "gateway.watch_files": row(False, lambda it: it.reloads_when_files_change()),
     # listeners
     "listeners.name": row("odd", lambda it: it.listener._settings.name, lambda it: repr(it.listener).split()[1][:-1]),
     "listeners.bind": row(f"127.0.0.1:{PORTS[0]}", lambda it: _text(it.addresses, "listeners")),
@@ -425,7 +450,7 @@ ROWS: Final[dict[str, Row]] = {
     "failover.when_none": row("answer", lambda it: it.when_none()),
     # replication
     "replication.mode": row("async", lambda it: "shared" if it.dispatcher._affinity.is_shared else "async"),
-    "replication.read_your_writes_window": row(1.25, lambda it: it.dispatcher._affinity._window),
+    "replication.read_your_writes_window": row(1.25, lambda it: it.dispatcher._affinity.window),
     "replication.fallback_on_not_found": row(
         False, lambda it: it.dispatcher._replication.fallback_on_not_found, mode="async"
     ),
@@ -443,8 +468,8 @@ ROWS: Final[dict[str, Row]] = {
     "health.interval": row(1.25, lambda it: it.health_checker._settings.interval),
     "health.timeout": row(1.75, lambda it: it.health_checker._settings.timeout),
     "health.jitter": row(0.25, lambda it: it.health_checker._settings.jitter),
-    "health.rise": row(7, lambda it: it.backend.health._rise),
-    "health.fall": row(17, lambda it: it.backend.health._fall),
+    "health.rise": row(7, lambda it: it.backend.health._settings.rise),
+    "health.fall": row(17, lambda it: it.backend.health._settings.fall),
     "health.expect_status": row("success", lambda it: it.health_checker._settings.expect_status),
     "health.expect_text": row(
         "odd",

@@ -1,5 +1,6 @@
 """Tables of the configuration, as frozen values. `config/gateway.toml` describes each setting."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -46,6 +47,14 @@ class Table(BaseModel):
     """A table of the file: frozen; unknown keys are mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def adopt(self, other: Self, keys: Iterable[str]) -> None:
+        """Take over values of another table in place, so that all objects that hold this table use them from now on.
+
+        Only a reload does this, with tables of the core's own copy: see ``Core``.
+        """
+        for key in keys:
+            self.__dict__[key] = getattr(other, key)
 
 
 class ListenerConfig(Table):
@@ -205,9 +214,13 @@ class IdentityConfig(AllowanceConfig):
 
 
 class GatewayConfig(Table):
-    """The processes of the gateway. ``tls_workers`` is a number, or "auto": one for each processor but one."""
+    """The processes of the gateway. ``tls_workers`` is a number, or "auto": one for each processor but one.
+
+    With ``watch_files``, a change of a certificate, a key or a CA reloads the configuration.
+    """
 
     tls_workers: Annotated[int, Field(strict=True, ge=0, le=64)] | Literal["auto"] = 0
+    watch_files: bool = Field(default=True, strict=True)
 
 
 class AdminConfig(Table):

@@ -77,6 +77,15 @@ class Dispatcher:
     def __repr__(self) -> str:
         return f"<Dispatcher over {self._balancer!r}>"
 
+    def settings_changed(self) -> None:
+        """Use the settings as they are now: a reload has changed them in place."""
+        self._budgets.settings_changed()
+        self._affinity.window = self._settings.replication.read_your_writes_window
+
+    def requests_in_flight(self, identity: str) -> int:
+        """Return the number of requests of an identity that are under way."""
+        return self._budgets.retries[identity].in_flight
+
     async def dispatch(
         self,
         request: Request,

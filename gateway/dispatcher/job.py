@@ -35,6 +35,7 @@ class Budgets:
     """The retry and lookup budgets of each identity, so that no identity uses up the retries of another."""
 
     def __init__(self, settings: DispatcherSettings) -> None:
+        self._settings = settings
         self.retries: dict[str, RetryBudget] = defaultdict(
             lambda: RetryBudget(retry_ratio=settings.failover.retry_ratio, min_retries=settings.failover.min_retries)
         )
@@ -47,6 +48,16 @@ class Budgets:
 
     def __repr__(self) -> str:
         return f"<Budgets of {len(self.retries)} identities>"
+
+    def settings_changed(self) -> None:
+        """Use the settings as they are now."""
+        failover, replication = self._settings.failover, self._settings.replication
+        for retries in self.retries.values():
+            retries.change(retry_ratio=failover.retry_ratio, min_retries=failover.min_retries)
+        for lookups in self.lookups.values():
+            lookups.change(
+                lookup_ratio=replication.lookup_ratio, min_lookups_per_second=replication.min_lookups_per_second
+            )
 
 
 Route = tuple[Iterator[Backend], Backend | None, Sequence[AffinityEntry]]

@@ -5,7 +5,7 @@ closed. A client over any other limit gets a KMIP error. Every refusal is counte
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Final
 
@@ -44,10 +44,9 @@ class Account:
     __slots__ = ("_admission", "_allowance", "_bucket", "buffered", "clients", "requests", "share")
 
     def __init__(self, admission: "Admission", allowance: AllowanceConfig) -> None:
-        rate = allowance.requests_per_second
         self._admission = admission
         self._allowance = allowance
-        self._bucket = TokenBucket(rate=rate, burst=max(1.0, allowance.request_burst or rate)) if rate else None
+        self._bucket = _bucket_of(allowance)
         self.clients = 0
         self.requests = 0
         self.buffered = 0  # bytes held for this principal
@@ -60,6 +59,15 @@ class Account:
     def is_full(self) -> bool:
         """True if this principal may have no further connection."""
         return self.clients >= self._allowance.max_clients
+
+    def allowance_changed(self) -> None:
+        """Begin with a full bucket at the rate that the allowance has now."""
+        self._bucket = _bucket_of(self._allowance)
+
+    def take_over_bytes(self, other: "Account", size: int) -> None:
+        """Count bytes that another account counted."""
+        other.buffered -= size
+        self.buffered += size
 
     def connect(self) -> Limit | None:
         """Count a connection; ``disconnect`` must follow. If that would exceed a limit, return it and count nothing."""
@@ -106,6 +114,11 @@ class Account:
         return None
 
 
+def _bucket_of(allowance: AllowanceConfig) -> TokenBucket | None:
+    rate = allowance.requests_per_second
+    return TokenBucket(rate=rate, burst=max(1.0, allowance.request_burst or rate)) if rate else None
+
+
 class Admission:
     """The gateway's limits. ``allowances`` holds the limits of each identity's principals, by the identity's name."""
 
@@ -116,9 +129,8 @@ class Admission:
         per_address: PerAddressConfig,
         allowances: Mapping[str, AllowanceConfig],
     ) -> None:
-        self.max_clients = limits.max_clients
-        self.max_requests = limits.max_requests
-        self.max_buffered = limits.max_buffered
+        self._limits = limits
+        self._copy_limits()
         self.clients = 0
         self.requests = 0
         self.buffered = 0  # bytes of requests, until they are answered, and of answers, until clients have read them
@@ -131,6 +143,26 @@ class Admission:
 
     def __repr__(self) -> str:
         return f"<Admission {self.clients} clients, {self.requests} requests, {self.buffered} bytes buffered>"
+
+    def _copy_limits(self) -> None:
+        """Copy the limits that every request compares: an attribute is faster than two."""
+        self.max_clients = self._limits.max_clients
+        self.max_requests = self._limits.max_requests
+        self.max_buffered = self._limits.max_buffered
+
+    def settings_changed(self, allowances: Mapping[str, AllowanceConfig], rates: Collection[str]) -> None:
+        """Use the limits as they are now, and these allowances. ``rates`` names the identities whose rate has changed.
+
+        Clients and requests beyond a lower limit are kept, and no further ones are accepted.
+        """
+        self._copy_limits()
+        self.half_open.max_half_open = self._limits.max_half_open
+        self.sources.settings_changed()
+        # Allowances of removed identities stay: their clients may not have been identified again yet.
+        self._allowances = {**self._allowances, **allowances}
+        for (identity, _issuer, _subject), account in self._accounts.items():
+            if identity in rates:
+                account.allowance_changed()
 
     def account(self, principal: Principal) -> Account:
         """Return the account of a principal, the same for all its connections on all listeners."""

@@ -18,6 +18,7 @@ from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE
 
 MAX_REFUSED_CLIENTS: Final = 64  # clients that get an error and are disconnected, beside max_clients; more are closed
+_STEP: Final = 0.002  # s of one step in which connected clients are identified again
 _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to read the error
 
 
@@ -74,6 +75,26 @@ class Clients:
         self._draining = True
         for conversation in list(self._conversations):
             conversation.drain()
+
+    def settings_changed(self) -> None:
+        """Have each conversation use the settings as they are now."""
+        for conversation in self._conversations:
+            conversation.settings_changed()
+
+    async def change_identities(self, identities: Identities) -> None:
+        """Identify new clients by other rules, and the connected clients, too, before their next requests.
+
+        A client that no rule matches any more gets the error of an unidentified client for its next request. Returns
+        when all clients are identified: in steps, because thousands of certificates take longer than a request may
+        wait.
+        """
+        self._identities = identities
+        began = trio.current_time()
+        for conversation in list(self._conversations):
+            conversation.change_principal(self._identify(conversation.stream, conversation.peer))
+            if trio.current_time() - began > _STEP:
+                await trio.lowlevel.checkpoint()
+                began = trio.current_time()
 
     def limit_before_handshake(self) -> Limit | None:
         """Return the limit that a client would exceed after its handshake, if no further client gets an error then."""

@@ -30,7 +30,7 @@ from gateway.errors import (
     StreamClosedError,
     TlsError,
 )
-from gateway.front.admission import Admission, Limit
+from gateway.front.admission import Account, Admission, Limit
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
@@ -131,14 +131,16 @@ class Conversation:
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
-        self._stream = stream
+        self.stream = stream
+        self.peer = peer
+        self._admission = admission
         self._principal = principal
         self._account = None if principal is None else admission.account(principal)
         self._over = over
         self._turns = admission.turns
         self._payer = self._account or admission.unidentified
-        self._share = self._payer.share
-        self._stream.before_read = self._take_turn = partial(self._turns.take, self._share)
+        self._connected: Account | None = None  # the account that counts this connection
+        self._take_turns_of(self._payer)
         self._held = 0
         self._dispatcher = dispatcher
         self._limits = limits
@@ -146,14 +148,11 @@ class Conversation:
         self._metrics = metrics
         self._log = log
         self._throttle = throttle
-        self._peer = peer
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._scope = trio.CancelScope()
         self._deadline = float("inf")  # a copy: to read it from the scope costs a call
-        self._idle = self._idle_times()
-        self._reading = _PhaseTimes(Phase.READING, settings.request_timeout, settings.request_timeout)
-        self._sending = _PhaseTimes(Phase.SENDING, settings.send_timeout, settings.send_timeout)
         self._draining = False
+        self.settings_changed()
 
     def __repr__(self) -> str:
         return f"<Conversation of {self._identity_name}, {self.phase.value}, {self.requests} requests>"
@@ -162,30 +161,67 @@ class Conversation:
     def _identity_name(self) -> str:
         return _UNIDENTIFIED if self._principal is None else self._principal.identity.name
 
+    def settings_changed(self) -> None:
+        """Use the settings as they are now; the deadlines of the next phase are the first to change."""
+        settings = self._settings
+        self._reader.max_size = self._limits.max_request_size
+        self._idle = self._idle_times()
+        self._reading = _PhaseTimes(Phase.READING, settings.request_timeout, settings.request_timeout)
+        self._sending = _PhaseTimes(Phase.SENDING, settings.send_timeout, settings.send_timeout)
+
+    def change_principal(self, principal: Principal | None) -> None:
+        """Take the client for this principal from its next request on: the identity rules have changed.
+
+        A client without a principal gets an error for its next request; without a request, its connection is closed
+        after ``request_timeout``.
+        """
+        if principal == self._principal:
+            return
+        self._principal = principal
+        account = None if principal is None else self._admission.account(principal)
+        if account is self._account:
+            return
+        payer = account or self._admission.unidentified
+        payer.take_over_bytes(self._payer, self._held)
+        if self._connected is not None:
+            self._connected.disconnect()
+            if account is not None:
+                account.clients += 1
+            self._connected = account
+        self._account, self._payer = account, payer
+        self._take_turns_of(payer)
+        self._idle = self._idle_times()
+        if self.phase is Phase.IDLE:
+            self._enter(self._idle, trio.current_time())
+
+    def _take_turns_of(self, payer: Account) -> None:
+        self._share = payer.share
+        self.stream.before_read = self._take_turn = partial(self._turns.take, self._share)
+
     def drain(self) -> None:
         """End after the request in progress, or at once if there is none."""
         self._draining = True
-        if self.phase is Phase.IDLE and not self._stream.is_read_delayed:
+        if self.phase is Phase.IDLE and not self.stream.is_read_delayed:
             self._scope.cancel()
 
     async def run(self) -> str:
         """Answer requests until either side ends the connection; close it. Return the reason, as a label."""
-        account = self._account if self._over is None else None
-        if account is not None:
-            self._over = account.connect()
-            account = account if self._over is None else None
+        if self._account is not None and self._over is None:
+            self._over = self._account.connect()
+            if self._over is None:
+                self._connected = self._account
             self._idle = self._idle_times()
         try:
             with self._scope:
                 ended = await self._converse()
             if self._scope.cancelled_caught:
                 ended = "drain" if self._draining else f"{self.phase.value}_timeout"
-            await self._stream.aclose(linger=_LINGER if ended in _LINGERING_ENDS else 0.0)
+            await self.stream.aclose(linger=_LINGER if ended in _LINGERING_ENDS else 0.0)
         finally:
-            self._stream.close()
+            self.stream.close()
             self._hold(0)
-            if account is not None:
-                account.disconnect()
+            if self._connected is not None:
+                self._connected.disconnect()
         return ended
 
     async def _converse(self) -> str:
@@ -218,7 +254,7 @@ class Conversation:
             "client connection closed",
             reason=error.reason,
             detail=str(error),
-            peer=self._peer,
+            peer=self.peer,
             identity=self._identity_name,
         )
         return error.reason
@@ -236,7 +272,7 @@ class Conversation:
         limit = account.begin(began)
         if limit is None:
             try:
-                answer = await self._dispatcher.dispatch(request, principal, self._stream.peer_has_left, account)
+                answer = await self._dispatcher.dispatch(request, principal, self.stream.peer_has_left, account)
             except trio.Cancelled:
                 await self._send_outcome_unknown(request)
                 raise
@@ -261,14 +297,14 @@ class Conversation:
                 self.phase = Phase.READING  # a drain must not end the conversation before this request is answered
                 await turn
         while frame is None:
-            data = await self._stream.receive_some()
+            data = await self.stream.receive_some()
             await trio.lowlevel.checkpoint_if_cancelled()  # from here on, only the dispatcher ends the request
             if not data:
                 self._check_whole()
                 return None
             frame = self._reader.feed(data)
             if frame is None:
-                self._stream.acknowledge()
+                self.stream.acknowledge()
                 if self.phase is Phase.IDLE:
                     self._enter(self._reading, trio.current_time())
                 self._hold(len(self._reader))
@@ -359,17 +395,17 @@ class Conversation:
         message = f"the gateway shut down before the key manager answered: {UNKNOWN_OUTCOME}"
         frame = refuse(Refusal.OUTCOME_UNKNOWN, message, request)
         with trio.move_on_after(_LINGER, shield=True), suppress(GatewayError):
-            await self._stream.send_all(frame)
+            await self.stream.send_all(frame)
         detail = "the drain ended before the key manager answered"
         self._note_refusal(Answer(frame, refusal=Refusal.OUTCOME_UNKNOWN, detail=detail), request)
 
     async def _send(self, frame: bytes) -> None:
-        sent = self._stream.send_now(frame)
+        sent = self.stream.send_now(frame)
         if sent < len(frame):
             self._enter(self._sending, trio.current_time())
             self._hold_answer(len(frame))
             self._turns.charge(self._share, len(frame) / _TURN_BYTES)
-            await self._stream.send_all(memoryview(frame)[sent:])
+            await self.stream.send_all(memoryview(frame)[sent:])
         if self._held:
             self._hold(0)
 
@@ -415,7 +451,7 @@ class Conversation:
             "request refused",
             reason=reason,
             detail=answer.detail,
-            peer=self._peer,
+            peer=self.peer,
             identity=self._identity_name,
             operation=operation_label(request),
         )

@@ -62,6 +62,12 @@ class Handshakes:
     def __repr__(self) -> str:
         return f"<Handshakes of {self._listener}: {len(self)} unfinished>"
 
+    def settings_changed(self, *, timeout: float, proxy_from: Sequence[str], context: SSL.Context | None) -> None:
+        """Use these settings, and the context unless it is None, for the connections that arrive from now on."""
+        self._timeout = timeout
+        self._balancers = [ipaddress.ip_network(network) for network in proxy_from]
+        self._context = context or self._context
+
     def drain(self) -> None:
         """End all handshakes, and those that begin from now on."""
         self._draining = True

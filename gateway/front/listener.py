@@ -18,6 +18,7 @@ from gateway.front.sources import HalfOpen, plain_address
 from gateway.listening import accept_connections, refuse_connections
 from gateway.log import Log
 from gateway.metrics import Metrics
+from gateway.tcp import set_timeouts
 from gateway.tls import TlsStream
 
 _ACCEPTED_AT_ONCE: Final = 64  # connections accepted before other tasks run
@@ -102,6 +103,15 @@ class Listener:
         finally:
             self._listening = None
             self._accepting.set(0)
+
+    def settings_changed(self, context: SSL.Context | None = None) -> None:
+        """Use the settings as they are now, and the context unless it is None, for new connections."""
+        settings = self._settings
+        self._handshakes.settings_changed(
+            timeout=settings.handshake_timeout, proxy_from=settings.proxy_from, context=context
+        )
+        if self._listening is not None:
+            set_timeouts(self._listening, settings)
 
     def stop_accepting(self) -> None:
         """Have the kernel refuse new connections; see ``refuse_connections``."""

@@ -80,12 +80,28 @@ class Sources:
 
     def __init__(self, limits: PerAddressConfig) -> None:
         self.limits = limits
-        self._masks = {4: _mask(limits.ipv4_prefix, 32), 16: _mask(limits.ipv6_prefix, 128)}
+        self._masks = self._masks_now()
+        self._rates = self._rates_now()
         self._sources: dict[bytes, Source] = {}
         self._idle: OrderedDict[bytes, Source] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._sources) + len(self._idle)
+
+    def settings_changed(self) -> None:
+        """Use the limits as they are now. Addresses begin with a full bucket at a changed rate."""
+        self._masks = self._masks_now()
+        if self._rates != self._rates_now():
+            self._rates = self._rates_now()
+            self._idle.clear()
+            for source in self._sources.values():
+                source.bucket = self._bucket()
+
+    def _masks_now(self) -> dict[int, int]:
+        return {4: _mask(self.limits.ipv4_prefix, 32), 16: _mask(self.limits.ipv6_prefix, 128)}
+
+    def _rates_now(self) -> tuple[float, float]:
+        return self.limits.handshakes_per_second, self.limits.handshake_burst
 
     def connect(self, host: str) -> Source:
         """Count a new connection of an address; ``disconnect`` must follow."""

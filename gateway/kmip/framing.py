@@ -28,7 +28,7 @@ class FrameReader:
     def __init__(self, tag: Tag, max_size: int) -> None:
         self._tag = tag
         self._word = ttlv.word(tag, ttlv.STRUCTURE)
-        self._max_size = max_size
+        self.max_size = max_size
         self._buffer = bytearray()  # the first bytes held
         self._size = 0  # of the message at the beginning of the buffer; 0 if its head was not read yet
         self._parts: list[bytearray] = []  # further bytes of a long message: to grow one buffer would copy it
@@ -96,9 +96,9 @@ class FrameReader:
             raise ProtocolError(self._wrong_kind(bytes(data[:8])))
         if length % 8:
             raise ProtocolError(f"the message's length {length} is not a multiple of 8")
-        if length + ttlv.HEADER_SIZE > self._max_size:
+        if length + ttlv.HEADER_SIZE > self.max_size:
             raise MessageTooLargeError(
-                f"the message has {length + ttlv.HEADER_SIZE} bytes, over the limit of {self._max_size}"
+                f"the message has {length + ttlv.HEADER_SIZE} bytes, over the limit of {self.max_size}"
             )
         size: int = length + ttlv.HEADER_SIZE
         return size

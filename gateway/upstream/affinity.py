@@ -53,7 +53,7 @@ class Affinity:
     """
 
     def __init__(self, window: float, *, is_shared: bool = True, max_clients: int = _MAX_CLIENTS) -> None:
-        self._window = window
+        self.window = window
         self.is_shared = is_shared
         self._max_clients = max_clients
         #: Clients in the order of their latest note; each client's entries in the order of theirs.
@@ -80,7 +80,7 @@ class Affinity:
         entry = entries.pop(key, None)
         if entry is None or entry.expires_at <= now:
             entry = AffinityEntry(backend, is_stateful=is_stateful)
-        entry.expires_at = now + self._window
+        entry.expires_at = now + self.window
         entry.requests += 1
         self._forget(now)
         live = {key: other for key, other in entries.items() if other.expires_at > now}
@@ -92,7 +92,7 @@ class Affinity:
     def _note_change(self, identity_and_backend: tuple[str, str], now: float) -> None:
         if identity_and_backend not in self._changed:  # remove expired keys: addresses of a name come and go
             self._changed = {key: until for key, until in self._changed.items() if until > now}
-        self._changed[identity_and_backend] = now + self._window
+        self._changed[identity_and_backend] = now + self.window
 
     def drop(self, principal: Principal, entry: AffinityEntry) -> None:
         """Undo one ``note``: remove the entry, unless another request has also created or renewed it."""

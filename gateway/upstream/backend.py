@@ -53,7 +53,7 @@ class Backend:
         self.name = name
         self.stable_id = name
         self.slots = slots
-        self.pools = pools
+        self.pools = dict(pools)  # changes as a reload adds and removes identities
         self.endpoint = endpoint or Endpoint()
         self.health = health or Health()
         self.breaker = breaker or Breaker(credentials=len(pools))
@@ -127,6 +127,16 @@ class Backend:
             self.reached()
             for pool in self.pools.values():
                 pool.drop_outdated()
+
+    def add_pool(self, credential: str, pool: Pool) -> None:
+        """Add the pool of a credential."""
+        self.pools[credential] = pool
+        self.breaker.credentials = len(self.pools)
+
+    def remove_pool(self, credential: str) -> None:
+        """Close and forget the pool of a credential, for which no request is in flight any more."""
+        self.pools.pop(credential).close("removed")
+        self.breaker.credentials = len(self.pools)
 
     def close(self, why: str = "drain") -> None:
         """Close every pool."""

@@ -36,12 +36,17 @@ class Balancer:
     """
 
     def __init__(self, backends: Iterable[Backend], policy: Balancing = _DEFAULT_POLICY) -> None:
-        self._choose: Choose = _POLICIES[policy]
-        self._takes_turns = self._choose is _in_turn
-        self.backends = tuple(backends)
+        self._backends: Sequence[Backend] = tuple(backends)
+        self.set_policy(policy)
 
     def __repr__(self) -> str:
         return f"<Balancer of {len(self.backends)} backends>"
+
+    def set_policy(self, policy: Balancing) -> None:
+        """Choose by this policy from now on."""
+        self._choose: Choose = _POLICIES[policy]
+        self._takes_turns = self._choose is _in_turn
+        self.backends = self._backends
 
     @property
     def backends(self) -> Sequence[Backend]:

@@ -158,9 +158,13 @@ class Breaker:
 
     def __init__(self, settings: FailoverConfig | None = None, *, credentials: int = 1) -> None:
         self._settings = settings or FailoverConfig()
-        self._needed = min(2, credentials)
+        self.credentials = credentials
         self._circuits: dict[_Key, Circuit] = {}
         self.is_quiet = True
+
+    @property
+    def _needed(self) -> int:
+        return min(2, self.credentials)
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state.value}, {len(self._circuits)} circuits>"

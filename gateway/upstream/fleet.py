@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from gateway.config import Address, Addresses
+from gateway.config import Address, Addresses, BalancingConfig
 from gateway.log import Log
 from gateway.upstream.backend import Backend
 from gateway.upstream.connecting import look_up
@@ -120,6 +120,9 @@ class Fleet:
         self._changed = changed
         self._log = log
         self._scopes: dict[Backend, trio.CancelScope] = {}
+        self._lookups: dict[ConfiguredBackend, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None  # while ``run`` runs
+        self.resolve_interval = BalancingConfig().resolve_interval
 
     def __repr__(self) -> str:
         return f"<Fleet of {len(self.backends)} backends>"
@@ -131,23 +134,60 @@ class Fleet:
 
     async def run(self, resolve_interval: float) -> None:
         """Maintain all backends, and look up names every ``resolve_interval`` seconds, for ever."""
+        self.resolve_interval = resolve_interval
         async with trio.open_nursery() as nursery:
-            for backend in self.backends:
-                nursery.start_soon(self._maintain_one, backend)
+            self._nursery = nursery
             for configured in self._configured:
-                if configured.is_by_name:  # in separate tasks: a resolver may take long to fail
-                    nursery.start_soon(self._keep_resolving, configured, resolve_interval, nursery)
+                self._begin(configured, nursery)
             await trio.sleep_forever()
 
-    async def _keep_resolving(self, configured: ConfiguredBackend, interval: float, nursery: trio.Nursery) -> None:
-        """Look up a name every ``interval`` seconds, and soon after a connection to its addresses has failed."""
-        while True:
-            configured.lookup_wanted = trio.Event()
-            await self._resolve(configured, nursery)
-            pause = min(_LOOKUP_PAUSE, interval)
-            await trio.sleep(pause)
-            with trio.move_on_after(interval - pause):
-                await configured.lookup_wanted.wait()
+    def replace(self, configured: Sequence[ConfiguredBackend]) -> None:
+        """Change the entries of ``[[backends]]``, in this order. Backends of entries that are left out are removed.
+
+        Requests in flight at a removed backend finish; then its sessions are closed. While ``run`` does not run, the
+        entries are only noted.
+        """
+        before, self._configured = self._configured, list(configured)
+        self._changed(self.backends)
+        if self._nursery is not None:
+            for each in configured:
+                if each not in before:
+                    self._begin(each, self._nursery)
+        for each in before:
+            if each not in configured:
+                if each in self._lookups:
+                    self._lookups[each].cancel()
+                for backend in each.backends.values():
+                    self._remove(backend)
+
+    @property
+    def configured(self) -> Sequence[ConfiguredBackend]:
+        """The entries of ``[[backends]]``."""
+        return self._configured
+
+    def _begin(self, configured: ConfiguredBackend, nursery: trio.Nursery) -> None:
+        for backend in configured.backends.values():
+            nursery.start_soon(self._maintain_one, backend)
+        if configured.is_by_name:  # in a separate task: a resolver may take long to fail
+            nursery.start_soon(self._keep_resolving, configured, nursery)
+
+    def _remove(self, backend: Backend) -> None:
+        backend.close("removed")
+        if backend in self._scopes:
+            self._scopes[backend].cancel()
+
+    async def _keep_resolving(self, configured: ConfiguredBackend, nursery: trio.Nursery) -> None:
+        """Look up a name every ``resolve_interval`` seconds, and soon after a connection to its addresses failed."""
+        with trio.CancelScope() as self._lookups[configured]:
+            while configured in self._configured:
+                configured.lookup_wanted = trio.Event()
+                await self._resolve(configured, nursery)
+                interval = self.resolve_interval
+                pause = min(_LOOKUP_PAUSE, interval)
+                await trio.sleep(pause)
+                with trio.move_on_after(interval - pause):
+                    await configured.lookup_wanted.wait()
+        del self._lookups[configured]
 
     async def _resolve(self, configured: ConfiguredBackend, nursery: trio.Nursery) -> None:
         """Look up a name once. If that fails, sessions are opened to the known addresses."""
@@ -166,9 +206,7 @@ class Fleet:
         for backend in added:
             nursery.start_soon(self._maintain_one, backend)
         for backend in removed:
-            backend.close("removed")
-            if backend in self._scopes:
-                self._scopes[backend].cancel()
+            self._remove(backend)
         if added or removed or (before and configured.hosts != before):
             self._log.info(
                 "addresses changed",
@@ -186,7 +224,8 @@ class Fleet:
 
     async def _maintain_one(self, backend: Backend) -> None:
         with trio.CancelScope() as self._scopes[backend]:
-            await self._maintain(backend)
+            if backend in self.backends:  # not removed before this task began
+                await self._maintain(backend)
         del self._scopes[backend]
 
 

@@ -61,10 +61,14 @@ class Gate:
         self.failure: BackendError | None = None
         self.failing_since = float("inf")
         self.pause = Pause(_FIRST_PAUSE, _LONGEST_PAUSE)
-        self._slow = (deadlines or DeadlinesConfig()).connect * _SLOW
+        self._deadlines = deadlines or DeadlinesConfig()
 
     def __repr__(self) -> str:
         return f"<Gate {self.under_way} of {self.limit}>"
+
+    @property
+    def _slow(self) -> float:
+        return self._deadlines.connect * _SLOW
 
     def has_room(self, now: float) -> bool:
         """Return True if a handshake may begin."""

@@ -31,10 +31,8 @@ class Health:
     """
 
     def __init__(self, settings: HealthConfig | None = None) -> None:
-        settings = settings or HealthConfig()
+        self._settings = settings or HealthConfig()
         self.state = HealthState.UP
-        self._rise = settings.rise
-        self._fall = settings.fall
         self.reason = ""
         self.detail = ""
         self._verdict: Verdict | None = None
@@ -65,10 +63,10 @@ class Health:
     def _needed(self, verdict: Verdict) -> int:
         """Return how many equal verdicts in a row change the state."""
         if verdict is Verdict.FAILS:
-            return self._fall
+            return self._settings.fall
         if verdict is Verdict.STANDBY or self.state is HealthState.STANDBY:
             return 1  # a role is a fact that the key manager states, not a symptom
-        return self._rise
+        return self._settings.rise
 
 
 _UP: Final = HealthState.UP  # access to an enum member is slow

@@ -61,8 +61,8 @@ async def open_session(target: SessionTarget) -> Session:
             raise
         raise _refused(
             target,
-            f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}, and restart the gateway"
-            f" ({error.args[0]})",
+            f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}; the gateway uses a new file"
+            f" by itself ({error.args[0]})",
             error.reason,
         ) from None
 

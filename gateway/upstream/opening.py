@@ -59,7 +59,7 @@ class Opening:
         self._backend = backend
         self.opener = opener
         self._gate = gate
-        self._deadline = deadlines.connect
+        self._deadlines = deadlines
         self._pause = Pause(_FIRST_PAUSE, failover.max_ejection_time)
         self._validation_request = validation_request
         self.is_suspicious = False
@@ -70,6 +70,15 @@ class Opening:
 
     def __repr__(self) -> str:
         return f"<Opening {self.under_way} under way{', failing' if self.failure is not None else ''}>"
+
+    @property
+    def _deadline(self) -> float:
+        return self._deadlines.connect
+
+    def renew(self, opener: Opener, longest_pause: float) -> None:
+        """Open sessions with another opener from now on; the pause after failures of the previous opener ends."""
+        self.opener = opener
+        self._pause = Pause(_FIRST_PAUSE, longest_pause)
 
     def may_try(self, now: float) -> bool:
         """Return True if one more attempt may begin, as far as this credential is concerned."""

@@ -353,6 +353,21 @@ class Pool:
             if not self.endpoint.is_current(session):
                 session.expires_at = float("-inf")
 
+    def renew(self, opener: Opener, failover: FailoverConfig, pause: float, delay: float = 0.0) -> float:
+        """Open sessions with another opener from now on, and replace the sessions of the previous opener.
+
+        After ``delay`` seconds, one session is closed every ``pause`` seconds: an idle one, or a lent one when it is
+        given back. Return the number of seconds that this takes, without the delay.
+        """
+        self.opener = opener
+        self.opening.renew(opener, failover.max_ejection_time)
+        now = trio.current_time()
+        sessions = [*self._idle, *self._busy]
+        for number, session in enumerate(sessions):
+            session.expires_at = min(session.expires_at, now + delay + number * pause)
+        self.open_if_wanted()
+        return len(sessions) * pause
+
     def close_oldest_idle(self) -> None:
         """Close the session that has been idle longest. The caller, Slots, frees its slot."""
         self._end(self._idle.pop(0), "yielded")
@@ -429,6 +444,7 @@ class Pool:
 
     async def _open(self) -> None:
         began = trio.current_time()
+        opener = self.opener
         try:
             outcome = await self.opening.attempt()
         except BaseException:  # the nursery in which sessions are opened ends, and with it the pool
@@ -438,16 +454,16 @@ class Pool:
             raise
         self.opening.under_way -= 1
         if isinstance(outcome, Session):
-            self._opened(outcome, trio.current_time() - began)
+            self._opened(outcome, trio.current_time() - began, is_current=opener is self.opener)
         else:
             self._failed(outcome, began)
             self._slots.not_opened(self)
 
-    def _opened(self, session: Session, seconds: float) -> None:
+    def _opened(self, session: Session, seconds: float, *, is_current: bool) -> None:
         self.opening.opened()
         spread = 1 - self._settings.lifetime_spread * random.random()  # noqa: S311 - spreads load, hides nothing
         now = trio.current_time()
-        session.expires_at = now + self._settings.max_lifetime * spread
+        session.expires_at = now + self._settings.max_lifetime * spread if is_current else now
         self._used_at = now
         self.observer.session_opened(seconds)
         for event in self.reopened:

@@ -88,8 +88,8 @@ async def test_requests_in_flight_are_answered_and_idle_clients_closed(
         assert b"Traceback" not in gateway.log.read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_sighup_and_other_signals_do_not_end_the_gateway(
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_without_a_meaning_do_not_end_the_gateway(
     certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
 ) -> None:
     with running_gateway(certificates, settings(slow_key_managers)) as gateway:

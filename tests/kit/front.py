@@ -93,7 +93,7 @@ class Front:
     def is_reading(self) -> bool:
         """True while a client has sent the beginning of a request."""
         conversations = self.served._conversations
-        return any("reading" in repr(one) or one._stream.is_read_delayed for one in conversations)
+        return any("reading" in repr(one) or one.stream.is_read_delayed for one in conversations)
 
     @property
     def is_sending(self) -> bool:

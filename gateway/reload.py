@@ -1,0 +1,429 @@
+"""Reload: read the configuration again, and change in the running core what has changed.
+
+``compare`` computes the difference between two configurations; ``Reloader`` applies a difference. The new configuration
+is checked whole, and its TLS contexts are made, before anything changes; if it has a mistake, nothing changes.
+
+Most objects hold the tables of the core's own copy of the configuration, and read a setting when they use it: a table
+adopts the new values (``Table.adopt``), and only objects that hold something derived from settings are called.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import trio
+from OpenSSL import SSL
+
+from gateway import log
+from gateway.config import Config, load
+from gateway.config.model import LISTS, SECTIONS, Table
+from gateway.dispatcher import Dispatcher
+from gateway.errors import ConfigError
+from gateway.front.listener import Listener
+from gateway.metrics import Metrics
+from gateway.wiring import Credentials, Front, Upstream, server_context
+
+#: Settings that only a restart changes; a section without a key stands for all of its settings.
+NEEDS_RESTART: Final = frozenset(
+    {
+        "admin",
+        "gateway.tls_workers",
+        "listeners.bind",
+        "log.format",
+        "replication.answer_discover_versions",
+        "replication.fallback_on_not_found",
+        "replication.mark_key_file",
+        "replication.marks",
+        "replication.mode",
+    }
+)
+#: Settings that TLS workers hold; see ``share_of`` and ``TlsWorker``.
+_OF_WORKERS: Final = frozenset(
+    {
+        "per_address",
+        "limits.max_buffered",
+        "limits.max_half_open",
+        "limits.max_request_size",
+        "limits.max_response_size",
+        "listeners.handshake_timeout",
+        "listeners.proxy_from",
+        "listeners.proxy_protocol",
+        "listeners.request_timeout",
+        "listeners.send_timeout",
+    }
+)
+_LISTENER_CONTEXT: Final = frozenset({"certificate", "private_key", "client_ca", "tls_policy", "resumption_lifetime"})
+_NEW_BACKEND: Final = frozenset({"address", "addresses", "probe"})  # another key manager, or another way to ask it
+_NEW_SESSIONS: Final = frozenset({"ca", "server_name", "pinned_sha256"})  # of the backend
+_CREDENTIAL: Final = frozenset({"certificate", "private_key"})
+_RULE: Final = frozenset({"match", "listeners", "shared"})
+_RATE: Final = frozenset({"requests_per_second", "request_burst"})
+
+_REPLACE_EVERY: Final = 0.05  # s between two sessions that are replaced
+_LOOK_EVERY: Final = 0.05  # s between two looks at whether the requests of a removed identity have ended
+
+Contents = Mapping[Path, bytes]
+
+
+class ReloadReport(NamedTuple):
+    """The outcome of a reload.
+
+    ``changed`` names the settings and files that are in use as they are now; ``needs_restart`` the changed settings
+    that only a restart can bring into use; ``mistakes`` those of a configuration that was not taken at all.
+    """
+
+    changed: Sequence[str] = ()
+    needs_restart: Sequence[str] = ()
+    mistakes: Sequence[str] = ()
+
+    @property
+    def succeeded(self) -> bool:
+        """True if the configuration had no mistake."""
+        return not self.mistakes
+
+
+def files_of(config: Config) -> Iterator[tuple[str, str, Path]]:
+    """Yield the section, the table's name and the path of each certificate, key and CA in a configuration."""
+    for listener in config.listeners:
+        for path in (listener.certificate, listener.private_key, listener.client_ca):
+            yield "listeners", listener.name, path
+    for backend in config.backends:
+        if backend.ca is not None:
+            yield "backends", backend.name, backend.ca
+    for identity in config.identities:
+        for path in (identity.certificate, identity.private_key):
+            yield "identities", identity.name, path
+
+
+def contents_of(config: Config) -> Contents:
+    """Return a digest of each certificate, key and CA; an empty one if a file can't be read."""
+    return {path: _digest(path) for _section, _name, path in files_of(config)}
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+@dataclass
+class ListChanges:
+    """Differences between two lists of tables with names. ``keys`` holds the changed settings of tables in both."""
+
+    added: set[str]
+    removed: set[str]
+    keys: dict[str, set[str]]
+    is_reordered: bool
+    files: set[str] = field(default_factory=set)  # tables of which a file has changed
+
+    def with_key(self, keys: Collection[str]) -> set[str]:
+        """Return the names of the tables of which one of these settings has changed."""
+        return {name for name, changed in self.keys.items() if not changed.isdisjoint(keys)}
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing has changed."""
+        return not (self.added or self.removed or self.keys or self.is_reordered or self.files)
+
+
+@dataclass
+class Changes:
+    """Differences between two configurations. ``tables`` holds the changed settings of each section with one table."""
+
+    tables: dict[str, set[str]]
+    listeners: ListChanges
+    backends: ListChanges
+    identities: ListChanges
+    files: list[Path]
+    needs_restart: list[str]
+
+    @property
+    def replaced_backends(self) -> set[str]:
+        """Backends that are removed and built anew."""
+        return self.backends.with_key(_NEW_BACKEND)
+
+    @property
+    def renewed_backends(self) -> set[str]:
+        """Backends of which all sessions are replaced."""
+        return (self.backends.with_key(_NEW_SESSIONS) | self.backends.files) - self.replaced_backends
+
+    @property
+    def renewed_identities(self) -> set[str]:
+        """Identities of which all sessions are replaced."""
+        return self.identities.with_key(_CREDENTIAL) | self.identities.files
+
+    @property
+    def has_other_rules(self) -> bool:
+        """True if a client may have another identity now, or none."""
+        changes = self.identities
+        return bool(changes.added or changes.removed or changes.is_reordered or changes.with_key(_RULE))
+
+    @property
+    def listener_contexts(self) -> set[str]:
+        """Listeners that need a new TLS context."""
+        return self.listeners.with_key(_LISTENER_CONTEXT) | self.listeners.files
+
+    def concerns_workers(self) -> bool:
+        """Return True if TLS workers hold something that has changed."""
+        names = {f"{section}.{key}" for section, keys in self.tables.items() for key in keys}
+        names |= {f"listeners.{key}" for keys in self.listeners.keys.values() for key in keys}
+        return bool(self.listener_contexts) or any(_is_in(name, _OF_WORKERS) for name in names)
+
+    def lines(self) -> list[str]:
+        """Return a line for each change, as the settings are called in the file."""
+        found = [f"{section}.{key}" for section, keys in self.tables.items() for key in sorted(keys)]
+        for section in sorted(LISTS):
+            changes: ListChanges = getattr(self, section)
+            found += [f'{section}["{name}"] added' for name in sorted(changes.added)]
+            found += [f'{section}["{name}"] removed' for name in sorted(changes.removed)]
+            found += [f'{section}["{name}"].{key}' for name in changes.keys for key in sorted(changes.keys[name])]
+            found += [f"order of {section}"] * changes.is_reordered
+        return found + [f"file {path}" for path in self.files]
+
+
+def compare(old: Config, new: Config, old_contents: Contents, new_contents: Contents) -> Changes:
+    """Return the differences between two configurations and the contents of their files."""
+    tables = {section: _differing(getattr(old, section), getattr(new, section)) for section in SECTIONS.keys() - LISTS}
+    lists = {section: _compare_lists(getattr(old, section), getattr(new, section)) for section in LISTS}
+    changed = {path for path in new_contents if path in old_contents and new_contents[path] != old_contents[path]}
+    for section, name, path in files_of(new):
+        if path in changed and name not in lists[section].added:
+            lists[section].files.add(name)
+    needs_restart = [*_take_out(tables)]
+    listeners = lists["listeners"]
+    needs_restart += [f'listeners["{name}"] added' for name in sorted(listeners.added)]
+    needs_restart += [f'listeners["{name}"] removed' for name in sorted(listeners.removed)]
+    for name, keys in listeners.keys.items():
+        kept = {key for key in keys if _is_in(f"listeners.{key}", NEEDS_RESTART)}
+        needs_restart += [f'listeners["{name}"].{key}' for key in sorted(kept)]
+        keys.difference_update(kept)
+    listeners.added.clear()
+    listeners.removed.clear()
+    listeners.is_reordered = False
+    listeners.keys = {name: keys for name, keys in listeners.keys.items() if keys}
+    return Changes(
+        {section: tables[section] for section in SECTIONS if tables.get(section)},
+        listeners,
+        lists["backends"],
+        lists["identities"],
+        sorted(changed),
+        needs_restart,
+    )
+
+
+def _take_out(tables: Mapping[str, set[str]]) -> Iterator[str]:
+    """Take the settings that need a restart out of the changed settings, and yield them."""
+    for section in SECTIONS:
+        for key in sorted(tables.get(section, ())):
+            if _is_in(f"{section}.{key}", NEEDS_RESTART):
+                tables[section].discard(key)
+                yield f"{section}.{key}"
+
+
+def _is_in(setting: str, settings: Collection[str]) -> bool:
+    return setting in settings or setting.partition(".")[0] in settings
+
+
+def _differing(old: Table, new: Table) -> set[str]:
+    return {key for key in type(old).model_fields if getattr(old, key) != getattr(new, key)}
+
+
+def _compare_lists(old: Iterable[Any], new: Iterable[Any]) -> ListChanges:
+    before, after = ({table.name: table for table in tables} for tables in (old, new))
+    keys = {name: _differing(before[name], after[name]) for name in after if name in before}
+    return ListChanges(
+        added=after.keys() - before.keys(),
+        removed=before.keys() - after.keys(),
+        keys={name: differing for name, differing in keys.items() if differing},
+        is_reordered=[name for name in before if name in after] != [name for name in after if name in before],
+    )
+
+
+class _Prepared(NamedTuple):
+    """A checked configuration, its difference from the present one, and the TLS contexts for the difference."""
+
+    config: Config
+    contents: Contents
+    changes: Changes
+    credentials: Credentials
+    contexts: dict[str, SSL.Context]  # by listener
+
+
+class Reloader:
+    """Reloads the configuration of a core from a file.
+
+    ``config`` is the core's own copy, of which the tables change. ``listeners`` are those of this process, none if TLS
+    ends in TLS workers; then ``renew_workers`` starts new TLS workers with the file as it is.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        *,
+        upstream: Upstream,
+        dispatcher: Dispatcher,
+        front: Front,
+        listeners: Sequence[Listener],
+        metrics: Metrics,
+        renew_workers: Callable[[], None] | None = None,
+    ) -> None:
+        self._path = path
+        self._config = config
+        self._contents = contents_of(config)
+        self._upstream = upstream
+        self._dispatcher = dispatcher
+        self._front = front
+        self._listeners = {settings.name: it for settings, it in zip(config.listeners, listeners, strict=False)}
+        self._metrics = metrics
+        self._renew_workers = renew_workers
+        self._log = log.get("reload")
+        self._lock = trio.Lock()
+        for result in ("success", "failure"):
+            metrics.config_reloads.labels(result)
+        metrics.config_last_reload_success.set(time.time())  # of the start
+
+    @property
+    def files(self) -> set[Path]:
+        """The certificates, keys and CAs in use."""
+        return {path for _section, _name, path in files_of(self._config)}
+
+    async def reload(self) -> ReloadReport:
+        """Read the file, and use what has changed. Raises nothing for a mistake in it: the old configuration goes on.
+
+        Returns when the changes are in use; sessions of changed credentials are replaced afterwards.
+        """
+        async with self._lock:
+            try:
+                return await self._reload()
+            except ConfigError as error:
+                return self._failed(error.mistakes)
+            except Exception as error:  # noqa: BLE001 - a fault here must not end the gateway
+                self._log.error("internal error: reload not finished; report this bug", exc_info=error)
+                return self._failed(["internal error: the log says more"])
+
+    async def _reload(self) -> ReloadReport:
+        prepared = await trio.to_thread.run_sync(self._prepare)
+        await self._apply(prepared)
+        report = ReloadReport(prepared.changes.lines(), prepared.changes.needs_restart)
+        self._metrics.config_reloads.labels("success").inc()
+        self._metrics.config_last_reload_success.set(time.time())
+        self._log.info("configuration reloaded", changed=report.changed or "nothing")
+        if report.needs_restart:
+            self._log.warning(
+                "configuration reloaded in part: restart the gateway to use the other changes",
+                needs_restart=report.needs_restart,
+            )
+        return report
+
+    def _failed(self, mistakes: Sequence[str]) -> ReloadReport:
+        self._metrics.config_reloads.labels("failure").inc()
+        for mistake in mistakes:
+            self._log.error("configuration not reloaded: it has a mistake, and the old one stays", detail=mistake)
+        return ReloadReport(mistakes=mistakes)
+
+    def _prepare(self) -> _Prepared:
+        """Do what can fail, and what takes long. Runs in a thread: changes nothing."""
+        config = load(self._path)
+        contents = contents_of(config)
+        changes = compare(self._config, config, self._contents, contents)
+        credentials = self._upstream.make_credentials(
+            config,
+            backends=changes.backends.added | changes.replaced_backends | changes.renewed_backends,
+            identities=changes.identities.added | changes.renewed_identities,
+            leaving=changes.backends.removed,
+        )
+        contexts = {
+            listener.name: server_context(listener)
+            for listener in config.listeners
+            if listener.name in changes.listener_contexts
+        }
+        return _Prepared(config, contents, changes, credentials, contexts)
+
+    async def _apply(self, prepared: _Prepared) -> None:
+        new, changes = prepared.config, prepared.changes
+        self._contents = prepared.contents
+        self._upstream.use_credentials(prepared.credentials)
+        self._adopt_tables(new, changes)
+        if not changes.identities.is_empty:
+            await self._change_identities(new, changes)
+        if not changes.backends.is_empty:
+            self._change_backends(new, changes)
+        if changes.renewed_backends or changes.renewed_identities:
+            self._upstream.renew_sessions(changes.renewed_backends, changes.renewed_identities, _REPLACE_EVERY)
+        self._upstream.settings_changed(restart=self._needs_new_checks(changes))
+        self._change_listeners(prepared)
+
+    def _adopt_tables(self, new: Config, changes: Changes) -> None:
+        """Change the settings of the sections with one table, and all limits and times of clients."""
+        for section, keys in changes.tables.items():
+            getattr(self._config, section).adopt(getattr(new, section), keys)
+        _adopt_each(self._config.listeners, new.listeners, changes.listeners.keys)
+        if changes.tables or changes.listeners.keys:
+            self._dispatcher.settings_changed()
+            self._front.settings_changed(())
+        if "log" in changes.tables:
+            log.set_level(self._config.log.level)
+
+    async def _change_identities(self, new: Config, changes: Changes) -> None:
+        """Add pools, then identify all clients by the new rules; remove pools after the last request that uses them."""
+        before = {identity.name: identity for identity in self._config.identities}
+        _adopt_each(self._config.identities, new.identities, changes.identities.keys)
+        merged = tuple(before.get(identity.name, identity) for identity in new.identities)
+        self._config.adopt(self._config.model_copy(update={"identities": merged}), ["identities"])
+        for identity in merged:
+            if identity.name in changes.identities.added:
+                self._upstream.add_identity(identity)
+        self._front.settings_changed(changes.identities.with_key(_RATE))
+        if not changes.has_other_rules:
+            return
+        await self._front.identities_changed()
+        if not changes.identities.removed:
+            return
+        self._upstream.settings_changed(restart=True)  # health checks must not use the pools that are removed
+        for name in changes.identities.removed:
+            await trio.sleep(_LOOK_EVERY)
+            while self._dispatcher.requests_in_flight(name):  # noqa: ASYNC110 - no request pays for an event
+                await trio.sleep(_LOOK_EVERY)
+            self._upstream.remove_identity(name)
+
+    def _change_backends(self, new: Config, changes: Changes) -> None:
+        """Change the options of backends in place; build the added and replaced ones, remove the others."""
+        replaced = changes.replaced_backends
+        keys = {name: keys for name, keys in changes.backends.keys.items() if name not in replaced}
+        _adopt_each(self._config.backends, new.backends, keys)
+        before = {backend.name: backend for backend in self._config.backends if backend.name not in replaced}
+        merged = tuple(before.get(backend.name, backend) for backend in new.backends)
+        self._config.adopt(self._config.model_copy(update={"backends": merged}), ["backends"])
+        self._upstream.change_backends(replaced)
+
+    def _needs_new_checks(self, changes: Changes) -> bool:
+        """Return True if health checks or the maintenance of pools hold something that has changed."""
+        return bool(
+            "health" in changes.tables
+            or "connect" in changes.tables.get("deadlines", ())
+            or changes.identities.added
+            or changes.renewed_identities
+            or changes.renewed_backends
+        )
+
+    def _change_listeners(self, prepared: _Prepared) -> None:
+        changes = prepared.changes
+        if self._renew_workers is not None:
+            if changes.concerns_workers():
+                self._renew_workers()
+            return
+        for name in changes.listener_contexts | changes.listeners.keys.keys():
+            self._listeners[name].settings_changed(prepared.contexts.get(name))
+
+
+def _adopt_each(old: Iterable[Any], new: Iterable[Any], keys: Mapping[str, set[str]]) -> None:
+    """Have each table that stands in both lists adopt its changed settings."""
+    after = {table.name: table for table in new}
+    for table in old:
+        if table.name in keys:
+            table.adopt(after[table.name], keys[table.name])
