@@ -177,6 +177,10 @@ class Core:
                 front=front,
                 listeners=[entrance.acceptor for entrance in entrances if isinstance(entrance.acceptor, Listener)],
                 metrics=self.metrics,
+                renew_workers=next(
+                    (entrance.acceptor.renew for entrance in entrances if isinstance(entrance.acceptor, TlsWorkers)),
+                    None,
+                ),
             )
 
     async def _reload_when_files_change(self) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import trio
+from OpenSSL import SSL
 
 from gateway import log
-from gateway.config import Config
+from gateway.config import Config, load
 from gateway.core import Core, HandedOver
 from gateway.errors import ConfigError
 from gateway.listening import listen_for_clients
@@ -54,19 +55,47 @@ def number_of_workers(setting: int | str) -> int:
     return len(os.sched_getaffinity(0)) - 1
 
 
+class _Generation(NamedTuple):
+    """The configuration of TLS workers that were started together, and the TLS contexts of their listeners."""
+
+    config: Config
+    contexts: dict[str, SSL.Context]
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Make the contexts. Raises ConfigError."""
+        return cls(config, {listener.name: server_context(listener) for listener in config.listeners})
+
+    def merged_with(self, new: Config) -> Config:
+        """Return a new configuration with the listeners of this one, changed if the new configuration has them, too."""
+        changed = {listener.name: listener for listener in new.listeners}
+        listeners = tuple(changed.get(listener.name, listener) for listener in self.config.listeners)
+        return new.model_copy(update={"listeners": listeners})
+
+
 def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes, path: Path | None) -> int:
     """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
     with ExitStack() as stack:
         sockets = {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in config.listeners}
-        contexts = {listener.name: server_context(listener) for listener in config.listeners}
+        generation = _Generation.of(config)
+
+        def prepare_workers() -> bool:
+            nonlocal generation
+            try:
+                generation = _Generation.of(config if path is None else generation.merged_with(load(path)))
+            except ConfigError as error:
+                for mistake in error.mistakes:
+                    log.get("supervisor").error("TLS workers not replaced: reload the configuration", detail=mistake)
+                return False
+            return True
 
         def run_core(supervisor: socket.socket) -> int:
             return _run_core(Core(config, HandedOver(sockets, supervisor), path), show_mistakes)
 
         def run_worker(index: int, core: socket.socket) -> int:
-            return _run_worker(TlsWorker(config, contexts, core, workers=workers), sockets, index)
+            return _run_worker(TlsWorker(generation.config, generation.contexts, core, workers=workers), sockets, index)
 
-        return Supervisor(run_core, run_worker, workers).run()
+        return Supervisor(run_core, run_worker, workers, prepare_workers).run()
 
 
 def _run_core(core: Core, show_mistakes: ShowMistakes) -> int:

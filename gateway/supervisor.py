@@ -4,7 +4,7 @@ It owns what outlives them: the listening sockets and the listeners' TLS context
 are forked, so that every worker resumes the sessions of every other. It starts the core and the workers, starts a
 worker that died again, after a growing pause, and ends with the core.
 
-    supervisor --- core          a Unix socket pair: new workers' sockets to the core, its requests back
+    supervisor --- core          a Unix socket pair: workers' sockets to the core; a byte back asks for new workers
                --- worker 1      a Unix socket pair to the core, made here and handed to both ends
                --- worker 2
 
@@ -35,6 +35,8 @@ _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR
 
 #: Runs the core, given its end of the socket pair to the supervisor; returns its exit status.
 RunCore = Callable[[socket.socket], int]
+#: Prepares another generation of workers: ``run_worker`` runs these from then on. Returns False if that failed.
+PrepareWorkers = Callable[[], bool]
 #: Runs a worker, given its index and its end of the socket pair to the core; returns its exit status.
 RunWorker = Callable[[int, socket.socket], int]
 
@@ -57,6 +59,8 @@ class Supervisor:
     run_core: RunCore
     run_worker: RunWorker
     workers: int
+    prepare_workers: PrepareWorkers = lambda: False
+    _leaving: set[int] = field(default_factory=set)  # processes of workers that were replaced, and end by themselves
     _slots: list[_Slot] = field(default_factory=list)
     _core: int = 0
     _is_ending: bool = False
@@ -80,9 +84,13 @@ class Supervisor:
 
     def _watch(self, wakeup: socket.socket, to_core: socket.socket) -> int:
         """Return the core's exit status once it has ended."""
+        hears_core = True
         while True:
             due = min((slot.due for slot in self._slots if not slot.process), default=None)
-            _wait(wakeup, due)
+            if _wait(wakeup, due, to_core if hears_core else None):
+                hears_core = _is_asked(to_core)
+                if hears_core and not self._is_ending:
+                    self._replace_workers(to_core)
             for process, status in _ended():
                 if process == self._core:
                     return status
@@ -101,7 +109,17 @@ class Supervisor:
             with suppress(OSError):  # the core has gone: its end is noticed next
                 socket.send_fds(to_core, [slot.index.to_bytes(4, "big")], [of_core.fileno()])
 
+    def _replace_workers(self, to_core: socket.socket) -> None:
+        """Start a new worker for each worker. The core drains the previous ones, which end after their last client."""
+        if not self.prepare_workers():
+            return
+        for slot in self._slots:
+            if slot.process:
+                self._leaving.add(slot.process)
+            self._start(slot, to_core)
+
     def _note_death(self, process: int, status: int) -> None:
+        self._leaving.discard(process)
         for slot in self._slots:
             if slot.process == process:
                 now = time.monotonic()
@@ -153,15 +171,18 @@ class Supervisor:
         """Wait for the workers, whose sockets to the core are closed; kill those that do not end."""
         self._is_ending = True
         until = time.monotonic() + _LAST_WAIT
-        while any(slot.process for slot in self._slots) and time.monotonic() < until:
+        while self._processes() and time.monotonic() < until:
             for process, status in _ended():
                 self._note_death(process, status)
-            if any(slot.process for slot in self._slots):
+            if self._processes():
                 _wait(wakeup, min(until, time.monotonic() + 0.5))
-        for slot in self._slots:
-            if slot.process:
-                os.kill(slot.process, signal.SIGKILL)
-                os.waitpid(slot.process, 0)
+        for process in self._processes():
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+    def _processes(self) -> list[int]:
+        """Return the processes of all workers, also of those that were replaced."""
+        return [*self._leaving, *(slot.process for slot in self._slots if slot.process)]
 
 
 def unblock_signals() -> None:
@@ -182,12 +203,22 @@ def _ended() -> Iterator[tuple[int, int]]:
         yield process, code if code >= 0 else 128 - code
 
 
-def _wait(wakeup: socket.socket, until: float | None) -> None:
-    """Wait for a signal, at most until a time of the monotonic clock."""
+def _is_asked(core: socket.socket) -> bool:
+    """Return False if the core has ended instead of asking for new workers."""
+    try:
+        return bool(core.recv(4096))
+    except OSError:
+        return False
+
+
+def _wait(wakeup: socket.socket, until: float | None, other: socket.socket | None = None) -> bool:
+    """Wait for a signal, at most until a time of the monotonic clock. Return True if ``other`` can be read."""
     timeout = None if until is None else max(0.0, until - time.monotonic())
-    if select.select([wakeup], [], [], timeout)[0]:
+    readable = select.select([wakeup] if other is None else [wakeup, other], [], [], timeout)[0]
+    if wakeup in readable:
         with suppress(BlockingIOError):
             wakeup.recv(4096)
+    return other in readable
 
 
 @contextmanager

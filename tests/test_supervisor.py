@@ -39,6 +39,8 @@ def core(supervisor):
             note(event="signal", number=int(number))
             if number == signal.SIGTERM:
                 return 0
+            if behaviour.startswith("renew"):
+                supervisor.send(b"n")
         if select.select([supervisor], [], [], 0.02)[0]:
             data, descriptors, _flags, _address = socket.recv_fds(supervisor, 4, 1)
             if not data:
@@ -59,7 +61,11 @@ def worker(index, link):
     note(event="worker ends", worker=index)
     return 0
 
-sys.exit(Supervisor(core, worker, workers).run())
+def prepare():
+    note(event="prepare")
+    return behaviour == "renew"
+
+sys.exit(Supervisor(core, worker, workers, prepare).run())
 """
 
 
@@ -136,6 +142,31 @@ def test_signals_are_passed_to_the_core(tmp_path: Path) -> None:
     program.process.send_signal(signal.SIGHUP)
     assert program.wait_for("signal", 1)[0]["number"] == signal.SIGHUP
     assert program.end(signal.SIGTERM) == 0
+
+
+def test_new_workers_are_started_when_the_core_asks(tmp_path: Path) -> None:
+    program = Program(tmp_path, "renew")
+    old = program.wait_for("worker", 2)
+    program.wait_for("link", 2)
+    program.process.send_signal(signal.SIGHUP)
+    links = program.wait_for("link", 4)
+    assert sorted(link["worker"] for link in links[2:]) == [0, 1]
+    program.wait_for("worker ends", 2)  # this core drops its sockets to the old ones when the new ones come
+    time.sleep(0.6)
+    assert len(program.events("worker")) == 4  # no other one is started for them
+    assert not any(is_running(worker["process"]) for worker in old)
+    assert program.end() == 0
+    assert not any(is_running(worker["process"]) for worker in program.events("worker"))
+
+
+def test_workers_stay_if_others_cannot_be_prepared(tmp_path: Path) -> None:
+    program = Program(tmp_path, "renew fails")
+    program.wait_for("link", 2)
+    program.process.send_signal(signal.SIGHUP)
+    program.wait_for("prepare", 1)
+    time.sleep(0.3)
+    assert len(program.events("worker")) == 2
+    assert program.end() == 0
 
 
 def test_workers_that_do_not_end_are_killed(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ class Built:
         found: list[int] = []
 
         class Supervisor:
-            def __init__(self, _run_core: object, _run_worker: object, workers: int) -> None:
+            def __init__(self, _run_core: object, _run_worker: object, workers: int, _prepare: object) -> None:
                 found.append(workers)
 
             def run(self) -> int:

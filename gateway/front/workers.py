@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -84,7 +85,8 @@ class TlsWorkers:
         self._sockets = sockets
         self._metrics = metrics
         self._log = log
-        self._workers: set[WorkerLinks] = set()
+        self._workers: dict[WorkerLinks, int] = {}  # and their indices
+        self._outdated: set[WorkerLinks] = set()  # to be drained when their successors have come
         self._is_accepting = True
         self._draining = False
         self._taking = trio.CancelScope()  # of new workers
@@ -115,7 +117,8 @@ class TlsWorkers:
     async def _serve(self, sock: socket.socket, index: int) -> None:
         pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
         worker = WorkerLinks(pipe, self._receive, counts.take)
-        self._workers.add(worker)
+        self._workers[worker] = index
+        self._drain_predecessors(index)
         self._log.info("TLS worker started", worker=index)
         try:
             if not self._is_accepting:
@@ -124,9 +127,24 @@ class TlsWorkers:
                 pipe.send(Kind.DRAIN)
             await worker.run()
         finally:
-            self._workers.discard(worker)
+            self._workers.pop(worker)
+            self._outdated.discard(worker)
             counts.end()
             pipe.close()
+
+    def renew(self) -> None:
+        """Have the supervisor start new workers with the configuration file as it is.
+
+        Each worker stops accepting when its successor has come, keeps its clients until they leave, and then ends.
+        """
+        self._outdated = set(self._workers)
+        with suppress(OSError):  # the supervisor has ended, which is noticed next
+            self._supervisor.send(b"n")
+
+    def _drain_predecessors(self, index: int) -> None:
+        for worker in [worker for worker in self._outdated if self._workers[worker] == index]:
+            self._outdated.discard(worker)
+            worker.pipe.send(Kind.DRAIN)
 
     async def _receive(self, link: WorkerLink) -> None:
         opening = link.opening

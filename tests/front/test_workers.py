@@ -54,10 +54,10 @@ class Supervised:
     def _drain(self) -> None:
         self.drains += 1
 
-    def start(self, nursery: trio.Nursery) -> Pipe:
+    def start(self, nursery: trio.Nursery, index: int = 0) -> Pipe:
         """Hand over a worker; return its end of the pipe."""
         of_worker, of_core = socket.socketpair()
-        socket.send_fds(self.supervisor, [(0).to_bytes(4, "big")], [of_core.fileno()])
+        socket.send_fds(self.supervisor, [index.to_bytes(4, "big")], [of_core.fileno()])
         of_core.close()
         pipe = Pipe(of_worker, log.get("test"))
         self.heard.append([])
@@ -109,6 +109,26 @@ async def test_a_drain_refuses_connections_and_reaches_every_worker(
     pipe.close()
     await wait_all_tasks_blocked()
     assert len(supervised.workers) == 0
+
+
+async def test_each_worker_is_drained_when_its_successor_has_come(
+    supervised: Supervised, nursery: trio.Nursery
+) -> None:
+    pipes = [supervised.start(nursery, index) for index in (0, 1)]
+    await wait_all_tasks_blocked()
+    supervised.workers.renew()
+    assert supervised.supervisor.recv(10) == b"n"
+    await wait_all_tasks_blocked()
+    assert supervised.heard == [[], []]
+    pipes.append(supervised.start(nursery, 1))
+    await wait_all_tasks_blocked()
+    kinds = [[message.kind for message in heard] for heard in supervised.heard]
+    assert kinds == [[], [Kind.DRAIN], []]
+    pipes.append(supervised.start(nursery, 1))  # started again after a death: its predecessor is no older
+    await wait_all_tasks_blocked()
+    assert supervised.heard[2] == []
+    for pipe in pipes:
+        pipe.close()
 
 
 async def test_the_end_of_the_supervisor_drains_the_core(supervised: Supervised) -> None:
