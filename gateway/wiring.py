@@ -201,13 +201,14 @@ class Upstream:
     def settings_changed(self, *, restart: bool) -> None:
         """Use the settings as they are now; ``restart`` if health checks or pool maintenance must begin anew."""
         self.fleet.resolve_interval = self._config.balancing.resolve_interval
-        self.balancer.set_policy(self._config.balancing.policy)
         for backend in self.fleet.backends:
+            backend.options = self._settings_of(backend)
             backend.slots.limit = self._settings_of(backend).max_sessions
             backend.slots.serve()
             backend.idle_limit.configured = self._config.pool.idle_timeout
             if restart and backend in self._restarts:
                 self._restarts[backend].set()
+        self.balancer.set_policy(self._config.balancing.policy)
 
     # Building --------------------------------------------------------------------------------------------------------
 

@@ -144,3 +144,20 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     assert sum(bucket.take(1.0) for _ in range(20)) == 5  # ten came, five fit
     later = sum(bucket.take(2.0 + step / 100) for step in range(1000))
     assert 103 <= later <= 106
+
+
+def test_a_changed_retry_budget_keeps_the_tokens_that_are_held() -> None:
+    budget = RetryBudget(retry_ratio=0.0, min_retries=1)
+    assert budget.take()
+    assert not budget.take()
+    budget.change(retry_ratio=0.0, min_retries=2)
+    assert budget.take()
+    budget.change(retry_ratio=0.0, min_retries=1)
+    assert not budget.take()
+
+
+def test_another_share_of_lookups_keeps_the_saved_ones() -> None:
+    budget = LookupBudget(lookup_ratio=1.0, min_lookups_per_second=0.0)
+    budget.request()
+    budget.change(lookup_ratio=0.0, min_lookups_per_second=0.0)
+    assert budget.withdraw(0.0)

@@ -304,6 +304,47 @@ async def test_a_client_of_a_removed_identity_is_told_at_its_next_request(it: Ru
         assert succeeded(await bob.ask(create_key()))
 
 
+async def test_an_idle_client_of_a_removed_identity_is_disconnected(it: Running) -> None:
+    it.edit(replacing('tls_policy = "modern"', "request_timeout = 0.3"))
+    assert (await it.core.reload()).succeeded
+    async with it.client("bob") as bob, it.client() as alice:
+        assert succeeded(await bob.ask(create_key()))
+        it.edit(without_identity("bob"))
+        assert (await it.core.reload()).succeeded
+        with trio.fail_after(2):
+            assert await bob.stream.receive_some() == b""
+        assert succeeded(await alice.ask(create_key()))
+
+
+async def test_requests_in_flight_of_a_removed_identity_and_backend_finish(
+    it: Running, key_managers: tuple[Certificates, list[KeyManager]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[bool] = []
+
+    async def ask(client: Client) -> None:
+        answered.append(succeeded(await client.ask(create_key())))
+
+    for key_manager in key_managers[1]:
+        monkeypatch.setattr(key_manager.hsm, "_operation_cost", 0.4)
+    full = it.path.read_text()
+    table = full[full.index('\n[[backends]]\nname = "kms-2"') : full.index("\n[[identities]]")]
+    async with trio.open_nursery() as nursery:
+        for name in ("bob", "bob", "alice", "alice"):
+            nursery.start_soon(ask, await nursery.start(held_client, it, name))
+        await it.until(lambda: it.total("kmip_gateway_requests_in_flight") == 4)
+        it.path.write_text(without_identity("bob")(full.replace(table, "")))
+        assert (await it.core.reload()).succeeded
+        await it.until(lambda: len(answered) == 4)
+        nursery.cancel_scope.cancel()
+    assert answered == [True] * 4
+
+
+async def held_client(it: Running, name: str, *, task_status: trio.TaskStatus[Client]) -> None:
+    async with it.client(name) as client:
+        task_status.started(client)
+        await trio.sleep_forever()
+
+
 async def test_a_client_may_get_another_identity(it: Running) -> None:
     async with it.client() as alice:
         assert succeeded(await alice.ask(create_key()))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.config import AllowanceConfig
+from gateway.config import AllowanceConfig, LimitsConfig
 from gateway.front.admission import Limit
 from gateway.identity import Identity, Principal
 from tests.kit.settings import make_admission
@@ -123,3 +123,31 @@ def test_an_account_that_holds_bytes_is_not_forgotten() -> None:
     for number in range(10_500):
         admission.account(principal(f"CN={number}"))
     assert admission.account(principal("CN=kept")) is kept
+
+
+def test_limits_change_in_place() -> None:
+    admission = make_admission(max_requests=5, max_half_open=7)
+    account = admission.account(principal("CN=busy"))
+    assert account.begin(0.0) is None
+    admission._limits.adopt(LimitsConfig(max_requests=1, max_half_open=3), ["max_requests", "max_half_open"])
+    admission.settings_changed({}, ())
+    assert account.begin(0.0) is Limit.REQUESTS
+    assert admission.half_open.max_half_open == 3
+
+
+def test_a_changed_rate_begins_with_a_full_bucket() -> None:
+    allowance = AllowanceConfig(requests_per_second=1.0)
+    admission = make_admission(allowances={"apps": allowance})
+    account = admission.account(principal("CN=busy"))
+    assert [account.begin(0.0) for _ in range(2)] == [None, Limit.RATE]
+    allowance.adopt(AllowanceConfig(requests_per_second=3.0), ["requests_per_second"])
+    admission.settings_changed({"apps": allowance}, {"apps"})
+    assert [account.begin(0.0) for _ in range(4)] == [None, None, None, Limit.RATE]
+
+
+def test_bytes_move_between_accounts_and_the_sum_stays() -> None:
+    admission = make_admission()
+    one, two = admission.account(principal("CN=one")), admission.account(principal("CN=two"))
+    assert one.hold(100) is None
+    two.take_over_bytes(one, 60)
+    assert (one.buffered, two.buffered, admission.buffered) == (40, 60, 100)

@@ -389,3 +389,10 @@ def test_every_backend_is_tried_once_the_better_before_the_worse(
     for one, other in pairwise(backends[name] for name in tried):
         if one.is_available_to("red", Effect.READ) and other.is_available_to("red", Effect.READ):
             assert one.options.priority <= other.options.priority
+
+
+def test_the_policy_changes_at_run_time() -> None:
+    balancer = Balancer([], "round-robin")
+    assert balancer._takes_turns
+    balancer.set_policy("least-outstanding")
+    assert not balancer._takes_turns

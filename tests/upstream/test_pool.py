@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import FailoverConfig
 from gateway.errors import BackendError, StreamClosedError, TlsError
 from gateway.kmip.messages import Request
 from gateway.upstream.backend import Backend
@@ -1392,3 +1393,44 @@ async def test_an_exchange_that_has_just_begun_is_left_to_end(nursery: trio.Nurs
     pool.close_disconnected()
     await wait_all_tasks_blocked()
     assert exchange.error == "interrupted"
+
+
+@in_virtual_time
+async def test_a_renewed_pool_replaces_its_sessions_one_after_the_other(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    sessions = [await lease(pool) for _ in range(3)]
+    for session in sessions:
+        pool.give_back(session)
+    opener = atlanta.opener("red")
+    assert pool.renew(opener, FailoverConfig(), 0.1) == pytest.approx(0.3)
+    for replaced in (1, 2, 3):
+        pool.maintain()
+        assert observer.closed["lifetime"] == replaced
+        await trio.sleep(0.1)
+    assert pool.opener is opener
+
+
+@in_virtual_time
+async def test_a_session_that_was_being_opened_is_replaced_as_well(
+    nursery: trio.Nursery, atlanta: FakeKeyManager
+) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon)
+    may_open = trio.Event()
+
+    async def open_late() -> Session:
+        await may_open.wait()
+        return await atlanta.opener("red")()
+
+    async def use() -> None:
+        pool.give_back(await pool.wait())
+
+    pool.renew(open_late, FailoverConfig(), 0.1)
+    nursery.start_soon(use)
+    await wait_all_tasks_blocked()
+    assert pool.statistics().opening == 1
+    pool.renew(atlanta.opener("red"), FailoverConfig(), 0.1)
+    may_open.set()
+    await trio.sleep(1.0)
+    assert observer.closed["lifetime"] == 1
