@@ -356,3 +356,32 @@ async def test_backends_are_added_and_removed_with_their_addresses() -> None:
         assert sorted(names(maintained)) == ["kms/1", "kms/2"]
         assert told == [["kms", "kms/1"], ["kms/1", "kms/2"]]
         nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_replaced_entries_are_maintained_and_removed_ones_no_more(nursery: trio.Nursery) -> None:
+    resolver = Names(["192.0.2.1"])
+    trio.socket.set_custom_hostname_resolver(resolver)
+    maintained: list[Backend] = []
+
+    async def maintain(backend: Backend) -> None:
+        maintained.append(backend)
+        try:
+            await trio.sleep_forever()
+        finally:
+            maintained.remove(backend)
+
+    told: list[list[str]] = []
+    changed: Callable[[list[Backend]], None] = lambda backends: told.append(names(backends))  # noqa: E731
+    by_name = configured_as()
+    one, two = (ConfiguredBackend(name, Address("192.0.2.9", 5696), build, addresses="auto") for name in ("one", "two"))
+    fleet = Fleet([by_name, one], maintain, changed, structlog.wrap_logger(None, processors=[LogCapture()]))
+    nursery.start_soon(fleet.run, 30.0)
+    await trio.sleep(1)
+    fleet.replace([two, one])
+    await trio.sleep(1)
+    assert told == [["two", "one"]]
+    assert sorted(names(maintained)) == ["one", "two"]
+    asked = len(resolver.asked)
+    await trio.sleep(100)
+    assert len(resolver.asked) == asked  # the removed name is looked up no more
