@@ -64,6 +64,7 @@ class Core:
         self._config = config.model_copy(deep=True)  # its tables change: see Table.adopt
         self._path = None if path is None else path.absolute()
         self._reloader: Reloader | None = None  # while the core runs, if it has a file
+        self._watch: FileWatch | None = None  # of the files in use, as above
         self._handed_over = handed_over
         self._log = log.get("core")
         self._drain = trio.Event()
@@ -78,6 +79,8 @@ class Core:
         if self._reloader is None:
             return ReloadReport(mistakes=["the gateway is not running from a file that could be read again"])
         report = await self._reloader.reload()
+        if self._watch is not None:
+            self._watch.add_new()
         if report.succeeded:
             with suppress(OSError, ValueError):  # a file has gone since it was read; its watch reloads again
                 self._note_certificates()
@@ -187,9 +190,9 @@ class Core:
         reloader = self._reloader
         if reloader is None:
             return
-        watch = FileWatch(lambda: reloader.files)
+        self._watch = FileWatch(lambda: reloader.files)
         while True:
-            changed = await watch.changed()
+            changed = await self._watch.changed()
             if self._config.gateway.watch_files:
                 self._log.info("files changed: reloading the configuration", files=[str(path) for path in changed])
                 await self.reload()

@@ -88,6 +88,10 @@ class TlsWorker:
             for listener in self._listeners.values():
                 listener.drain()
             self._draining.set()
+        elif message.kind == Kind.RETIRE:
+            for listener in self._listeners.values():
+                listener.retire()
+            self._draining.set()
 
     async def _report(self) -> None:
         while True:
@@ -96,7 +100,7 @@ class TlsWorker:
 
     async def _end_when_drained(self) -> None:
         await self._draining.wait()
-        while len(self._relay) or self._pipe.held:  # noqa: ASYNC110 - both change with every request
+        while self._pipe.held or any(map(len, self._listeners.values())):  # noqa: ASYNC110 - change with every request
             await trio.sleep(_LOOK_EVERY)
         self._pipe.send(Kind.COUNTED, 0, report(self._metrics))
         self._pipe.close()

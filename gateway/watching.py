@@ -43,9 +43,12 @@ class FileWatch:
                 quiet_since = trio.current_time()
         return sorted(changed)
 
-    def forget(self) -> None:
-        """Take the files as they are now: a reload has just read them."""
-        self._state = self._look()
+    def add_new(self) -> None:
+        """Watch the files that are named for the first time from now on, not only from the next look on.
+
+        For the end of a reload, which has just read them. Changes of other files since the last look are not lost.
+        """
+        self._state = self._look() | self._state
 
     def _look(self) -> _State:
         return {path: _fingerprint(path) for path in self._files()}

@@ -69,16 +69,27 @@ async def test_a_file_that_goes_or_comes_is_a_change(tmp_path: Path, clock: Mock
     assert clock.current_time() < 10
 
 
-async def test_nothing_is_told_of_files_as_they_are(tmp_path: Path, clock: MockClock) -> None:
+async def test_a_file_that_is_named_for_the_first_time_is_no_change(tmp_path: Path, clock: MockClock) -> None:
+    file, new = tmp_path / "a.pem", tmp_path / "b.pem"
+    file.write_text("1")
+    new.write_text("1")
+    files = [file]
+    watch = FileWatch(lambda: files)
+    files.append(new)
+    with trio.move_on_after(30) as scope:
+        await watch.changed()
+    assert scope.cancelled_caught
+    assert clock.current_time() >= 30
+
+
+async def test_an_added_file_is_watched_at_once_and_no_other_change_is_lost(tmp_path: Path) -> None:
     file, new = tmp_path / "a.pem", tmp_path / "b.pem"
     file.write_text("1")
     new.write_text("1")
     files = [file]
     watch = FileWatch(lambda: files)
     file.write_text("22")
-    watch.forget()
     files.append(new)
-    with trio.move_on_after(30) as scope:
-        await watch.changed()
-    assert scope.cancelled_caught
-    assert clock.current_time() >= 30
+    watch.add_new()
+    new.write_text("22")
+    assert await watch.changed() == [file, new]

@@ -42,6 +42,7 @@ class Kind(IntEnum):
     ACCEPT = 19  # of the worker itself: accept new clients from now on
     REFUSE = 20  # of the worker itself: refuse new connections until ACCEPT
     DRAIN = 21  # of the worker itself: take no new clients; the core closes each connection when it is due
+    RETIRE = 23  # of the worker itself: a successor accepts from now on; end after the last client has left
 
 
 class Message(NamedTuple):

@@ -64,12 +64,16 @@ class Listener:
         )
         self._admitted_at_once = admitted_at_once
         self._draining = False
+        self._open = 0  # connections, from their acceptance to their end
         self._accept_scope = trio.CancelScope()
         self._listening: socket.socket | None = None  # while ``serve`` accepts or refuses
         self._resumed = trio.Event()  # unset while new connections are refused
         self._resumed.set()
         self._accepting = metrics.accepting.labels(settings.name)
         self._connections = metrics.client_connections.labels(settings.name)
+
+    def __len__(self) -> int:
+        return self._open
 
     def __repr__(self) -> str:
         return f"<Listener {self._settings.name}: {len(self._handshakes)} unfinished handshakes>"
@@ -152,6 +156,11 @@ class Listener:
         self._accept_scope.cancel()
         self._handshakes.drain()
 
+    def retire(self) -> None:
+        """Stop accepting: another process does. Handshakes go on, and clients stay."""
+        self._draining = True
+        self._accept_scope.cancel()
+
     async def _accept_some(self, listening: socket.socket, clients: trio.Nursery) -> None:
         admitted = 0
         for _ in range(_ACCEPTED_AT_ONCE):
@@ -178,6 +187,7 @@ class Listener:
             half_open = HalfOpen(sock, plain_address(address[0]), address[1])
             if self._handshakes.admit(half_open):
                 admitted += 1
+                self._open += 1
                 clients.start_soon(self._serve_client, half_open)
             else:
                 sock.close()
@@ -198,3 +208,4 @@ class Listener:
             half_open.sock.close()
             self._admission.disconnect(half_open)
             self._connections.dec()
+            self._open -= 1

@@ -86,7 +86,7 @@ class TlsWorkers:
         self._metrics = metrics
         self._log = log
         self._workers: dict[WorkerLinks, int] = {}  # and their indices
-        self._outdated: set[WorkerLinks] = set()  # to be drained when their successors have come
+        self._outdated: set[WorkerLinks] = set()  # to retire when their successors have come
         self._is_accepting = True
         self._draining = False
         self._taking = trio.CancelScope()  # of new workers
@@ -118,7 +118,7 @@ class TlsWorkers:
         pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
         worker = WorkerLinks(pipe, self._receive, counts.take)
         self._workers[worker] = index
-        self._drain_predecessors(index)
+        self._retire_predecessors(index)
         self._log.info("TLS worker started", worker=index)
         try:
             if not self._is_accepting:
@@ -141,10 +141,10 @@ class TlsWorkers:
         with suppress(OSError):  # the supervisor has ended, which is noticed next
             self._supervisor.send(b"n")
 
-    def _drain_predecessors(self, index: int) -> None:
+    def _retire_predecessors(self, index: int) -> None:
         for worker in [worker for worker in self._outdated if self._workers[worker] == index]:
             self._outdated.discard(worker)
-            worker.pipe.send(Kind.DRAIN)
+            worker.pipe.send(Kind.RETIRE)
 
     async def _receive(self, link: WorkerLink) -> None:
         opening = link.opening

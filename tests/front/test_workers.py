@@ -111,9 +111,7 @@ async def test_a_drain_refuses_connections_and_reaches_every_worker(
     assert len(supervised.workers) == 0
 
 
-async def test_each_worker_is_drained_when_its_successor_has_come(
-    supervised: Supervised, nursery: trio.Nursery
-) -> None:
+async def test_each_worker_retires_when_its_successor_has_come(supervised: Supervised, nursery: trio.Nursery) -> None:
     pipes = [supervised.start(nursery, index) for index in (0, 1)]
     await wait_all_tasks_blocked()
     supervised.workers.renew()
@@ -123,7 +121,7 @@ async def test_each_worker_is_drained_when_its_successor_has_come(
     pipes.append(supervised.start(nursery, 1))
     await wait_all_tasks_blocked()
     kinds = [[message.kind for message in heard] for heard in supervised.heard]
-    assert kinds == [[], [Kind.DRAIN], []]
+    assert kinds == [[], [Kind.RETIRE], []]
     pipes.append(supervised.start(nursery, 1))  # started again after a death: its predecessor is no older
     await wait_all_tasks_blocked()
     assert supervised.heard[2] == []
