@@ -28,7 +28,7 @@ def run(config: Path) -> None:
     """Run the gateway with the configuration file CONFIG.
 
     SIGTERM and SIGINT end it after the requests in flight were answered, or after deadlines.drain; a second signal ends
-    it at once. The exit status is 2 if the configuration has mistakes.
+    the waiting. The exit status is 2 if the configuration has mistakes.
     """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)

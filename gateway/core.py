@@ -17,6 +17,7 @@ from gateway import log
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.config import Address, Config, exposed, lapsed
 from gateway.front.clients import MAX_REFUSED_CLIENTS
+from gateway.front.drain import Drain
 from gateway.front.listener import Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
@@ -61,12 +62,19 @@ class Core:
         self._config = config
         self._handed_over = handed_over
         self._log = log.get("core")
-        self._drain = trio.Event()
         self.metrics = Metrics(version("kmip-gateway"))
+        self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
 
     def drain(self) -> None:
-        """Accept no more clients, and answer the requests in flight until deadlines.drain; then ``run`` returns."""
-        self._drain.set()
+        """Fail /readyz; after deadlines.lame_duck accept no more clients, and answer the requests in flight.
+
+        ``run`` returns once these are answered, after deadlines.drain at the latest.
+        """
+        self._drain.begin()
+
+    def end_waiting(self) -> None:
+        """End a drain at once: requests in flight are answered "the outcome is unknown"."""
+        self._drain.end_waiting()
 
     async def run(self, *, task_status: trio.TaskStatus[ListenAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises ConfigError for an address in use, and for a certificate that OpenSSL refuses."""
@@ -123,7 +131,7 @@ class Core:
         return [_Entrance(workers, workers.run)]
 
     async def _serve(self, front: Front, entrances: Sequence[_Entrance], fleet: Fleet) -> None:
-        async with trio.open_nursery() as serving:
+        async with self._drain.bounding(front.clients.values()) as serving:
             for entrance in entrances:
                 serving.start_soon(entrance.run)
             async with trio.open_nursery() as until_drained:
@@ -133,9 +141,6 @@ class Core:
                     until_drained.start_soon(refuse_while_unreachable, acceptors, is_reachable, self._log)
                 await self._drain.wait()
                 until_drained.cancel_scope.cancel()
-            self._log.info("draining", seconds=self._config.deadlines.drain)
-            self.metrics.draining.set(1)
-            serving.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
             for entrance in entrances:
                 entrance.acceptor.drain()
             for clients in front.clients.values():
@@ -186,7 +191,7 @@ class Core:
             )
 
     def _unreadiness(self, fleet: Fleet) -> str | None:
-        if self._drain.is_set():
+        if self._drain.has_begun:
             return "draining"
         return None if _is_reachable(fleet) else "no key manager can be reached"
 

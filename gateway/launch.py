@@ -51,6 +51,7 @@ def number_of_workers(setting: int | str) -> int:
 
 def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int:
     """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the supervisor handles them: clients can connect before
     with ExitStack() as stack:
         sockets = {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in config.listeners}
         contexts = {listener.name: server_context(listener) for listener in config.listeners}
@@ -66,6 +67,8 @@ def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int
 
 def _run_core(config: Config, handed_over: HandedOver | None, show_mistakes: ShowMistakes) -> int:
     mistakes: list[str] = []
+    if handed_over is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor passes it on once
     try:
         trio.run(_until_drained, Core(config, handed_over))
     except* ConfigError as errors:
@@ -90,7 +93,10 @@ def _freeze() -> None:
 
 
 async def _until_drained(core: Core) -> None:
-    """Run a core until it has drained. A first signal starts the drain, a second one ends the process at once."""
+    """Run a core until it has drained.
+
+    A first signal starts the drain, a second one ends the waiting, a third one ends the process at once.
+    """
     _freeze()
     async with trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, core)
@@ -99,17 +105,23 @@ async def _until_drained(core: Core) -> None:
 
 
 async def _obey_signals(core: Core, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
+    received = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    with trio.open_signal_receiver(*received, *_IGNORED) as signals:
         unblock_signals()
         task_status.started()
+        is_draining = False
         async for number in signals:
             if number in _ENDING:
-                break
+                if is_draining:
+                    break
+                is_draining = True
+                core.drain()
+                continue
             name = signal.Signals(number).name
             log.get("core").warning("signal ignored: restart the gateway to use a new configuration", signal=name)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
-    core.drain()
+    core.end_waiting()
 
 
 def _mistakes(error: BaseException) -> list[str]:

@@ -180,6 +180,14 @@ class Built:
             began = trio.current_time()
         return trio.current_time() - began
 
+    async def accepting_while_draining(self) -> float:
+        """Return the seconds for which a core that drains still accepts clients."""
+        async with self.running() as (running, _addresses):
+            began = trio.current_time()
+            running.drain()
+            await running._drain.wait()
+            return trio.current_time() - began
+
     async def when_none(self) -> str:
         """Return "close" if a core refuses connections while no backend can be reached, or "answer"."""
         calls = list[object]()
@@ -461,6 +469,7 @@ ROWS: Final[dict[str, Row]] = {
         lambda it: it.backend.slots.gate._slow * 4,
         lambda it: _argument(it, wiring, "maintain_pools", partial(it.upstream._maintain, it.backend), "deadline"),
     ),
+    "deadlines.lame_duck": row(17.0, lambda it: it.accepting_while_draining()),
     "deadlines.drain": row(17.0, lambda it: it.drained_within()),
     # limits
     **of_conversation(

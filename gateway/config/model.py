@@ -296,6 +296,7 @@ class DeadlinesConfig(Table):
 
     request: Annotated[Seconds, AfterValidator(_younger_than_a_minute)] = 30.0
     connect: Seconds = 3.0
+    lame_duck: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False)] = 0.0
     drain: Seconds = 10.0
 
 

@@ -69,6 +69,11 @@ class Clients:
         """The number of requests that were read and are not yet answered."""
         return sum(conversation.phase is Phase.ANSWERING for conversation in self._conversations)
 
+    @property
+    def connections(self) -> int:
+        """The number of connections, with those of clients that get an error and are disconnected."""
+        return len(self._conversations)
+
     def drain(self) -> None:
         """Let each conversation end after its request in progress, also those that begin from now on."""
         self._draining = True
