@@ -21,8 +21,9 @@ from gateway.front.drain import Drain
 from gateway.front.listener import Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
-from gateway.listening import address_of, listen, listen_for_clients
+from gateway.listening import address_of, listen, listening_sockets
 from gateway.metrics import Metrics
+from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
 from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
@@ -38,10 +39,14 @@ class ListenAddresses(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself."""
+    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself.
+
+    ``inherited`` are the names of the sockets that the service manager opened: clients wait there after a drain.
+    """
 
     sockets: dict[str, socket.socket]
     supervisor: socket.socket
+    inherited: frozenset[str] = frozenset()
 
 
 class _Entrance(NamedTuple):
@@ -55,12 +60,22 @@ class Core:
     """The process of the gateway that holds the pools, the limits and the health of key managers.
 
     ``config`` comes from ``load``. Clients' TLS ends in this process, or in TLS workers if the supervisor has handed
-    over what they need.
+    over what they need. ``inherited`` are listening sockets of the service manager, which ``notifier`` tells what the
+    gateway does.
     """
 
-    def __init__(self, config: Config, handed_over: HandedOver | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        handed_over: HandedOver | None = None,
+        *,
+        notifier: Notifier | None = None,
+        inherited: Mapping[str, socket.socket] | None = None,
+    ) -> None:
         self._config = config
         self._handed_over = handed_over
+        self._notifier = notifier or Notifier({})
+        self._inherited = inherited or {}
         self._log = log.get("core")
         self.metrics = Metrics(version("kmip-gateway"))
         self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
@@ -70,6 +85,9 @@ class Core:
 
         ``run`` returns once these are answered, after deadlines.drain at the latest.
         """
+        if not self._drain.has_begun:
+            deadlines = self._config.deadlines
+            self._notifier.stopping(f"draining for at most {deadlines.lame_duck + deadlines.drain:g} s")
         self._drain.begin()
 
     def end_waiting(self) -> None:
@@ -93,12 +111,14 @@ class Core:
                 self._instrument(upstream.fleet, front)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 background.start_soon(upstream.run)
+                background.start_soon(self._notifier.feed_watchdog)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
                 self._warn_of_lapsed_certificates()
                 self._warn_of_exposed_secrets()
+                self._notifier.ready()
                 task_status.started(bound)
                 try:
                     await self._serve(front, entrances, upstream.fleet)
@@ -112,7 +132,7 @@ class Core:
         """Return the listening sockets by the names of their listeners; the stack closes them."""
         if self._handed_over is not None:
             return self._handed_over.sockets
-        return {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in self._config.listeners}
+        return stack.enter_context(listening_sockets(self._config.listeners, self._inherited))
 
     def _build_entrances(self, front: Front, sockets: Mapping[str, socket.socket]) -> list[_Entrance]:
         if self._handed_over is None:
@@ -124,6 +144,7 @@ class Core:
             self._handed_over.supervisor,
             front.clients,
             sockets,
+            inherited=self._handed_over.inherited,
             drain=self.drain,
             metrics=self.metrics,
             log=log.get("front"),

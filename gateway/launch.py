@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -15,8 +15,9 @@ from gateway import log
 from gateway.config import Config
 from gateway.core import Core, HandedOver
 from gateway.errors import ConfigError
-from gateway.listening import listen_for_clients
+from gateway.listening import listening_sockets
 from gateway.supervisor import Supervisor, unblock_signals
+from gateway.systemd import Notifier, inherited_sockets
 from gateway.tls_worker import TlsWorker
 from gateway.wiring import server_context
 
@@ -28,15 +29,23 @@ _IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # scripts sen
 ShowMistakes = Callable[[Sequence[str]], None]
 
 
+class _Service(NamedTuple):
+    """The service manager: where to tell it what happens, and the listening sockets that it handed over, by name."""
+
+    notifier: Notifier
+    sockets: Mapping[str, socket.socket]
+
+
 def launch(config: Config, show_mistakes: ShowMistakes) -> int:
     """Run the gateway until it has drained; return its exit status. To be called once, by the only thread."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # before and after the time in which the core receives signals
     workers = number_of_workers(config.gateway.tls_workers)
+    service = _Service(Notifier(), inherited_sockets())  # before a fork: the service manager knows this process
     if not workers:
-        return _run_core(config, None, show_mistakes)
+        return _run_core(config, None, service, show_mistakes)
     try:
-        return _supervise(config, workers, show_mistakes)
+        return _supervise(config, workers, service, show_mistakes)
     except ConfigError as error:
         show_mistakes(error.mistakes)
         return MISTAKE
@@ -49,15 +58,16 @@ def number_of_workers(setting: int | str) -> int:
     return len(os.sched_getaffinity(0)) - 1
 
 
-def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int:
+def _supervise(config: Config, workers: int, service: _Service, show_mistakes: ShowMistakes) -> int:
     """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the supervisor handles them: clients can connect before
     with ExitStack() as stack:
-        sockets = {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in config.listeners}
+        sockets = stack.enter_context(listening_sockets(config.listeners, service.sockets))
         contexts = {listener.name: server_context(listener) for listener in config.listeners}
 
         def run_core(supervisor: socket.socket) -> int:
-            return _run_core(config, HandedOver(sockets, supervisor), show_mistakes)
+            handed_over = HandedOver(sockets, supervisor, frozenset(service.sockets))
+            return _run_core(config, handed_over, service, show_mistakes)
 
         def run_worker(index: int, core: socket.socket) -> int:
             return _run_worker(TlsWorker(config, contexts, core, workers=workers), sockets, index)
@@ -65,12 +75,13 @@ def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes) -> int
         return Supervisor(run_core, run_worker, workers).run()
 
 
-def _run_core(config: Config, handed_over: HandedOver | None, show_mistakes: ShowMistakes) -> int:
+def _run_core(config: Config, handed_over: HandedOver | None, service: _Service, show_mistakes: ShowMistakes) -> int:
     mistakes: list[str] = []
     if handed_over is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor passes it on once
     try:
-        trio.run(_until_drained, Core(config, handed_over))
+        core = Core(config, handed_over, notifier=service.notifier, inherited=service.sockets)
+        trio.run(_until_drained, core)
     except* ConfigError as errors:
         mistakes = _mistakes(errors)
     show_mistakes(mistakes)

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import trio
@@ -64,8 +64,8 @@ class TlsWorkers:
     """The TLS workers that serve the clients of a core.
 
     ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started.
-    ``sockets`` are this process's copies of the listening sockets. ``drain`` drains the core: it is called if the
-    supervisor ends first.
+    ``sockets`` are this process's copies of the listening sockets; those named by ``inherited`` are the service
+    manager's, and listen on after a drain. ``drain`` drains the core: it is called if the supervisor ends first.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class TlsWorkers:
         clients: Mapping[str, Clients],
         sockets: Mapping[str, socket.socket],
         *,
+        inherited: Collection[str] = (),
         drain: Callable[[], None],
         metrics: Metrics,
         log: Log,
@@ -82,6 +83,7 @@ class TlsWorkers:
         self._drain_core = drain
         self._clients = clients
         self._sockets = sockets
+        self._inherited = inherited
         self._metrics = metrics
         self._log = log
         self._workers: set[WorkerLinks] = set()
@@ -138,11 +140,16 @@ class TlsWorkers:
 
     def stop_accepting(self) -> None:
         """Have the kernel refuse new connections on all listeners."""
+        self._stop_accepting(self._sockets)
+
+    def _stop_accepting(self, refusing: Collection[str]) -> None:
+        """Accept no new connections; those of the listeners in ``refusing`` are refused, the others wait."""
         if self._is_accepting:
             self._is_accepting = False
             self._send_to_all(Kind.REFUSE)
             for name, sock in self._sockets.items():
-                refuse_connections(sock)
+                if name in refusing:
+                    refuse_connections(sock)
                 self._metrics.accepting.labels(name).set(0)
 
     def resume_accepting(self) -> None:
@@ -162,7 +169,7 @@ class TlsWorkers:
 
     def drain(self) -> None:
         """Take no new clients; each worker ends when its last client has ended."""
-        self.stop_accepting()
+        self._stop_accepting([name for name in self._sockets if name not in self._inherited])
         self._draining = True
         self._send_to_all(Kind.DRAIN)
         self._taking.cancel()
