@@ -14,6 +14,7 @@ import trio
 from cryptography import x509
 
 from gateway import log
+from gateway.admin.control import ControlServer, control_socket
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.config import Address, Config, exposed, lapsed
 from gateway.front.clients import MAX_REFUSED_CLIENTS
@@ -23,6 +24,7 @@ from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
 from gateway.listening import address_of, listen, listening_sockets
 from gateway.metrics import Metrics
+from gateway.runtime_control import CHANGING, RuntimeControl
 from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
@@ -101,6 +103,8 @@ class Core:
         with ExitStack() as stack:
             sockets = self._sockets(stack)
             admin_socket = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+            path = config.admin.socket
+            control = None if path is None else stack.enter_context(control_socket(path))
             bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
             async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
                 upstream = Upstream(config, background, self.metrics)
@@ -110,6 +114,10 @@ class Core:
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream.fleet, front)
                 until_finished.start_soon(admin.run, admin_socket, finished)
+                if control is not None:
+                    commands = RuntimeControl(config, upstream, front, self.metrics, workers=_workers(entrances))
+                    server = ControlServer(commands.commands(), changing=CHANGING)
+                    background.start_soon(server.run, control)
                 background.start_soon(upstream.run)
                 background.start_soon(self._notifier.feed_watchdog)
                 for address in bound.listeners:
@@ -215,6 +223,10 @@ class Core:
         if self._drain.has_begun:
             return "draining"
         return None if _is_reachable(fleet) else "no key manager can be reached"
+
+
+def _workers(entrances: Sequence[_Entrance]) -> TlsWorkers | None:
+    return next((entrance.acceptor for entrance in entrances if isinstance(entrance.acceptor, TlsWorkers)), None)
 
 
 def _is_reachable(fleet: Fleet) -> bool:

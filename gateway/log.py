@@ -190,11 +190,13 @@ def _send_to_socket(descriptor: int, data: bytes) -> int:
         sock.detach()
 
 
+_lowest: Final = [logging.INFO]  # one level: logging belongs to the process
 _files: Final[list[LossyFile]] = []  # at most one: logging belongs to the process
 
 
 def configure(level: str, form: str) -> LossyFile:
     """Set up logging for this process: ``level`` by name, ``form`` ``text`` or ``json``. Return the log's file."""
+    set_level(level)
     file = LossyFile(sys.stderr, lambda number: _drop_notice(processors, number))  # sys.stderr may be None
     _files[:] = [file]
     logging.basicConfig(stream=cast("TextIO", file), level=logging.WARNING)  # lines of libraries must not block either
@@ -211,12 +213,23 @@ def configure(level: str, form: str) -> LossyFile:
         renderer,
     ]
     structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        processors=[_drop_below_level, *processors],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file)),
         cache_logger_on_first_use=True,
     )
     return file
+
+
+def set_level(level: str) -> None:
+    """Change the level at run time, also for loggers that exist: ``debug``, ``info``, ``warning`` or ``error``."""
+    _lowest[:] = [_LEVELS[level]]
+
+
+def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:
+    if _LEVELS.get(method, logging.ERROR) < _lowest[0]:
+        raise structlog.DropEvent
+    return event
 
 
 def messages_dropped() -> int:

@@ -40,6 +40,7 @@ from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.marks import Marks
 from gateway.upstream.open_session import VALIDATION_REQUESTS, Opener, SessionTarget, open_session
+from gateway.upstream.overrides import Overrides
 from gateway.upstream.pool import Pool
 from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.slots import Slots
@@ -58,6 +59,7 @@ class Upstream:
         self._metrics = metrics
         self._log = log.get("upstream")
         self._contexts: dict[tuple[str, str], SSL.Context] = {}  # by backend and identity
+        self.overrides = Overrides()
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
         configured = [
             ConfiguredBackend(
@@ -77,6 +79,12 @@ class Upstream:
 
     def _replace_backends(self, backends: Sequence[Backend]) -> None:
         self.balancer.backends = tuple(backends)
+
+    def override(self) -> None:
+        """Bring all backends in line with ``overrides``, after a change of these."""
+        for backend in self.fleet.backends:
+            self.overrides.apply(backend)
+        self._replace_backends(self.fleet.backends)
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         """Start a task of a pool. An internal error in the task is logged, and does not end the gateway."""
@@ -142,7 +150,7 @@ class Upstream:
             )
             for identity in config.identities
         }
-        return Backend(
+        backend = Backend(
             name,
             slots,
             pools,
@@ -152,6 +160,8 @@ class Upstream:
             options=settings,
             endpoint=endpoint,
         )
+        self.overrides.apply(backend)
+        return backend
 
     def _build_opener(
         self, settings: BackendConfig, identity: IdentityConfig, backend: str, endpoint: Endpoint

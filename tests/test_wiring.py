@@ -200,6 +200,12 @@ class Built:
             await trio.sleep(0.1)
         return "close" if calls else "answer"
 
+    async def control_socket(self) -> str:
+        """Return the name of the socket that a core listens on for control commands, or ""."""
+        path = self.config.admin.socket
+        async with self.running():
+            return path.name if path is not None and path.is_socket() else ""
+
     async def addresses(self) -> ListenAddresses:
         """Return the addresses that a core listens on."""
         async with self.running() as (_core, addresses):
@@ -402,6 +408,7 @@ ROWS: Final[dict[str, Row]] = {
         lambda it: it.admin._routes._names,
         found={"localhost", "127.0.0.1", "odd.example.com"},
     ),
+    "admin.socket": row("odd.sock", lambda it: it.control_socket()),
     # pool
     "pool.min_idle": row(7, lambda it: it.pool._settings.min_idle),
     "pool.idle_timeout": row(

@@ -156,11 +156,17 @@ class Conversation:
         self._draining = False
 
     def __repr__(self) -> str:
-        return f"<Conversation of {self._identity_name}, {self.phase.value}, {self.requests} requests>"
+        return f"<Conversation of {self.identity_name}, {self.phase.value}, {self.requests} requests>"
 
     @property
-    def _identity_name(self) -> str:
+    def identity_name(self) -> str:
+        """The name of the client's identity, or "unidentified"."""
         return _UNIDENTIFIED if self._principal is None else self._principal.identity.name
+
+    @property
+    def host(self) -> str:
+        """The client's address, without the port."""
+        return self._peer.rpartition(":")[0]
 
     def drain(self) -> None:
         """End after the request in progress, or at once if there is none."""
@@ -219,7 +225,7 @@ class Conversation:
             reason=error.reason,
             detail=str(error),
             peer=self._peer,
-            identity=self._identity_name,
+            identity=self.identity_name,
         )
         return error.reason
 
@@ -416,7 +422,7 @@ class Conversation:
             reason=reason,
             detail=answer.detail,
             peer=self._peer,
-            identity=self._identity_name,
+            identity=self.identity_name,
             operation=operation_label(request),
         )
 

@@ -86,7 +86,8 @@ class TlsWorkers:
         self._inherited = inherited
         self._metrics = metrics
         self._log = log
-        self._workers: set[WorkerLinks] = set()
+        self._workers: dict[WorkerLinks, int] = {}  # with their indexes
+        self._log_level = ""  # if it was changed
         self._is_accepting = True
         self._draining = False
         self._taking = trio.CancelScope()  # of new workers
@@ -117,16 +118,18 @@ class TlsWorkers:
     async def _serve(self, sock: socket.socket, index: int) -> None:
         pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
         worker = WorkerLinks(pipe, self._receive, counts.take)
-        self._workers.add(worker)
+        self._workers[worker] = index
         self._log.info("TLS worker started", worker=index)
         try:
+            if self._log_level:
+                pipe.send(Kind.LOG, 0, self._log_level.encode())
             if not self._is_accepting:
                 pipe.send(Kind.REFUSE)
             if self._draining:
                 pipe.send(Kind.DRAIN)
             await worker.run()
         finally:
-            self._workers.discard(worker)
+            del self._workers[worker]
             counts.end()
             pipe.close()
 
@@ -174,6 +177,15 @@ class TlsWorkers:
         self._send_to_all(Kind.DRAIN)
         self._taking.cancel()
 
-    def _send_to_all(self, kind: Kind) -> None:
+    def set_log_level(self, level: str) -> None:
+        """Change the log level of all workers, also of those that start later."""
+        self._log_level = level
+        self._send_to_all(Kind.LOG, level.encode())
+
+    def clients_by_worker(self) -> dict[int, int]:
+        """Return the number of clients of each worker, by the worker's index."""
+        return {index: len(worker) for worker, index in sorted(self._workers.items(), key=lambda item: item[1])}
+
+    def _send_to_all(self, kind: Kind, payload: bytes = b"") -> None:
         for worker in self._workers:
-            worker.pipe.send(kind)
+            worker.pipe.send(kind, 0, payload)
