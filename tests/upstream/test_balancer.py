@@ -389,3 +389,20 @@ def test_every_backend_is_tried_once_the_better_before_the_worse(
     for one, other in pairwise(backends[name] for name in tried):
         if one.is_available_to("red", Effect.READ) and other.is_available_to("red", Effect.READ):
             assert one.options.priority <= other.options.priority
+
+
+@in_virtual_time
+async def test_a_drained_backend_is_never_tried_not_even_as_the_last() -> None:
+    await trio.lowlevel.checkpoint()
+    atlanta, london = backend("atlanta"), backend("london")
+    balancer = Balancer([atlanta, london])
+    atlanta.is_drained = True
+    balancer.backends = balancer.backends
+    assert firsts(balancer, 3) == ["london"] * 3
+    assert order(balancer, effect=Effect.MUTATE) == ["london"]
+    preferred = balancer.preferred_backend(["atlanta"], "red", Effect.READ, (1, 4), is_new=False)
+    assert preferred is None
+    assert [each.name for each in balancer.order("red", Effect.READ, (1, 4), preferred=atlanta)] == ["london"]
+    london.is_drained = True
+    balancer.backends = balancer.backends
+    assert order(balancer) == []
