@@ -1,4 +1,4 @@
-"""Command line: ``kmip-gateway run`` and ``kmip-gateway check``."""
+"""Command line: ``kmip-gateway run`` and ``check``; control_cli.py has the commands to a gateway that runs."""
 
 import sys
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import click
 
 from gateway import log, tls
 from gateway.config import Config, load, summary, warnings
+from gateway.control_cli import CONTROL_COMMANDS
 from gateway.errors import ConfigError, TlsError
 from gateway.launch import MISTAKE, launch
 
@@ -28,7 +29,7 @@ def run(config: Path) -> None:
     """Run the gateway with the configuration file CONFIG.
 
     SIGTERM and SIGINT end it after the requests in flight were answered, or after deadlines.drain; a second signal ends
-    it at once. The exit status is 2 if the configuration has mistakes.
+    the waiting. The exit status is 2 if the configuration has mistakes.
     """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
@@ -48,6 +49,10 @@ def check(config: Path) -> None:
     click.echo(f"{config}: no mistakes")
     for warning in warnings(settings, datetime.now(UTC)):
         click.echo(f"warning: {warning}")
+
+
+for _command in CONTROL_COMMANDS:
+    main.add_command(_command)
 
 
 def _load(config: Path) -> Config:

@@ -14,16 +14,20 @@ import trio
 from cryptography import x509
 
 from gateway import log
+from gateway.admin.control import ControlServer, control_socket
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.config import Address, Config, exposed, lapsed
 from gateway.dispatcher import Dispatcher
 from gateway.front.clients import MAX_REFUSED_CLIENTS
+from gateway.front.drain import Drain
 from gateway.front.listener import Listener
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
-from gateway.listening import address_of, listen, listen_for_clients
+from gateway.listening import address_of, listen, listening_sockets
 from gateway.metrics import Metrics
 from gateway.reload import Reloader, ReloadReport
+from gateway.runtime_control import CHANGING, RuntimeControl
+from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
 from gateway.watching import FileWatch
@@ -40,10 +44,14 @@ class ListenAddresses(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself."""
+    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself.
+
+    ``inherited`` are the names of the sockets that the service manager opened: clients wait there after a drain.
+    """
 
     sockets: dict[str, socket.socket]
     supervisor: socket.socket
+    inherited: frozenset[str] = frozenset()
 
 
 class _Entrance(NamedTuple):
@@ -57,22 +65,43 @@ class Core:
     """The process of the gateway that holds the pools, the limits and the health of key managers.
 
     ``config`` comes from ``load``, and from the file ``path``, which a reload reads again. Clients' TLS ends in this
-    process, or in TLS workers if the supervisor has handed over what they need.
+    process, or in TLS workers if the supervisor has handed over what they need. ``inherited`` are listening sockets of
+    the service manager, which ``notifier`` tells what the gateway does.
     """
 
-    def __init__(self, config: Config, handed_over: HandedOver | None = None, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        handed_over: HandedOver | None = None,
+        path: Path | None = None,
+        *,
+        notifier: Notifier | None = None,
+        inherited: Mapping[str, socket.socket] | None = None,
+    ) -> None:
         self._config = config.model_copy(deep=True)  # its tables change: see Table.adopt
         self._path = None if path is None else path.absolute()
         self._reloader: Reloader | None = None  # while the core runs, if it has a file
         self._watch: FileWatch | None = None  # of the files in use, as above
         self._handed_over = handed_over
+        self._notifier = notifier or Notifier({})
+        self._inherited = inherited or {}
         self._log = log.get("core")
-        self._drain = trio.Event()
         self.metrics = Metrics(version("kmip-gateway"))
+        self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
 
     def drain(self) -> None:
-        """Accept no more clients, and answer the requests in flight until deadlines.drain; then ``run`` returns."""
-        self._drain.set()
+        """Fail /readyz; after deadlines.lame_duck accept no more clients, and answer the requests in flight.
+
+        ``run`` returns once these are answered, after deadlines.drain at the latest.
+        """
+        if not self._drain.has_begun:
+            deadlines = self._config.deadlines
+            self._notifier.stopping(f"draining for at most {deadlines.lame_duck + deadlines.drain:g} s")
+        self._drain.begin()
+
+    def end_waiting(self) -> None:
+        """End a drain at once: requests in flight are answered "the outcome is unknown"."""
+        self._drain.end_waiting()
 
     async def reload(self) -> ReloadReport:
         """Read the configuration file again, and use what has changed; see ``Reloader``."""
@@ -95,6 +124,8 @@ class Core:
         with ExitStack() as stack:
             sockets = self._sockets(stack)
             admin_socket = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+            path = config.admin.socket
+            control = None if path is None else stack.enter_context(control_socket(path))
             bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
             async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
                 upstream = Upstream(config, background, self.metrics)
@@ -105,14 +136,22 @@ class Core:
                 self._instrument(upstream.fleet, front)
                 self._build_reloader(upstream, dispatcher, front, entrances)
                 until_finished.start_soon(admin.run, admin_socket, finished)
+                if control is not None:
+                    commands = RuntimeControl(
+                        config, upstream, front, self.metrics, reload=self.reload, workers=_workers(entrances)
+                    )
+                    server = ControlServer(commands.commands(), changing=CHANGING)
+                    background.start_soon(server.run, control)
                 background.start_soon(upstream.run)
                 background.start_soon(self._reload_when_files_change)
+                background.start_soon(self._notifier.feed_watchdog)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
                 self._warn_of_lapsed_certificates()
                 self._warn_of_exposed_secrets()
+                self._notifier.ready()
                 task_status.started(bound)
                 try:
                     await self._serve(front, entrances, upstream.fleet)
@@ -126,7 +165,7 @@ class Core:
         """Return the listening sockets by the names of their listeners; the stack closes them."""
         if self._handed_over is not None:
             return self._handed_over.sockets
-        return {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in self._config.listeners}
+        return stack.enter_context(listening_sockets(self._config.listeners, self._inherited))
 
     def _build_entrances(self, front: Front, sockets: Mapping[str, socket.socket]) -> list[_Entrance]:
         if self._handed_over is None:
@@ -138,6 +177,7 @@ class Core:
             self._handed_over.supervisor,
             front.clients,
             sockets,
+            inherited=self._handed_over.inherited,
             drain=self.drain,
             metrics=self.metrics,
             log=log.get("front"),
@@ -145,7 +185,7 @@ class Core:
         return [_Entrance(workers, workers.run)]
 
     async def _serve(self, front: Front, entrances: Sequence[_Entrance], fleet: Fleet) -> None:
-        async with trio.open_nursery() as serving:
+        async with self._drain.bounding(front.clients.values()) as serving:
             for entrance in entrances:
                 serving.start_soon(entrance.run)
             async with trio.open_nursery() as until_drained:
@@ -153,9 +193,6 @@ class Core:
                 until_drained.start_soon(refuse_while_unreachable, acceptors, partial(self._accepts, fleet), self._log)
                 await self._drain.wait()
                 until_drained.cancel_scope.cancel()
-            self._log.info("draining", seconds=self._config.deadlines.drain)
-            self.metrics.draining.set(1)
-            serving.cancel_scope.deadline = trio.current_time() + self._config.deadlines.drain
             for entrance in entrances:
                 entrance.acceptor.drain()
             for clients in front.clients.values():
@@ -243,9 +280,13 @@ class Core:
         return self._config.failover.when_none == "answer" or _is_reachable(fleet)
 
     def _unreadiness(self, fleet: Fleet) -> str | None:
-        if self._drain.is_set():
+        if self._drain.has_begun:
             return "draining"
         return None if _is_reachable(fleet) else "no key manager can be reached"
+
+
+def _workers(entrances: Sequence[_Entrance]) -> TlsWorkers | None:
+    return next((entrance.acceptor for entrance in entrances if isinstance(entrance.acceptor, TlsWorkers)), None)
 
 
 def _is_reachable(fleet: Fleet) -> bool:

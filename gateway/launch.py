@@ -17,8 +17,9 @@ from gateway import log
 from gateway.config import Config, load
 from gateway.core import Core, HandedOver
 from gateway.errors import ConfigError
-from gateway.listening import listen_for_clients
+from gateway.listening import listening_sockets
 from gateway.supervisor import Supervisor, unblock_signals
+from gateway.systemd import Notifier, inherited_sockets
 from gateway.tls_worker import TlsWorker
 from gateway.wiring import server_context
 
@@ -31,6 +32,13 @@ _RELOADING: Final = signal.SIGHUP
 ShowMistakes = Callable[[Sequence[str]], None]
 
 
+class _Service(NamedTuple):
+    """The service manager: where to tell it what happens, and the listening sockets that it handed over, by name."""
+
+    notifier: Notifier
+    sockets: Mapping[str, socket.socket]
+
+
 def launch(config: Config, show_mistakes: ShowMistakes, path: Path | None = None) -> int:
     """Run the gateway until it has drained; return its exit status. To be called once, by the only thread.
 
@@ -39,10 +47,11 @@ def launch(config: Config, show_mistakes: ShowMistakes, path: Path | None = None
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # before and after the time in which the core receives signals
     workers = number_of_workers(config.gateway.tls_workers)
+    service = _Service(Notifier(), inherited_sockets())  # before a fork: the service manager knows this process
     if not workers:
-        return _run_core(Core(config, path=path), show_mistakes)
+        return _run_core(Core(config, path=path, notifier=service.notifier, inherited=service.sockets), show_mistakes)
     try:
-        return _supervise(config, workers, show_mistakes, path)
+        return _supervise(config, workers, service, show_mistakes, path)
     except ConfigError as error:
         show_mistakes(error.mistakes)
         return MISTAKE
@@ -73,10 +82,11 @@ class _Generation(NamedTuple):
         return new.model_copy(update={"listeners": listeners})
 
 
-def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes, path: Path | None) -> int:
+def _supervise(config: Config, workers: int, service: _Service, show_mistakes: ShowMistakes, path: Path | None) -> int:
     """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the supervisor handles them: clients can connect before
     with ExitStack() as stack:
-        sockets = {listener.name: stack.enter_context(listen_for_clients(listener)) for listener in config.listeners}
+        sockets = stack.enter_context(listening_sockets(config.listeners, service.sockets))
         generation = _Generation.of(config)
 
         def prepare_workers() -> bool:
@@ -90,7 +100,11 @@ def _supervise(config: Config, workers: int, show_mistakes: ShowMistakes, path: 
             return True
 
         def run_core(supervisor: socket.socket) -> int:
-            return _run_core(Core(config, HandedOver(sockets, supervisor), path), show_mistakes)
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # Ctrl-C reaches all processes: the supervisor passes it on once
+            handed_over = HandedOver(sockets, supervisor, frozenset(service.sockets))
+            return _run_core(Core(config, handed_over, path, notifier=service.notifier), show_mistakes)
 
         def run_worker(index: int, core: socket.socket) -> int:
             return _run_worker(TlsWorker(generation.config, generation.contexts, core, workers=workers), sockets, index)
@@ -124,7 +138,10 @@ def _freeze() -> None:
 
 
 async def _until_drained(core: Core) -> None:
-    """Run a core until it has drained. A first signal starts the drain, a second one ends the process at once."""
+    """Run a core until it has drained.
+
+    A first signal starts the drain, a second one ends the waiting, a third one ends the process at once.
+    """
     _freeze()
     async with trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, core, nursery)
@@ -133,20 +150,25 @@ async def _until_drained(core: Core) -> None:
 
 
 async def _obey_signals(core: Core, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(*_ENDING, *_IGNORED) as signals:
+    received = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    with trio.open_signal_receiver(*received, *_IGNORED) as signals:
         unblock_signals()
         task_status.started()
+        is_draining = False
         async for number in signals:
             if number in _ENDING:
-                break
-            if number == _RELOADING:
+                if is_draining:
+                    break
+                is_draining = True
+                core.drain()
+            elif number == _RELOADING:
                 nursery.start_soon(core.reload)
             else:
                 name = signal.Signals(number).name
                 log.get("core").warning("signal ignored: SIGHUP reloads the configuration", signal=name)
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_DFL)
-    core.drain()
+    core.end_waiting()
 
 
 def _mistakes(error: BaseException) -> list[str]:

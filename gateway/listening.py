@@ -1,14 +1,15 @@
 """Listening sockets: opened before anything else, and kept when connections are refused for a while."""
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from gateway.config import Address, ListenerConfig
 from gateway.errors import ConfigError
 from gateway.tcp import TcpTimeouts, set_timeouts
 
+_NOTHING_INHERITED: Final[Mapping[str, socket.socket]] = {}
 BACKLOG: Final = 1024  # connections that the kernel keeps until they are accepted
 
 
@@ -27,6 +28,63 @@ def accept_connections(sock: socket.socket) -> None:
     """Listen again after ``refuse_connections``. Raises OSError if the kernel refuses to, as for a port in use."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # clients hold the port, too
     sock.listen(BACKLOG)
+
+
+@contextmanager
+def listening_sockets(
+    listeners: Sequence[ListenerConfig], inherited: Mapping[str, socket.socket] = _NOTHING_INHERITED
+) -> Iterator[dict[str, socket.socket]]:
+    """Yield the listening sockets by the names of their listeners; close them after the block.
+
+    A socket in ``inherited``, by the name of a listener, takes the place of the listener's bind. It is the service
+    manager's, and listens on after the block, so that clients wait for the next gateway. Raises ConfigError.
+    """
+    _check_inherited(listeners, inherited)
+    with ExitStack() as stack:
+        yield {
+            listener.name: stack.enter_context(
+                _taken_over(inherited[listener.name], listener)
+                if listener.name in inherited
+                else listen_for_clients(listener)
+            )
+            for listener in listeners
+        }
+
+
+def _check_inherited(listeners: Sequence[ListenerConfig], inherited: Mapping[str, socket.socket]) -> None:
+    names = [listener.name for listener in listeners]
+    known = ", ".join(f'"{name}"' for name in names)
+    mistakes = [
+        f'the service manager hands over a socket named "{name}": there is no such listener; set FileDescriptorName to'
+        f" one of {known}"
+        for name in inherited
+        if name not in names
+    ]
+    mistakes += [
+        f'listeners["{name}"]: the service manager hands over a socket that is not of TCP; use ListenStream=PORT'
+        for name, sock in inherited.items()
+        if name in names and (sock.family not in {socket.AF_INET, socket.AF_INET6} or sock.type != socket.SOCK_STREAM)
+    ]
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+@contextmanager
+def _taken_over(sock: socket.socket, listener: ListenerConfig) -> Iterator[socket.socket]:
+    """Yield a copy of an inherited socket, which listens before and after the block."""
+    set_timeouts(sock, listener)
+    _listen_again(sock)  # a gateway that was killed may have left the socket refusing connections
+    try:
+        with sock.dup() as copy:
+            yield copy
+    finally:
+        _listen_again(sock)
+
+
+def _listen_again(sock: socket.socket) -> None:
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        with suppress(OSError):
+            accept_connections(sock)
 
 
 def listen_for_clients(listener: ListenerConfig) -> socket.socket:

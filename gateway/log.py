@@ -190,26 +190,13 @@ def _send_to_socket(descriptor: int, data: bytes) -> int:
         sock.detach()
 
 
-_least: Final = {"level": logging.INFO}  # of the lines that are written; changed by ``set_level``
-
-
-def set_level(level: str) -> None:
-    """Write lines of this level, by name, and above from now on."""
-    _least["level"] = _LEVELS[level]
-
-
-def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:
-    """Drop a line below the level. A structlog processor: the level of a logger that is in use can't be changed."""
-    if _LEVELS.get(method, logging.ERROR) < _least["level"]:
-        raise structlog.DropEvent
-    return event
-
-
+_lowest: Final = [logging.INFO]  # one level: logging belongs to the process
 _files: Final[list[LossyFile]] = []  # at most one: logging belongs to the process
 
 
 def configure(level: str, form: str) -> LossyFile:
     """Set up logging for this process: ``level`` by name, ``form`` ``text`` or ``json``. Return the log's file."""
+    set_level(level)
     file = LossyFile(sys.stderr, lambda number: _drop_notice(processors, number))  # sys.stderr may be None
     _files[:] = [file]
     logging.basicConfig(stream=cast("TextIO", file), level=logging.WARNING)  # lines of libraries must not block either
@@ -218,7 +205,6 @@ def configure(level: str, form: str) -> LossyFile:
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty(), pad_event_to=32)
-    set_level(level)
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -233,6 +219,17 @@ def configure(level: str, form: str) -> LossyFile:
         cache_logger_on_first_use=True,
     )
     return file
+
+
+def set_level(level: str) -> None:
+    """Change the level at run time, also for loggers that exist: ``debug``, ``info``, ``warning`` or ``error``."""
+    _lowest[:] = [_LEVELS[level]]
+
+
+def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:
+    if _LEVELS.get(method, logging.ERROR) < _lowest[0]:
+        raise structlog.DropEvent
+    return event
 
 
 def messages_dropped() -> int:

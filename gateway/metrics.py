@@ -141,7 +141,7 @@ class Metrics:
     )
     backend_state: FunctionGauge = _row(
         "backend_state",
-        "1 for the backend's current state: up, standby, down, ejected or half_open.",
+        "1 for the backend's current state: up, standby, down, ejected, half_open or drained.",
         "backend",
         "state",
     )

@@ -160,9 +160,13 @@ class Supervisor:
             os._exit(status)
 
     def _pass_on(self, number: int) -> None:
-        """Pass a signal to the core, which drains, reloads, or ignores it; a second SIGTERM ends it at once."""
+        """Pass a signal to the core, which drains, reloads, or ignores it; SIGINT becomes a SIGTERM.
+
+        Ctrl-C in a terminal reaches all processes, so that the core, which would count it twice, ignores SIGINT.
+        """
         if number in {signal.SIGTERM, signal.SIGINT}:
             self._is_ending = True
+            number = signal.SIGTERM
         if self._core:
             with suppress(ProcessLookupError):
                 os.kill(self._core, number)
@@ -186,7 +190,7 @@ class Supervisor:
 
 
 def unblock_signals() -> None:
-    """Receive the signals that the supervisor passes on, also those that came since the process was started."""
+    """Receive the signals that the supervisor passes on, also those that came while they were blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
 
 
@@ -230,6 +234,7 @@ def _woken_by_signals(pass_on: Callable[[int], None]) -> Iterator[socket.socket]
     before = {number: signal.signal(number, lambda number, _frame: pass_on(number)) for number in _PASSED_ON}
     before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    unblock_signals()
     try:
         yield reading
     finally:

@@ -84,6 +84,8 @@ class TlsWorker:
         elif message.kind == Kind.ACCEPT:
             for listener in self._listeners.values():
                 listener.resume()
+        elif message.kind == Kind.LOG:
+            log.set_level(message.payload.decode())
         elif message.kind == Kind.DRAIN:
             for listener in self._listeners.values():
                 listener.drain()

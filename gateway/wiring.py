@@ -49,6 +49,7 @@ from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.marks import Marks
 from gateway.upstream.open_session import VALIDATION_REQUESTS, Opener, SessionTarget, open_session
+from gateway.upstream.overrides import Overrides
 from gateway.upstream.pool import Pool
 from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.slots import Slots
@@ -60,6 +61,10 @@ class Credentials(NamedTuple):
 
     contexts: dict[tuple[str, str], SSL.Context]
     own: dict[str, OwnCertificate]
+
+
+def _weights(config: Config) -> dict[str, int]:
+    return {backend.name: backend.weight for backend in config.backends}
 
 
 class Upstream:
@@ -74,6 +79,8 @@ class Upstream:
         self._metrics = metrics
         self._log = log.get("upstream")
         self._contexts: dict[tuple[str, str], SSL.Context] = {}  # by backend and identity
+        self.overrides = Overrides()
+        self._weights = _weights(config)  # as configured, by the name of the backend
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
         self._restarts: dict[Backend, trio.Event] = {}  # set to restart the periodic work of a backend
         configured = [self._configure(settings) for settings in config.backends]
@@ -94,6 +101,12 @@ class Upstream:
 
     def _replace_backends(self, backends: Sequence[Backend]) -> None:
         self.balancer.backends = tuple(backends)
+
+    def override(self) -> None:
+        """Bring all backends in line with ``overrides``, after a change of these."""
+        for backend in self.fleet.backends:
+            self.overrides.apply(backend)
+        self._replace_backends(self.fleet.backends)
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         """Start a task of a pool. An internal error in the task is logged, and does not end the gateway."""
@@ -201,6 +214,11 @@ class Upstream:
     def settings_changed(self, *, restart: bool) -> None:
         """Use the settings as they are now; ``restart`` if health checks or pool maintenance must begin anew."""
         self.fleet.resolve_interval = self._config.balancing.resolve_interval
+        weights = _weights(self._config)
+        for name, weight in weights.items():
+            if weight != self._weights.get(name, weight):  # the file changed the very value that an operator had set
+                self.overrides.forget_weight(name)
+        self._weights = weights
         for backend in self.fleet.backends:
             backend.options = self._settings_of(backend)
             backend.slots.limit = self._settings_of(backend).max_sessions
@@ -209,6 +227,7 @@ class Upstream:
             if restart and backend in self._restarts:
                 self._restarts[backend].set()
         self.balancer.set_policy(self._config.balancing.policy)
+        self.override()
 
     # Building --------------------------------------------------------------------------------------------------------
 
@@ -241,6 +260,7 @@ class Upstream:
         )
         for identity in config.identities:
             backend.add_pool(identity.name, self._build_pool(settings, identity, backend))
+        self.overrides.apply(backend)
         return backend
 
     def _build_pool(self, settings: BackendConfig, identity: IdentityConfig, backend: Backend) -> Pool:

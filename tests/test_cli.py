@@ -52,10 +52,21 @@ def call(*arguments: str | Path) -> tuple[int, str, str]:
 def test_help_names_the_products_commands_and_no_others(name: str) -> None:
     status, said, _ = call(name)
     assert status == 0
-    assert re.findall(r"\n  (\w+)  ", said.partition("Commands:")[2]) == ["check", "run"]
+    assert re.findall(r"\n  (\w+)  ", said.partition("Commands:")[2]) == [
+        "check",
+        "config",
+        "drain",
+        "enable",
+        "log",
+        "reconnect",
+        "reload",
+        "run",
+        "status",
+        "weight",
+    ]
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("command", sorted(cli.main.commands))
 def test_every_command_has_a_help_text(command: str) -> None:
     status, said, _ = call(command, "--help")
     assert status == 0

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from gateway.config import Address
+from gateway.config import Address, ListenerConfig
 from gateway.errors import ConfigError
-from gateway.listening import accept_connections, address_of, listen, refuse_connections
+from gateway.listening import accept_connections, address_of, listen, listening_sockets, refuse_connections
 
 LOOPBACK = Address("127.0.0.1", 0)
 
@@ -43,3 +43,53 @@ def test_an_address_in_use_is_a_mistake_that_names_the_setting() -> None:
         listen("admin.bind", address_of(sock))
     (mistake,) = caught.value.mistakes
     assert mistake.startswith("admin.bind: cannot listen on 127.0.0.1:")
+
+
+def listener(name: str, port: int = 0) -> ListenerConfig:
+    return ListenerConfig.model_construct(name=name, bind=Address("127.0.0.1", port))
+
+
+def can_connect(sock: socket.socket) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(sock.getsockname()) == 0
+
+
+def test_an_inherited_socket_takes_the_place_of_the_bind_and_listens_on() -> None:
+    with listen("systemd", LOOPBACK) as inherited, listen("other process", LOOPBACK) as taken:
+        listeners = [listener("kmip", address_of(taken).port), listener("own")]
+        with listening_sockets(listeners, {"kmip": inherited}) as sockets:
+            assert list(sockets) == ["kmip", "own"]
+            assert address_of(sockets["kmip"]) == address_of(inherited)
+            assert sockets["kmip"].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+            refuse_connections(sockets["kmip"])  # as at the drain of a gateway that can reach no key manager
+            assert not can_connect(inherited)
+            own = sockets["own"]
+        assert own.fileno() == -1
+        assert can_connect(inherited)
+
+
+def test_an_inherited_socket_that_a_killed_gateway_left_refusing_listens_again() -> None:
+    with listen("systemd", LOOPBACK) as inherited:
+        refuse_connections(inherited)
+        with listening_sockets([listener("kmip")], {"kmip": inherited}):
+            assert can_connect(inherited)
+
+
+def test_an_inherited_socket_without_a_listener_is_a_mistake() -> None:
+    with (
+        listen("systemd", LOOPBACK) as inherited,
+        pytest.raises(ConfigError) as caught,
+        listening_sockets([listener("kmip")], {"kmip-gateway.socket": inherited}),
+    ):
+        pass
+    (mistake,) = caught.value.mistakes
+    assert mistake.endswith('there is no such listener; set FileDescriptorName to one of "kmip"')
+
+
+def test_an_inherited_socket_of_another_family_is_a_mistake() -> None:
+    with (
+        socket.socket(socket.AF_UNIX) as inherited,
+        pytest.raises(ConfigError, match="not of TCP"),
+        listening_sockets([listener("kmip")], {"kmip": inherited}),
+    ):
+        pass

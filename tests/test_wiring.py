@@ -180,6 +180,14 @@ class Built:
             began = trio.current_time()
         return trio.current_time() - began
 
+    async def accepting_while_draining(self) -> float:
+        """Return the seconds for which a core that drains still accepts clients."""
+        async with self.running() as (running, _addresses):
+            began = trio.current_time()
+            running.drain()
+            await running._drain.wait()
+            return trio.current_time() - began
+
     async def when_none(self) -> str:
         """Return "close" if a core refuses connections while no backend can be reached, or "answer"."""
         found = list[bool]()
@@ -215,6 +223,12 @@ class Built:
         async with self.running():
             await trio.sleep(0.1)
         return bool(calls)
+
+    async def control_socket(self) -> str:
+        """Return the name of the socket that a core listens on for control commands, or ""."""
+        path = self.config.admin.socket
+        async with self.running():
+            return path.name if path is not None and path.is_socket() else ""
 
     async def addresses(self) -> ListenAddresses:
         """Return the addresses that a core listens on."""
@@ -419,6 +433,7 @@ ROWS: Final[dict[str, Row]] = {
         lambda it: it.admin._routes._names,
         found={"localhost", "127.0.0.1", "odd.example.com"},
     ),
+    "admin.socket": row("odd.sock", lambda it: it.control_socket()),
     # pool
     "pool.min_idle": row(7, lambda it: it.pool._settings.min_idle),
     "pool.idle_timeout": row(
@@ -486,6 +501,7 @@ ROWS: Final[dict[str, Row]] = {
         lambda it: it.backend.slots.gate._slow * 4,
         lambda it: _argument(it, wiring, "maintain_pools", partial(it.upstream._maintain, it.backend), "deadline"),
     ),
+    "deadlines.lame_duck": row(17.0, lambda it: it.accepting_while_draining()),
     "deadlines.drain": row(17.0, lambda it: it.drained_within()),
     # limits
     **of_conversation(

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +56,8 @@ def control_socket(path: Path) -> Iterator[socket.socket]:
     except OSError as error:
         sock.close()
         remedy = "choose a path in a directory that can be written"
-        raise ConfigError([f"admin.socket: can't listen on {path}: {error.strerror}; {remedy}"]) from None
+        reason = error.strerror or str(error)
+        raise ConfigError([f"admin.socket: can't listen on {path}: {reason}; {remedy}"]) from None
     try:
         yield sock
     finally:
@@ -84,10 +85,20 @@ def _remove_stale(path: Path) -> None:
 
 
 class ControlServer:
-    """Serves ``commands``, by name, to root and to the user of this process."""
+    """Serves ``commands``, by name, to root and to the user of this process.
 
-    def __init__(self, commands: Mapping[str, Command], *, users: frozenset[int] | None = None) -> None:
+    The commands in ``changing`` are logged with the number of the user who gave them.
+    """
+
+    def __init__(
+        self,
+        commands: Mapping[str, Command],
+        *,
+        changing: Collection[str] = (),
+        users: frozenset[int] | None = None,
+    ) -> None:
         self._commands = commands
+        self._changing = changing
         self._users = frozenset({0, os.geteuid()}) if users is None else users
         self._log = log.get("control")
         self._open = 0
@@ -124,8 +135,13 @@ class ControlServer:
             return {"error": f"user {user} may not control this gateway: become root, or the gateway's own user"}
         try:
             name, arguments = await _read_request(stream)
-            result = await self._command(name)(arguments)
+            command = self._command(name)
+            if name in self._changing:
+                given = " ".join(f"{key}={value}" for key, value in arguments.items())
+                self._log.info("control command", command=name, arguments=given, user=user)
+            result = await command(arguments)
         except ControlError as error:
+            self._log.info("control command refused", reason=str(error), user=user)
             return {"error": str(error)}
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the gateway
             self._log.error("internal error: control command failed; report this bug", exc_info=error)

@@ -3,6 +3,7 @@
 Files are checked only while a configuration file is loaded, and not if a table is built in code.
 """
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from gateway.config.values import a_text
 
+_LONGEST_SOCKET: Final = 107  # bytes of a path, sun_path without its last zero
 _PEM: Final = re.compile(rb"^-----BEGIN ", re.MULTILINE)
 _MARK_KEY: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _PRIVATE_KEY_PEM: Final = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----", re.MULTILINE)
@@ -196,6 +198,20 @@ CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_ch
 #: The certificate that the gateway shows the key managers for an identity.
 OwnCertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_own_certificate)]
 CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
+
+
+def _path_or_none(value: object, info: ValidationInfo) -> Path | None:
+    return None if value in {"", None} else _path(value, info)
+
+
+def _check_socket(path: Path | None, _info: ValidationInfo, _now: datetime) -> None:
+    """Reject a path that is longer than the kernel takes for a Unix socket."""
+    if path is not None and len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise ValueError(f"{path} is too long for a socket; give a path of at most {_LONGEST_SOCKET} bytes")
+
+
+#: The path of a Unix socket; "" is None.
+SocketFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_socket)]
 MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]
 #: Stands after a setting named ``certificate``.
 PrivateKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_private_key)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile
+from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile, SocketFile
 from gateway.config.values import (
     Address,
     Balancers,
@@ -227,10 +227,12 @@ class AdminConfig(Table):
     """The admin port, which serves metrics and health over plain HTTP.
 
     ``hosts`` are further names that a Host header may have, besides the host of ``bind``, localhost and IP addresses.
+    ``socket`` is the path of the control socket; None: there is none.
     """
 
     bind: Bind = Address("127.0.0.1", 9696)
     hosts: Hosts = ()
+    socket: SocketFile = Field(default="", validate_default=True)
 
 
 class PoolConfig(Table):
@@ -309,6 +311,7 @@ class DeadlinesConfig(Table):
 
     request: Annotated[Seconds, AfterValidator(_younger_than_a_minute)] = 30.0
     connect: Seconds = 3.0
+    lame_duck: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False)] = 0.0
     drain: Seconds = 10.0
 
 

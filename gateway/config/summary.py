@@ -25,6 +25,10 @@ def summary(config: Config) -> list[str]:
     return [*_lines(config)]
 
 
+def _lame_duck(seconds: float) -> str:
+    return f", after {seconds:g} s in which /readyz fails and clients are still accepted" if seconds else ""
+
+
 def _lines(config: Config) -> Iterator[str]:
     yield from map(_listener, config.listeners)
     yield from map(_backend, config.backends)
@@ -40,6 +44,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield (
         f"deadlines: {deadlines.request:g} s for a request, of which {deadlines.connect:g} s to connect and"
         f" {pool.queue_timeout:g} s in the queue; {deadlines.drain:g} s to drain"
+        f"{_lame_duck(deadlines.lame_duck)}"
     )
     yield _when_none(config.failover)
     yield _replication(config.replication)

@@ -335,6 +335,10 @@ class Dispatcher:
         if trio.current_time() >= job.deadline:
             message = f"no key manager was free within {self._settings.deadlines.request:g} s; try again later"
             return refusal(Refusal.DEADLINE, message, request)
-        detail = "no key manager accepts changes: all are configured as read-only" if failure is None else str(failure)
+        detail = (
+            "no key manager accepts the request: all are drained or configured as read-only"
+            if failure is None
+            else str(failure)
+        )
         message = "no key manager can be reached" if job.source is None else BAD_MARKS[Refusal.NO_BACKEND]
         return refusal(Refusal.NO_BACKEND, message, request, detail=detail)

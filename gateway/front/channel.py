@@ -41,6 +41,7 @@ class Kind(IntEnum):
     CLOSE = 18  # end the connection; the payload: see ``WorkerLink.aclose``
     ACCEPT = 19  # of the worker itself: accept new clients from now on
     REFUSE = 20  # of the worker itself: refuse new connections until ACCEPT
+    LOG = 22  # of the worker itself: the level of its log, as text
     DRAIN = 21  # of the worker itself: take no new clients; the core closes each connection when it is due
     RETIRE = 23  # of the worker itself: a successor accepts from now on; end after the last client has left
 

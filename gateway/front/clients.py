@@ -1,5 +1,6 @@
 """Clients: the clients of one listener after their handshake: identity, limits, conversation, drain."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -69,6 +70,15 @@ class Clients:
     def requests_in_flight(self) -> int:
         """The number of requests that were read and are not yet answered."""
         return sum(conversation.phase is Phase.ANSWERING for conversation in self._conversations)
+
+    def tally(self) -> Counter[tuple[str, str]]:
+        """Return the number of connections by identity and address."""
+        return Counter((conversation.identity_name, conversation.host) for conversation in self._conversations)
+
+    @property
+    def connections(self) -> int:
+        """The number of connections, with those of clients that get an error and are disconnected."""
+        return len(self._conversations)
 
     def drain(self) -> None:
         """Let each conversation end after its request in progress, also those that begin from now on."""

@@ -155,10 +155,11 @@ class Conversation:
         self.settings_changed()
 
     def __repr__(self) -> str:
-        return f"<Conversation of {self._identity_name}, {self.phase.value}, {self.requests} requests>"
+        return f"<Conversation of {self.identity_name}, {self.phase.value}, {self.requests} requests>"
 
     @property
-    def _identity_name(self) -> str:
+    def identity_name(self) -> str:
+        """The name of the client's identity, or "unidentified"."""
         return _UNIDENTIFIED if self._principal is None else self._principal.identity.name
 
     def settings_changed(self) -> None:
@@ -197,6 +198,11 @@ class Conversation:
     def _take_turns_of(self, payer: Account) -> None:
         self._share = payer.share
         self.stream.before_read = self._take_turn = partial(self._turns.take, self._share)
+
+    @property
+    def host(self) -> str:
+        """The client's address, without the port."""
+        return self.peer.rpartition(":")[0]
 
     def drain(self) -> None:
         """End after the request in progress, or at once if there is none."""
@@ -255,7 +261,7 @@ class Conversation:
             reason=error.reason,
             detail=str(error),
             peer=self.peer,
-            identity=self._identity_name,
+            identity=self.identity_name,
         )
         return error.reason
 
@@ -452,7 +458,7 @@ class Conversation:
             reason=reason,
             detail=answer.detail,
             peer=self.peer,
-            identity=self._identity_name,
+            identity=self.identity_name,
             operation=operation_label(request),
         )
 

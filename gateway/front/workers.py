@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -65,8 +65,8 @@ class TlsWorkers:
     """The TLS workers that serve the clients of a core.
 
     ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started.
-    ``sockets`` are this process's copies of the listening sockets. ``drain`` drains the core: it is called if the
-    supervisor ends first.
+    ``sockets`` are this process's copies of the listening sockets; those named by ``inherited`` are the service
+    manager's, and listen on after a drain. ``drain`` drains the core: it is called if the supervisor ends first.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class TlsWorkers:
         clients: Mapping[str, Clients],
         sockets: Mapping[str, socket.socket],
         *,
+        inherited: Collection[str] = (),
         drain: Callable[[], None],
         metrics: Metrics,
         log: Log,
@@ -83,10 +84,12 @@ class TlsWorkers:
         self._drain_core = drain
         self._clients = clients
         self._sockets = sockets
+        self._inherited = inherited
         self._metrics = metrics
         self._log = log
         self._workers: dict[WorkerLinks, int] = {}  # and their indices
         self._outdated: set[WorkerLinks] = set()  # to retire when their successors have come
+        self._log_level = ""  # if it was changed
         self._is_accepting = True
         self._draining = False
         self._taking = trio.CancelScope()  # of new workers
@@ -121,6 +124,8 @@ class TlsWorkers:
         self._retire_predecessors(index)
         self._log.info("TLS worker started", worker=index)
         try:
+            if self._log_level:
+                pipe.send(Kind.LOG, 0, self._log_level.encode())
             if not self._is_accepting:
                 pipe.send(Kind.REFUSE)
             if self._draining:
@@ -156,11 +161,16 @@ class TlsWorkers:
 
     def stop_accepting(self) -> None:
         """Have the kernel refuse new connections on all listeners."""
+        self._stop_accepting(self._sockets)
+
+    def _stop_accepting(self, refusing: Collection[str]) -> None:
+        """Accept no new connections; those of the listeners in ``refusing`` are refused, the others wait."""
         if self._is_accepting:
             self._is_accepting = False
             self._send_to_all(Kind.REFUSE)
             for name, sock in self._sockets.items():
-                refuse_connections(sock)
+                if name in refusing:
+                    refuse_connections(sock)
                 self._metrics.accepting.labels(name).set(0)
 
     def resume_accepting(self) -> None:
@@ -180,11 +190,20 @@ class TlsWorkers:
 
     def drain(self) -> None:
         """Take no new clients; each worker ends when its last client has ended."""
-        self.stop_accepting()
+        self._stop_accepting([name for name in self._sockets if name not in self._inherited])
         self._draining = True
         self._send_to_all(Kind.DRAIN)
         self._taking.cancel()
 
-    def _send_to_all(self, kind: Kind) -> None:
+    def set_log_level(self, level: str) -> None:
+        """Change the log level of all workers, also of those that start later."""
+        self._log_level = level
+        self._send_to_all(Kind.LOG, level.encode())
+
+    def clients_by_worker(self) -> dict[int, int]:
+        """Return the number of clients of each worker, by the worker's index."""
+        return {index: len(worker) for worker, index in sorted(self._workers.items(), key=lambda item: item[1])}
+
+    def _send_to_all(self, kind: Kind, payload: bytes = b"") -> None:
         for worker in self._workers:
-            worker.pipe.send(kind)
+            worker.pipe.send(kind, 0, payload)

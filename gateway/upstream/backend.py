@@ -7,7 +7,9 @@ Three objects decide about the use of a backend, each from evidence of its own; 
 * Gate, inside Slots: may a session be opened now? From the outcomes of handshakes.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Final
 
 import trio
@@ -35,7 +37,9 @@ class Backend:
 
     ``stable_id`` names the backend in marks and affinity entries; it is the same in every gateway in front of the same
     key managers. ``versions`` are the protocol versions that the backend reported, or None before the first report.
-    ``in_flight`` counts the exchanges for clients that are under way; ``turn`` belongs to the balancer.
+    ``in_flight`` counts the exchanges for clients that are under way; ``turn`` belongs to the balancer. ``since`` is
+    the time of the last change of the state, and ``last_error`` the latest error with its time, in Unix seconds;
+    ``watch`` keeps both. ``is_drained`` is True after ``drain``.
     """
 
     def __init__(
@@ -62,13 +66,21 @@ class Backend:
         self.versions: frozenset[Version] | None = None
         self.in_flight = 0
         self.turn = 0
+        self.is_drained = False
+        self.since = time.time()
+        self.last_error: tuple[str, float] | None = None
 
     def __repr__(self) -> str:
         return f"<Backend {self.name} {self.state}: {self.slots!r}>"
 
     @property
     def state(self) -> str:
-        """``up``, ``standby`` or ``down`` by its health check; ``ejected`` or ``half_open`` by its exchanges."""
+        """``drained`` by an operator.
+
+        Else ``up``, ``standby`` or ``down`` by its health check; ``ejected`` or ``half_open`` by its exchanges.
+        """
+        if self.is_drained:
+            return "drained"
         if self.health.state is not HealthState.UP:
             return str(self.health.state.value)
         return _CIRCUIT_STATES[self.breaker.state]
@@ -76,7 +88,7 @@ class Backend:
     @property
     def is_live(self) -> bool:
         """True if requests of at least one credential can be served, by all evidence so far."""
-        return self.health.serves and any(not pool.is_failing for pool in self.pools.values())
+        return not self.is_drained and self.health.serves and any(not pool.is_failing for pool in self.pools.values())
 
     def is_available_to(self, credential: str, effect: Effect) -> bool:
         """Return True if requests of this effect with this credential should be sent to this backend."""
@@ -88,11 +100,11 @@ class Backend:
 
     def is_reachable_with(self, credential: str) -> bool:
         """Return True if health checks succeed and sessions with this credential can be opened."""
-        return self.health.serves and not self.pools[credential].is_failing
+        return not self.is_drained and self.health.serves and not self.pools[credential].is_failing
 
     def accepts(self, effect: Effect) -> bool:
-        """Return True if the backend's role allows requests of this effect."""
-        return effect.is_read or self.options.role == "rw"
+        """Return True if the backend's role allows requests of this effect, and the backend is not drained."""
+        return not self.is_drained and (effect.is_read or self.options.role == "rw")
 
     def speaks(self, version: Version) -> bool:
         """Return True if the backend reported this protocol version, or has not reported any."""
@@ -137,6 +149,40 @@ class Backend:
         """Close and forget the pool of a credential, for which no request is in flight any more."""
         self.pools.pop(credential).close("removed")
         self.breaker.credentials = len(self.pools)
+
+    @property
+    def error(self) -> str:
+        """The reason for which requests avoid the backend now, or for which the last session was not opened, or ""."""
+        if self.health.detail:
+            return self.health.detail
+        if self.state in {"ejected", "half_open"}:
+            return self.breaker.describe(trio.current_time())
+        failures = (pool.opening.failure for pool in self.pools.values())
+        return next((str(failure.args[0]) for failure in failures if failure is not None), "")
+
+    def drain(self) -> None:
+        """Take no new requests: idle sessions are closed, busy ones when their exchange ends. Health checks go on.
+
+        The balancer must be given its backends anew afterwards, as after ``enable``.
+        """
+        self.is_drained = True
+        for pool in self.pools.values():
+            pool.close("drained")
+
+    def enable(self) -> None:
+        """Take requests again after ``drain``."""
+        self.is_drained = False
+        for pool in self.pools.values():
+            pool.reopen()
+
+    def set_weight(self, weight: int) -> None:
+        """Change the weight. The balancer must be given its backends anew."""
+        self.options = self.options.model_copy(update={"weight": weight})
+
+    def reconnect(self, interval: float) -> int:
+        """Replace all sessions, one in each ``interval`` seconds, of all pools in turn; return their number."""
+        times = count(trio.current_time(), interval)
+        return sum(pool.expire(times) for pool in self.pools.values())
 
     def close(self, why: str = "drain") -> None:
         """Close every pool."""

@@ -7,7 +7,7 @@ from gateway.fast_metrics import Reading
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 
-_STATES: Final = ("up", "standby", "down", "ejected", "half_open")
+_STATES: Final = ("up", "standby", "down", "ejected", "half_open", "drained")
 
 
 def collect_pools(metrics: Metrics, backends: Callable[[], Sequence[Backend]]) -> None:

@@ -4,6 +4,7 @@
 backend's state, and moves waiting requests to backends with a free session.
 """
 
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
@@ -91,6 +92,8 @@ async def watch(backend: Backend, *, balancer: Balancer, metrics: Metrics, log: 
         await trio.sleep(_ROUND)
         try:
             before, state = state, backend.state
+            if error := backend.error:
+                backend.last_error = error, time.time()
             if state != before:
                 _state_changed(backend, before, balancer, metrics, log)
             silent = _hedge_if_silent(backend, balancer, silent)
@@ -124,6 +127,7 @@ def _move_waiters(backend: Backend, balancer: Balancer) -> None:
 
 def _state_changed(backend: Backend, before: str, balancer: Balancer, metrics: Metrics, log: Log) -> None:
     metrics.backend_state_changes.labels(backend.name, backend.state).inc()
+    backend.since = time.time()
     fields = {"backend": backend.name, "state": backend.state, "before": before}
     if backend.state == "up":
         log.info("backend state changed", **fields)
@@ -135,6 +139,8 @@ def _state_changed(backend: Backend, before: str, balancer: Balancer, metrics: M
 
 def _why(backend: Backend) -> dict[str, str]:
     """Return the reason (a short word) and the detail (a sentence) for a state other than up."""
+    if backend.is_drained:
+        return {"reason": "operator", "detail": "drained over the control socket; kmip-gateway enable ends this"}
     if not backend.health.serves:
         return {"reason": backend.health.reason, "detail": backend.health.detail}
     return {"reason": "exchanges", "detail": backend.breaker.describe(trio.current_time())}

@@ -11,7 +11,7 @@ between pools).
 """
 
 import random
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -38,7 +38,11 @@ _SOON: Final = 0.25  # s in which nearly all exchanges end
 _NO_REFUSAL: Final = frozenset({"connect", "timeout", "resources"})  # failed attempts that show no limit of sessions
 
 #: Reasons to close a pool, and the message to waiting requests.
-CLOSED: Final = {"drain": "the gateway is shutting down", "removed": "the key manager has left this address"}
+CLOSED: Final = {
+    "drain": "the gateway is shutting down",
+    "removed": "the key manager has left this address",
+    "drained": "an operator has drained the key manager",
+}
 
 
 class Observer(Protocol):
@@ -379,6 +383,21 @@ class Pool:
         self.waiters.fail_all(self._error(CLOSED[why], why))
         for session in self._slots.forget(self):
             session.close()
+
+    def reopen(self) -> None:
+        """Lend sessions again after ``close("drained")``; a pool that was closed for another reason stays closed."""
+        if self._closed == "drained":
+            self._closed = ""
+
+    def expire(self, times: Iterator[float]) -> int:
+        """Let each session expire at the next of these times, unless earlier; return the number of sessions.
+
+        ``maintain`` and ``give_back`` close expired sessions; then others are opened, as needed.
+        """
+        sessions = [*self._idle, *self._busy]
+        for session in sessions:
+            session.expires_at = min(session.expires_at, next(times))
+        return len(sessions)
 
     def _closed_by_peer(self, session: Session, now: float, *, was_idle: bool = True) -> None:
         """Close a session that is not quiet: the key manager has closed it, or has sent bytes unasked.

@@ -61,10 +61,10 @@ credential of nobody
   = health.credential: there is no identity "nobody"; give one of "everyone"
 key of another section
   + max_sessions = 5
-  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind, hosts
+  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind, hosts, socket
 far key
   + 'pass word' = "do not repeat this"
-  = admin."pass word": unknown key "pass word"; known here are bind, hosts
+  = admin."pass word": unknown key "pass word"; known here are bind, hosts, socket
 missing key
   - bind = "127.0.0.1:5696"
   +

@@ -56,6 +56,23 @@ def test_every_file_in_config_loads(place: Callable[[str], Path], name: str) -> 
     assert all(backend.server_name for backend in config.backends)
 
 
+@pytest.mark.parametrize(
+    "name", sorted(str(path.relative_to(EXAMPLE_FILES)) for path in EXAMPLE_FILES.glob("*/*.toml"))
+)
+def test_every_deployments_file_loads_once_its_paths_exist(name: str, tmp_path: Path) -> None:
+    text = (EXAMPLE_FILES / name).read_text()
+    text = re.sub(r'mark_key_file = ".*"', 'mark_key_file = "mark.key"', text)
+    text = re.sub(r'"/(etc/kmip-gateway/|)(\w+)/(\S+)\.(pem|crt|key)"', _beside, text)
+    put_certificates(tmp_path, text)
+    assert load(write(tmp_path, text)).deadlines.drain > 0
+
+
+def _beside(path: re.Match[str]) -> str:
+    """Return the name of a file beside the configuration, in place of an absolute path."""
+    _, folder, name, suffix = path.groups()
+    return f'"{folder}-{name}.{suffix.replace("crt", "pem")}"'
+
+
 def test_the_example_files_are_there() -> None:
     assert {path.name for path in EXAMPLE_FILES.glob("*.toml")} >= {
         "gateway.toml",

@@ -1,5 +1,7 @@
 """The end of a gateway: by signals, with requests in flight; and the message of a gateway that can't start."""
 
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -44,8 +46,8 @@ def slow_key_managers(certificates: Certificates) -> Iterator[list[int]]:
         yield ports
 
 
-def settings(backends: list[int], drain: float = DRAIN) -> GatewaySettings:
-    return GatewaySettings(backends, extra=f"[deadlines]\ndrain = {drain}\n")
+def settings(backends: list[int], drain: float = DRAIN, lame_duck: float = 0.0) -> GatewaySettings:
+    return GatewaySettings(backends, extra=f"[deadlines]\ndrain = {drain}\nlame_duck = {lame_duck}\n")
 
 
 def refuses(gateway: Gateway) -> bool:
@@ -116,7 +118,7 @@ async def test_a_request_beyond_the_drain_time_gets_an_error(
 
 
 @each_signal
-async def test_a_second_signal_ends_the_gateway_at_once(
+async def test_a_second_signal_ends_the_waiting_and_tells_the_client(
     certificates: Certificates, slow_key_managers: list[int], number: signal.Signals
 ) -> None:
     context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
@@ -127,8 +129,95 @@ async def test_a_second_signal_ends_the_gateway_at_once(
             gateway.process.send_signal(number)
             await trio.to_thread.run_sync(wait_until, lambda: refuses(gateway), "the end of listening")
             gateway.process.send_signal(number)
-            assert await ended(gateway, DRAIN / 2) in {-number, 128 + number}  # the latter from a supervisor
+            answer = await busy.read_response()
+            assert "unknown" in str(answer.items[0].message)
+            assert await ended(gateway, COST / 2) == 0
         assert b"Traceback" not in gateway.log.read_bytes()
+    assert drained(gateway) == {"requests_answered": 0, "requests_cut_off": 1, "connections_cut_off": 1}
+
+
+async def test_a_lame_duck_fails_readyz_first_and_serves_new_clients(
+    certificates: Certificates, slow_key_managers: list[int]
+) -> None:
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    with running_gateway(certificates, settings(slow_key_managers, lame_duck=10.0)) as gateway:
+        await trio.to_thread.run_sync(wait_until, gateway.is_ready, "the start")
+        async with connect(gateway.address, context) as kept:
+            gateway.process.terminate()
+            await trio.to_thread.run_sync(wait_until, lambda: not gateway.is_ready(), "the end of readiness")
+            async with connect(gateway.address, context) as late:
+                assert (await late.ask(create_key())).items[0].status == ResultStatus.SUCCESS
+            assert (await kept.ask(create_key())).items[0].status == ResultStatus.SUCCESS
+            assert await kept.stream.receive_some() == b""
+        assert await ended(gateway, DRAIN) == 0
+    assert drained(gateway) == {"requests_answered": 2, "requests_cut_off": 0, "connections_cut_off": 0}
+
+
+async def test_a_second_signal_ends_the_lame_duck_too(certificates: Certificates, slow_key_managers: list[int]) -> None:
+    with running_gateway(certificates, settings(slow_key_managers, lame_duck=60.0)) as gateway:
+        gateway.process.terminate()
+        await trio.to_thread.run_sync(wait_until, lambda: not gateway.is_ready(), "the end of readiness")
+        assert not refuses(gateway)
+        gateway.process.terminate()
+        assert await ended(gateway, DRAIN / 2) == 0
+
+
+async def test_under_load_a_balancer_that_polls_readyz_sees_no_refusal(certificates: Certificates) -> None:
+    """Fresh and kept clients go to two gateways; one ends. A balancer leaves it at the first 503 of /readyz."""
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    poll = 0.5  # s between two looks at /readyz
+    answered = {"fresh": 0, "kept": 0}
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, settings(ports, lame_duck=10 * poll)) as ending,
+        running_gateway(certificates, settings(ports)) as staying,
+    ):
+        for gateway in (ending, staying):
+            await trio.to_thread.run_sync(wait_until, gateway.is_ready, "the start")
+        usable = [ending, staying]
+        until = time.monotonic() + 14 * poll
+
+        async def balance() -> None:
+            while time.monotonic() < until:
+                ready = await trio.to_thread.run_sync(lambda: [each for each in (ending, staying) if each.is_ready()])
+                usable[:] = ready or usable
+                await trio.sleep(poll)
+
+        async def fresh() -> None:
+            while time.monotonic() < until:
+                async with connect(random.choice(usable).address, context) as client:
+                    assert (await client.ask(create_key())).items[0].status == ResultStatus.SUCCESS
+                answered["fresh"] += 1
+                await trio.sleep(0.02)
+
+        async def kept() -> None:
+            while time.monotonic() < until:
+                gateway = random.choice(usable)
+                async with connect(gateway.address, context) as client:
+                    while time.monotonic() < until and gateway in usable:  # as a balancer closes what has no server
+                        assert (await client.ask(create_key())).items[0].status == ResultStatus.SUCCESS
+                        answered["kept"] += 1
+                        await trio.sleep(0.05)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(balance)
+            for work in (fresh, fresh, kept, kept):
+                nursery.start_soon(work)
+            await trio.sleep(2 * poll)
+            ending.process.terminate()
+        assert await ended(ending, DRAIN / 2) == 0
+    assert answered["fresh"] > 0
+    assert answered["kept"] > 0
+    how = drained(ending)
+    assert (how["requests_cut_off"], how["connections_cut_off"]) == (0, 0)
+    assert how["requests_answered"] > 0
+
+
+def drained(gateway: Gateway) -> dict[str, int]:
+    """Return the numbers of the last line of a log."""
+    line = re.sub(r"\x1b\[[0-9;]*m", "", gateway.log.read_text().splitlines()[-1])
+    assert "drained" in line, line
+    return {name: int(value) for name, value in re.findall(r"(\w+_(?:answered|cut_off))=(\d+)", line)}
 
 
 @each_signal

@@ -13,7 +13,7 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.health import Verdict
 from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.slots import Slots
-from tests.kit.fake_backends import FakeKeyManager, in_virtual_time, make_pool, use
+from tests.kit.fake_backends import FakeKeyManager, ask, in_virtual_time, lease, make_pool, use
 
 CREDENTIALS = ("red", "green", "blue")
 
@@ -210,3 +210,86 @@ def test_a_backend_speaks_every_version_until_it_has_reported_its_own() -> None:
     backend.versions = frozenset({(1, 4)})
     assert backend.speaks((1, 4))
     assert not backend.speaks((2, 1))
+
+
+# Operators -----------------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_drained_backend_finishes_its_exchange_and_takes_no_other(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    red = backend.pools["red"]
+    idle, busy = await lease(red), await lease(red)
+    red.give_back(idle)
+
+    backend.drain()
+
+    assert (backend.state, backend.is_live, available(backend)) == ("drained", False, [])
+    assert red.statistics()[:2] == (0, 1)
+    await busy.exchange(ask("key"))
+    red.give_back(busy)
+    assert red.statistics() == (0, 0, 0, 0)
+    with pytest.raises(BackendError, match="an operator has drained the key manager"):
+        await lease(red)
+    nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
+    await trio.sleep(5)
+    assert key_manager.open_connections == []
+
+    backend.enable()
+
+    assert backend.state == "up"
+    assert available(backend) == list(CREDENTIALS)
+    red.give_back(await lease(red))
+
+
+@in_virtual_time
+async def test_requests_that_wait_at_a_drained_backend_move_on(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery, limit=1)
+    red = backend.pools["red"]
+    busy = await lease(red)
+    failures = list[BackendError]()
+
+    @nursery.start_soon
+    async def wait() -> None:
+        with pytest.raises(BackendError) as caught:
+            await lease(red)
+        failures.append(caught.value)
+
+    await wait_all_tasks_blocked()
+    backend.drain()
+    await wait_all_tasks_blocked()
+    assert [failure.reason for failure in failures] == ["drained"]
+    red.give_back(busy)
+
+
+@in_virtual_time
+async def test_a_pool_of_a_removed_backend_is_not_reopened(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    backend.drain()
+    backend.close("removed")
+    backend.enable()
+    with pytest.raises(BackendError) as caught:
+        await lease(backend.pools["red"])
+    assert caught.value.reason == "removed"
+
+
+@in_virtual_time
+async def test_a_reconnect_replaces_sessions_one_after_the_other(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_backend(key_manager, nursery)
+    red = backend.pools["red"]
+    sessions = [await lease(red) for _ in range(8)]
+    for session in sessions[:6]:
+        red.give_back(session)
+    nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)
+    await wait_all_tasks_blocked()
+
+    assert backend.reconnect(0.5) == 8
+    await trio.sleep(1.3)
+    assert red.statistics().idle == 3
+    await trio.sleep(2)
+    for session in sessions[6:]:
+        red.give_back(session)
+    await trio.sleep(5)
+    assert not set(sessions) & {session for pool in backend.pools.values() for session in pool._idle}

@@ -396,3 +396,20 @@ def test_the_policy_changes_at_run_time() -> None:
     assert balancer._takes_turns
     balancer.set_policy("least-outstanding")
     assert not balancer._takes_turns
+
+
+@in_virtual_time
+async def test_a_drained_backend_is_never_tried_not_even_as_the_last() -> None:
+    await trio.lowlevel.checkpoint()
+    atlanta, london = backend("atlanta"), backend("london")
+    balancer = Balancer([atlanta, london])
+    atlanta.is_drained = True
+    balancer.backends = balancer.backends
+    assert firsts(balancer, 3) == ["london"] * 3
+    assert order(balancer, effect=Effect.MUTATE) == ["london"]
+    preferred = balancer.preferred_backend(["atlanta"], "red", Effect.READ, (1, 4), is_new=False)
+    assert preferred is None
+    assert [each.name for each in balancer.order("red", Effect.READ, (1, 4), preferred=atlanta)] == ["london"]
+    london.is_drained = True
+    balancer.backends = balancer.backends
+    assert order(balancer) == []

@@ -76,4 +76,5 @@ async def test_a_scrape_shows_the_current_states(nursery: trio.Nursery) -> None:
         ("atlanta", "down"): 1,
         ("atlanta", "ejected"): 0,
         ("atlanta", "half_open"): 0,
+        ("atlanta", "drained"): 0,
     }

@@ -1,0 +1,227 @@
+"""The commands to a gateway that runs: ``kmip-gateway status``, ``drain`` and so on, over its control socket.
+
+The exit status is 0 if the command was carried out, 1 if the gateway refused it or can't be reached, and 2 for a
+mistake in the command line or in the configuration file that names the socket.
+"""
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import click
+import trio
+
+from gateway.admin.control import request
+from gateway.config.model import LogConfig
+from gateway.errors import ControlError
+
+_REFUSED: Final = 1
+_LEVELS: Final = get_args(LogConfig.model_fields["level"].annotation)
+
+#: Returns the lines that stand for a result, for people.
+Show = Callable[[Any], Sequence[str]]
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name the control socket, and the form of the output."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the gateway's answer as JSON."),
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="The gateway's configuration, whose admin.socket is used."
+        ),
+        click.option("--socket", type=click.Path(path_type=Path), help="The control socket of the gateway."),
+    ):
+        command = option(command)
+    return command
+
+
+def _run(
+    name: str,
+    arguments: Mapping[str, Any],
+    show: Show,
+    *,
+    socket: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Send a command, print its result, and end the process with the status."""
+    path = _socket_of(socket, config)
+    try:
+        result = trio.run(partial(request, path, name, arguments))
+    except ControlError as error:
+        if as_json:
+            click.echo(json.dumps({"error": str(error)}))
+        else:
+            click.echo(str(error), err=True)
+        sys.exit(_REFUSED)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        for line in show(result):
+            click.echo(line)
+
+
+def _socket_of(socket: Path | None, config: Path | None) -> Path:
+    """Return the path of the control socket. Raises UsageError.
+
+    Only this setting of the file is read, so that the rest may be in the middle of a change.
+    """
+    if socket is not None and config is None:
+        return socket
+    if socket is not None or config is None:
+        raise click.UsageError("give the control socket by --socket PATH, or the configuration by --config FILE")
+    try:
+        document = tomllib.loads(config.read_text())
+        path = document["admin"]["socket"]
+    except OSError as error:
+        raise click.UsageError(f"{config}: {error.strerror}") from None
+    except ValueError as error:
+        raise click.UsageError(f"{config}: is not TOML: {error}") from None
+    except (KeyError, TypeError):
+        path = ""
+    if not isinstance(path, str) or not path:
+        raise click.UsageError(f"{config}: [admin] socket is missing, so that this gateway has no control socket")
+    return config.absolute().parent / path
+
+
+@click.command()
+@_options
+def status(**options: Any) -> None:
+    """Show backends, pools, clients, workers and certificates."""
+    _run("status", {}, _show_status, **options)
+
+
+@click.command()
+@click.argument("backend")
+@_options
+def drain(backend: str, **options: Any) -> None:
+    """Send BACKEND no new requests; requests in flight finish.
+
+    BACKEND is the name of a backend, or of a [[backends]] table: then all its backends.
+    """
+    _run("drain", {"backend": backend}, _show_backends, **options)
+
+
+@click.command()
+@click.argument("backend")
+@_options
+def enable(backend: str, **options: Any) -> None:
+    """Send BACKEND requests again after a drain."""
+    _run("enable", {"backend": backend}, _show_backends, **options)
+
+
+@click.command()
+@click.argument("backend")
+@click.argument("weight", type=click.IntRange(1, 100))
+@_options
+def weight(backend: str, weight: int, **options: Any) -> None:
+    """Change the share of BACKEND to WEIGHT, from 1 to 100."""
+    _run("weight", {"backend": backend, "weight": weight}, _show_backends, **options)
+
+
+@click.command()
+@click.argument("backend")
+@_options
+def reconnect(backend: str, **options: Any) -> None:
+    """Replace all sessions to BACKEND, one after the other."""
+    _run("reconnect", {"backend": backend}, _show_reconnect, **options)
+
+
+@click.command("reload")
+@_options
+def reload_config(**options: Any) -> None:
+    """Read the configuration file again, and use what has changed."""
+    _run("reload", {}, _show_reload, **options)
+
+
+@click.command("log")
+@click.argument("level", type=click.Choice(_LEVELS))
+@_options
+def log_level(level: str, **options: Any) -> None:
+    """Change the log level to LEVEL until the gateway ends."""
+    _run("log", {"level": level}, lambda result: [f"log level {result['level']}"], **options)
+
+
+@click.command("config")
+@_options
+def show_config(config: Path | None, **options: Any) -> None:
+    """Show the configuration as loaded, with all defaults."""
+    _run("config", {}, _show_config, config=config, **options)
+
+
+CONTROL_COMMANDS: Final = (status, drain, enable, weight, reconnect, reload_config, log_level, show_config)
+
+
+# Output for people ---------------------------------------------------------------------------------------------------
+
+
+def _show_backends(result: Any) -> list[str]:
+    return [
+        f"{backend['name']}: {backend['state']}, weight {backend['weight']}, {backend['in_flight']} requests in flight,"
+        f" {_counts(backend['sessions'])}"
+        for backend in result["backends"]
+    ]
+
+
+def _show_reconnect(result: Any) -> list[str]:
+    return [f"{result['sessions']} sessions are replaced within {result['seconds']:g} s, busy ones after their request"]
+
+
+def _show_reload(result: Any) -> list[str]:
+    lines = [f"changed: {each}" for each in result["changed"]] or ["nothing has changed"]
+    return lines + [f"needs a restart: {each}" for each in result["needs_restart"]]
+
+
+def _counts(sessions: Mapping[str, int]) -> str:
+    return (
+        f"sessions: {sessions['idle']} idle, {sessions['busy']} busy, {sessions['opening']} opening"
+        f" of {sessions['limit']}"
+    )
+
+
+def _show_status(result: Any) -> list[str]:
+    gateway, clients = result["gateway"], result["clients"]
+    lines = [f"kmip-gateway {gateway['version']}, process {gateway['process']}, started {gateway['started']}"]
+    lines += ["", "backends"]
+    for backend in result["backends"]:
+        lines.append(
+            f"  {backend['name']} at {backend['address']}: {backend['state']} since {backend['since']},"
+            f" {backend['role']}, priority {backend['priority']}, weight {backend['weight']}"
+        )
+        lines.append(f"    {_counts(backend['sessions'])}; {backend['in_flight']} requests in flight")
+        if (error := backend["last_error"]) is not None:
+            lines.append(f"    last error {error['time']}: {error['text']}")
+    lines += ["", "pools, by identity"]
+    lines += [
+        f"  {identity}: {counts['idle']} idle, {counts['busy']} busy, {counts['opening']} opening,"
+        f" {counts['waiting']} requests waiting"
+        for identity, counts in result["pools"].items()
+    ]
+    lines += [
+        "",
+        (
+            f"clients: {clients['connections']} connections of {clients['identities']} identities from"
+            f" {clients['addresses']} addresses; {clients['requests_in_flight']} requests in flight"
+        ),
+    ]
+    lines += [f"  {each['connections']} {each['identity']} {each['address']}" for each in clients["most"]]
+    if result["workers"]:
+        lines += ["", "TLS workers"]
+        lines += [f"  {worker['worker']}: {worker['clients']} clients" for worker in result["workers"]]
+    lines += ["", "certificates"]
+    lines += [f"  {each['ends']} {each['role']} {each['name']}" for each in result["certificates"]]
+    return lines
+
+
+def _show_config(result: Any) -> list[str]:
+    lines: list[str] = []
+    for section, value in result.items():
+        for table in value if isinstance(value, list) else [value]:
+            lines.append(f"[[{section}]]" if isinstance(value, list) else f"[{section}]")
+            lines += [f"{key} = {json.dumps(each)}" for key, each in table.items()]
+            lines.append("")
+    return lines[:-1]
