@@ -152,8 +152,34 @@ def test_the_configuration_is_shown_and_the_socket_goes_with_the_gateway(
     gateway: Gateway, path: Path, workers: int
 ) -> None:
     shown = command(path, "config")
-    assert shown["gateway"] == {"tls_workers": workers}
+    assert shown["gateway"]["tls_workers"] == workers
     assert shown["admin"]["socket"] == str(path)
     gateway.process.terminate()
     assert gateway.process.wait(20) == 0
     assert not path.exists()
+
+
+def test_a_reload_says_what_has_changed_and_keeps_a_weight_set_by_hand(
+    certificates: Certificates, gateway: Gateway, path: Path, workers: int
+) -> None:
+    file = certificates.path(f"gateway-{gateway.port}.toml")
+
+    def weights() -> list[int]:
+        return [backend["weight"] for backend in command(path, "status")["backends"]]
+
+    command(path, "weight", "kms-1", "7")
+    text = file.read_text()
+    file.write_text(text + "[failover]\ntry_timeout = 4.0\n")
+    assert command(path, "reload")["changed"] == ["failover.try_timeout"]
+    assert weights() == [7, 1]
+    file.write_text(text.replace('name = "kms-1"', 'name = "kms-1"\nweight = 3'))
+    command(path, "reload")
+    assert weights() == [3, 1]
+    file.write_text(text.replace("kms_ca.pem", "missing.pem"))
+    words = [sys.executable, "-m", "gateway", "reload", "--socket", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "configuration not reloaded" in done.stderr
+    assert "missing.pem" in done.stderr
+    assert weights() == [3, 1]
+    assert command(path, "status")["gateway"]["tls_workers"] == workers
