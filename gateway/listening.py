@@ -89,17 +89,28 @@ def _listen_again(sock: socket.socket) -> None:
 
 def listen_for_clients(listener: ListenerConfig) -> socket.socket:
     """Return the socket of a listener, which listens. Raises ConfigError if its address can't be had."""
-    return listen(f'listeners["{listener.name}"].bind', listener.bind, timeouts=listener)
+    setting = f'listeners["{listener.name}"].bind'
+    return listen(setting, listener.bind, timeouts=listener, reuse_port=listener.reuse_port)
 
 
 def listen(
-    setting: str, address: Address, backlog: int = BACKLOG, timeouts: TcpTimeouts | None = None
+    setting: str,
+    address: Address,
+    backlog: int = BACKLOG,
+    timeouts: TcpTimeouts | None = None,
+    *,
+    reuse_port: bool = False,
 ) -> socket.socket:
-    """Return a socket that listens. Raises ConfigError, with the setting, if its address can't be had."""
+    """Return a socket that listens. Raises ConfigError, with the setting, if its address can't be had.
+
+    With ``reuse_port``, other processes of the same user may listen on the address, too, if they ask for that.
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if timeouts is not None:
             set_timeouts(sock, timeouts)  # before the first connection, which would not inherit them later
         with _port_of(address, family) as port:

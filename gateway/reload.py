@@ -32,6 +32,7 @@ NEEDS_RESTART: Final = frozenset(
         "admin",
         "gateway.tls_workers",
         "listeners.bind",
+        "listeners.reuse_port",
         "log.format",
         "replication.answer_discover_versions",
         "replication.fallback_on_not_found",

@@ -1,6 +1,7 @@
 """Listening sockets: their ports, and refusing connections for a while."""
 
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -93,3 +94,21 @@ def test_an_inherited_socket_of_another_family_is_a_mistake() -> None:
         listening_sockets([listener("kmip")], {"kmip": inherited}),
     ):
         pass
+
+
+def test_several_sockets_listen_on_one_address_if_all_reuse_the_port() -> None:
+    with listen("first", LOOPBACK, reuse_port=True) as first:
+        with listen("second", address_of(first), reuse_port=True) as second:
+            taken = {first: 0, second: 0}
+            first.setblocking(False)
+            second.setblocking(False)
+            for _ in range(100):
+                with socket.create_connection(first.getsockname()):
+                    for sock in taken:
+                        with suppress(BlockingIOError):
+                            sock.accept()[0].close()
+                            taken[sock] += 1
+            assert sum(taken.values()) == 100
+            assert min(taken.values()) > 10
+        with pytest.raises(ConfigError, match="cannot listen on"):
+            listen("third", address_of(first))

@@ -251,10 +251,10 @@ class Built:
         launch.launch(self.config, lambda _mistakes: None)
         return found[0] if found else 0
 
-    def option_of_listener(self, option: int) -> int:
-        """Return an option of TCP of the first listener's socket."""
+    def option_of_listener(self, option: int, level: int = socket.IPPROTO_TCP) -> int:
+        """Return an option, by default of TCP, of the first listener's socket."""
         with listening.listen_for_clients(self.config.listeners[0]) as sock:
-            return sock.getsockopt(socket.IPPROTO_TCP, option)
+            return sock.getsockopt(level, option)
 
     def log_arguments(self) -> Mapping[str, Any]:
         """Return the arguments with which ``kmip-gateway run`` sets up the log."""
@@ -338,6 +338,7 @@ ROWS: Final[dict[str, Row]] = {
     "listeners.handshake_timeout": row(1.25, lambda it: it.listener._handshakes._timeout),
     **of_conversation("settings", ("request_timeout", 1.5), ("idle_timeout", 777.0), ("send_timeout", 1.75)),
     "listeners.tcp_keepalive": row(17, lambda it: it.option_of_listener(socket.TCP_KEEPIDLE)),
+    "listeners.reuse_port": row(True, lambda it: bool(it.option_of_listener(socket.SO_REUSEPORT, socket.SOL_SOCKET))),
     "listeners.tcp_user_timeout": row(177.0, lambda it: it.option_of_listener(socket.TCP_USER_TIMEOUT) / 1000),
     "listeners.resumption_lifetime": row(177, lambda it: it.server_context["resumption_lifetime"]),
     "listeners.proxy_protocol": row(

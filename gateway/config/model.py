@@ -73,6 +73,7 @@ class ListenerConfig(Table):
     send_timeout: Seconds = 10.0
     tcp_keepalive: KeepAlive = 60
     tcp_user_timeout: Seconds = 120.0
+    reuse_port: bool = Field(default=False, strict=True)
     resumption_lifetime: Annotated[int, Field(strict=True, ge=1, le=86400)] = DEFAULT_RESUMPTION_LIFETIME
     proxy_protocol: bool = Field(default=False, strict=True)
     proxy_from: Balancers = Field(default=(), validate_default=True)
