@@ -7,6 +7,7 @@ everything was built from a configuration without any other odd value. A new set
 import errno
 import inspect
 import os
+import signal
 import socket
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -248,7 +249,15 @@ class Built:
 
         self.monkeypatch.setattr(launch, "Supervisor", Supervisor)
         self.monkeypatch.setattr(launch, "_run_core", lambda *_arguments: 0)
-        launch.launch(self.config, lambda _mistakes: None)
+        numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+        handlers = [signal.getsignal(number) for number in numbers]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        try:
+            launch.launch(self.config, lambda _mistakes: None)
+        finally:  # the signals are those of the process that runs the tests, and of all that it starts
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
         return found[0] if found else 0
 
     def option_of_listener(self, option: int, level: int = socket.IPPROTO_TCP) -> int:
