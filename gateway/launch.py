@@ -100,11 +100,10 @@ def _supervise(config: Config, workers: int, service: _Service, show_mistakes: S
             return True
 
         def run_core(supervisor: socket.socket) -> int:
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # Ctrl-C reaches all processes: the supervisor passes it on once
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor sends SIGTERM
             handed_over = HandedOver(sockets, supervisor, frozenset(service.sockets))
-            return _run_core(Core(config, handed_over, path, notifier=service.notifier), show_mistakes)
+            core = Core(config, handed_over, path, notifier=service.notifier)
+            return _run_core(core, show_mistakes, [signal.SIGTERM])
 
         def run_worker(index: int, core: socket.socket) -> int:
             return _run_worker(TlsWorker(generation.config, generation.contexts, core, workers=workers), sockets, index)
@@ -112,10 +111,10 @@ def _supervise(config: Config, workers: int, service: _Service, show_mistakes: S
         return Supervisor(run_core, run_worker, workers, prepare_workers).run()
 
 
-def _run_core(core: Core, show_mistakes: ShowMistakes) -> int:
+def _run_core(core: Core, show_mistakes: ShowMistakes, ending: Sequence[signal.Signals] = _ENDING) -> int:
     mistakes: list[str] = []
     try:
-        trio.run(_until_drained, core)
+        trio.run(_until_drained, core, ending)
     except* ConfigError as errors:
         mistakes = _mistakes(errors)
     show_mistakes(mistakes)
@@ -137,26 +136,27 @@ def _freeze() -> None:
     gc.freeze()
 
 
-async def _until_drained(core: Core) -> None:
+async def _until_drained(core: Core, ending: Sequence[signal.Signals]) -> None:
     """Run a core until it has drained.
 
-    A first signal starts the drain, a second one ends the waiting, a third one ends the process at once.
+    A first signal of ``ending`` starts the drain, a second one ends the waiting, a third one ends the process at once.
     """
     _freeze()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_obey_signals, core, nursery)
+        await nursery.start(_obey_signals, core, ending, nursery)
         await core.run()
         nursery.cancel_scope.cancel()
 
 
-async def _obey_signals(core: Core, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-    received = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    with trio.open_signal_receiver(*received, *_IGNORED) as signals:
+async def _obey_signals(
+    core: Core, ending: Sequence[signal.Signals], nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+) -> None:
+    with trio.open_signal_receiver(*ending, *_IGNORED) as signals:
         unblock_signals()
         task_status.started()
         is_draining = False
         async for number in signals:
-            if number in _ENDING:
+            if number in ending:
                 if is_draining:
                     break
                 is_draining = True
@@ -166,8 +166,8 @@ async def _obey_signals(core: Core, nursery: trio.Nursery, *, task_status: trio.
             else:
                 name = signal.Signals(number).name
                 log.get("core").warning("signal ignored: SIGHUP reloads the configuration", signal=name)
-    for ending in _ENDING:
-        signal.signal(ending, signal.SIG_DFL)
+    for number in ending:
+        signal.signal(number, signal.SIG_DFL)
     core.end_waiting()
 
 
