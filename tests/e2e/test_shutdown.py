@@ -210,7 +210,6 @@ async def test_under_load_a_balancer_that_polls_readyz_sees_no_refusal(certifica
     assert answered["kept"] > 0
     how = drained(ending)
     assert (how["requests_cut_off"], how["connections_cut_off"]) == (0, 0)
-    assert how["requests_answered"] > 0
 
 
 def drained(gateway: Gateway) -> dict[str, int]:
