@@ -201,8 +201,11 @@ class TlsWorkers:
         self._send_to_all(Kind.LOG, level.encode())
 
     def clients_by_worker(self) -> dict[int, int]:
-        """Return the number of clients of each worker, by the worker's index."""
-        return {index: len(worker) for worker, index in sorted(self._workers.items(), key=lambda item: item[1])}
+        """Return the number of clients by the worker's index; a worker and its retired predecessors have the same."""
+        clients: dict[int, int] = {}
+        for worker, index in self._workers.items():
+            clients[index] = clients.get(index, 0) + len(worker)
+        return dict(sorted(clients.items()))
 
     def _send_to_all(self, kind: Kind, payload: bytes = b"") -> None:
         for worker in self._workers:

@@ -133,3 +133,17 @@ async def test_the_end_of_the_supervisor_drains_the_core(supervised: Supervised)
     supervised.supervisor.close()
     await wait_all_tasks_blocked()
     assert supervised.drains == 1
+
+
+async def test_clients_of_a_retired_worker_are_counted_with_its_successors(
+    supervised: Supervised, nursery: trio.Nursery
+) -> None:
+    pipes = [supervised.start(nursery) for _ in range(2)]
+    await wait_all_tasks_blocked()
+    for worker, clients in zip(supervised.workers._workers, (3, 4), strict=True):
+        worker._links = dict.fromkeys(range(clients))  # type: ignore[assignment]
+    assert supervised.workers.clients_by_worker() == {0: 7}
+    for worker in supervised.workers._workers:
+        worker._links = {}
+    for pipe in pipes:
+        pipe.close()
