@@ -12,7 +12,7 @@ MOST_CHARACTERS: Final = 75  # of a test's name
 #: Directories of tests that mirror no package.
 NOT_MIRRORED: Final = frozenset({"e2e", "kit", "fuzz", "benchmarks", "grafana"})
 #: Tests of the repository itself.
-OF_REPOSITORY: Final = frozenset({"tests/test_layout.py", "tests/test_words.py"})
+OF_REPOSITORY: Final = frozenset({"tests/test_docs.py", "tests/test_layout.py", "tests/test_words.py"})
 
 
 def sorted_mistakes(mistakes: Iterable[tuple[Path, str]]) -> list[str]:
