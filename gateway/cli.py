@@ -1,4 +1,4 @@
-"""Command line: ``kmip-gateway run`` and ``check``; control_cli.py has the commands to a gateway that runs."""
+"""Command line: ``kmip-gateway run`` and ``check``; further commands are in control_cli.py and decode_cli.py."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import click
 from gateway import log, tls
 from gateway.config import Config, load, summary, warnings
 from gateway.control_cli import CONTROL_COMMANDS
+from gateway.decode_cli import decode
 from gateway.errors import ConfigError, TlsError
 from gateway.launch import MISTAKE, launch
 
@@ -51,7 +52,7 @@ def check(config: Path) -> None:
         click.echo(f"warning: {warning}")
 
 
-for _command in CONTROL_COMMANDS:
+for _command in (decode, *CONTROL_COMMANDS):
     main.add_command(_command)
 
 

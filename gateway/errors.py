@@ -104,5 +104,9 @@ class ControlError(GatewayError):
     """A control command that can't be done; the message is for the operator."""
 
 
+class DecodeError(GatewayError):
+    """Bytes that ``kmip-gateway decode`` can't read; the message says at which byte, and why."""
+
+
 class ClientAbandonedError(GatewayError):
     """A client does not send or read in time, or no memory is left for its bytes; the message is the reason's label."""

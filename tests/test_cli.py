@@ -55,6 +55,7 @@ def test_help_names_the_products_commands_and_no_others(name: str) -> None:
     assert re.findall(r"\n  (\w+)  ", said.partition("Commands:")[2]) == [
         "check",
         "config",
+        "decode",
         "drain",
         "enable",
         "log",
