@@ -23,7 +23,7 @@ _TABLE_OF: Final = {
     "Public Protection Storage Masks": "Protection Storage Mask",
 }
 _BRACKETS: Final = str.maketrans("()", "  ")
-_TWO_WORDS: Final = re.compile(r"[^A-Za-z0-9_\s]+([a-z])")
+_TWO_WORDS: Final = re.compile(r"[^A-Za-z0-9_\s]+([a-z]|[A-Z](?=[a-z]))")
 _FIRST_DIGITS: Final = re.compile(r"([0-9]+)(\w+)")
 
 
@@ -65,9 +65,9 @@ def tag_identifier(name: str) -> str:
 def value_identifier(name: str) -> str:
     """Return the name of an enumerated value as KMIP's JSON and XML write it: ``UsernameAndPassword``, ``SHA_256``.
 
-    A sign before a small letter joins two words, so that ``Re-key`` becomes ``ReKey``; any other sign becomes an
-    underscore; and the digits at the beginning go to the end, so that ``3DES`` becomes ``DES3`` (KMIP Profiles, the
-    rules for names in the XML encoding).
+    A sign before a word joins two words, so that ``Re-key`` becomes ``ReKey``; any other sign becomes an underscore;
+    and the digits at the beginning go to the end, so that ``3DES`` becomes ``DES3`` (KMIP Profiles, the rules for names
+    in the XML encoding).
     """
     name = _TWO_WORDS.sub(lambda match: match[1].upper(), name.translate(_BRACKETS))
     words = "".join(word[:1].upper() + word[1:] for word in name.split())

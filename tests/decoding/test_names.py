@@ -55,6 +55,7 @@ def test_each_tag_of_pykmip_has_its_name(tag: enums.Tags) -> None:
         "Hashing Algorithm",
         "Key Format Type",
         "Link Type",
+        "Profile Name",
         "Recommended Curve",
         "Query Function",
     ],
@@ -102,6 +103,7 @@ def test_identifier_of_a_tag(name: str, identifier: str) -> None:
     ("name", "identifier"),
     [
         ("Re-key Key Pair", "ReKeyKeyPair"),
+        ("Pre-Active", "PreActive"),
         ("Username and Password", "UsernameAndPassword"),
         ("SHA-256", "SHA_256"),
         ("HMAC-SHA256", "HMAC_SHA256"),
