@@ -104,6 +104,8 @@ def test_identifier_of_a_tag(name: str, identifier: str) -> None:
     [
         ("Re-key Key Pair", "ReKeyKeyPair"),
         ("Pre-Active", "PreActive"),
+        ("Polynomial Sharing GF (2^8)", "PolynomialSharingGF2_8"),
+        ("SHA-1 with RSA Encryption", "SHA_1WithRSAEncryption"),
         ("Username and Password", "UsernameAndPassword"),
         ("SHA-256", "SHA_256"),
         ("HMAC-SHA256", "HMAC_SHA256"),
