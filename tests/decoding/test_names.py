@@ -72,6 +72,11 @@ def test_masks_of_pykmip_have_their_names() -> None:
         assert letters(name) == letters(mask.name)
 
 
+def test_powers_in_names_are_those_of_the_specification() -> None:
+    methods = [NAMES.enumerated("Split Key Method", value) for value in (2, 3, 4)]
+    assert methods == ["Polynomial Sharing GF (2^16)", "Polynomial Sharing Prime Field", "Polynomial Sharing GF (2^8)"]
+
+
 def test_a_bit_without_name_is_a_number() -> None:
     assert NAMES.bits("Cryptographic Usage Mask", 0x40000004) == ["Encrypt", "0x40000000"]
     assert NAMES.bits("Cryptographic Usage Mask", -(2**31)) == ["0x80000000"]
