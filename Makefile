@@ -7,7 +7,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 600
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test check chaos machine report report-full mutants instructions growth outages attacks fuzz fmt lock clean
+.PHONY: demo test check chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -17,6 +17,9 @@ test: $(VENV)/development  ## All tests, in two processes; ARGS for pytest (ARGS
 
 chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance; CHAOS_SECONDS, CHAOS_CLIENTS, SEED, ARGS for pytest
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
+
+reload-soak: $(VENV)/development  ## A minute of load over reloads, with 0 and with 2 TLS workers; RELOAD_SECONDS, ARGS for pytest
+	RELOAD_SECONDS=$(or $(RELOAD_SECONDS),60) $(BIN)/pytest -s tests/e2e/test_reload_soak.py $(ARGS)
 
 machine: $(VENV)/development  ## More sequences of events for the state machine of pools; EXAMPLES (2000)
 	EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest tests/upstream/test_pool_machine.py $(ARGS)

@@ -29,6 +29,7 @@ from tests.kit.processes import (
     wait_until,
     write_config,
 )
+from tests.kit.worker_processes import core_of, worker_of, workers_of
 
 WORKERS = 2
 
@@ -52,22 +53,8 @@ def gateway(certificates: Certificates, key_managers: list[int], monkeypatch: py
         yield gateway
 
 
-def children_of(process: int) -> list[int]:
-    text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    return sorted(int(child) for child in text.split())
-
-
-def workers_of(gateway: Gateway) -> list[int]:
-    """Return the processes of the workers: the supervisor's children but the first, which is the core."""
-    return children_of(gateway.process.pid)[1:]
-
-
 def is_running(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
-
-
-def core_of(gateway: Gateway) -> int:
-    return children_of(gateway.process.pid)[0]
 
 
 def context_of(certificates: Certificates) -> SSL.Context:
@@ -78,24 +65,6 @@ async def made_key(client: Client) -> str:
     created = (await client.ask(create_key())).items[0]
     assert created.status == ResultStatus.SUCCESS
     return created.unique_identifiers[0].decode()
-
-
-def worker_of(port: int, gateway: Gateway) -> int:
-    """Return the worker that has the connection from a local port."""
-    inodes = {}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(f":{gateway.port:04X}") and fields[2].endswith(f":{port:04X}"):
-            inodes[fields[9]] = port
-    for worker in workers_of(gateway):
-        for descriptor in Path(f"/proc/{worker}/fd").iterdir():
-            try:
-                target = str(descriptor.readlink())
-            except FileNotFoundError:
-                continue
-            if target.removeprefix("socket:[").removesuffix("]") in inodes:
-                return worker
-    raise AssertionError(f"no worker has the connection from port {port}")
 
 
 async def test_a_killed_worker_costs_its_own_clients_only(certificates: Certificates, gateway: Gateway) -> None:
