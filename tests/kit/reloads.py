@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from kmip_lab.tools.requests import create_key, get_key
 
 from gateway.errors import GatewayError
 from gateway.kmip.spec import ResultStatus
-from gateway.tls import client_context
+from gateway.tls import TlsStream, client_context
 from tests.kit.processes import Gateway
 
 RELOADS: Final = "kmip_gateway_config_reloads_total"
@@ -133,14 +134,22 @@ class Load:
             await self._connect("fresh", lambda client: self._ask(client, "fresh"))
 
     async def _connect(self, kind: str, converse: Callable[[Client], Awaitable[None]]) -> None:
-        """Connect and converse; note any failure."""
-        port = 0
-        try:
-            async with connect(self.gateway.address, self.context) as client:
-                port = client.stream._socket.getsockname()[1]
-                await converse(client)
-        except (OSError, GatewayError, AssertionError) as error:
-            self.failures.append(Failure(kind, port, trio.current_time(), repr(error)))
+        """Connect and converse; note any failure, also of the handshake, with the client's port."""
+        address, port = self.gateway.address, 0
+        stream: TlsStream | None = None
+        with trio.socket.socket() as connected:
+            try:
+                await connected.connect((address.host, address.port))
+                port = connected.getsockname()[1]
+                sock = socket.socket(fileno=connected.detach())
+                stream = TlsStream(sock, self.context, server_side=False, server_name=address.host)
+                await stream.handshake()
+                await converse(Client(stream))
+            except (OSError, GatewayError, AssertionError) as error:
+                self.failures.append(Failure(kind, port, trio.current_time(), repr(error)))
+            finally:
+                if stream is not None:
+                    stream.close_politely()
 
 
 @asynccontextmanager
