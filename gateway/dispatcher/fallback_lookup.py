@@ -47,9 +47,10 @@ class FallbackLookup:
         self._budget = budget
         self._is_paid = False
         self._asks_all = fallback_on_not_found and job.is_read
+        changes = [entry for entry in job.entries if not entry.is_stateful]  # a login, say, leaves no object behind
         #: Backends with an affinity entry of the client that have not answered: they may have the object.
-        self._without_answer = {entry.backend for entry in job.entries} - {self._best_backend.stable_id}
-        self._destroyed_ids = frozenset(name for entry in job.entries for name in entry.destroyed_ids)
+        self._without_answer = {entry.backend for entry in changes} - {self._best_backend.stable_id}
+        self._destroyed_ids = frozenset(name for entry in changes for name in entry.destroyed_ids)
         self._has_destroyed_all = names_only(self._destroyed_ids, job.request)  # all objects that the request names
         self.outcome = "missing"
 

@@ -53,6 +53,7 @@ A read that finds nothing, with ``mode = "async"``
     as that of any read; an exchange without an answer goes on in the background, is overdue, and becomes a failure
     after ``request`` seconds.
  6. Backends with an entry of this client are always asked; all other backends only with ``fallback_on_not_found``.
+    Here and in the following steps, an entry is an entry of a change; a stateful entry tells nothing of objects.
  7. A lookup costs one token of the identity's lookup budget, however many backends the lookup asks. A backend on which
     any client of the identity changed something within the window is asked without a token. Every other backend is
     passed over while the budget has no token.

@@ -258,3 +258,47 @@ async def test_a_ticket_waits_for_its_backend_while_that_is_busy_or_slow(seconds
             await trio.sleep(0.01)
         answer = await it.ask(ask("key-1", version=(2, 1), header=shown))
         assert answer.backend is it.backends[0]
+
+
+def knows_its_own_tickets(connection: Connection, request: Request) -> None:
+    """Answer a Login with a ticket that only this key manager knows, and a Locate with this ticket without a match."""
+    own = connection.key_manager.name.encode()
+    (item,) = request.items
+    connection.execute(request)
+    if item.operation == Operation.LOGIN:
+        value = ttlv.octets(Tag.TICKET_VALUE, own)
+        ticket = ttlv.structure(Tag.TICKET, ttlv.enumeration(Tag.TICKET_TYPE, 1), value)
+        result = compose.Result(ResultStatus.SUCCESS, item.operation, payload=ticket)
+    elif own in request.frame:
+        result = compose.Result(ResultStatus.SUCCESS, item.operation)
+    else:
+        result = compose.Result(
+            ResultStatus.OPERATION_FAILED, item.operation, None, ResultReason.INVALID_TICKET, "no such ticket"
+        )
+    connection.say(compose.encode_response(request.version, [result], now=0))
+
+
+@in_virtual_time
+async def test_no_match_stands_if_a_backend_of_another_login_refuses_the_ticket() -> None:
+    """A login leaves no object behind: its backend has no better answer, and may not know this ticket."""
+    key_managers = [FakeKeyManager("atlanta"), FakeKeyManager("london")]
+    for one in key_managers:
+        one.behaviour = knows_its_own_tickets
+    marks = Marks([bytes(32)])
+
+    def late(_: object) -> ReplicationPolicy:
+        return ReplicationPolicy(Affinity(10.0, is_shared=False), marks, fallback_on_not_found=True)
+
+    async with (
+        deployment(*key_managers, replication=late) as here,
+        deployment(*key_managers, replication=late) as there,
+    ):
+        answer = await here.ask(ask("", Operation.LOGIN, version=(2, 1)))
+        assert answer.backend is here.backends[0]
+        ticket = answer.frame[answer.frame.index(b"kgw") :][: SIZE + len("atlanta")]
+        await there.ask(ask("", Operation.LOGIN, version=(2, 1)), name="bob")  # takes atlanta's turn
+        assert (await there.ask(ask("", Operation.LOGIN, version=(2, 1)))).backend is there.backends[1]
+        shown = (authentication(ticket_credential(ticket)),)
+        answer = await there.ask(ask("", Operation.LOCATE, version=(2, 1), header=shown))
+        assert answer.backend is there.backends[0]
+        assert status(answer) == FOUND

@@ -12,11 +12,10 @@ from kmip_lab.tools.clients import Client, connect
 from kmip_lab.tools.requests import activate, create_key, get_key, key_value
 
 from gateway.kmip import compose, ttlv
-from gateway.kmip.binding import given
-from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response, Version
-from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.tls import client_context
+from tests.kit.bound_requests import LISTED, LOGIN, about, later, making_a_key, ticket_in, with_ticket
 from tests.kit.processes import Certificates, Gateway, GatewaySettings, running_gateway, running_key_managers
 
 MASTERS = ("kms-1", "kms-2", "kms-3")
@@ -59,28 +58,6 @@ async def session(gateway: Gateway, name: str = "alice") -> AsyncIterator[Client
 async def ask(gateway: Gateway, frame: bytes, name: str = "alice") -> Response:
     async with session(gateway, name) as client:
         return await client.ask(frame)
-
-
-LISTED = compose.Ask(Operation.LOCATE, ttlv.enumeration(Tag.OBJECT_TYPE, 2))
-
-
-def later(version: Version, what: compose.Ask = LISTED) -> bytes:
-    """Return an asynchronous request: by default, a Locate of all keys."""
-    indicator = ttlv.boolean(Tag.ASYNCHRONOUS_INDICATOR, value=True)
-    if version >= (2, 0):
-        indicator = ttlv.enumeration(Tag.ASYNCHRONOUS_INDICATOR, 1)
-    return compose.encode_request(version, [what], header=[indicator])
-
-
-def making_a_key() -> compose.Ask:
-    item = decode_request(create_key()).items[0]
-    return compose.Ask(item.operation, item.frame[slice(*item.fields[Tag.REQUEST_PAYLOAD])])
-
-
-def about(operation: int, value: bytes, version: Version) -> bytes:
-    """Return a Poll or a Cancel of a correlation value."""
-    payload = ttlv.octets(Tag.ASYNCHRONOUS_CORRELATION_VALUE, value)
-    return compose.encode_request(version, [compose.Ask(operation, payload)])
 
 
 async def begin(gateway: Gateway, version: Version, what: compose.Ask = LISTED) -> bytes:
@@ -209,25 +186,9 @@ async def test_a_stream_of_ten_parts_goes_through_two_gateways_in_turn(gateways:
 # Tickets --------------------------------------------------------------------------------------------------------------
 
 
-def with_ticket(ticket: bytes) -> bytes:
-    """Return a Locate with the ticket of a Login."""
-    credential = ttlv.structure(
-        Tag.CREDENTIAL,
-        ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.TICKET),
-        ttlv.structure(
-            Tag.CREDENTIAL_VALUE,
-            ttlv.structure(Tag.TICKET, ttlv.enumeration(Tag.TICKET_TYPE, 1), ttlv.octets(Tag.TICKET_VALUE, ticket)),
-        ),
-    )
-    return compose.encode_request((2, 1), [LISTED], header=[ttlv.structure(Tag.AUTHENTICATION, credential)])
-
-
 async def test_a_ticket_is_valid_through_another_gateway_for_its_client(gateways: list[Gateway]) -> None:
-    login = compose.encode_request((2, 1), [compose.Ask(Operation.LOGIN)])
     for _ in MASTERS:
-        answer = await ask(gateways[0], login)
-        (bound,) = given(answer, decode_request(login))
-        ticket = answer.frame[bound.start : bound.end]
+        ticket = ticket_in(await ask(gateways[0], LOGIN))
         assert ticket.startswith(b"kgw")
 
         item = (await ask(gateways[1], with_ticket(ticket))).items[0]
