@@ -6,7 +6,7 @@ with the rules for that listener.
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 from unicodedata import category
@@ -16,15 +16,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from gateway.config import IdentityConfig, MatchConfig
+from gateway.permissions import UNRESTRICTED, Permissions
 
 _CACHED: Final = 10_000  # certificates whose principal is cached
 
 
 class Identity(NamedTuple):
-    """The rule that names a client. The credential that is shown to the key managers for it has the same name."""
+    """The rule that names a client. The credential that is shown to the key managers for it has the same name.
+
+    ``permissions`` changes in place if a reload changes the policy of the rule.
+    """
 
     name: str
     shared: bool
+    permissions: Permissions = UNRESTRICTED
 
 
 class Principal(NamedTuple):
@@ -58,10 +63,19 @@ class _Facts(NamedTuple):
 
 
 class Identities:
-    """The rules of one listener, in order. Principals are cached by certificate: a known client costs one lookup."""
+    """The rules of one listener, in order. Principals are cached by certificate: a known client costs one lookup.
 
-    def __init__(self, rules: Iterable[IdentityConfig]) -> None:
-        self._rules = [(rule.match, Identity(rule.name, rule.shared)) for rule in rules]
+    ``permissions`` are those of each rule, by its name; without them, no rule has a policy.
+    """
+
+    def __init__(self, rules: Iterable[IdentityConfig], permissions: Mapping[str, Permissions] | None = None) -> None:
+        self._rules = [
+            (
+                rule.match,
+                Identity(rule.name, rule.shared, UNRESTRICTED if permissions is None else permissions[rule.name]),
+            )
+            for rule in rules
+        ]
         self._known: dict[bytes, Principal | None] = {}
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ a client chooses, an unknown one becomes ``Unknown`` or ``other``. Code that cou
 child up once, with ``labels``, and keeps it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import (
@@ -28,6 +28,7 @@ from gateway.fast_metrics import (
 )
 from gateway.kmip.messages import Request, Response, operation_name, reason_name
 from gateway.kmip.spec import ResultStatus
+from gateway.permissions import Denial
 
 REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -114,6 +115,9 @@ class Metrics:
         "limit_rejections_total", "Requests and client connections rejected because of a limit.", "limit"
     )
     local_errors: Counter = _row("local_errors_total", "Errors that the gateway itself answered, by reason.", "reason")
+    policy_refusals: Counter = _row(
+        "policy_refusals_total", "Operations refused by the policy of an identity.", "identity", "operation"
+    )
     local_answers: Counter = _row(
         "local_answers_total", "Requests that the gateway itself answered successfully.", "operation"
     )
@@ -247,6 +251,12 @@ class Metrics:
             children = self._answered[key] = self.requests.labels(*key), self.request_duration.labels(operation)
         children[0].inc()
         children[1].observe(seconds)
+
+    def operations_denied(self, identity: str, denials: Iterable[Denial]) -> None:
+        """Count the operations of a request that the policy of an identity refuses; a batch that is too long once."""
+        for denial in denials:
+            operation = "Batch" if denial.position is None else operation_name(denial.operation)
+            self.policy_refusals.labels(identity, operation).inc()
 
     def health_checked(self, backend: str, result: str, seconds: float) -> None:
         """Count a health check and its duration."""

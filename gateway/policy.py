@@ -1,4 +1,4 @@
-"""Tables: the effect of running an operation twice, when a request may be repeated, which operations are refused.
+"""Tables: the effect of running an operation twice, when a request may be repeated, the reasons of refusals.
 
 Plain facts and functions; no I/O. The numbers are of KMIP 1.4 section 9.1.3.2.29 and 2.1 section 11.48. "May it be
 repeated?" is answered here only: by ``may_repeat`` after an attempt that failed, by ``Effect.is_read`` of a request
@@ -279,6 +279,7 @@ class Refusal(Enum):
     TOO_LARGE = "too_large"
     NOT_AUTHENTICATED = "not_authenticated"
     NOT_SUPPORTED = "not_supported"
+    NOT_PERMITTED = "not_permitted"
     NO_BACKEND = "no_backend"
     DEADLINE = "deadline"
     OVERLOADED = "overloaded"
@@ -301,6 +302,7 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
         ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,
     ),
     Refusal.NOT_SUPPORTED: (ResultReason.OPERATION_NOT_SUPPORTED, ResultReason.OPERATION_NOT_SUPPORTED),
+    Refusal.NOT_PERMITTED: (ResultReason.PERMISSION_DENIED, ResultReason.PERMISSION_DENIED),
     Refusal.NO_BACKEND: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.DEADLINE: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
     Refusal.OVERLOADED: (ResultReason.GENERAL_FAILURE, ResultReason.SERVER_LIMIT_EXCEEDED),
@@ -318,25 +320,8 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.SEVERAL_BACKENDS: (ResultReason.FEATURE_NOT_SUPPORTED, ResultReason.FEATURE_NOT_SUPPORTED),
 }
 
-#: Operations that make no sense, or do harm, on a session that many clients share: they swap the roles of client and
-#: server, are sent by servers, or replace the gateway's own credential (KMIP 2.1 sections 6.1.41, 6.1.44, 6.2).
-REFUSED_OPERATIONS: Final = frozenset(
-    {
-        Operation.NOTIFY,
-        Operation.PUT,
-        Operation.SET_ENDPOINT_ROLE,
-        Operation.INTEROP,
-        Operation.REPROVISION,
-    }
-)
-
-
-def refused_operation(request: Request) -> int | None:
-    """Return the first operation of a request that the gateway never forwards, or None."""
-    for item in request.items:
-        if item.operation in REFUSED_OPERATIONS:
-            return item.operation
-    return None
+#: Refusals by the policy of an identity (see ``permissions``), before anything is sent to a key manager.
+POLICY_REFUSALS: Final = frozenset({Refusal.NOT_SUPPORTED, Refusal.NOT_PERMITTED})
 
 
 def refuse(refusal: Refusal, message: str, request: Request | None, *, version: Version | None = None) -> bytes:

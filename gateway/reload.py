@@ -18,7 +18,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log
-from gateway.config import Config, load
+from gateway.config import Config, PolicyConfig, load
 from gateway.config.model import LISTS, SECTIONS, Table
 from gateway.dispatcher import Dispatcher
 from gateway.errors import ConfigError
@@ -61,6 +61,7 @@ _NEW_BACKEND: Final = frozenset({"address", "addresses", "probe"})  # another ke
 _NEW_SESSIONS: Final = frozenset({"ca", "server_name", "pinned_sha256"})  # of the backend
 _CREDENTIAL: Final = frozenset({"certificate", "private_key"})
 _RULE: Final = frozenset({"match", "listeners", "shared"})
+_POLICY: Final = frozenset(PolicyConfig.model_fields)
 _RATE: Final = frozenset({"requests_per_second", "request_burst"})
 
 _REPLACE_EVERY: Final = 0.05  # s between two sessions that are replaced
@@ -381,6 +382,8 @@ class Reloader:
                 self._upstream.add_identity(identity)
         self._front.settings_changed(changes.identities.with_key(_RATE))
         if not changes.has_other_rules:
+            if changes.identities.with_key(_POLICY):
+                self._front.policies_changed()
             return
         await self._front.identities_changed()
         if not changes.identities.removed:

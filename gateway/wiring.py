@@ -35,6 +35,7 @@ from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
+from gateway.permissions import Permissions
 from gateway.tls import TlsStream
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
@@ -379,6 +380,7 @@ class Front:
         self._config = config
         self._metrics = metrics
         self._throttle = Throttle()
+        self._permissions = _permissions(config)
         self.admission = build_admission(config)
         metrics.memory_buffered.set_function(lambda: self.admission.buffered)
         metrics.client_connections_queued.set_function(lambda: self.admission.turns.waiting)
@@ -390,8 +392,18 @@ class Front:
         for clients in self.clients.values():
             clients.settings_changed()
 
+    def policies_changed(self) -> None:
+        """Use the policies as they are now for the next request of each client; the identity rules are the same."""
+        for identity in self._config.identities:
+            self._permissions[identity.name].change(identity)
+
     async def identities_changed(self) -> None:
-        """Identify all clients, also the connected ones, by the rules as they are now."""
+        """Identify all clients, also the connected ones, by the rules as they are now.
+
+        A client has the old policy of its old identity until it is identified again: if policies changed first, clients
+        that a rule no longer matches could have its new policy for a moment.
+        """
+        self._permissions = _permissions(self._config)
         for listener in self._config.listeners:
             await self.clients[listener.name].change_identities(self._identities(listener))
 
@@ -426,7 +438,11 @@ class Front:
 
     def _identities(self, listener: ListenerConfig) -> Identities:
         rules = [rule for rule in self._config.identities if not rule.listeners or listener.name in rule.listeners]
-        return Identities(rules)
+        return Identities(rules, self._permissions)
+
+
+def _permissions(config: Config) -> dict[str, Permissions]:
+    return {identity.name: Permissions(identity) for identity in config.identities}
 
 
 def build_admission(config: Config) -> Admission:

@@ -93,6 +93,11 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel(
                 "Errors of the gateway itself, by reason", "reqps", [rate("kmip_gateway_local_errors_total", "reason")]
             ),
+            Panel(
+                "Operations refused by policy, by identity",
+                "reqps",
+                [rate("kmip_gateway_policy_refusals_total", "identity")],
+            ),
             Panel("Failed operations by Result Reason", "reqps", [rate("kmip_gateway_result_reasons_total", "reason")]),
             Panel("Request duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
             Panel("Requests in flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),

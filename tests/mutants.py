@@ -10,11 +10,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
-from gateway import policy
+from gateway import permissions, policy
+from gateway.config import PolicyConfig
 from gateway.errors import Stage
 from gateway.kmip import answers
+from gateway.kmip.groups import GROUPS, Group
 from gateway.kmip.spec import Operation, ResultReason
-from gateway.policy import EFFECTS, MISSING, REFUSED_OPERATIONS, REPEATABLE, SERVER_ERRORS, STREAMING, Effect
+from gateway.policy import EFFECTS, MISSING, REPEATABLE, SERVER_ERRORS, STREAMING, Effect
 from gateway.upstream.opening import REFUSED
 
 _VARIABLE = "KMIP_GATEWAY_MUTANT"
@@ -33,6 +35,7 @@ _MORE_TESTS = [
 ]
 _MORE = ("SERVER_ERRORS", "REFUSED:", "NUMBER")
 _TESTS_OF_ANSWERS = ["tests/kmip/test_answers.py"]
+_TESTS_OF_GROUPS = ["tests/test_permissions.py"]
 
 #: Numbers that decide about backends, by module, each with a wrong value.
 _NUMBERS: dict[str, float] = {
@@ -65,9 +68,10 @@ _READ_AS = {"STREAMING": ["STREAMING", "_BY_PAYLOAD"]}
 
 def mutants() -> list[str]:
     """Return every row of every table, as "TABLE:name"."""
-    effects = [f"EFFECTS:{operation.name}" for operation in Operation if operation not in REFUSED_OPERATIONS]
+    never = {operation for operation in Operation if GROUPS[operation] in {Group.NEVER, Group.BY_NAME}}
+    effects = [f"EFFECTS:{operation.name}" for operation in Operation if operation not in never or operation == 0x33]
     stages = [f"REPEATABLE:{stage.name}" for stage in Stage]
-    refused = [f"REFUSED_OPERATIONS:{operation.name}" for operation in Operation if operation in REFUSED_OPERATIONS]
+    groups = [f"GROUPS:{operation.name}" for operation in Operation]
     streaming = [f"STREAMING:{operation.name}" for operation in Operation if operation in STREAMING]
     missing = [f"MISSING:{reason.name}" for reason in sorted(MISSING)]
     errors = [f"SERVER_ERRORS:{reason.name}" for reason in sorted(SERVER_ERRORS)]
@@ -76,7 +80,7 @@ def mutants() -> list[str]:
     repeating = [f"REPEATING:{operation.name}" for operation in Operation]
     making = [f"MAKING:{operation.name}" for operation in Operation if operation is not Operation.POLL]  # makes nothing
     placeholder = [f"PLACEHOLDER:{Operation(number).name}" for number in answers.PLACEHOLDER]
-    of_failover = [*effects, *stages, *refused, *streaming, *missing, *errors, *credentials, *numbers]
+    of_failover = [*effects, *stages, *groups, *streaming, *missing, *errors, *credentials, *numbers]
     return [*of_failover, *repeating, *making, *placeholder]
 
 
@@ -91,6 +95,10 @@ def flip(mutant: str) -> None:
         EFFECTS[Operation[name]] = Effect.MUTATE if effect.is_read else Effect.READ
     elif table == "REPEATABLE":
         REPEATABLE[Stage[name]] = Effect.READ if Stage[name] is Stage.CONNECT else Effect.MUTATE
+    elif table == "GROUPS":
+        group = GROUPS[Operation[name]]
+        GROUPS[Operation[name]] = Group.USE if group is Group.READ else Group.READ
+        permissions.UNRESTRICTED.change(PolicyConfig())
     elif table in {"MISSING", "SERVER_ERRORS"}:
         setattr(policy, table, getattr(policy, table) - {ResultReason[name]})
     elif table in {"REPEATING", "MAKING"}:
@@ -119,6 +127,7 @@ def survives(mutant: str) -> bool:
     """Return True if all tests pass with this row flipped."""
     table = mutant.partition(":")[0]
     tests = _MORE_TESTS if mutant.startswith(_MORE) else _TESTS_OF_ANSWERS if hasattr(answers, table) else _TESTS
+    tests = _TESTS_OF_GROUPS if table == "GROUPS" else tests
     run = subprocess.run([*_COMMAND, *tests], env=os.environ | {_VARIABLE: mutant}, capture_output=True, check=False)
     return run.returncode == 0
 

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway import identity
 from gateway.config import IdentityConfig, MatchConfig
-from gateway.identity import Identities, Principal
+from gateway.identity import Identities, Identity, Principal
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -265,7 +265,7 @@ def test_a_principal_is_known_by_issuer_and_subject() -> None:
     assert alice is not None
     assert renewed is not None
     assert other is not None
-    assert (alice.issuer, alice.subject, alice.identity) == ("CN=Clients CA", "CN=alice", ("all", True))
+    assert (alice.issuer, alice.subject, alice.identity) == ("CN=Clients CA", "CN=alice", Identity("all", shared=True))
     assert (renewed.issuer, renewed.subject) == (alice.issuer, alice.subject)
     assert (other.issuer, other.subject) != (alice.issuer, alice.subject)
 

@@ -13,7 +13,6 @@ from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.policy import (
     EFFECTS,
     REASONS,
-    REFUSED_OPERATIONS,
     Effect,
     Refusal,
     destroyed,
@@ -23,7 +22,6 @@ from gateway.policy import (
     may_repeat,
     names_only,
     refuse,
-    refused_operation,
     tells_of_a_change,
 )
 
@@ -35,6 +33,7 @@ NUMBERS = {
     "too_large": (0x04, 0x3A),  # Invalid Message; Server Limit Exceeded
     "not_authenticated": (0x03, 0x03),  # Authentication Not Successful
     "not_supported": (0x05, 0x05),  # Operation Not Supported
+    "not_permitted": (0x0C, 0x0C),  # Permission Denied
     "no_backend": (0x100, 0x2A),  # General Failure; Internal Server Error
     "deadline": (0x100, 0x2A),
     "overloaded": (0x100, 0x3A),  # General Failure; Server Limit Exceeded
@@ -109,25 +108,6 @@ def test_an_undecodable_request_is_refused_without_an_operation(
     assert answer.version == labelled
     assert Tag.OPERATION not in item.fields
     assert (item.status, item.reason) == (ResultStatus.OPERATION_FAILED, reason)
-
-
-# Operations that are not passed on ------------------------------------------------------------------------------------
-
-NOT_PASSED_ON = {0x1B: "Notify", 0x1C: "Put", 0x32: "Set Endpoint Role", 0x34: "Interop", 0x35: "Re-Provision"}
-
-
-@pytest.mark.parametrize("operation", NOT_PASSED_ON, ids=NOT_PASSED_ON.values())
-def test_operations_that_harm_a_shared_session_are_not_forwarded(operation: int) -> None:
-    assert refused_operation(request(operation)) == operation
-    assert refused_operation(request(Operation.GET, operation, Operation.GET)) == operation
-
-
-def test_all_other_operations_are_forwarded() -> None:
-    others = [operation for operation in Operation if operation not in NOT_PASSED_ON]
-    vendors = [0x80000001, 0xFFFFFFFF, 0x7FFF]
-
-    assert frozenset(NOT_PASSED_ON) == REFUSED_OPERATIONS
-    assert {refused_operation(request(operation)) for operation in [*others, *vendors]} == {None}
 
 
 # Effects --------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from gateway import tls
 from gateway.config import Config, load
 from gateway.core import Core, ListenAddresses
 from gateway.kmip.messages import Response
-from gateway.kmip.spec import ResultReason, ResultStatus
+from gateway.kmip.spec import Operation, ResultReason, ResultStatus
 from gateway.metrics import Metrics
 from gateway.reload import Changes, compare, contents_of
 from gateway.tls import client_context
@@ -302,6 +302,39 @@ async def test_a_client_of_a_removed_identity_is_told_at_its_next_request(it: Ru
     assert list((await it.core.reload()).changed) == ['identities["bob"] added']
     async with it.client("bob") as bob:
         assert succeeded(await bob.ask(create_key()))
+
+
+async def test_a_policy_changes_in_place_for_connected_clients(it: Running) -> None:
+    async with it.client() as alice, it.client("bob") as bob:
+        assert succeeded(await alice.ask(create_key()))
+        it.edit(replacing('match = { subject_cn = "alice" }', 'match = { subject_cn = "alice" }\nallow = "read"'))
+        assert list((await it.core.reload()).changed) == ['identities["alice"].allow']
+        answer = (await alice.ask(create_key())).items[0]
+        assert answer.reason == ResultReason.PERMISSION_DENIED
+        assert succeeded(await bob.ask(create_key()))
+        assert it.total("kmip_gateway_policy_refusals_total", identity="alice", operation="Create") == 1
+        it.edit(replacing('allow = "read"', 'allow = ["read", "create"]'))
+        assert (await it.core.reload()).succeeded
+        assert succeeded(await alice.ask(create_key()))
+
+
+async def test_a_client_that_changes_identity_never_has_the_new_policy_of_the_old(it: Running) -> None:
+    it.edit(replacing('match = { subject_cn = "alice" }', 'match = { subject_cn = "alice" }\nallow = "read"'))
+    assert (await it.core.reload()).succeeded
+    async with it.client() as alice:
+        assert not succeeded(await alice.ask(create_key()))
+        assert it.core._reloader is not None
+        (conversation,) = it.core._reloader._front.clients["kmip"]._conversations
+        principal = conversation._principal
+        assert principal is not None
+        it.edit(
+            replacing('match = { subject_cn = "alice" }\nallow = "read"', 'match = { subject_cn = "carol" }'),
+            replacing('match = { subject_cn = "bob" }', 'match = { subject_cn = "alice" }\nrefuse = "create"'),
+        )
+        assert (await it.core.reload()).succeeded
+        assert Operation.CREATE not in principal.identity.permissions.free
+        assert conversation.identity_name == "bob"
+        assert not succeeded(await alice.ask(create_key()))
 
 
 async def test_an_idle_client_of_a_removed_identity_is_disconnected(it: Running) -> None:

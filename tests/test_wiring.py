@@ -423,6 +423,10 @@ ROWS: Final[dict[str, Row]] = {
     "identities.request_burst": row(
         17.0, lambda it: it.account._bucket and it.account._bucket._burst, requests_per_second=3.0
     ),
+    "identities.allow": row("read", lambda it: bool(it.rule[1].permissions.free & {Operation.DESTROY}), found=False),
+    "identities.refuse": row("Get", lambda it: bool(it.rule[1].permissions.free & {Operation.GET}), found=False),
+    "identities.object_types": row("Certificate", lambda it: it.rule[1].permissions._object_types, found={1}),
+    "identities.max_batch_items": row(17, lambda it: it.rule[1].permissions.max_items),
     **of_match(
         subject_cn="odd",
         san_dns="odd.example.com",

@@ -73,6 +73,7 @@ def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
         *_over_the_deadline(draft),
         *_one_lost_probe(draft),
         *_unknown_credential(draft),
+        *_long_batches(draft),
         *_sizes(draft),
     ]
 
@@ -241,6 +242,17 @@ def _unknown_credential(draft: Draft) -> Iterator[Mistake]:
     if credential and names and credential not in names:
         known = ", ".join(f'"{name}"' for name in names)
         yield Mistake(("health", "credential"), f'there is no identity "{credential}"; give one of {known}')
+
+
+def _long_batches(draft: Draft) -> Iterator[Mistake]:
+    most = draft.setting("limits", "max_batch_items")
+    for at, items in draft.column("identities", "max_batch_items"):
+        if most is not None and items > most:
+            yield Mistake(
+                at,
+                f"{items} has no effect, because limits.max_batch_items = {most} refuses such a batch before; lower it,"
+                " or raise that limit",
+            )
 
 
 def _sizes(draft: Draft) -> Iterator[Mistake]:

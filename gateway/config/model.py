@@ -8,7 +8,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile, SocketFile
 from gateway.config.values import (
+    ALL,
     Address,
+    AllowedOperations,
     Balancers,
     Bind,
     Fingerprints,
@@ -17,9 +19,11 @@ from gateway.config.values import (
     Name,
     Names,
     Networks,
+    ObjectTypes,
     Patterns,
     PeerAddress,
     Pins,
+    RefusedOperations,
     ResponseSize,
     Seconds,
     ServerName,
@@ -187,7 +191,27 @@ class AllowanceConfig(Table):
     request_burst: PerSecond = 0.0
 
 
-class IdentityConfig(AllowanceConfig):
+class PolicyConfig(Table):
+    """Permissions of an identity: operations, by their names or those of groups, object types, and size of a batch.
+
+    ``max_batch_items`` 0 stands for ``limits.max_batch_items``.
+    """
+
+    allow: AllowedOperations = (ALL,)
+    refuse: RefusedOperations = ()
+    object_types: ObjectTypes = (ALL,)
+    max_batch_items: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 0
+
+    @field_validator("refuse")
+    @classmethod
+    def _contradicts_nothing(cls, refuse: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        both = [name for name in info.data.get("allow", ()) if name in refuse]
+        if both:
+            raise ValueError(f'has "{both[0]}", which allow has, too; leave it out of one of them')
+        return refuse
+
+
+class IdentityConfig(AllowanceConfig, PolicyConfig):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
     The key managers take all clients that the rule matches for one client, who sees the keys of all of them. So a rule

@@ -13,9 +13,10 @@ from gateway.config.model import (
     IdentityConfig,
     ListenerConfig,
     MatchConfig,
+    PolicyConfig,
     ReplicationConfig,
 )
-from gateway.config.values import is_loopback
+from gateway.config.values import ALL, is_loopback
 
 _SOON = 30  # days before its end within which a certificate should be renewed
 
@@ -89,9 +90,26 @@ def _replication(replication: ReplicationConfig) -> str:
 def _identity(identity: IdentityConfig) -> str:
     clients = "many clients, one client to the key managers" if identity.shared else "one client"
     where = f" on {' or '.join(identity.listeners)}" if identity.listeners else ""
+    may_use = "" if has_no_policy(identity) else f", may use {policy_text(identity)}"
     return (
         f"identity {identity.name} for {_match(identity.match)}{where}: {clients}, shown as {identity.certificate.name}"
+        f"{may_use}"
     )
+
+
+def has_no_policy(policy: PolicyConfig) -> bool:
+    """Return True if a policy is the default, under which everything is allowed that is ever forwarded."""
+    return all(getattr(policy, key) == field.default for key, field in PolicyConfig.model_fields.items())
+
+
+def policy_text(policy: PolicyConfig) -> str:
+    """Return a policy in words: operations, object types of new objects, and size of a batch."""
+    text = ("all operations" if ALL in policy.allow else ", ".join(policy.allow)) + (
+        f", except {', '.join(policy.refuse)}" if policy.refuse else ""
+    )
+    if ALL not in policy.object_types:
+        text += f"; new objects of type {' or '.join(policy.object_types)}"
+    return text + (f"; {policy.max_batch_items} operations in a request" if policy.max_batch_items else "")
 
 
 def _certificates(config: Config) -> list[Path]:

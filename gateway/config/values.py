@@ -7,12 +7,15 @@ returns.
 import ipaddress
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from gateway.kmip.groups import GROUPS, OBJECT_TYPE_NAMES, OPERATION_NAMES, Group
 
 _SHOWN: Final = 60  # characters of a value that a message repeats
 #: One label of a host name (RFC 1123 section 2.1), with the underscore that container networks use.
@@ -175,6 +178,51 @@ def network(value: object) -> str:
     return str(interface.ip if interface.network.num_addresses == 1 else interface.network)
 
 
+#: The name that stands for all operations, or for all object types.
+ALL: Final = "all"
+#: Names of the groups of operations, as policies write them.
+GROUP_NAMES: Final = tuple(group.value for group in Group if group.value.isalpha())
+_NEVER_FORWARDED: Final = frozenset(OPERATION_NAMES[number] for number, group in GROUPS.items() if group is Group.NEVER)
+
+
+def _known(value: object, names: Sequence[str], what: str, listed: str) -> str:
+    """Return the value if it is one of these names. Otherwise the error names those that are spelled alike."""
+    text = a_text(value)
+    if text in names:
+        return text
+    by_letters: dict[str, list[str]] = {}
+    for name in names:
+        by_letters.setdefault(_letters(name), []).append(name)
+    near = get_close_matches(_letters(text), by_letters, 1, cutoff=0.7)
+    hint = " or ".join(f'"{name}"' for name in by_letters[near[0]]) if near else ""
+    raise ValueError(f"has {shown(text)}, which is no {what}; {f'did you mean {hint}?' if hint else listed}")
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+_GROUPS_LISTED: Final = f'give names of the specification such as "Create Key Pair", or {", ".join(GROUP_NAMES)}'
+
+
+def _operation(value: object) -> str:
+    return _known(value, [*GROUP_NAMES, *OPERATION_NAMES.values()], "operation and no group of them", _GROUPS_LISTED)
+
+
+def _allowed_operation(value: object) -> str:
+    name = ALL if value == ALL else _operation(value)
+    if name in _NEVER_FORWARDED:
+        raise ValueError(f'has "{name}", which the gateway never forwards; leave it out (see docs/security.md)')
+    return name
+
+
+def _object_type(value: object) -> str:
+    if value == ALL:
+        return ALL
+    names = list(OBJECT_TYPE_NAMES.values())
+    return _known(value, names, "object type", f"give {ALL}, or names of {', '.join(names)}")
+
+
 Name = Annotated[str, BeforeValidator(_name)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_name))]
 Bind = Annotated[Address, BeforeValidator(_address)]
@@ -186,6 +234,12 @@ Networks = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network)), Af
 #: As Networks; there may be none.
 Balancers = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network))]
 Fingerprints = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint)), AfterValidator(_not_empty)]
+#: Operations and groups of operations, by name.
+AllowedOperations = Annotated[
+    tuple[str, ...], BeforeValidator(_one_or_many(_allowed_operation)), AfterValidator(_not_empty)
+]
+RefusedOperations = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_operation))]
+ObjectTypes = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_object_type)), AfterValidator(_not_empty)]
 Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 
 #: Strict everywhere: "10" in quotes, or true, is a mistake and not a number. No time is longer than a day.

@@ -1,9 +1,12 @@
 """Answers: the frame that a client gets, and the Result Messages of the gateway's own refusals."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 from gateway.errors import BackendError
 from gateway.kmip.messages import Request, Response
+from gateway.kmip.spec import ResultReason
+from gateway.permissions import Denial, refusal_frame
 from gateway.policy import Effect, Refusal, refuse
 from gateway.upstream.backend import Backend
 
@@ -30,6 +33,17 @@ class Answer(NamedTuple):
 def refusal(why: Refusal, message: str, request: Request, *, detail: str = "") -> Answer:
     """Return the gateway's own refusal; ``message`` is for the client, ``detail`` for the log."""
     return Answer(refuse(why, message, request), refusal=why, detail=detail or message)
+
+
+def denied(request: Request, denials: Sequence[Denial]) -> Answer:
+    """Return the refusal of a request by the policy of its client's identity; ``denials`` has at least one."""
+    first = denials[0]
+    why = Refusal.NOT_PERMITTED
+    if all(denial.reason is ResultReason.OPERATION_NOT_SUPPORTED for denial in denials):
+        why = Refusal.NOT_SUPPORTED
+    items = len(request.items)
+    where = f"operation {first.position + 1} of {items}, " if first.position is not None and items > 1 else ""
+    return Answer(refusal_frame(request, denials), refusal=why, detail=where + first.detail)
 
 
 def final_error(request: Request, effect: Effect, error: BackendError) -> Answer:

@@ -5,7 +5,7 @@ from typing import Final
 
 import trio
 
-from gateway.dispatcher.answer import BAD_MARKS, NOT_TAKEN, Answer, bad_mark, final_error, refusal
+from gateway.dispatcher.answer import BAD_MARKS, NOT_TAKEN, Answer, bad_mark, denied, final_error, refusal
 from gateway.dispatcher.attempts import Attempts
 from gateway.dispatcher.fallback_lookup import FallbackLookup, ask_others
 from gateway.dispatcher.job import Budgets, ClientDisconnectedError, DispatcherSettings, Job
@@ -22,7 +22,6 @@ from gateway.policy import (
     has_failed,
     is_server_error,
     may_be_given_values,
-    refused_operation,
 )
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
@@ -99,9 +98,12 @@ class Dispatcher:
         request is sent, and during a read, if other requests wait for the session that the read uses. ``payer`` counts
         the bytes of answers while they are received.
         """
-        operation = refused_operation(request)
-        if operation is not None:
-            return refusal(Refusal.NOT_SUPPORTED, "this gateway does not forward this operation", request)
+        permissions, items = principal.identity.permissions, request.items
+        if len(items) > 1 or items[0].operation not in permissions.free:
+            denials = permissions.denials(request)
+            if denials:
+                self._metrics.operations_denied(principal.identity.name, denials)
+                return denied(request, denials)
         if self._versions is not None:
             frame = self._versions.answer(request, principal.identity.name)
             if frame is not None:

@@ -38,7 +38,7 @@ from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics, operation_label
-from gateway.policy import Refusal, refuse
+from gateway.policy import POLICY_REFUSALS, Refusal, refuse
 
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
 _LONG: Final = 4096  # bytes of a request that may take longer to decode than one turn
@@ -446,14 +446,18 @@ class Conversation:
         self._metrics.request_answered(request, "gateway_error", 0.0)
 
     def _note_refusal(self, answer: Answer, request: Request | None) -> None:
-        """Count an error of the gateway's own, and log it with its client, at most once a second for each reason."""
+        """Count an error of the gateway's own, and log it with its client.
+
+        At most one line a second is logged for each reason; of refusals by policy, for each reason and identity.
+        """
         if answer.refusal is None:
             return
         reason = answer.refusal.value
         self._metrics.local_errors.labels(reason).inc()
+        is_by_policy = answer.refusal in POLICY_REFUSALS
         self._throttle.warn(
             self._log,
-            reason,
+            f"{reason} {self.identity_name}" if is_by_policy else reason,
             "request refused",
             reason=reason,
             detail=answer.detail,

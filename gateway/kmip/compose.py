@@ -98,9 +98,14 @@ def failure(request: Request | None, reason: int, message: str, *, version: Vers
     """
     if request is None:
         return encode_response(version, [Result(ResultStatus.OPERATION_FAILED, reason=reason, message=message)])
+    return failures(request, [(reason, message)] * len(request.items))
+
+
+def failures(request: Request, errors: Sequence[tuple[int, str]]) -> bytes:
+    """Encode an error of the gateway's own for each item of a request: a Result Reason and a Result Message."""
     results = [
         Result(ResultStatus.OPERATION_FAILED, item.operation, item.unique_batch_item_id, reason, message)
-        for item in request.items
+        for item, (reason, message) in zip(request.items, errors, strict=True)
     ]
     return encode_response(request.version, results)
 

@@ -30,6 +30,20 @@ def test_the_listeners_of_a_rule_are_named(folder: Path) -> None:
     ) in lines
 
 
+def test_the_policy_of_an_identity_is_told(folder: Path) -> None:
+    policy = """shared = true
+allow = ["read", "Create Key Pair"]
+refuse = "Export"
+object_types = ["Public Key", "Private Key"]
+max_batch_items = 7"""
+    lines = summary(load(write(folder, changed("shared = true", policy))))
+    assert (
+        "identity everyone for subject_cn *: many clients, one client to the key managers, shown as gateway-client.pem,"
+        " may use read, Create Key Pair, except Export; new objects of type Public Key or Private Key;"
+        " 7 operations in a request"
+    ) in lines
+
+
 def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
     text = changed('ca = "kms-ca.pem"', f'ca = "kms-ca.pem"\npinned_sha256 = "{PIN}"') + SECOND_IDENTITY
     legacy = SECOND_LISTENER + 'tls_policy = "legacy"\n'

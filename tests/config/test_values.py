@@ -13,6 +13,7 @@ from gateway.config import (
 from tests.kit.config_files import (
     PIN,
     changed,
+    mistakes_in,
     write,
 )
 
@@ -59,3 +60,54 @@ def test_a_fingerprint_may_be_written_as_openssl_prints_it(folder: Path) -> None
     printed = ":".join(["AB"] * 32)
     config = load(write(folder, changed('ca = "kms-ca.pem"', f'pinned_sha256 = "{printed}"')))
     assert (config.backends[0].ca, config.backends[0].pinned_sha256) == (None, (PIN,))
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        (
+            'allow = ["Destory"]',
+            'allow: has "Destory", which is no operation and no group of them; did you mean "destroy" or "Destroy"?',
+        ),
+        (
+            'refuse = "CREATE"',
+            'refuse: has "CREATE", which is no operation and no group of them; did you mean "create" or "Create"?',
+        ),
+        (
+            'refuse = "createkeypair"',
+            'refuse: has "createkeypair", which is no operation and no group of them; did you mean "Create Key Pair"?',
+        ),
+        (
+            'allow = "frobnicate"',
+            (
+                'allow: has "frobnicate", which is no operation and no group of them; give names of the specification'
+                ' such as "Create Key Pair", or read, use, create, manage, destroy'
+            ),
+        ),
+        ("allow = []", "allow: is empty; give at least one value, or leave the line out"),
+        ("allow = 7", "allow: must be text; put it in quotes"),
+        (
+            'allow = ["read", "Put"]',
+            'allow: has "Put", which the gateway never forwards; leave it out (see docs/security.md)',
+        ),
+        (
+            'allow = ["Get"]\nrefuse = ["Get"]',
+            'refuse: has "Get", which allow has, too; leave it out of one of them',
+        ),
+        (
+            'object_types = "symmetric key"',
+            'object_types: has "symmetric key", which is no object type; did you mean "Symmetric Key"?',
+        ),
+        ("max_batch_items = -1", "max_batch_items: -1 is too little; give at least 0"),
+        (
+            "max_batch_items = 1001",
+            (
+                "max_batch_items: 1001 has no effect, because limits.max_batch_items = 1000 refuses such a batch"
+                " before; lower it, or raise that limit"
+            ),
+        ),
+    ],
+)
+def test_mistakes_in_a_policy_are_told(folder: Path, line: str, mistake: str) -> None:
+    text = changed("shared = true", f"shared = true\n{line}")
+    assert mistakes_in(folder, text) == [f'identities["everyone"].{mistake}']

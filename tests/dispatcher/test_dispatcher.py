@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 import trio
@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from gateway.config import DeadlinesConfig
+from gateway.config import DeadlinesConfig, PolicyConfig
 from gateway.dispatcher import Answer, DispatcherSettings
 from gateway.errors import StreamClosedError
 from gateway.kmip.decode import decode_response
 from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import Operation
+from gateway.permissions import Permissions
 from gateway.policy import Effect, Refusal, effect_of
 from gateway.upstream.maintenance import maintain_pools
 from gateway.upstream.session import Session
@@ -207,8 +208,37 @@ async def test_a_refused_operation_reaches_no_key_manager(operation: Operation) 
         hidden = await it.ask(ask("key-1", Operation.GET, operation, numbered=True, version=(2, 1)))
 
         assert refusal(alone)[:2] == (Refusal.NOT_SUPPORTED, 0x05)
-        assert [item.reason for item in decode_response(hidden.frame).items] == [0x05, 0x05]
+        assert [item.reason for item in decode_response(hidden.frame).items] == [0x100, 0x05]
         assert it.key_managers[0].attempts == []
+
+
+@in_virtual_time
+async def test_the_policy_refuses_a_whole_batch_before_anything_is_sent() -> None:
+    async with deployment("atlanta") as it:
+        client = principal("red")
+        limited = Permissions(PolicyConfig(allow=("read", "Create"), max_batch_items=3))
+        client = client._replace(identity=client.identity._replace(permissions=limited))
+
+        async def reasons(*operations: Operation, **options: Any) -> tuple[Refusal | None, list[int | None], str]:
+            answer = await it.dispatcher.dispatch(ask("key-1", *operations, numbered=True, **options), client)
+            return answer.refusal, [item.reason for item in decode_response(answer.frame).items], answer.detail
+
+        assert await reasons(Operation.CREATE, Operation.DESTROY, Operation.GET) == (
+            Refusal.NOT_PERMITTED,
+            [0x100, 0x0C, 0x100],
+            "operation 2 of 3, Destroy: not in allow",
+        )
+        assert (await reasons(Operation.REVOKE, version=(2, 1)))[:2] == (Refusal.NOT_PERMITTED, [0x0C])
+        assert (await reasons(*[Operation.GET] * 4))[1] == [0x0C] * 4
+        assert it.key_managers[0].attempts == []
+        samples = next(iter(it.metrics.policy_refusals.collect())).samples
+        counted = {tuple(sample.labels.values()): sample.value for sample in samples if sample.name.endswith("_total")}
+        assert counted == {("red", "Destroy"): 1, ("red", "Revoke"): 1, ("red", "Batch"): 1}
+
+        assert (await reasons(Operation.CREATE, Operation.GET))[:2] == (None, [None, None])
+
+        limited.change(PolicyConfig())  # as a reload does
+        assert (await reasons(Operation.REVOKE))[0] is None
 
 
 # Time -----------------------------------------------------------------------------------------------------------------

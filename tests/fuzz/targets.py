@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from gateway import policy
+from gateway.config import PolicyConfig
 from gateway.errors import ProtocolError
 from gateway.identity import Identity, Principal
 from gateway.kmip import binding, compose
@@ -19,11 +20,16 @@ from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import Operation, Tag
+from gateway.permissions import UNRESTRICTED, Permissions, refusal_frame
 from gateway.policy import Refusal
 from gateway.upstream.marks import Marks
 from gateway.upstream.versions import CommonVersions
 
 MAX_SIZE: Final = 1 << 20
+_PERMISSIONS: Final = [
+    UNRESTRICTED,
+    Permissions(PolicyConfig(allow=("read", "create"), object_types=("Symmetric Key",), max_batch_items=3)),
+]
 _PRINCIPAL: Final = Principal(Identity("app", shared=False), "CN=CA", "CN=app", 0, float("inf"))
 _BACKENDS: Final = frozenset({"kms-1", "kms-2"})
 _MARKS: Final = Marks([b"x" * 32, b"y" * 32])
@@ -77,7 +83,9 @@ class _NoBalancer:
 
 def _read_by_tables(found: Request) -> None:
     repr(found)
-    policy.refused_operation(found)
+    for permissions in _PERMISSIONS:
+        if denials := permissions.denials(found):
+            decode_response(refusal_frame(found, denials))
     policy.effect_of(found)
     policy.may_be_given_values(found)
     policy.makes_only_new(found)

@@ -112,12 +112,16 @@ class Certificates:
 
 @dataclass
 class Identity:
-    """An identity rule of a gateway under test; ``credential`` is the common name shown to the key managers."""
+    """An identity rule of a gateway under test; ``credential`` is the common name shown to the key managers.
+
+    ``policy`` is further lines of TOML.
+    """
 
     name: str
     match: str = '{ subject_cn = "*" }'
     shared: bool = True
     credential: str = "gateway"
+    policy: str = ""
 
 
 def lapsed_identity(certificates: Certificates) -> Identity:
@@ -264,6 +268,7 @@ match = {identity.match}
 shared = {str(identity.shared).lower()}
 certificate = "{certificate.name}"
 private_key = "{key.name}"
+{identity.policy}
 {settings.identity}
 """
         )
