@@ -7,7 +7,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 600
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test check chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz fmt lock clean
+.PHONY: demo test check chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -55,6 +55,9 @@ attacks: $(VENV)/development  ## Measure what hostile peers cost a neighbour, in
 fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZZ_SECONDS (600 in all), ARGS=--keep adds to the corpus
 	$(BIN)/python -m tests.fuzz --seconds $$(( $(FUZZ_SECONDS) * 5 / 6 )) $(ARGS)
 	MUTATED_SECONDS=$$(( $(FUZZ_SECONDS) / 6 )) $(BIN)/pytest -q tests/e2e/test_mutated_sessions.py
+
+peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway; ARGS=--only kmip-go for one
+	$(BIN)/python -m tests.peers $(ARGS)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff format .

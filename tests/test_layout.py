@@ -10,7 +10,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 MOST_CHARACTERS: Final = 75  # of a test's name
 #: Directories of tests that mirror no package.
-NOT_MIRRORED: Final = frozenset({"e2e", "kit", "fuzz", "benchmarks", "grafana"})
+NOT_MIRRORED: Final = frozenset({"e2e", "kit", "fuzz", "benchmarks", "grafana", "peers"})
 #: Tests of the repository itself.
 OF_REPOSITORY: Final = frozenset({"tests/test_docs.py", "tests/test_layout.py", "tests/test_words.py"})
 

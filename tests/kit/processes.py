@@ -224,6 +224,7 @@ class GatewaySettings:
     backend_each: Sequence[str] = ()
     identity: str = ""
     extra: str = ""
+    tls_workers: int = TLS_WORKERS
 
 
 def write_config(certificates: Certificates, settings: GatewaySettings, port: int, admin_port: int) -> Path:
@@ -240,7 +241,7 @@ client_ca = "clients_ca.pem"
 tls_policy = "{settings.tls_policy}"
 {settings.listener}
 [gateway]
-tls_workers = {TLS_WORKERS}
+tls_workers = {settings.tls_workers}
 [admin]
 bind = "127.0.0.1:{admin_port}"
 {settings.extra}

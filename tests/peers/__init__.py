@@ -1,0 +1,1 @@
+"""Independent clients and servers of KMIP, tried directly and through the gateway: ``make peers``."""
