@@ -7,15 +7,14 @@ with the rules for that listener.
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
-from unicodedata import category
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from gateway.config import IdentityConfig, MatchConfig
+from gateway.config.patterns import fits, is_odd, lower_domain
 from gateway.permissions import UNRESTRICTED, Permissions
 
 _CACHED: Final = 10_000  # certificates whose principal is cached
@@ -121,13 +120,11 @@ def _read(certificate: x509.Certificate) -> _Facts:
         # A certificate with several common names could match a rule for any of them: none of them counts.
         subject_cn=common_names if len(common_names) == 1 else (),
         san_dns=tuple(name.lower() for name in names.get_values_for_type(x509.DNSName)),
-        san_email=tuple(_lower_domain(name) for name in names.get_values_for_type(x509.RFC822Name)),
+        san_email=tuple(lower_domain(name) for name in names.get_values_for_type(x509.RFC822Name)),
         san_uri=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
         san_ip=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress) if _is_address(address)),
         # RFC 4514 escapes NUL, which would hide NUL from the check for control characters.
-        issuer=()
-        if any(_is_odd(name.value) for name in certificate.issuer)
-        else (certificate.issuer.rfc4514_string(),),
+        issuer=() if any(is_odd(name.value) for name in certificate.issuer) else (certificate.issuer.rfc4514_string(),),
         fingerprint_sha256=(certificate.fingerprint(hashes.SHA256()).hex(),),
     )
 
@@ -148,50 +145,7 @@ def _is_address(value: object) -> bool:
 def _matches(match: MatchConfig, facts: _Facts) -> bool:
     """Return True if, for each key of the rule, one of its patterns fits one of the certificate's values."""
     return all(
-        any(_fits(key, value, pattern) for pattern in patterns for value in getattr(facts, key))
+        any(fits(key, value, pattern) for pattern in patterns for value in getattr(facts, key))
         for key in _Facts._fields
         if (patterns := getattr(match, key))
     )
-
-
-def _fits(key: str, value: str, pattern: str) -> bool:
-    if _is_odd(value):
-        return False
-    match key:
-        case "san_ip":
-            return ipaddress.ip_address(value) in ipaddress.ip_network(pattern)
-        case "fingerprint_sha256":
-            return value == pattern
-        case "san_dns":
-            return _fits_labels(value, pattern.lower())
-        case "san_email":
-            return _fits_email(value, _lower_domain(pattern))
-        case _:
-            return fnmatchcase(value, pattern)
-
-
-def _is_odd(value: str | bytes) -> bool:
-    """Return True for a name with NUL or a control character: programs differ about where such a name ends."""
-    return isinstance(value, bytes) or any(category(character) == "Cc" for character in value)
-
-
-def _fits_labels(name: str, pattern: str) -> bool:
-    """Compare a DNS name label by label: a wildcard stands for characters of one label (RFC 9525 section 6.3)."""
-    labels, patterns = name.split("."), pattern.split(".")
-    return len(labels) == len(patterns) and all(
-        label and fnmatchcase(label, part) for label, part in zip(labels, patterns, strict=True)
-    )
-
-
-def _fits_email(address: str, pattern: str) -> bool:
-    """Compare an e-mail address, its domain label by label; a pattern without "@" is for the whole address."""
-    local, at, domain = pattern.rpartition("@")
-    if not at:
-        return fnmatchcase(address, pattern)
-    of, _, name = address.rpartition("@")
-    return fnmatchcase(of, local) and _fits_labels(name, domain)
-
-
-def _lower_domain(address: str) -> str:
-    local, at, domain = address.rpartition("@")
-    return f"{local}{at}{domain.lower()}"

@@ -92,7 +92,7 @@ def test_check_prints_a_summary(config: Path) -> None:
 
 
 def test_check_prints_warnings_last(certificates: Certificates) -> None:
-    identities = [Identity("app-1"), lapsed_identity(certificates)]
+    identities = [lapsed_identity(certificates), Identity("app-1")]
     config = write_config(certificates, GatewaySettings([free_port()], identities), free_port(), free_port())
     status, said, wrong = call("check", config)
     assert (status, wrong) == (0, "")

@@ -4,14 +4,17 @@ They are checked in a Draft, so that their mistakes are reported together with t
 """
 
 import ipaddress
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from gateway.config.files import expired_in, first_of, trusted_by
 from gateway.config.mistakes import At, Mistake, path_of
-from gateway.config.model import LISTS, SECTIONS
+from gateway.config.model import LISTS, SECTIONS, MatchConfig
+from gateway.config.patterns import matches_all_of
 from gateway.config.values import Address
 
 _ENVELOPE: Final = 4096  # bytes by which the answer to a Get may be longer than the Register of what it gets
@@ -69,6 +72,7 @@ def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
         *_all_expired(draft, folder, now),
         *_unknown_listeners(draft),
         *_rules_for_several_cas(draft, folder),
+        *_rules_that_never_match(draft),
         *_too_many_idle(draft),
         *_over_the_deadline(draft),
         *_one_lost_probe(draft),
@@ -186,6 +190,32 @@ def _rules_for_several_cas(draft: Draft, folder: Path) -> Iterator[Mistake]:
             yield Mistake(at, f"{both}; name listeners with the same CAs, or set shared = true if that is intended")
         else:
             yield Mistake(at, f"missing, and {both}; name the listeners of this rule, or match a fingerprint_sha256")
+
+
+def _rules_that_never_match(draft: Draft) -> Iterator[Mistake]:
+    """Reject a rule if an earlier rule is certain to match all its clients, on all its listeners."""
+    every = {name for _, name in draft.column("listeners", "name")}
+    if len(every) < draft.length("listeners"):
+        return
+    listeners = {at[1]: set(_names(value)) or every for at, value in draft.column("identities", "listeners")}
+    earlier: list[tuple[At, Mapping[str, Sequence[str]]]] = []
+    for at, value in draft.column("identities", "match"):
+        try:
+            match = MatchConfig.model_validate(value)
+        except ValidationError:  # a mistake of its own
+            continue
+        if at[1] not in listeners:
+            continue
+        patterns = {key: given for key in MatchConfig.model_fields if (given := getattr(match, key))}
+        for before, general in earlier:
+            if listeners[before[1]] >= listeners[at[1]] and matches_all_of(general, patterns):
+                yield Mistake(
+                    at,
+                    f"never counts, because {draft.place(before)}, which stands before it, matches all its clients;"
+                    " move this rule before that rule, or remove it",
+                )
+                break
+        earlier.append((at, patterns))
 
 
 def _names(value: Any) -> list[str]:

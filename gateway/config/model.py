@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile, SocketFile
+from gateway.config.patterns import WILDCARDS
 from gateway.config.values import (
     ALL,
     Address,
@@ -41,7 +42,6 @@ WhenNone = Literal["answer", "close"]
 DEFAULT_TLS_POLICY: Final = "modern"
 DEFAULT_RESUMPTION_LIFETIME: Final = 3600  # s
 
-_WILDCARDS: Final = frozenset("*?[")  # characters with which a shell-style pattern matches more than itself
 #: s. Servers, such as PyKMIP's, refuse a request whose Time Stamp is older than a minute: a request that waited in the
 #: queue must not become too old.
 _LONGEST_REQUEST: Final = 55.0
@@ -176,7 +176,7 @@ def _breadth(key: str, values: tuple[str, ...]) -> str | None:
         return f"{key} has {len(values)} values"
     if key == "san_ip":
         return f"{key} is a network" if "/" in values[0] else None
-    return f"{key} has a wildcard" if _WILDCARDS & set(values[0]) else None
+    return f"{key} has a wildcard" if WILDCARDS & set(values[0]) else None
 
 
 PerSecond = Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)]

@@ -116,7 +116,7 @@ def _serve(count: int, size: Size, *, fresh: bool) -> None:
     log.configure("error", "text")
     setattr(maintenance, "_ROUND", _NEVER)  # noqa: B010 - it is final everywhere else
     identities = [Identity("everyone")] + [
-        Identity(f"unused-{index}", f'{{ subject_cn = "unused-{index}" }}') for index in range(1, size.identities)
+        Identity(f"unused-{index}", f'{{ san_dns = "unused-{index}" }}') for index in range(1, size.identities)
     ]
     listening = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(size.backends)]
     _fork(lambda: _be_key_managers(listening, size))

@@ -152,3 +152,42 @@ def test_a_user_timeout_below_twice_the_keepalive_is_refused(folder: Path) -> No
     """)
     config = load(write(folder, SMALL + "[pool]\ntcp_keepalive = 15\ntcp_user_timeout = 30\n"))
     assert (config.pool.tcp_keepalive, config.pool.tcp_user_timeout) == (15, 30.0)
+
+
+SECOND_RULE: Final = SECOND_IDENTITY.replace('match = { san_dns = "second.example.com" }', "{}")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('match = { subject_cn = "*" }', 'match = { subject_cn = "second" }'),
+        ('match = { subject_cn = "second" }', 'match = { subject_cn = "second", issuer = "CN=CA" }'),
+        ('match = { subject_cn = "*" }', 'match = { subject_cn = "second" }\nlisteners = "kmip"'),
+        ('match = { subject_cn = "*" }\nlisteners = "kmip"', 'match = { subject_cn = "second" }'),
+        ('match = { san_ip = "10.0.0.0/8" }', 'match = { san_ip = "10.1.2.3" }'),
+    ],
+)
+def test_a_rule_behind_one_that_matches_all_its_clients_is_refused(folder: Path, first: str, second: str) -> None:
+    put_second(folder, lasts=timedelta(days=1))
+    text = changed('match = { subject_cn = "*" }', first) + SECOND_RULE.replace("{}", second)
+    (mistake,) = mistakes_in(folder, text)
+    assert mistake == (
+        'identities["second"].match: never counts, because identities["everyone"], which stands before it, matches all'
+        " its clients; move this rule before that rule, or remove it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('match = { subject_cn = "second" }', 'match = { subject_cn = "third" }'),
+        ('match = { subject_cn = "second", issuer = "CN=CA" }', 'match = { subject_cn = "second" }'),
+        ('match = { subject_cn = "*" }', 'match = { san_dns = "second.example.com" }'),
+        ('match = { subject_cn = "*" }\nlisteners = "second"', 'match = { subject_cn = "second" }'),
+        ('match = { subject_cn = "*" }\nlisteners = "second"', 'match = { subject_cn = "two" }\nlisteners = "kmip"'),
+    ],
+)
+def test_rules_that_may_count_are_not_refused(folder: Path, first: str, second: str) -> None:
+    put_second(folder, lasts=timedelta(days=1))
+    text = changed('match = { subject_cn = "*" }', first) + SECOND_LISTENER + SECOND_RULE.replace("{}", second)
+    load(write(folder, text))

@@ -303,7 +303,7 @@ port bound by admin
 certificate shown twice
   + [[identities]]
   + name = "second"
-  + match = { subject_cn = "second" }
+  + match = { san_dns = "second" }
   + certificate = "gateway-client.pem"
   + private_key = "gateway-client.key"
   = identities["second"].certificate: is also the certificate of identities["everyone"]: the clients of both

@@ -64,7 +64,7 @@ def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
         backend atlanta-001 at 127.0.0.1:15696: at most 64 sessions, verified by name localhost, CA in kms-ca.pem,
             1 pinned certificate(s)
         identity everyone for subject_cn *: many clients, one client to the key managers, shown as gateway-client.pem
-        identity second for subject_cn second: one client, shown as second.pem
+        identity second for san_dns second.example.com: one client, shown as second.pem
         admin on 127.0.0.1:9696
         limits: requests of 1 MiB, responses of 2 MiB, 1000 batch items, 32 levels
         deadlines: 30 s for a request, of which 3 s to connect and 5 s in the queue; 10 s to drain

@@ -71,7 +71,7 @@ ca = "kms-ca.pem"
 SECOND_IDENTITY: Final = """
 [[identities]]
 name = "second"
-match = { subject_cn = "second" }
+match = { san_dns = "second.example.com" }
 certificate = "second.pem"
 private_key = "second.key"
 """
