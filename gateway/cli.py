@@ -1,5 +1,6 @@
 """Command line: ``kmip-gateway run`` and ``check``; further commands are in control_cli.py and decode_cli.py."""
 
+import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from gateway import log, tls
+from gateway import explain, log, tls
 from gateway.config import Config, load, summary, warnings
 from gateway.control_cli import CONTROL_COMMANDS
 from gateway.decode_cli import decode
@@ -38,13 +39,28 @@ def run(config: Path) -> None:
 
 
 @main.command()
+@click.option(
+    "--explain",
+    "certificate",
+    metavar="CERT.pem",
+    type=click.Path(path_type=Path, readable=False),
+    help="Print which identity a client with this certificate gets, and why no earlier rule matches it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --explain: print JSON.")
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
-def check(config: Path) -> None:
+def check(config: Path, certificate: Path | None, as_json: bool) -> None:
     """Check the configuration file CONFIG.
 
-    Prints a summary and warnings; or every mistake, with exit status 2.
+    Prints a summary and warnings; or every mistake, with exit status 2. With --explain, the exit status is 0 if a
+    listener serves a client with the certificate, and 1 if none does; CERT.pem may also hold the chain that the client
+    sends.
     """
     settings = _load(config)
+    if certificate is not None:
+        _explain(settings, certificate, as_json=as_json)
+        return
+    if as_json:
+        raise click.UsageError("--json needs --explain")
     for line in summary(settings):
         click.echo(line)
     click.echo(f"{config}: no mistakes")
@@ -54,6 +70,19 @@ def check(config: Path) -> None:
 
 for _command in (decode, *CONTROL_COMMANDS):
     main.add_command(_command)
+
+
+def _explain(settings: Config, certificate: Path, *, as_json: bool) -> None:
+    try:
+        found = explain.explain(settings, explain.read_chain(certificate))
+    except ConfigError as error:
+        _exit_with(error.mistakes)
+    if as_json:
+        click.echo(json.dumps(explain.as_json(found), indent=2))
+    else:
+        for line in explain.lines(found):
+            click.echo(line)
+    sys.exit(not found.is_served)
 
 
 def _load(config: Path) -> Config:

@@ -49,7 +49,7 @@ class Principal(NamedTuple):
         return self.not_before <= now <= self.not_after
 
 
-class _Facts(NamedTuple):
+class Facts(NamedTuple):
     """Names and fingerprint of a certificate, in the form in which rules are written."""
 
     subject_cn: tuple[str, ...]
@@ -94,10 +94,10 @@ class Identities:
 
     def _identify(self, certificate: x509.Certificate) -> Principal | None:
         try:
-            facts = _read(certificate)
+            facts = read_facts(certificate)
         except ValueError:  # no rule matches names that can't be parsed
             return None
-        identity = next((identity for match, identity in self._rules if _matches(match, facts)), None)
+        identity = next((identity for match, identity in self._rules if first_mismatch(match, facts) is None), None)
         if identity is None:
             return None
         return Principal(
@@ -109,14 +109,15 @@ class Identities:
         )
 
 
-def _names_of(facts: _Facts) -> str:
+def _names_of(facts: Facts) -> str:
     return " ".join((*facts.san_uri, *facts.san_dns, *facts.san_email, *facts.san_ip)) or facts.fingerprint_sha256[0]
 
 
-def _read(certificate: x509.Certificate) -> _Facts:
+def read_facts(certificate: x509.Certificate) -> Facts:
+    """Return the names of a certificate by which rules match it. Raises ValueError if they can't be parsed."""
     common_names = tuple(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
     names = _alternative_names(certificate)
-    return _Facts(
+    return Facts(
         # A certificate with several common names could match a rule for any of them: none of them counts.
         subject_cn=common_names if len(common_names) == 1 else (),
         san_dns=tuple(name.lower() for name in names.get_values_for_type(x509.DNSName)),
@@ -142,10 +143,10 @@ def _is_address(value: object) -> bool:
     return isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address)
 
 
-def _matches(match: MatchConfig, facts: _Facts) -> bool:
-    """Return True if, for each key of the rule, one of its patterns fits one of the certificate's values."""
-    return all(
-        any(fits(key, value, pattern) for pattern in patterns for value in getattr(facts, key))
-        for key in _Facts._fields
-        if (patterns := getattr(match, key))
-    )
+def first_mismatch(match: MatchConfig, facts: Facts) -> str | None:
+    """Return the first key of a rule of which no pattern fits a value of the certificate; None if the rule matches."""
+    for key in Facts._fields:
+        patterns = getattr(match, key)
+        if patterns and not any(fits(key, value, pattern) for pattern in patterns for value in getattr(facts, key)):
+            return key
+    return None

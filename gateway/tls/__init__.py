@@ -2,6 +2,7 @@
 
 pyOpenSSL brings its own, current OpenSSL. Each module imports only modules below it:
 
+    client_check   the check that a listener would accept a certificate, without a handshake
     server_check   the check that a handshake has reached the right server
     stream         a connection: handshake, bytes, end
     contexts       the versions, suites and certificates of a side
@@ -11,6 +12,7 @@ pyOpenSSL brings its own, current OpenSSL. Each module imports only modules belo
     openssl        the version of OpenSSL, and its errors in this package's words
 """
 
+from gateway.tls.client_check import client_refusal
 from gateway.tls.contexts import Policy, client_context, server_context
 from gateway.tls.openssl import check_openssl
 from gateway.tls.resumption import ServerContext
@@ -28,6 +30,7 @@ __all__ = [
     "check_openssl",
     "check_server",
     "client_context",
+    "client_refusal",
     "is_ip_address",
     "note_verification",
     "server_context",
