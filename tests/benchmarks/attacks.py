@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 import click
 import trio
 from kmip_lab.compare import wire
+from kmip_lab.tools import usage
 from kmip_lab.tools.clients import connect
 
 from gateway.errors import GatewayError
@@ -49,6 +50,7 @@ _PAUSE: Final = 0.002  # s between the neighbour's requests
 _LIVEZ_EVERY: Final = 0.1  # s
 _LIVEZ_PATIENCE: Final = 40.0  # s
 _MEMORY_EVERY: Final = 0.2  # s
+_MIB: Final = 1 << 20
 _DESCRIPTORS: Final = 20_000
 _PROCESSORS: Final = frozenset(os.sched_getaffinity(0))
 _QUIET: Final = 3.0  # s after an attack, before memory is read and the neighbour measured again
@@ -105,8 +107,9 @@ def _gateway(certificates: Certificates, *, listener: str = "", extra: str = "")
 def _set_apart(gateway: Gateway) -> None:
     """Move the gateway to the last processor; this process runs on the other processors."""
     own = max(_PROCESSORS)
-    for task in Path(f"/proc/{gateway.process.pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {own})
+    for process in _processes(gateway):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {own})
 
 
 @dataclass
@@ -119,9 +122,22 @@ class _Watch:
 
 
 def _memory(gateway: Gateway) -> float:
-    """Resident memory in MiB."""
-    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    """Return the memory of all processes of the gateway in MiB (PSS)."""
+    return usage.whole_memory(_processes(gateway)) / _MIB
+
+
+def _processes(gateway: Gateway) -> list[int]:
+    """Return the gateway's process; with TLS workers, the supervisor, the core and the workers."""
+    return [gateway.process.pid, *usage.children(gateway.process.pid)]
+
+
+def _memory_by_process(gateway: Gateway, when: str) -> Figures:
+    """Return the memory of each kind of process in MiB; nothing without TLS workers."""
+    supervisor, *children = _processes(gateway)
+    if not children:
+        return {}
+    kinds = {"supervisor": [supervisor], "core": children[:1], "workers": children[1:]}
+    return {f"memory {when}: {kind}, MiB": usage.whole_memory(numbers) / _MIB for kind, numbers in kinds.items()}
 
 
 async def _ask_livez(gateway: Gateway) -> None:
@@ -312,11 +328,12 @@ async def _hold(certificates: Certificates, attacker: Attacker) -> Figures:
     """Measure a client before, while and after many connections are held."""
     with _gateway(certificates) as gateway:
         await _asked(gateway, _keep_asking, 0.5)
-        memory = _memory(gateway)
+        memory, parts = _memory(gateway), _memory_by_process(gateway, "before")
         before = await _asked(gateway, _keep_asking, _ALONE)
         async with _watched(gateway) as watch, _attacked(gateway, [attacker], _options.hold + 1) as done:
             during = await _asked(gateway, _keep_asking, _options.hold)
             held = _memory(gateway)
+            parts |= _memory_by_process(gateway, "during")
         await trio.sleep(_QUIET)
         after = await _asked(gateway, _keep_asking, _ALONE)
         return {
@@ -329,6 +346,7 @@ async def _hold(certificates: Certificates, attacker: Attacker) -> Figures:
             "memory during, MiB": held,
             "memory at most, MiB": watch.memory,
             "memory after, MiB": _memory(gateway),
+            **parts,
             **done,
         }
 

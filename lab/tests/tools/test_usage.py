@@ -60,3 +60,23 @@ def test_children_are_found_in_the_order_in_which_they_began() -> None:
         begun = [int(process.stdout.readline()) for _ in range(2)]
         assert usage.children(process.pid) == begun
         process.stdin.write(b"\n")
+
+
+def test_pages_that_a_fork_shares_count_once() -> None:
+    script = """
+import os, sys
+data = bytearray(os.urandom(1 << 24))
+if child := os.fork():
+    print(child, flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        numbers = [process.pid, int(process.stdout.readline())]
+        for of in (usage.memory, usage.whole_memory):
+            assert 1 << 24 < of(numbers) < 2 << 24
+            assert of(numbers[:1]) < 1 << 24
+        assert usage.memory(numbers) < usage.whole_memory(numbers)
+        process.stdin.close()

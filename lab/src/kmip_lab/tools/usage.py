@@ -16,7 +16,7 @@ _CPU_CLOCK: Final = 2  # CPUCLOCK_SCHED, in the last three bits of the number of
 _IDLE: Final = (3, 4)  # idle and iowait in /proc/stat
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 #: Pages that no file backs. A proxy's program and its libraries are on disk, and shared with other processes.
-_OWN: Final = ("RssAnon", "RssShmem")
+_OWN: Final = ("Pss_Anon", "Pss_Shmem")
 
 
 def processes(sessions: Iterable[int]) -> list[int]:
@@ -42,8 +42,16 @@ def cpu_seconds(numbers: Iterable[int]) -> float:
 
 
 def memory(numbers: Iterable[int]) -> int:
-    """Return the bytes of memory that these processes hold and that no file backs."""
-    return sum(_own(Path(f"/proc/{number}/status").read_text()) for number in numbers)
+    """Return the bytes of memory that these processes hold and that no file backs.
+
+    A page that several processes share since a fork counts once in all, as a proportional part of each.
+    """
+    return sum(_proportional(number, *_OWN) for number in numbers)
+
+
+def whole_memory(numbers: Iterable[int]) -> int:
+    """Return the bytes of memory of these processes, with their parts of the pages that they share (PSS)."""
+    return sum(_proportional(number, "Pss") for number in numbers)
 
 
 def _cpu_seconds(number: int) -> float:
@@ -73,9 +81,9 @@ def _ticks() -> tuple[int, int]:
     return sum(fields) - sum(fields[index] for index in _IDLE), sum(fields)
 
 
-def _own(status: str) -> int:
-    lines = (line.split() for line in status.splitlines())
-    return sum(int(words[1]) * 1024 for words in lines if words and words[0].rstrip(":") in _OWN)
+def _proportional(number: int, *names: str) -> int:
+    lines = (line.split() for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines())
+    return sum(int(words[1]) * 1024 for words in lines if words[0].rstrip(":") in names)
 
 
 def _stat(number: int) -> list[str]:
