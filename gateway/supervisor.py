@@ -12,6 +12,7 @@ A worker that dies costs its own clients only. If the core dies, everything ends
 service manager starts it again: the pool, the limits and the affinity of clients are the core's.
 """
 
+import gc
 import os
 import select
 import signal
@@ -68,6 +69,7 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until the core has ended; return its exit status. To be called without threads or an event loop."""
         self._log = log.get("supervisor")
+        _freeze_memory()
         with _woken_by_signals(self._pass_on) as wakeup:
             to_core, of_core = socket.socketpair()
             self._slots = [_Slot(index) for index in range(self.workers)]
@@ -113,6 +115,7 @@ class Supervisor:
         """Start a new worker for each worker. The core drains the previous ones, which end after their last client."""
         if not self.prepare_workers():
             return
+        _freeze_memory()
         for slot in self._slots:
             if slot.process:
                 self._leaving.add(slot.process)
@@ -187,6 +190,17 @@ class Supervisor:
     def _processes(self) -> list[int]:
         """Return the processes of all workers, also of those that were replaced."""
         return [*self._leaving, *(slot.process for slot in self._slots if slot.process)]
+
+
+def _freeze_memory() -> None:
+    """Leave all present objects out of garbage collections, here and in the processes that are forked.
+
+    A collection writes to each object that it looks at, after which a process has its own copy of the page: without
+    this, a worker at rest has 23 MiB of its own, and 7 MiB with it.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def unblock_signals() -> None:

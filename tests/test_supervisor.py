@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 _PROGRAM = """
-import json, os, select, signal, socket, sys, time
+import gc, json, os, select, signal, socket, sys, time
 from pathlib import Path
 from typing import Any
 from gateway.supervisor import Supervisor, unblock_signals
@@ -52,7 +52,7 @@ def core(supervisor):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 def worker(index, link):
-    note(event="worker", worker=index)
+    note(event="worker", worker=index, frozen=gc.get_freeze_count(), rest=len(gc.get_objects()))
     link.sendall(f"worker {index}".encode())
     if behaviour == "stubborn":
         time.sleep(60)
@@ -105,6 +105,16 @@ def test_the_core_gets_a_socket_to_each_worker(tmp_path: Path) -> None:
     assert sorted((link["worker"], link["said"]) for link in links) == [(0, "worker 0"), (1, "worker 1")]
     assert program.end() == 0
     assert len(program.events("worker ends")) == 2
+
+
+def test_the_collector_leaves_memory_that_processes_share_alone(tmp_path: Path) -> None:
+    """A collection writes to each object that it looks at, and the process then has its own copy of the page."""
+    program = Program(tmp_path, "renew")
+    program.wait_for("link", 2)
+    program.process.send_signal(signal.SIGHUP)
+    started = program.wait_for("worker", 4)
+    assert program.end() == 0
+    assert all(worker["frozen"] > 10 * worker["rest"] for worker in started), started
 
 
 def test_a_worker_that_dies_is_started_again_and_the_core_stays(tmp_path: Path) -> None:

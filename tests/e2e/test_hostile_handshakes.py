@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 import trio
+from kmip_lab.tools import usage
 from kmip_lab.tools.clients import Client, connect
 from kmip_lab.tools.requests import create_key, get_key
 
@@ -80,6 +81,7 @@ def attack(gateway: Gateway, how: Callable[[Gateway], None], until: float) -> No
 async def test_kept_clients_and_the_admin_port_notice_no_flood(certificates: Certificates, gateway: Gateway) -> None:
     context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
     certificates.client("mallory")
+    assert len(usage.children(gateway.process.pid)) == 1 + WORKERS
     async with connect(gateway.address, context) as client:
         uid = (await client.ask(create_key())).items[0].unique_identifiers[0].decode()
     answered = [0] * KEPT

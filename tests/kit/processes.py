@@ -224,7 +224,7 @@ class GatewaySettings:
     backend_each: Sequence[str] = ()
     identity: str = ""
     extra: str = ""
-    tls_workers: int = TLS_WORKERS
+    tls_workers: int = field(default_factory=lambda: TLS_WORKERS)  # tests change it
 
 
 def write_config(certificates: Certificates, settings: GatewaySettings, port: int, admin_port: int) -> Path:
