@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.peers import kmip_go, pykmip, simulated
+from tests.peers import barbican, haproxy, kmip_go, mongodb, pykmip, simulated, swift
 from tests.peers.peer import PeerError
 from tests.peers.trial import Outcome, Trial, run_trial
 
@@ -20,6 +20,12 @@ TRIALS: Final = (
     Trial(pykmip.CLIENT, simulated.SERVER),
     Trial(pykmip.CLIENT, pykmip.SERVER),
     Trial(pykmip.CLIENT, pykmip.SERVER, key_type="rsa"),
+    Trial(kmip_go.CLIENT, simulated.SERVER, front=haproxy.FRONT),
+    Trial(pykmip.CLIENT, pykmip.SERVER, front=haproxy.FRONT),
+    Trial(swift.CLIENT, pykmip.SERVER),
+    Trial(barbican.CLIENT, pykmip.SERVER),
+    Trial(mongodb.CLIENT, simulated.SERVER),
+    Trial(mongodb.CLIENT, pykmip.SERVER),
 )
 
 

@@ -6,13 +6,13 @@ the gateway: a driver prints nothing that the key manager makes up, such as iden
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.kit.processes import Certificates
+from tests.kit.processes import Certificates, Gateway
 
 DRIVE_TIMEOUT: Final = 180.0  # s
 BUILD_TIMEOUT: Final = 900.0  # s
@@ -71,7 +71,13 @@ class ServerPeer:
     running: Callable[[Certificates, Path], AbstractContextManager[Sequence[int]]]
 
 
-Running = Iterator[Sequence[int]]
+@dataclass(frozen=True)
+class Front:
+    """A balancer between the client and two gateways. ``running`` gives its port; ``listener`` is for the gateways."""
+
+    software: Software
+    running: Callable[[Certificates, Sequence[Gateway]], AbstractContextManager[int]]
+    listener: str = ""
 
 
 def lacking(*commands: str) -> Callable[[], str | None]:

@@ -6,26 +6,31 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.kit.processes import Certificates, GatewaySettings, running_gateway
-from tests.peers.peer import ClientPeer, PeerError, ServerPeer, Target
+from tests.peers.peer import ClientPeer, Front, PeerError, ServerPeer, Software, Target
 
 WORKERS: Final = (0, 2)
 
 
 class Trial(NamedTuple):
-    """A client, a key manager, and the type of their keys: ``ecdsa`` or ``rsa``. ``gateway`` is TOML of its own."""
+    """A client, a key manager, the type of their keys (``ecdsa`` or ``rsa``), and a balancer before the gateways."""
 
     client: ClientPeer
     server: ServerPeer
     key_type: str = "ecdsa"
-    listener: str = ""
-    gateway: str = ""
-    tls_policy: str = "modern"
+    front: Front | None = None
+
+    @property
+    def software(self) -> tuple[Software, ...]:
+        """All peers of the trial."""
+        front = () if self.front is None else (self.front.software,)
+        return (self.client.software, self.server.software, *front)
 
     @property
     def name(self) -> str:
-        """The client, the key manager, and the type of keys if it is not the usual one."""
+        """The client, the front, the key manager, and the type of keys if it is not the usual one."""
         keys = "" if self.key_type == "ecdsa" else f" ({self.key_type.upper()} keys)"
-        return f"{self.client.software.name} to {self.server.software.name}{keys}"
+        front = "" if self.front is None else f" by {self.front.software.name}"
+        return f"{self.client.software.name}{front} to {self.server.software.name}{keys}"
 
 
 class Difference(NamedTuple):
@@ -53,30 +58,33 @@ class Outcome(NamedTuple):
 
 def run_trial(trial: Trial, builds: Path, directory: Path, workers: tuple[int, ...] = WORKERS) -> Outcome:
     """Build what is needed, and run a trial. Raises PeerError if a driver fails."""
-    for software in (trial.client.software, trial.server.software):
+    for software in trial.software:
         if (missing := software.missing()) is not None:
             return Outcome(trial, skipped=f"{software.name}: {missing}")
     client_build, server_build = (_built(side.software.name, side, builds) for side in (trial.client, trial.server))
     certificates = Certificates(directory, trial.key_type)
     with trial.server.running(certificates, server_build) as ports:
-        addresses = tuple(f"127.0.0.1:{port}" for port in ports)
         direct = trial.client.drive(
-            Target(addresses, certificates.path("kms_ca.pem"), *certificates.credential("gateway")), client_build
+            Target(
+                tuple(f"127.0.0.1:{port}" for port in ports),
+                certificates.path("kms_ca.pem"),
+                *certificates.credential("gateway"),
+            ),
+            client_build,
         )
         if not direct:
             raise PeerError(f"{trial.name}: the driver printed nothing")
         differences: list[Difference] = []
         for number in workers:
             with ExitStack() as running:
-                settings = GatewaySettings(
-                    ports, tls_policy=trial.tls_policy, listener=trial.listener, extra=trial.gateway, tls_workers=number
-                )
+                listener = "" if trial.front is None else trial.front.listener
+                settings = GatewaySettings(ports, listener=listener, tls_workers=number)
                 gateways = [running.enter_context(running_gateway(certificates, settings)) for _ in range(2)]
-                target = Target(
-                    tuple(f"127.0.0.1:{gateway.port}" for gateway in gateways),
-                    certificates.path("gateway_ca.pem"),
-                    *certificates.client("client"),
-                )
+                addresses = [f"127.0.0.1:{gateway.port}" for gateway in gateways]
+                if trial.front is not None:
+                    addresses = [f"127.0.0.1:{running.enter_context(trial.front.running(certificates, gateways))}"]
+                credential = certificates.client("client")
+                target = Target(tuple(addresses), certificates.path("gateway_ca.pem"), *credential)
                 through = trial.client.drive(target, client_build)
             differences += compare(direct, through, number, trial.client.differences)
     return Outcome(trial, tuple(direct), tuple(differences))
