@@ -5,15 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
+# End-to-end tests of the front, which TLS workers change, and that do not choose the number of workers themselves.
+FRONT_E2E := $(addprefix tests/e2e/test_,bad_input.py chaos.py isolation.py marks.py mutated_sessions.py pykmip.py \
+	resumption.py rotation.py shutdown.py when_none.py)
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test check chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers fmt lock clean
+.PHONY: demo test test-workers check chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
 
 test: $(VENV)/development  ## All tests, in two processes; ARGS for pytest (ARGS='-n 0 --pdb' for one process)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+test-workers: $(VENV)/development  ## The end-to-end tests of what clients notice, with two TLS workers; E2E='tests/e2e' for all
+	TLS_WORKERS=2 $(BIN)/pytest -n 2 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
 
 chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance; CHAOS_SECONDS, CHAOS_CLIENTS, SEED, ARGS for pytest
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)
