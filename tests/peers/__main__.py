@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.peers import barbican, haproxy, kmip_go, mongodb, pykmip, simulated, swift
+from tests.peers import barbican, haproxy, kmip_go, kmip_rust, mongodb, pykmip, simulated, swift
 from tests.peers.peer import PeerError
 from tests.peers.trial import Outcome, Trial, run_trial
 
@@ -26,6 +26,8 @@ TRIALS: Final = (
     Trial(barbican.CLIENT, pykmip.SERVER),
     Trial(mongodb.CLIENT, simulated.SERVER),
     Trial(mongodb.CLIENT, pykmip.SERVER),
+    Trial(kmip_rust.CLIENT, simulated.SERVER),
+    Trial(kmip_rust.CLIENT, pykmip.SERVER),
 )
 
 
