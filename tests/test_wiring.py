@@ -45,6 +45,7 @@ from gateway.upstream.pool_observer import PoolObserver
 from tests.kit import processes
 from tests.kit.fake_backends import in_virtual_time
 from tests.kit.processes import Certificates, GatewaySettings, free_port, write_config
+from tests.kit.revocation import empty_crl
 
 PIN: Final = "ab" * 32
 KEY: Final = "cd" * 32  # of marks
@@ -207,7 +208,7 @@ class Built:
         calls = list[Core]()
 
         class OneChange:
-            def __init__(self, _files: object) -> None:
+            def __init__(self, _files: object, **_times: float) -> None:
                 self.has_changed = False
 
             async def changed(self) -> list[Path]:
@@ -342,6 +343,10 @@ ROWS: Final[dict[str, Row]] = {
     "listeners.certificate": row("odd.pem", lambda it: it.server_context["certificate"].name, private_key="odd.key"),
     "listeners.private_key": row("odd.key", lambda it: it.server_context["private_key"].name, certificate="odd.pem"),
     "listeners.client_ca": row("kms_ca.pem", lambda it: it.server_context["client_ca"].name),
+    "listeners.client_crl": row(
+        "clients.crl", lambda it: [crl.file.name for crl in it.clients.trust.lists or ()], found=["clients.crl"]
+    ),
+    "listeners.crl_stale": row("accept", lambda it: "accept" if it.clients.trust.accepts_stale else "refuse"),
     "listeners.tls_policy": row("compatible", lambda it: it.server_context["tls_policy"]),
     "listeners.max_clients": row(17, lambda it: it.clients._settings.max_clients),
     "listeners.handshake_timeout": row(1.25, lambda it: it.listener._handshakes._timeout),
@@ -374,6 +379,17 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "backends.addresses": row("each", lambda it: it.upstream.fleet._configured[0]._addresses),
     "backends.ca": row("clients_ca.pem", lambda it: it.client_context["ca"].name),
+    "backends.crl": row(
+        "kms.crl",
+        lambda it: it.target.trust and [crl.file.name for crl in it.target.trust.lists or ()],
+        found=["kms.crl"],
+    ),
+    "backends.crl_stale": row(
+        "accept",
+        lambda it: "accept" if it.target.trust and it.target.trust.accepts_stale else "refuse",
+        crl="kms.crl",
+    ),
+    "backends.tls_policy": row("legacy", lambda it: it.client_context["tls_policy"]),
     "backends.server_name": row("odd.example.com", lambda it: it.target.server_name),
     "backends.pinned_sha256": row(PIN, lambda it: it.target.pinned_sha256, found=frozenset({PIN})),
     "backends.max_sessions": row(17, lambda it: it.backend.slots.limit),
@@ -558,6 +574,8 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     certificates.gateway_ca.issue_server("odd", processes.HOSTS).write(*certificates.pair("odd"))
     certificates.credential("odd")
     certificates.path("odd.marks").write_text(KEY)
+    certificates.path("clients.crl").write_bytes(empty_crl(certificates.clients_ca))
+    certificates.path("kms.crl").write_bytes(empty_crl(certificates.kms_ca))
     identities = [
         processes.Identity(name, f'{{ fingerprint_sha256 = "{digit * 64}" }}', shared=False, credential=name)
         for name, digit in (("first", "1"), ("second", "2"))

@@ -8,6 +8,7 @@ gateway shows, and ``secrecy`` the permissions of files with secrets.
 
 from gateway.config.loading import load
 from gateway.config.model import (
+    DEFAULT_BACKEND_TLS_POLICY,
     DEFAULT_RESUMPTION_LIFETIME,
     DEFAULT_TLS_POLICY,
     Addresses,
@@ -40,6 +41,7 @@ from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
 
 __all__ = [
+    "DEFAULT_BACKEND_TLS_POLICY",
     "DEFAULT_RESUMPTION_LIFETIME",
     "DEFAULT_TLS_POLICY",
     "Address",

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile, SocketFile
+from gateway.config.files import (
+    BackendCrlFiles,
+    CaFile,
+    CertificateFile,
+    ClientCrlFiles,
+    MarkKeyFile,
+    OwnCertificateFile,
+    PrivateKeyFile,
+    SocketFile,
+)
 from gateway.config.patterns import WILDCARDS
 from gateway.config.values import (
     ALL,
@@ -38,8 +47,10 @@ Role = Literal["rw", "ro"]
 Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
 WhenNone = Literal["answer", "close"]
+WhenStale = Literal["refuse", "accept"]
 
 DEFAULT_TLS_POLICY: Final = "modern"
+DEFAULT_BACKEND_TLS_POLICY: Final = "compatible"
 DEFAULT_RESUMPTION_LIFETIME: Final = 3600  # s
 
 #: s. Servers, such as PyKMIP's, refuse a request whose Time Stamp is older than a minute: a request that waited in the
@@ -69,6 +80,8 @@ class ListenerConfig(Table):
     certificate: CertificateFile
     private_key: PrivateKeyFile
     client_ca: CaFile
+    client_crl: ClientCrlFiles = ()
+    crl_stale: WhenStale = "refuse"
     tls_policy: TlsPolicy = DEFAULT_TLS_POLICY
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
     handshake_timeout: Seconds = 10.0
@@ -112,6 +125,9 @@ class BackendConfig(BackendOptions):
     addresses: Addresses = "auto"
     pinned_sha256: Pins = ()
     ca: CaFile | None = Field(default=None, validate_default=True)
+    crl: BackendCrlFiles = ()
+    crl_stale: WhenStale = "refuse"
+    tls_policy: TlsPolicy = DEFAULT_BACKEND_TLS_POLICY
     server_name: ServerName = Field(default="", validate_default=True)
     max_sessions: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 64
     probe: Probe = "discover-versions"

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from OpenSSL import SSL
 
-from gateway.config import DEFAULT_RESUMPTION_LIFETIME, DEFAULT_TLS_POLICY
+from gateway.config import DEFAULT_BACKEND_TLS_POLICY, DEFAULT_RESUMPTION_LIFETIME, DEFAULT_TLS_POLICY
 from gateway.errors import TlsError
 from gateway.tls.openssl import text_of
 from gateway.tls.resumption import ServerContext, issue_no_further_ticket
@@ -63,14 +63,17 @@ def server_context(
     return context
 
 
-def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL.Context:
+def client_context(
+    certificate: Path, private_key: Path, ca: Path | None, tls_policy: str = DEFAULT_BACKEND_TLS_POLICY
+) -> SSL.Context:
     """Return a context for a client that shows ``certificate``.
 
     The server's certificate must lead to ``ca``. Without ``ca`` the handshake accepts any certificate, and the caller
-    must check its fingerprint with ``check_server``. The suites are those of the compatible policy: key managers choose
-    what they offer, and TLS protects the choice against downgrades. Raises TlsError for files that OpenSSL rejects.
+    must check its fingerprint with ``check_server``. ``tls_policy`` names a Policy in lower case. By default it is the
+    compatible policy: key managers choose what they offer, and TLS protects the choice against downgrades. Raises
+    TlsError for files that OpenSSL rejects.
     """
-    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy.COMPATIBLE, certificate, private_key)
+    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy[tls_policy.upper()], certificate, private_key)
     if ca is None:
         context.set_verify(SSL.VERIFY_PEER, accept_for_pin)
     else:

@@ -134,7 +134,7 @@ async def test_client_with_an_unreadable_certificate_has_no_identity(front: Fron
             answer = await client.ask(request())
         assert answer.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
         assert number_of(await bystander.ask(request(2))) == 2
-    assert front.errors == {"not_authenticated": 1}
+    assert front.errors == {"unreadable": 1}
 
 
 async def test_names_in_certificates_do_not_reach_the_log(certificates: Certificates) -> None:
