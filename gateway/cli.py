@@ -20,7 +20,9 @@ from gateway.launch import MISTAKE, launch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("kmip-gateway"), prog_name="kmip-gateway")
+@click.version_option(
+    version("kmip-gateway"), prog_name="kmip-gateway", message=f"%(prog)s, version %(version)s, {tls.openssl_version()}"
+)
 def main() -> None:
     """A load-balancing KMIP proxy that pools mutual-TLS sessions to key managers."""
 
@@ -35,6 +37,7 @@ def run(config: Path) -> None:
     """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
+    log.get("gateway").info("starting", version=version("kmip-gateway"), openssl=tls.openssl_version())
     sys.exit(launch(settings, partial(_show_mistakes, config), config))
 
 

@@ -45,7 +45,7 @@ from gateway.upstream.pool_observer import PoolObserver
 from tests.kit import processes
 from tests.kit.fake_backends import in_virtual_time
 from tests.kit.processes import Certificates, GatewaySettings, free_port, write_config
-from tests.kit.revocation import empty_crl
+from tests.kit.revocation import crl_of
 
 PIN: Final = "ab" * 32
 KEY: Final = "cd" * 32  # of marks
@@ -574,8 +574,8 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     certificates.gateway_ca.issue_server("odd", processes.HOSTS).write(*certificates.pair("odd"))
     certificates.credential("odd")
     certificates.path("odd.marks").write_text(KEY)
-    certificates.path("clients.crl").write_bytes(empty_crl(certificates.clients_ca))
-    certificates.path("kms.crl").write_bytes(empty_crl(certificates.kms_ca))
+    certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca))
+    certificates.path("kms.crl").write_bytes(crl_of(certificates.kms_ca))
     identities = [
         processes.Identity(name, f'{{ fingerprint_sha256 = "{digit * 64}" }}', shared=False, credential=name)
         for name, digit in (("first", "1"), ("second", "2"))

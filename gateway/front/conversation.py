@@ -31,12 +31,13 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.front.admission import Account, Admission, Limit
+from gateway.front.connection_errors import certificate_fields
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics, operation_label
 from gateway.policy import POLICY_REFUSALS, Refusal, refuse
 from gateway.revocation import REFUSALS, Chain
@@ -236,6 +237,7 @@ class Conversation:
             reason=refusal,
             peer=self.peer,
             identity=self.identity_name,
+            subject="" if self._principal is None else quoted(self._principal.subject),
         )
 
     async def run(self) -> str:
@@ -495,7 +497,14 @@ class Conversation:
             peer=self.peer,
             identity=self.identity_name,
             operation=operation_label(request),
+            **(self._certificate_fields() if answer.refusal is Refusal.NOT_AUTHENTICATED else {}),
         )
+
+    def _certificate_fields(self) -> dict[str, str]:
+        try:
+            return certificate_fields(self.stream.peer_certificate_der())
+        except GatewayError:
+            return {}
 
 
 #: Answers to messages that can't be served; the answer to all other errors is INVALID_MESSAGE.

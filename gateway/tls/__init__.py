@@ -14,7 +14,7 @@ pyOpenSSL brings its own, current OpenSSL. Each module imports only modules belo
 
 from gateway.tls.client_check import client_refusal
 from gateway.tls.contexts import Policy, client_context, server_context
-from gateway.tls.openssl import check_openssl
+from gateway.tls.openssl import check_openssl, openssl_version
 from gateway.tls.resumption import ServerContext
 from gateway.tls.server_check import check_name, check_server
 from gateway.tls.stream import TlsStream, is_ip_address
@@ -33,5 +33,6 @@ __all__ = [
     "client_refusal",
     "is_ip_address",
     "note_verification",
+    "openssl_version",
     "server_context",
 ]

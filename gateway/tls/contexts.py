@@ -1,6 +1,7 @@
 """TLS contexts from files: the versions and cipher suites of a side, and the certificates that it shows and accepts."""
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -55,7 +56,7 @@ def server_context(
     context = _configured(ServerContext(resumption_lifetime), Policy[tls_policy.upper()], certificate, private_key)
     _load_ca(context, client_ca)
     context.load_client_ca(str(client_ca).encode())
-    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, note_verification)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, partial(note_verification, trusted=client_ca))
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_session_id(_SESSION_ID_CONTEXT)  # without this, a client that resumes gets a fatal alert
     context.set_timeout(int(resumption_lifetime))
@@ -78,7 +79,7 @@ def client_context(
         context.set_verify(SSL.VERIFY_PEER, accept_for_pin)
     else:
         _load_ca(context, ca)
-        context.set_verify(SSL.VERIFY_PEER, note_verification)
+        context.set_verify(SSL.VERIFY_PEER, partial(note_verification, trusted=ca))
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     return context
 

@@ -193,7 +193,10 @@ class TlsStream:
                 reason="certificate_too_large",
             )
         reason = handshake_reason(error, self._verification.error)
-        return TlsError(f"handshake failed: {text_of(error)}", reason=reason)
+        text = text_of(error)
+        if reason not in {"alert", "no_certificate"} and self._verification.detail:
+            text = f"{text}: {self._verification.detail}"
+        return TlsError(f"handshake failed: {text}", reason=reason)
 
     async def receive_some(self) -> bytes:
         """Wait for bytes and return at most 16 KiB; an empty result is the end of the stream.

@@ -61,13 +61,22 @@ class TestCa:
         return b"" if self._parent is None else self.pem + self._parent.chain
 
     def issue(
-        self, name: str, pair: tuple[Path, Path] | None = None, *, lasts: timedelta = DAY, points: Sequence[str] = ()
+        self,
+        name: str,
+        pair: tuple[Path, Path] | None = None,
+        *,
+        lasts: timedelta = DAY,
+        points: Sequence[str] = (),
+        for_server: bool = False,
     ) -> x509.Certificate:
-        """Issue a client's certificate; write it, with its chain, and its key to ``pair``."""
+        """Issue a client's or a server's certificate; write it, with its chain, and its key to ``pair``."""
         key = ec.generate_private_key(ec.SECP256R1())
+        purpose = ExtendedKeyUsageOID.SERVER_AUTH if for_server else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = _builder(name, key, self.name, lasts)
+        if for_server:
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         if points:
             uris = [x509.DistributionPoint([x509.UniformResourceIdentifier(uri)], None, None, None) for uri in points]
             builder = builder.add_extension(x509.CRLDistributionPoints(uris), critical=False)
@@ -100,13 +109,7 @@ class TestCa:
             builder = builder.next_update(now + lasts)
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical=critical)
-        entries = [
-            x509.RevokedCertificateBuilder()
-            .serial_number(each if isinstance(each, int) else each.serial_number)
-            .revocation_date(now - HOUR)
-            .build()
-            for each in revoked
-        ]
+        entries = [_entry(each, now) for each in revoked]
         builder._revoked_certificates = entries  # one by one, the builder copies its list each time
         if lasts is None:
             return _without_next_update(self, entries, now + begins)
@@ -118,12 +121,18 @@ class TestCa:
         return made.public_bytes(serialization.Encoding.PEM)
 
 
-def empty_crl(authority: Authority) -> bytes:
-    """Return a CRL of a CA of the laboratory, without entries, in PEM."""
+def crl_of(authority: Authority, revoked: Iterable[x509.Certificate] = ()) -> bytes:
+    """Return a CRL of a CA of the laboratory, in PEM."""
     now = datetime.now(UTC)
     issuer = authority._certificate.subject
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(now - HOUR).next_update(now + DAY)
+    builder._revoked_certificates = [_entry(each, now) for each in revoked]
     return builder.sign(authority._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _entry(revoked: x509.Certificate | int, now: datetime) -> x509.RevokedCertificate:
+    number = revoked if isinstance(revoked, int) else revoked.serial_number
+    return x509.RevokedCertificateBuilder().serial_number(number).revocation_date(now - HOUR).build()
 
 
 def _builder(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, lasts: timedelta) -> x509.CertificateBuilder:
