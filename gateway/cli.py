@@ -12,7 +12,8 @@ from typing import NoReturn
 import click
 
 from gateway import explain, log, tls
-from gateway.config import Config, load, summary, warnings
+from gateway.config import Config, load_apart, summary, warnings
+from gateway.confinement import harden
 from gateway.control_cli import CONTROL_COMMANDS
 from gateway.decode_cli import decode
 from gateway.errors import ConfigError, TlsError
@@ -91,8 +92,9 @@ def _explain(settings: Config, certificate: Path, *, as_json: bool) -> None:
 def _load(config: Path) -> Config:
     """Return the configuration of a file. Prints every mistake and exits if it has any, or if OpenSSL is too old."""
     try:
+        harden()  # before any key is read
         tls.check_openssl()
-        return load(config)
+        return load_apart(config)
     except TlsError as error:
         _exit_with([str(error)])
     except ConfigError as error:

@@ -2,8 +2,8 @@
 
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from gateway.runtime_control import CHANGING, RuntimeControl
 from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
+from gateway.watchdog import Watchdog
 from gateway.watching import FileWatch
 from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
 
@@ -44,14 +45,25 @@ class ListenAddresses(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself.
+    """The sockets that a core is given: those of the listeners, by their names, and that of the admin port.
 
-    ``inherited`` are the names of the sockets that the service manager opened: clients wait there after a drain.
+    ``supervisor`` is the socket to the supervisor, if TLS ends in TLS workers. ``inherited`` are the names of the
+    sockets that the service manager opened: clients wait there after a drain.
     """
 
     sockets: dict[str, socket.socket]
-    supervisor: socket.socket
+    admin: socket.socket
+    supervisor: socket.socket | None = None
     inherited: frozenset[str] = frozenset()
+
+
+@contextmanager
+def open_sockets(config: Config, inherited: Mapping[str, socket.socket]) -> Iterator[HandedOver]:
+    """Open the listening sockets for the length of a block, for a core without TLS workers. Raises ConfigError."""
+    with ExitStack() as stack:
+        sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
+        admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+        yield HandedOver(sockets, admin, inherited=frozenset(inherited))
 
 
 class _Entrance(NamedTuple):
@@ -65,8 +77,8 @@ class Core:
     """The process of the gateway that holds the pools, the limits and the health of key managers.
 
     ``config`` comes from ``load``, and from the file ``path``, which a reload reads again. Clients' TLS ends in this
-    process, or in TLS workers if the supervisor has handed over what they need. ``inherited`` are listening sockets of
-    the service manager, which ``notifier`` tells what the gateway does.
+    process, or in TLS workers if ``handed_over`` has a socket to the supervisor. A core that is handed nothing opens
+    its own sockets. ``notifier`` tells the service manager what the gateway does.
     """
 
     def __init__(
@@ -76,7 +88,6 @@ class Core:
         path: Path | None = None,
         *,
         notifier: Notifier | None = None,
-        inherited: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self._config = config.model_copy(deep=True)  # its tables change: see Table.adopt
         self._path = None if path is None else path.absolute()
@@ -86,7 +97,6 @@ class Core:
         self._expiry: ExpiryWatch  # while the core runs
         self._handed_over = handed_over
         self._notifier = notifier or Notifier({})
-        self._inherited = inherited or {}
         self._log = log.get("core")
         self.metrics = Metrics(version("kmip-gateway"))
         self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
@@ -124,8 +134,8 @@ class Core:
         config = self._config
         finished = trio.Event()
         with ExitStack() as stack:
-            sockets = self._sockets(stack)
-            admin_socket = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+            handed_over = self._handed_over or stack.enter_context(open_sockets(config, {}))
+            sockets, admin_socket = handed_over.sockets, handed_over.admin
             path = config.admin.socket
             control = None if path is None else stack.enter_context(control_socket(path))
             bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
@@ -133,7 +143,7 @@ class Core:
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
                 front = Front(config, dispatcher, self.metrics)
-                entrances = self._build_entrances(front, sockets)
+                entrances = self._build_entrances(front, handed_over)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream, front)
                 self._build_reloader(upstream, dispatcher, front, entrances)
@@ -150,6 +160,7 @@ class Core:
                 background.start_soon(front.judge_clients)
                 background.start_soon(self._expiry.run)
                 background.start_soon(self._notifier.feed_watchdog)
+                background.start_soon(Watchdog(config.gateway.watchdog, self._log).run)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
@@ -166,23 +177,17 @@ class Core:
                 finished.set()
                 background.cancel_scope.cancel()
 
-    def _sockets(self, stack: ExitStack) -> dict[str, socket.socket]:
-        """Return the listening sockets by the names of their listeners; the stack closes them."""
-        if self._handed_over is not None:
-            return self._handed_over.sockets
-        return stack.enter_context(listening_sockets(self._config.listeners, self._inherited))
-
-    def _build_entrances(self, front: Front, sockets: Mapping[str, socket.socket]) -> list[_Entrance]:
-        if self._handed_over is None:
+    def _build_entrances(self, front: Front, handed_over: HandedOver) -> list[_Entrance]:
+        if handed_over.supervisor is None:
             return [
                 _Entrance(listener, partial(listener.serve, sock))
-                for listener, sock in zip(front.build_listeners(), sockets.values(), strict=True)
+                for listener, sock in zip(front.build_listeners(), handed_over.sockets.values(), strict=True)
             ]
         workers = TlsWorkers(
-            self._handed_over.supervisor,
+            handed_over.supervisor,
             front.clients,
-            sockets,
-            inherited=self._handed_over.inherited,
+            handed_over.sockets,
+            inherited=handed_over.inherited,
             drain=self.drain,
             metrics=self.metrics,
             log=log.get("front"),

@@ -31,7 +31,11 @@ from gateway.wiring import Credentials, Front, Upstream, client_trust, server_co
 NEEDS_RESTART: Final = frozenset(
     {
         "admin",
+        "gateway.confinement",
+        "gateway.group",
         "gateway.tls_workers",
+        "gateway.user",
+        "gateway.watchdog",
         "listeners.bind",
         "listeners.reuse_port",
         "log.format",

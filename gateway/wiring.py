@@ -369,6 +369,20 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
     return Dispatcher(balancer, settings, metrics=metrics, replication=policy)
 
 
+def make_mark_key(config: Config) -> bool:
+    """Make the file of the mark key if it is missing, before this process may no longer write there.
+
+    Return False if it can't be made.
+    """
+    path = config.replication.mark_key_file
+    if config.replication.marks and not path.exists():
+        try:
+            _write_once(path, secrets.token_hex(32) + "\n")
+        except OSError:  # logged where the key is used
+            return False
+    return True
+
+
 def _mark_keys(path: Path) -> list[bytes]:
     """Return the keys of a file, which is made if it is missing; or a temporary key, if it can't be made."""
     key = secrets.token_bytes(32)

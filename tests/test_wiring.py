@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,11 +23,14 @@ import trio
 from click.testing import CliRunner
 from OpenSSL import SSL
 
-from gateway import cli, core, launch, listening, log, tls, wiring
+from gateway import cli, core, launch, listening, log, tls, tls_worker, wiring
 from gateway.budget import TokenBucket
 from gateway.config import Config
+from gateway.config.crosschecks import Draft, crosschecked
 from gateway.config.loading import examine
+from gateway.config.mistakes import Mistake
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
+from gateway.confinement import User
 from gateway.core import Core, ListenAddresses
 from gateway.front.admission import Account, Admission
 from gateway.front.clients import Clients
@@ -250,6 +254,7 @@ class Built:
 
         self.monkeypatch.setattr(launch, "Supervisor", Supervisor)
         self.monkeypatch.setattr(launch, "_run_core", lambda *_arguments: 0)
+        self.monkeypatch.setattr(launch, "server_context", lambda _listener: None)
         numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
         handlers = [signal.getsignal(number) for number in numbers]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -260,6 +265,45 @@ class Built:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
         return found[0] if found else 0
+
+    def confined(self) -> list[str]:
+        """Return the functions that a launch calls to take rights from its process, with their arguments."""
+        calls: list[str] = []
+        for name in ("change_user", "confine_core", "confine_worker"):
+            self.monkeypatch.setattr(launch, name, lambda *given, name=name: calls.append(f"{name} {given}"))
+        self.started_workers()
+        return calls
+
+    def is_accepted_with_exposed_key(self) -> bool:
+        """Return True if a configuration with this ``key_permissions`` may name a key that everybody can read."""
+        key = self.config.listeners[0].private_key
+        document = {"gateway": {"key_permissions": self.config.gateway.key_permissions}}
+        key.chmod(0o644)
+        try:
+            return not any(key.name in mistake.text for mistake in exposed_files_in(key, document))
+        finally:
+            key.chmod(0o600)
+
+    async def watchdog_limit(self, module: Any) -> float:
+        """Return the seconds after which the watchdog of a core, or of a TLS worker, ends its process."""
+        found: list[float] = []
+
+        class NoWatchdog:
+            def __init__(self, limit: float, _log: object) -> None:
+                found.append(limit)
+
+            async def run(self) -> None:
+                pass
+
+        self.monkeypatch.setattr(module, "Watchdog", NoWatchdog)
+        if module is core:
+            async with self.running():
+                await trio.sleep(0.1)
+        else:
+            one, other = socket.socketpair()
+            with one, other:
+                tls_worker.TlsWorker(self.config, {"kmip": None, "second": None}, one, workers=1)  # type: ignore[dict-item]
+        return found[0]
 
     def option_of_listener(self, option: int, level: int = socket.IPPROTO_TCP) -> int:
         """Return an option, by default of TCP, of the first listener's socket."""
@@ -275,11 +319,17 @@ class Built:
             calls.append(signature.bind(*arguments, **by_name).arguments)
             return log.LossyFile(None)
 
-        self.monkeypatch.setattr(cli, "load", lambda _path: self.config)
+        self.monkeypatch.setattr(cli, "load_apart", lambda _path: self.config)
         self.monkeypatch.setattr(log, "configure", configure)
         self.monkeypatch.setattr(trio, "run", lambda *_arguments: None)
         assert CliRunner().invoke(cli.main, ["run", "gateway.toml"]).exit_code == 0
         return calls[0]
+
+
+def exposed_files_in(key: Path, document: dict[str, Any]) -> list[Mistake]:
+    """Return the mistakes of a document that names a key, between its settings."""
+    listeners = [{"name": "kmip", "private_key": key.name}]
+    return crosschecked(Draft(document | {"listeners": listeners}, set()), key.parent, datetime.now(UTC))
 
 
 async def _never_ends(*_arguments: object) -> None:
@@ -337,6 +387,18 @@ ROWS: Final[dict[str, Row]] = {
     # gateway
     "gateway.tls_workers": row(3, lambda it: it.started_workers()),
     "gateway.watch_files": row(False, lambda it: it.reloads_when_files_change()),
+    "gateway.user": row(
+        "0", lambda it: [call for call in it.confined() if "change" in call], found=[f"change_user ({User(0, 0)},)"]
+    ),
+    "gateway.group": row(
+        "1",
+        lambda it: [call for call in it.confined() if "change" in call],
+        found=[f"change_user ({User(0, 1)},)"],
+        user="0",
+    ),
+    "gateway.key_permissions": row("warn", lambda it: it.is_accepted_with_exposed_key(), found=True),
+    "gateway.confinement": row("off", lambda it: "confine" not in str(it.confined()), found=True),
+    "gateway.watchdog": row(17.0, lambda it: it.watchdog_limit(core), lambda it: it.watchdog_limit(tls_worker)),
     # listeners
     "listeners.name": row("odd", lambda it: it.listener._settings.name, lambda it: repr(it.listener).split()[1][:-1]),
     "listeners.bind": row(f"127.0.0.1:{PORTS[0]}", lambda it: _text(it.addresses, "listeners")),
@@ -576,6 +638,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     certificates.path("odd.marks").write_text(KEY)
     certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca))
     certificates.path("kms.crl").write_bytes(crl_of(certificates.kms_ca))
+    certificates.path("odd.marks").chmod(0o600)
     identities = [
         processes.Identity(name, f'{{ fingerprint_sha256 = "{digit * 64}" }}', shared=False, credential=name)
         for name, digit in (("first", "1"), ("second", "2"))

@@ -6,6 +6,7 @@ file to a Config, ``summary`` the way from a Config to a few lines, ``validity``
 gateway shows, and ``secrecy`` the permissions of files with secrets.
 """
 
+from gateway.config.apart import load_apart
 from gateway.config.loading import load
 from gateway.config.model import (
     DEFAULT_BACKEND_TLS_POLICY,
@@ -72,6 +73,7 @@ __all__ = [
     "exposed",
     "lapsed",
     "load",
+    "load_apart",
     "matches_many",
     "summary",
     "warnings",

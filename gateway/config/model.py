@@ -48,6 +48,8 @@ Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
 WhenNone = Literal["answer", "close"]
 WhenStale = Literal["refuse", "accept"]
+KeyPermissions = Literal["refuse", "warn"]
+Confinement = Literal["auto", "require", "off"]
 
 DEFAULT_TLS_POLICY: Final = "modern"
 DEFAULT_BACKEND_TLS_POLICY: Final = "compatible"
@@ -257,11 +259,18 @@ class IdentityConfig(AllowanceConfig, PolicyConfig):
 class GatewayConfig(Table):
     """The processes of the gateway. ``tls_workers`` is a number, or "auto": one for each processor but one.
 
-    With ``watch_files``, a change of a certificate, a key or a CA reloads the configuration.
+    With ``watch_files``, a change of a certificate, a key or a CA reloads the configuration. ``user`` and ``group`` are
+    names or numbers; empty stands for the user that starts the gateway, and for the user's own group. ``watchdog`` is
+    in seconds; 0 turns it off.
     """
 
     tls_workers: Annotated[int, Field(strict=True, ge=0, le=64)] | Literal["auto"] = 0
     watch_files: bool = Field(default=True, strict=True)
+    user: str = Field(default="", strict=True)
+    group: str = Field(default="", strict=True)
+    key_permissions: KeyPermissions = "refuse"
+    confinement: Confinement = "auto"
+    watchdog: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False)] = 30.0
 
 
 class AdminConfig(Table):
