@@ -62,8 +62,8 @@ fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZ
 	$(BIN)/python -m tests.fuzz --seconds $$(( $(FUZZ_SECONDS) * 5 / 6 )) $(ARGS)
 	MUTATED_SECONDS=$$(( $(FUZZ_SECONDS) / 6 )) $(BIN)/pytest -q tests/e2e/test_mutated_sessions.py
 
-peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway; ARGS=--only kmip-go for one
-	$(BIN)/python -m tests.peers $(ARGS)
+peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway: docs/compatibility.md; ARGS="--only kmip-go"
+	$(BIN)/python -m tests.peers $(or $(ARGS),--save)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
 	$(BIN)/ruff format .

@@ -1,7 +1,8 @@
 """A trial: a client before a key manager, directly and through the gateway without and with TLS workers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -61,33 +62,59 @@ def run_trial(trial: Trial, builds: Path, directory: Path, workers: tuple[int, .
     for software in trial.software:
         if (missing := software.missing()) is not None:
             return Outcome(trial, skipped=f"{software.name}: {missing}")
-    client_build, server_build = (_built(side.software.name, side, builds) for side in (trial.client, trial.server))
-    certificates = Certificates(directory, trial.key_type)
-    with trial.server.running(certificates, server_build) as ports:
-        direct = trial.client.drive(
-            Target(
-                tuple(f"127.0.0.1:{port}" for port in ports),
-                certificates.path("kms_ca.pem"),
-                *certificates.credential("gateway"),
-            ),
-            client_build,
-        )
-        if not direct:
-            raise PeerError(f"{trial.name}: the driver printed nothing")
+    try:
+        for side in (trial.client, trial.server):
+            _built(side.software, builds)
+    except PeerError as error:
+        return Outcome(trial, skipped=f"not built: {error}")
+    with _Stage(trial, builds, directory) as stage:
         differences: list[Difference] = []
         for number in workers:
-            with ExitStack() as running:
-                listener = "" if trial.front is None else trial.front.listener
-                settings = GatewaySettings(ports, listener=listener, tls_workers=number)
-                gateways = [running.enter_context(running_gateway(certificates, settings)) for _ in range(2)]
-                addresses = [f"127.0.0.1:{gateway.port}" for gateway in gateways]
-                if trial.front is not None:
-                    addresses = [f"127.0.0.1:{running.enter_context(trial.front.running(certificates, gateways))}"]
-                credential = certificates.client("client")
-                target = Target(tuple(addresses), certificates.path("gateway_ca.pem"), *credential)
-                through = trial.client.drive(target, client_build)
-            differences += compare(direct, through, number, trial.client.differences)
-    return Outcome(trial, tuple(direct), tuple(differences))
+            differences += compare(stage.direct, stage.through(number), number, trial.client.differences)
+    return Outcome(trial, tuple(stage.direct), tuple(differences))
+
+
+def notices(trial: Trial, fault: str, builds: Path, directory: Path) -> bool:
+    """Return True if the client's driver shows that the gateway has a fault: see tests/peers/faulty.py."""
+    with _Stage(trial, builds, directory) as stage:
+        try:
+            through = stage.through(0, ("-m", "tests.peers.faulty", fault))
+        except PeerError:
+            return True
+        return any(not each.reason for each in compare(stage.direct, through, 0, trial.client.differences))
+
+
+class _Stage(ExitStack):
+    """The running key manager of a trial, and the lines of its direct run."""
+
+    def __init__(self, trial: Trial, builds: Path, directory: Path) -> None:
+        super().__init__()
+        self._trial = trial
+        self._build = _built(trial.client.software, builds)
+        self._certificates = Certificates(directory, trial.key_type)
+        server_build = _built(trial.server.software, builds)
+        self._ports = self.enter_context(trial.server.running(self._certificates, server_build))
+        credential = self._certificates.credential("gateway")
+        self.direct = self._drive(self._ports, "kms_ca", credential)
+        if not self.direct:
+            raise PeerError(f"{trial.name}: the driver printed nothing")
+
+    def through(self, workers: int, program: Sequence[str] | None = None) -> list[str]:
+        """Return the lines through two gateways; ``program`` are arguments of Python instead of the usual ones."""
+        front = self._trial.front
+        settings = GatewaySettings(self._ports, listener="" if front is None else front.listener, tls_workers=workers)
+        start = running_gateway if program is None else partial(running_gateway, program=program)
+        with ExitStack() as running:
+            gateways = [running.enter_context(start(self._certificates, settings)) for _ in range(2)]
+            ports = [gateway.port for gateway in gateways]
+            if front is not None:
+                ports = [running.enter_context(front.running(self._certificates, gateways))]
+            return self._drive(ports, "gateway_ca", self._certificates.client("client"))
+
+    def _drive(self, ports: Sequence[int], ca: str, credential: tuple[Path, Path]) -> list[str]:
+        addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+        target = Target(addresses, self._certificates.path(f"{ca}.pem"), *credential)
+        return self._trial.client.drive(target, self._build)
 
 
 def compare(direct: list[str], through: list[str], workers: int, reasons: Mapping[str, str]) -> Iterator[Difference]:
@@ -99,10 +126,11 @@ def compare(direct: list[str], through: list[str], workers: int, reasons: Mappin
             yield Difference(workers, first, second, reason)
 
 
-def _built(name: str, side: ClientPeer | ServerPeer, builds: Path) -> Path:
-    build = builds / name.replace(" ", "-")
+def _built(software: Software, builds: Path) -> Path:
+    """Return the directory of a build, built if it is not there. Raises PeerError."""
+    build = builds / software.name.replace(" ", "-")
     if not (build / ".built").exists():
         build.mkdir(parents=True, exist_ok=True)
-        side.software.build(build)
+        software.build(build)
         (build / ".built").touch()
     return build
