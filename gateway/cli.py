@@ -12,7 +12,8 @@ from typing import NoReturn
 import click
 
 from gateway import explain, log, tls
-from gateway.config import Config, load, summary, warnings
+from gateway.config import Config, load_apart, summary, warnings
+from gateway.confinement import harden
 from gateway.control_cli import CONTROL_COMMANDS
 from gateway.decode_cli import decode
 from gateway.errors import ConfigError, TlsError
@@ -20,7 +21,9 @@ from gateway.launch import MISTAKE, launch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("kmip-gateway"), prog_name="kmip-gateway")
+@click.version_option(
+    version("kmip-gateway"), prog_name="kmip-gateway", message=f"%(prog)s, version %(version)s, {tls.openssl_version()}"
+)
 def main() -> None:
     """A load-balancing KMIP proxy that pools mutual-TLS sessions to key managers."""
 
@@ -35,6 +38,7 @@ def run(config: Path) -> None:
     """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
+    log.get("gateway").info("starting", version=version("kmip-gateway"), openssl=tls.openssl_version())
     sys.exit(launch(settings, partial(_show_mistakes, config), config))
 
 
@@ -88,8 +92,9 @@ def _explain(settings: Config, certificate: Path, *, as_json: bool) -> None:
 def _load(config: Path) -> Config:
     """Return the configuration of a file. Prints every mistake and exits if it has any, or if OpenSSL is too old."""
     try:
+        harden()  # before any key is read
         tls.check_openssl()
-        return load(config)
+        return load_apart(config)
     except TlsError as error:
         _exit_with([str(error)])
     except ConfigError as error:

@@ -3,21 +3,20 @@
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
-from cryptography import x509
 
 from gateway import log
 from gateway.admin.control import ControlServer, control_socket
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
-from gateway.config import Address, Config, exposed, lapsed
+from gateway.config import Address, Config, exposed
 from gateway.dispatcher import Dispatcher
+from gateway.expiry import ExpiryWatch
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
 from gateway.front.listener import Listener
@@ -30,9 +29,11 @@ from gateway.runtime_control import CHANGING, RuntimeControl
 from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
+from gateway.watchdog import Watchdog
 from gateway.watching import FileWatch
 from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
 
+_TRUST_INTERVAL: Final = 0.2  # s between two looks at clients' CAs and CRLs, and for which they must not change
 _OTHER_DESCRIPTORS: Final = 64  # for health checks, lookups of names, and clients of the admin port
 
 
@@ -44,14 +45,25 @@ class ListenAddresses(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """The sockets that a supervisor gives to a core: those of the listeners, by their names, and one to itself.
+    """The sockets that a core is given: those of the listeners, by their names, and that of the admin port.
 
-    ``inherited`` are the names of the sockets that the service manager opened: clients wait there after a drain.
+    ``supervisor`` is the socket to the supervisor, if TLS ends in TLS workers. ``inherited`` are the names of the
+    sockets that the service manager opened: clients wait there after a drain.
     """
 
     sockets: dict[str, socket.socket]
-    supervisor: socket.socket
+    admin: socket.socket
+    supervisor: socket.socket | None = None
     inherited: frozenset[str] = frozenset()
+
+
+@contextmanager
+def open_sockets(config: Config, inherited: Mapping[str, socket.socket]) -> Iterator[HandedOver]:
+    """Open the listening sockets for the length of a block, for a core without TLS workers. Raises ConfigError."""
+    with ExitStack() as stack:
+        sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
+        admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+        yield HandedOver(sockets, admin, inherited=frozenset(inherited))
 
 
 class _Entrance(NamedTuple):
@@ -65,8 +77,8 @@ class Core:
     """The process of the gateway that holds the pools, the limits and the health of key managers.
 
     ``config`` comes from ``load``, and from the file ``path``, which a reload reads again. Clients' TLS ends in this
-    process, or in TLS workers if the supervisor has handed over what they need. ``inherited`` are listening sockets of
-    the service manager, which ``notifier`` tells what the gateway does.
+    process, or in TLS workers if ``handed_over`` has a socket to the supervisor. A core that is handed nothing opens
+    its own sockets. ``notifier`` tells the service manager what the gateway does.
     """
 
     def __init__(
@@ -76,15 +88,15 @@ class Core:
         path: Path | None = None,
         *,
         notifier: Notifier | None = None,
-        inherited: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self._config = config.model_copy(deep=True)  # its tables change: see Table.adopt
         self._path = None if path is None else path.absolute()
         self._reloader: Reloader | None = None  # while the core runs, if it has a file
         self._watch: FileWatch | None = None  # of the files in use, as above
+        self._trust_watch: FileWatch | None = None  # of clients' CAs and CRLs
+        self._expiry: ExpiryWatch  # while the core runs
         self._handed_over = handed_over
         self._notifier = notifier or Notifier({})
-        self._inherited = inherited or {}
         self._log = log.get("core")
         self.metrics = Metrics(version("kmip-gateway"))
         self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
@@ -108,12 +120,12 @@ class Core:
         if self._reloader is None:
             return ReloadReport(mistakes=["the gateway is not running from a file that could be read again"])
         report = await self._reloader.reload()
-        if self._watch is not None:
-            self._watch.add_new()
+        for watch in (self._watch, self._trust_watch):
+            if watch is not None:
+                watch.add_new()
         if report.succeeded:
             with suppress(OSError, ValueError):  # a file has gone since it was read; its watch reloads again
-                self._note_certificates()
-                self._warn_of_lapsed_certificates()
+                self._look_at_dates()
                 self._warn_of_exposed_secrets()
         return report
 
@@ -122,8 +134,8 @@ class Core:
         config = self._config
         finished = trio.Event()
         with ExitStack() as stack:
-            sockets = self._sockets(stack)
-            admin_socket = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+            handed_over = self._handed_over or stack.enter_context(open_sockets(config, {}))
+            sockets, admin_socket = handed_over.sockets, handed_over.admin
             path = config.admin.socket
             control = None if path is None else stack.enter_context(control_socket(path))
             bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
@@ -131,9 +143,9 @@ class Core:
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
                 front = Front(config, dispatcher, self.metrics)
-                entrances = self._build_entrances(front, sockets)
+                entrances = self._build_entrances(front, handed_over)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
-                self._instrument(upstream.fleet, front)
+                self._instrument(upstream, front)
                 self._build_reloader(upstream, dispatcher, front, entrances)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 if control is not None:
@@ -144,12 +156,16 @@ class Core:
                     background.start_soon(server.run, control)
                 background.start_soon(upstream.run)
                 background.start_soon(self._reload_when_files_change)
+                background.start_soon(self._read_again_when_trust_changes)
+                background.start_soon(front.judge_clients)
+                background.start_soon(self._expiry.run)
                 background.start_soon(self._notifier.feed_watchdog)
+                background.start_soon(Watchdog(config.gateway.watchdog, self._log).run)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 self._log.info("metrics", url=f"http://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
-                self._warn_of_lapsed_certificates()
+                self._look_at_dates()
                 self._warn_of_exposed_secrets()
                 self._notifier.ready()
                 task_status.started(bound)
@@ -161,23 +177,17 @@ class Core:
                 finished.set()
                 background.cancel_scope.cancel()
 
-    def _sockets(self, stack: ExitStack) -> dict[str, socket.socket]:
-        """Return the listening sockets by the names of their listeners; the stack closes them."""
-        if self._handed_over is not None:
-            return self._handed_over.sockets
-        return stack.enter_context(listening_sockets(self._config.listeners, self._inherited))
-
-    def _build_entrances(self, front: Front, sockets: Mapping[str, socket.socket]) -> list[_Entrance]:
-        if self._handed_over is None:
+    def _build_entrances(self, front: Front, handed_over: HandedOver) -> list[_Entrance]:
+        if handed_over.supervisor is None:
             return [
                 _Entrance(listener, partial(listener.serve, sock))
-                for listener, sock in zip(front.build_listeners(), sockets.values(), strict=True)
+                for listener, sock in zip(front.build_listeners(), handed_over.sockets.values(), strict=True)
             ]
         workers = TlsWorkers(
-            self._handed_over.supervisor,
+            handed_over.supervisor,
             front.clients,
-            sockets,
-            inherited=self._handed_over.inherited,
+            handed_over.sockets,
+            inherited=handed_over.inherited,
             drain=self.drain,
             metrics=self.metrics,
             log=log.get("front"),
@@ -198,12 +208,14 @@ class Core:
             for clients in front.clients.values():
                 clients.drain()
 
-    def _instrument(self, fleet: Fleet, front: Front) -> None:
-        collect_pools(self.metrics, lambda: fleet.backends)
+    def _instrument(self, upstream: Upstream, front: Front) -> None:
+        collect_pools(self.metrics, lambda: upstream.fleet.backends)
         self.metrics.log_messages_dropped.set_function(lambda: [((), log.messages_dropped())])
         in_flight = self.metrics.requests_in_flight
         in_flight.set_function(lambda: sum(clients.requests_in_flight for clients in front.clients.values()))
-        self._note_certificates()
+        self._expiry = ExpiryWatch(
+            self._config, lambda: [*front.trusts(), *upstream.trusts()], self.metrics, log.get("expiry")
+        )
 
     def _build_reloader(
         self, upstream: Upstream, dispatcher: Dispatcher, front: Front, entrances: Sequence[_Entrance]
@@ -227,18 +239,37 @@ class Core:
         reloader = self._reloader
         if reloader is None:
             return
-        self._watch = FileWatch(lambda: reloader.files)
+        self._watch = FileWatch(lambda: reloader.files - reloader.trust_files)
         while True:
             changed = await self._watch.changed()
             if self._config.gateway.watch_files:
                 self._log.info("files changed: reloading the configuration", files=[str(path) for path in changed])
                 await self.reload()
 
-    def _note_certificates(self) -> None:
-        self.metrics.certificate_not_after.clear()
-        for role, name, path in _certificates(self._config):
-            ends = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
-            self.metrics.certificate_not_after.labels(role, name).set(ends)
+    async def _read_again_when_trust_changes(self) -> None:
+        """Look at clients' CAs and CRLs more often: a client that was revoked should not be served for seconds."""
+        reloader = self._reloader
+        if reloader is None:
+            return
+        self._trust_watch = FileWatch(lambda: reloader.trust_files, interval=_TRUST_INTERVAL, settled=_TRUST_INTERVAL)
+        while True:
+            changed = await self._trust_watch.changed()
+            if not self._config.gateway.watch_files:
+                continue
+            if reloader.crl_files.issuperset(changed):
+                await self.read_crls()
+            else:
+                self._log.info("files changed: reloading the configuration", files=[str(path) for path in changed])
+                await self.reload()
+
+    async def read_crls(self) -> None:
+        """Read the CRLs of the listeners again, and nothing else: a mistake elsewhere must not stop a revocation."""
+        if self._reloader is not None and await self._reloader.read_crls():
+            self._look_at_dates()
+
+    def _look_at_dates(self) -> None:
+        with suppress(OSError, ValueError):  # a file has gone since it was read; its watch reloads again
+            self._expiry.look()
 
     def _warn_of_few_descriptors(self) -> None:
         """Warn if clients could use up the descriptors that sessions to key managers need."""
@@ -253,17 +284,6 @@ class Core:
                 " lower limits.max_clients",
                 allowed=allowed,
                 needed=needed,
-            )
-
-    def _warn_of_lapsed_certificates(self) -> None:
-        """Log an error for each identity that key managers may refuse; the gateway serves the other identities."""
-        now = datetime.now(UTC)
-        for own in lapsed(self._config, now):
-            self._log.error(
-                "own certificate is not valid: key managers may refuse this identity",
-                identity=own.identity,
-                file=str(own.file),
-                detail=own.lapse(now),
             )
 
     def _warn_of_exposed_secrets(self) -> None:
@@ -292,15 +312,3 @@ def _workers(entrances: Sequence[_Entrance]) -> TlsWorkers | None:
 def _is_reachable(fleet: Fleet) -> bool:
     """Return True if at least one key manager can serve requests, as far as is known."""
     return any(backend.is_live for backend in fleet.backends)
-
-
-def _certificates(config: Config) -> Iterator[tuple[str, str, Path]]:
-    """Yield each file of certificates, behind the labels of its metric: the role, and the name of the table."""
-    for listener in config.listeners:
-        yield "listener", listener.name, listener.certificate
-        yield "client_ca", listener.name, listener.client_ca
-    for identity in config.identities:
-        yield "backend_client", identity.name, identity.certificate
-    for backend in config.backends:
-        if backend.ca is not None:
-            yield "backend_ca", backend.name, backend.ca

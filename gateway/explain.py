@@ -3,20 +3,24 @@
 For ``kmip-gateway check --explain``. The rules, the trust in CAs and the policies are those of a running gateway.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from gateway import tls
 from gateway.config import Config, IdentityConfig, ListenerConfig
 from gateway.config.summary import policy_text
-from gateway.errors import ConfigError, TlsError
+from gateway.errors import ConfigError
 from gateway.identity import Facts, first_mismatch, read_facts
 from gateway.kmip.groups import spelled_operation
 from gateway.permissions import Permissions
+from gateway.revocation import REFUSALS, verified_chain
+from gateway.wiring import client_trust, server_context
 
 _SHOWN = 200  # characters of a value of the certificate
 
@@ -36,7 +40,7 @@ class RuleOutcome(NamedTuple):
 
 
 class ListenerOutcome(NamedTuple):
-    """A certificate on one listener: ``refusal`` is why the handshake fails, or ""; then ``rules`` are those tried.
+    """A certificate on one listener: ``refusal`` is why it is not trusted, or ""; then ``rules`` are those tried.
 
     ``identity`` is the rule that counts, or None.
     """
@@ -97,16 +101,7 @@ def _notes(certificate: x509.Certificate) -> Iterator[str]:
 def _on_listener(
     config: Config, listener: ListenerConfig, chain: Sequence[x509.Certificate], facts: Facts
 ) -> ListenerOutcome:
-    try:
-        context = tls.server_context(
-            certificate=listener.certificate,
-            private_key=listener.private_key,
-            client_ca=listener.client_ca,
-            tls_policy=listener.tls_policy,
-        )
-    except TlsError as error:
-        raise ConfigError([f'listeners["{listener.name}"]: {error}']) from None
-    refusal = tls.client_refusal(context, chain)
+    refusal = _refusal(listener, chain)
     if refusal:
         return ListenerOutcome(listener, refusal, [], None)
     rules = []
@@ -116,6 +111,16 @@ def _on_listener(
         if not outcome.reason:
             return ListenerOutcome(listener, "", rules, identity)
     return ListenerOutcome(listener, "", rules, None)
+
+
+def _refusal(listener: ListenerConfig, chain: Sequence[x509.Certificate]) -> str:
+    """Return why a listener refuses a certificate before any rule is tried, or ""."""
+    refusal, verified = tls.verify_client(server_context(listener), chain)
+    if refusal:
+        return f"in the handshake: {refusal} (client_ca = {listener.client_ca.name})"
+    leaf, *issuers = (each.public_bytes(Encoding.DER) for each in verified)
+    verdict = client_trust(listener).judge(verified_chain(leaf, tuple(issuers)), time.time())
+    return f"after the handshake: {REFUSALS[verdict.refusal]}" if verdict.refusal else ""
 
 
 def _beside(identity: IdentityConfig, listener: str, facts: Facts) -> RuleOutcome:
@@ -159,7 +164,7 @@ def _listener_lines(outcome: ListenerOutcome) -> Iterator[str]:
     listener, identity = outcome.listener, outcome.identity
     yield f"listener {listener.name} on {listener.bind}:"
     if outcome.refusal:
-        yield f"  REFUSED in the handshake: {outcome.refusal} (client_ca = {listener.client_ca.name})"
+        yield f"  REFUSED {outcome.refusal}"
         return
     yield f"  its certificate is trusted (client_ca = {listener.client_ca.name})"
     for rule in outcome.rules:

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -14,14 +13,14 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log
-from gateway.config import Config, load
-from gateway.core import Core, HandedOver
+from gateway.config import Config, load_apart
+from gateway.confinement import change_user, confine_core, confine_worker, find_user
+from gateway.core import Core, HandedOver, open_sockets
 from gateway.errors import ConfigError
-from gateway.listening import listening_sockets
 from gateway.supervisor import Supervisor, unblock_signals
 from gateway.systemd import Notifier, inherited_sockets
 from gateway.tls_worker import TlsWorker
-from gateway.wiring import server_context
+from gateway.wiring import make_mark_key, server_context
 
 MISTAKE: Final = 2  # exit status for a mistake in the configuration
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -48,13 +47,34 @@ def launch(config: Config, show_mistakes: ShowMistakes, path: Path | None = None
         signal.signal(number, signal.SIG_IGN)  # before and after the time in which the core receives signals
     workers = number_of_workers(config.gateway.tls_workers)
     service = _Service(Notifier(), inherited_sockets())  # before a fork: the service manager knows this process
-    if not workers:
-        return _run_core(Core(config, path=path, notifier=service.notifier, inherited=service.sockets), show_mistakes)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until they are handled: clients can connect before
     try:
-        return _supervise(config, workers, service, show_mistakes, path)
+        with open_sockets(config, service.sockets) as opened:
+            if config.gateway.user:
+                change_user(find_user(config.gateway.user, config.gateway.group))
+            if workers:
+                return _supervise(config, workers, opened, service.notifier, show_mistakes, path)
+            _confine_core(config)
+            return _run_core(Core(config, opened, path, notifier=service.notifier), show_mistakes)
     except ConfigError as error:
         show_mistakes(error.mistakes)
         return MISTAKE
+    finally:
+        unblock_signals()
+
+
+def _confine_core(config: Config) -> None:
+    """Take the rights from this process that a core does not need, once its last file was made."""
+    if config.gateway.confinement == "off":
+        return
+    writable = [] if config.admin.socket is None else [config.admin.socket.parent]
+    if not make_mark_key(config):
+        writable.append(config.replication.mark_key_file.parent)  # so that the log says why it can't be made
+    if not confine_core(writable):
+        log.get("core").info(
+            "not confined: this machine's kernel has no Landlock, or has it turned off; every file of the gateway's"
+            " user can be opened"
+        )
 
 
 def number_of_workers(setting: int | str) -> int:
@@ -82,33 +102,41 @@ class _Generation(NamedTuple):
         return new.model_copy(update={"listeners": listeners})
 
 
-def _supervise(config: Config, workers: int, service: _Service, show_mistakes: ShowMistakes, path: Path | None) -> int:
-    """Open the sockets and make the TLS contexts, so that all processes share them; then start the processes."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the supervisor handles them: clients can connect before
-    with ExitStack() as stack:
-        sockets = stack.enter_context(listening_sockets(config.listeners, service.sockets))
-        generation = _Generation.of(config)
+def _supervise(
+    config: Config,
+    workers: int,
+    opened: HandedOver,
+    notifier: Notifier,
+    show_mistakes: ShowMistakes,
+    path: Path | None,
+) -> int:
+    """Make the listeners' TLS contexts, so that all processes share them and the sockets; then start the processes."""
+    generation = _Generation.of(config)
 
-        def prepare_workers() -> bool:
-            nonlocal generation
-            try:
-                generation = _Generation.of(config if path is None else generation.merged_with(load(path)))
-            except ConfigError as error:
-                for mistake in error.mistakes:
-                    log.get("supervisor").error("TLS workers not replaced: reload the configuration", detail=mistake)
-                return False
-            return True
+    def prepare_workers() -> bool:
+        nonlocal generation
+        try:
+            generation = _Generation.of(config if path is None else generation.merged_with(load_apart(path)))
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                log.get("supervisor").error("TLS workers not replaced: reload the configuration", detail=mistake)
+            return False
+        return True
 
-        def run_core(supervisor: socket.socket) -> int:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor sends SIGTERM
-            handed_over = HandedOver(sockets, supervisor, frozenset(service.sockets))
-            core = Core(config, handed_over, path, notifier=service.notifier)
-            return _run_core(core, show_mistakes, [signal.SIGTERM])
+    def run_core(supervisor: socket.socket) -> int:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor sends SIGTERM
+        _confine_core(config)
+        core = Core(config, opened._replace(supervisor=supervisor), path, notifier=notifier)
+        return _run_core(core, show_mistakes, [signal.SIGTERM])
 
-        def run_worker(index: int, core: socket.socket) -> int:
-            return _run_worker(TlsWorker(generation.config, generation.contexts, core, workers=workers), sockets, index)
+    def run_worker(index: int, core: socket.socket) -> int:
+        opened.admin.close()
+        worker = TlsWorker(generation.config, generation.contexts, core, workers=workers)
+        if config.gateway.confinement != "off":
+            confine_worker()  # the core has logged it if the kernel can't
+        return _run_worker(worker, opened.sockets, index)
 
-        return Supervisor(run_core, run_worker, workers, prepare_workers).run()
+    return Supervisor(run_core, run_worker, workers, prepare_workers).run()
 
 
 def _run_core(core: Core, show_mistakes: ShowMistakes, ending: Sequence[signal.Signals] = _ENDING) -> int:

@@ -215,6 +215,14 @@ class Metrics:
     certificate_not_after: Gauge = _row(
         "certificate_not_after_timestamp_seconds", "End of a certificate in use, in Unix time.", "role", "name"
     )
+    crl_next_update: Gauge = _row(
+        "crl_next_update_timestamp_seconds",
+        "Time at which a CRL becomes stale, in Unix time; 0 for a CA without a CRL. role is client or backend.",
+        "role",
+        "name",
+        "issuer",
+    )
+    crl_revoked: Gauge = _row("crl_revoked_certificates", "Entries of a CRL.", "role", "name", "issuer")
     log_messages_dropped: FunctionCounter = _row(
         "log_messages_dropped_total", "Log messages dropped: the disk was full, or standard error was not read."
     )

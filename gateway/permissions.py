@@ -97,6 +97,11 @@ class Permissions:
             detail = f"batch of {len(items)} operations: max_batch_items = {self.max_items}"
             return [Denial(None, -1, ResultReason.PERMISSION_DENIED, message, detail)]
         free = self.free
+        for item in items:
+            if item.operation not in free:
+                break
+        else:
+            return []
         return [
             denial
             for index, item in enumerate(items)

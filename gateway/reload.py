@@ -24,13 +24,18 @@ from gateway.dispatcher import Dispatcher
 from gateway.errors import ConfigError
 from gateway.front.listener import Listener
 from gateway.metrics import Metrics
-from gateway.wiring import Credentials, Front, Upstream, server_context
+from gateway.revocation import Trust
+from gateway.wiring import Credentials, Front, Upstream, client_trust, server_context
 
 #: Settings that only a restart changes; a section without a key stands for all of its settings.
 NEEDS_RESTART: Final = frozenset(
     {
         "admin",
+        "gateway.confinement",
+        "gateway.group",
         "gateway.tls_workers",
+        "gateway.user",
+        "gateway.watchdog",
         "listeners.bind",
         "listeners.reuse_port",
         "log.format",
@@ -57,8 +62,11 @@ _OF_WORKERS: Final = frozenset(
     }
 )
 _LISTENER_CONTEXT: Final = frozenset({"certificate", "private_key", "client_ca", "tls_policy", "resumption_lifetime"})
+_TRUST: Final = frozenset({"client_ca", "client_crl", "crl_stale"})
 _NEW_BACKEND: Final = frozenset({"address", "addresses", "probe"})  # another key manager, or another way to ask it
-_NEW_SESSIONS: Final = frozenset({"ca", "server_name", "pinned_sha256"})  # of the backend
+_NEW_SESSIONS: Final = frozenset(
+    {"ca", "crl", "crl_stale", "server_name", "pinned_sha256", "tls_policy"}
+)  # of the backend
 _CREDENTIAL: Final = frozenset({"certificate", "private_key"})
 _RULE: Final = frozenset({"match", "listeners", "shared"})
 _POLICY: Final = frozenset(PolicyConfig.model_fields)
@@ -93,16 +101,24 @@ def files_of(config: Config) -> Iterator[tuple[str, str, Path]]:
         for path in (listener.certificate, listener.private_key, listener.client_ca):
             yield "listeners", listener.name, path
     for backend in config.backends:
-        if backend.ca is not None:
-            yield "backends", backend.name, backend.ca
+        for path in (*((backend.ca,) if backend.ca is not None else ()), *backend.crl):
+            yield "backends", backend.name, path
     for identity in config.identities:
         for path in (identity.certificate, identity.private_key):
             yield "identities", identity.name, path
 
 
+def crls_of(config: Config) -> Iterator[tuple[str, Path]]:
+    """Yield the name of the listener and the path of each CRL for clients."""
+    for listener in config.listeners:
+        for path in listener.client_crl:
+            yield listener.name, path
+
+
 def contents_of(config: Config) -> Contents:
-    """Return a digest of each certificate, key and CA; an empty one if a file can't be read."""
-    return {path: _digest(path) for _section, _name, path in files_of(config)}
+    """Return a digest of each certificate, key, CA and CRL; an empty one if a file can't be read."""
+    paths = {path for _section, _name, path in files_of(config)} | {path for _name, path in crls_of(config)}
+    return {path: _digest(path) for path in paths}
 
 
 def _digest(path: Path) -> bytes:
@@ -121,6 +137,7 @@ class ListChanges:
     keys: dict[str, set[str]]
     is_reordered: bool
     files: set[str] = field(default_factory=set)  # tables of which a file has changed
+    crls: set[str] = field(default_factory=set)  # listeners of which a CRL has changed
 
     def with_key(self, keys: Collection[str]) -> set[str]:
         """Return the names of the tables of which one of these settings has changed."""
@@ -169,6 +186,11 @@ class Changes:
         """Listeners that need a new TLS context."""
         return self.listeners.with_key(_LISTENER_CONTEXT) | self.listeners.files
 
+    @property
+    def judging_listeners(self) -> set[str]:
+        """Listeners of which the CAs or CRLs of clients have changed, so that all clients are judged again."""
+        return self.listeners.with_key(_TRUST) | self.listeners.files | self.listeners.crls
+
     def concerns_workers(self) -> bool:
         """Return True if TLS workers hold something that has changed."""
         names = {f"{section}.{key}" for section, keys in self.tables.items() for key in keys}
@@ -195,6 +217,9 @@ def compare(old: Config, new: Config, old_contents: Contents, new_contents: Cont
     for section, name, path in files_of(new):
         if path in changed and name not in lists[section].added:
             lists[section].files.add(name)
+    for name, path in crls_of(new):
+        if path in changed and name not in lists["listeners"].added:
+            lists["listeners"].crls.add(name)
     needs_restart = [*_take_out(tables)]
     listeners = lists["listeners"]
     needs_restart += [f'listeners["{name}"] added' for name in sorted(listeners.added)]
@@ -253,6 +278,7 @@ class _Prepared(NamedTuple):
     changes: Changes
     credentials: Credentials
     contexts: dict[str, SSL.Context]  # by listener
+    trusts: dict[str, Trust]  # by listener
 
 
 class Reloader:
@@ -291,8 +317,36 @@ class Reloader:
 
     @property
     def files(self) -> set[Path]:
-        """The certificates, keys and CAs in use."""
-        return {path for _section, _name, path in files_of(self._config)}
+        """The certificates, keys, CAs and CRLs in use."""
+        return {path for _section, _name, path in files_of(self._config)} | self.trust_files
+
+    @property
+    def crl_files(self) -> set[Path]:
+        """The CRLs of clients in use."""
+        return {path for _name, path in crls_of(self._config)}
+
+    @property
+    def trust_files(self) -> set[Path]:
+        """The CAs and CRLs of clients in use."""
+        return {listener.client_ca for listener in self._config.listeners} | self.crl_files
+
+    async def read_crls(self) -> bool:
+        """Read the CRLs of the listeners as configured, and use them. Return False if one has a mistake: all stay."""
+        async with self._lock:
+            try:
+                trusts = await trio.to_thread.run_sync(self._load_trusts)
+            except ConfigError as error:
+                self._metrics.config_reloads.labels("failure").inc()
+                for mistake in error.mistakes:
+                    self._log.error("CRLs not read again: one has a mistake, and the old ones stay", detail=mistake)
+                return False
+            await self._front.trust_changed(trusts)
+        entries = {name: sum(len(crl.serials) for crl in trust.lists or ()) for name, trust in trusts.items()}
+        self._log.info("CRLs read again", entries=entries)
+        return True
+
+    def _load_trusts(self) -> dict[str, Trust]:
+        return {listener.name: client_trust(listener) for listener in self._config.listeners if listener.client_crl}
 
     async def reload(self) -> ReloadReport:
         """Read the file, and use what has changed. Raises nothing for a mistake in it: the old configuration goes on.
@@ -344,13 +398,19 @@ class Reloader:
             for listener in config.listeners
             if listener.name in changes.listener_contexts
         }
-        return _Prepared(config, contents, changes, credentials, contexts)
+        trusts = {
+            listener.name: client_trust(listener)
+            for listener in config.listeners
+            if listener.name in changes.judging_listeners
+        }
+        return _Prepared(config, contents, changes, credentials, contexts, trusts)
 
     async def _apply(self, prepared: _Prepared) -> None:
         new, changes = prepared.config, prepared.changes
         self._contents = prepared.contents
         self._upstream.use_credentials(prepared.credentials)
         self._adopt_tables(new, changes)
+        await self._front.trust_changed(prepared.trusts)
         if not changes.identities.is_empty:
             await self._change_identities(new, changes)
         if not changes.backends.is_empty:

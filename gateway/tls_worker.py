@@ -22,6 +22,7 @@ from gateway.front.relay import Relay, RelayLimits
 from gateway.front.workers import report
 from gateway.log import Throttle
 from gateway.metrics import Metrics
+from gateway.watchdog import Watchdog
 from gateway.wiring import build_admission, build_listener
 
 _REPORT_EVERY: Final = 1.0  # s
@@ -45,6 +46,7 @@ class TlsWorker:
         admission = build_admission(share_of(config, workers))
         self._relay = Relay(self._pipe, admission)
         self._draining = trio.Event()
+        self._watchdog = Watchdog(config.gateway.watchdog, log.get("tls_worker"))
         throttle = Throttle()
         self._listeners = {
             settings.name: build_listener(
@@ -71,6 +73,7 @@ class TlsWorker:
                 nursery.start_soon(listener.serve, sockets[name])
             nursery.start_soon(self._relay.look_for_left_clients)
             nursery.start_soon(self._report)
+            nursery.start_soon(self._watchdog.run)
             nursery.start_soon(self._end_when_drained)
             await self._pipe.run(self._handle)
             nursery.cancel_scope.cancel()

@@ -3,11 +3,11 @@
 import os
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 from OpenSSL import SSL
@@ -36,6 +36,7 @@ from gateway.kmip.decode import decode_request
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.permissions import Permissions
+from gateway.revocation import Trust, TrustInUse
 from gateway.tls import TlsStream
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
@@ -56,12 +57,15 @@ from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.slots import Slots
 from gateway.upstream.versions import CommonVersions
 
+_JUDGE_EVERY: Final = 0.5  # s between two looks at whether a client's certificate has expired
+
 
 class Credentials(NamedTuple):
-    """TLS contexts by backend and identity, and the certificates that they show, by identity."""
+    """TLS contexts by backend and identity, the certificates that they show, by identity, and the Trust by backend."""
 
     contexts: dict[tuple[str, str], SSL.Context]
     own: dict[str, OwnCertificate]
+    trusts: dict[str, Trust | None]
 
 
 def _weights(config: Config) -> dict[str, int]:
@@ -83,6 +87,7 @@ class Upstream:
         self.overrides = Overrides()
         self._weights = _weights(config)  # as configured, by the name of the backend
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
+        self._trusts: dict[str, Trust | None] = {}  # by backend; None for a backend without CRLs
         self._restarts: dict[Backend, trio.Event] = {}  # set to restart the periodic work of a backend
         configured = [self._configure(settings) for settings in config.backends]
         self.fleet = Fleet(configured, self._maintain, self._replace_backends, self._log)
@@ -173,12 +178,21 @@ class Upstream:
                 own[identity.name] = OwnCertificate.of(identity)
             except ValueError as error:
                 raise ConfigError([f'identities["{identity.name}"].certificate: {error}']) from None
-        return Credentials(contexts, own)
+        trusts = {settings.name: backend_trust(settings) for settings in config.backends if settings.name in backends}
+        return Credentials(contexts, own, trusts)
 
     def use_credentials(self, credentials: Credentials) -> None:
         """Use these TLS contexts for the sessions of pools and backends that are built, or renewed, from now on."""
         self._contexts.update(credentials.contexts)
         self._own.update(credentials.own)
+        self._trusts.update(credentials.trusts)
+
+    def trusts(self) -> Iterator[TrustInUse]:
+        """Yield the Trust of each key manager that has CRLs."""
+        for settings in self._config.backends:
+            trust = self._trusts.get(settings.name)
+            if trust is not None:
+                yield TrustInUse("backend", settings.name, trust)
 
     def change_backends(self, replaced: Collection[str]) -> None:
         """Have a backend for each table of the configuration, in its order; build those in ``replaced`` anew."""
@@ -291,12 +305,18 @@ class Upstream:
             context=self._context(settings, identity),
             server_name=settings.server_name if settings.ca is not None else None,
             pinned_sha256=frozenset(settings.pinned_sha256),
+            trust=self._trust(settings),
             limits=self._config.limits,
             validation_request=VALIDATION_REQUESTS[settings.probe],
             own=self._own[identity.name],
             tcp=self._config.pool,
         )
         return partial(open_session, target)
+
+    def _trust(self, settings: BackendConfig) -> Trust | None:
+        if settings.name not in self._trusts:
+            self._trusts[settings.name] = backend_trust(settings)
+        return self._trusts[settings.name]
 
     def _context(self, settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
         key = (settings.name, identity.name)
@@ -312,8 +332,19 @@ def _client_context(settings: BackendConfig, identity: IdentityConfig) -> SSL.Co
         certificate=identity.certificate,
         private_key=identity.private_key,
         ca=settings.ca,
+        tls_policy=settings.tls_policy,
     )
     return _checked(f'identities["{identity.name}"].certificate', make_context)
+
+
+def backend_trust(settings: BackendConfig) -> Trust | None:
+    """Read the CAs of a key manager, and its CRLs; return None if it has no CRLs. Raises ConfigError."""
+    if not settings.crl or settings.ca is None:
+        return None
+    try:
+        return Trust.load(settings.ca, settings.crl, accepts_stale=settings.crl_stale == "accept")
+    except ValueError as error:
+        raise ConfigError([f'backends["{settings.name}"].crl: {error}']) from None
 
 
 def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Dispatcher:
@@ -336,6 +367,20 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
         fallback_on_not_found=replication.fallback_on_not_found and not is_shared,
     )
     return Dispatcher(balancer, settings, metrics=metrics, replication=policy)
+
+
+def make_mark_key(config: Config) -> bool:
+    """Make the file of the mark key if it is missing, before this process may no longer write there.
+
+    Return False if it can't be made.
+    """
+    path = config.replication.mark_key_file
+    if config.replication.marks and not path.exists():
+        try:
+            _write_once(path, secrets.token_hex(32) + "\n")
+        except OSError:  # logged where the key is used
+            return False
+    return True
 
 
 def _mark_keys(path: Path) -> list[bytes]:
@@ -397,6 +442,23 @@ class Front:
         for identity in self._config.identities:
             self._permissions[identity.name].change(identity)
 
+    async def trust_changed(self, trusts: Mapping[str, Trust]) -> None:
+        """Accept the clients of these listeners by other CAs and CRLs, and disconnect those not accepted any more."""
+        for name, trust in trusts.items():
+            await self.clients[name].change_trust(trust)
+
+    def trusts(self) -> Iterator[TrustInUse]:
+        """Yield the Trust of each listener."""
+        for name, clients in self.clients.items():
+            yield TrustInUse("client", name, clients.trust)
+
+    async def judge_clients(self) -> None:
+        """Disconnect clients when their certificates expire, or the CRLs for them become stale; until cancelled."""
+        while True:
+            await trio.sleep(_JUDGE_EVERY)
+            for clients in self.clients.values():
+                await clients.judge_when_due()
+
     async def identities_changed(self) -> None:
         """Identify all clients, also the connected ones, by the rules as they are now.
 
@@ -427,6 +489,7 @@ class Front:
         return Clients(
             listener,
             self._identities(listener),
+            client_trust(listener),
             admission=self.admission,
             dispatcher=dispatcher,
             limits=self._config.limits,
@@ -443,6 +506,15 @@ class Front:
 
 def _permissions(config: Config) -> dict[str, Permissions]:
     return {identity.name: Permissions(identity) for identity in config.identities}
+
+
+def client_trust(listener: ListenerConfig) -> Trust:
+    """Read the CAs of a listener's clients, and their CRLs. Takes long for long lists. Raises ConfigError."""
+    accepts_stale = listener.crl_stale == "accept"
+    try:
+        return Trust.load(listener.client_ca, listener.client_crl, accepts_stale=accepts_stale)
+    except ValueError as error:
+        raise ConfigError([f'listeners["{listener.name}"].client_crl: {error}']) from None
 
 
 def build_admission(config: Config) -> Admission:

@@ -203,6 +203,22 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 [Query(f"kmip_gateway_client_half_open_connections{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
             ),
             Panel("Duration of TLS handshakes", "s", quantiles("kmip_gateway_client_handshake_duration_seconds")),
+            Panel(
+                "Time until a CRL becomes stale",
+                "s",
+                [
+                    Query(
+                        f"kmip_gateway_crl_next_update_timestamp_seconds{{{_SELECTOR}}} - time()",
+                        "{{role}} {{name}} {{issuer}}",
+                    )
+                ],
+                description="Far below zero if a CA has no CRL although client_crl or crl is set.",
+            ),
+            Panel(
+                "Entries of CRLs",
+                "short",
+                [Query(f"kmip_gateway_crl_revoked_certificates{{{_SELECTOR}}}", "{{role}} {{name}} {{issuer}}")],
+            ),
             Panel("Requests per connection", "short", quantiles("kmip_gateway_client_requests_per_connection")),
         ],
     ),

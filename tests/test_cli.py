@@ -74,8 +74,9 @@ def test_every_command_has_a_help_text(command: str) -> None:
     assert said.startswith(f"Usage: main {command}")
 
 
-def test_the_version_is_that_of_the_package() -> None:
-    assert call("--version") == (0, f"kmip-gateway, version {version('kmip-gateway')}\n", "")
+def test_the_version_is_that_of_the_package_and_of_openssl() -> None:
+    openssl = SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()
+    assert call("--version") == (0, f"kmip-gateway, version {version('kmip-gateway')}, {openssl}\n", "")
 
 
 def test_an_unknown_command_is_a_mistake() -> None:
@@ -132,7 +133,8 @@ def test_a_weak_key_is_a_mistake_of_run(tmp_path: Path) -> None:
     config = write_config(certificates, GatewaySettings([free_port()]), free_port(), free_port())
     status, _, mistakes = call("run", config)
     assert status == 2
-    (line,) = mistakes.splitlines()
+    first, line = mistakes.splitlines()
+    assert "OpenSSL 4" in first  # the log
     assert line.startswith(f'{config}: listeners["kmip"].certificate: ')
 
 

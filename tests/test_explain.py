@@ -15,6 +15,7 @@ from gateway.config import load
 from gateway.explain import explain, read_chain
 from gateway.identity import Identities
 from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
+from tests.kit.revocation import crl_of
 
 PARTNERS = """
 [[listeners]]
@@ -105,6 +106,21 @@ def test_an_expired_certificate_is_refused(certificates: Certificates, config: P
     status, said = call("--explain", pair[0], config)
     assert status == 1
     assert "  REFUSED in the handshake: certificate has expired (client_ca = clients_ca.pem)" in said
+
+
+def test_a_revoked_certificate_is_refused(certificates: Certificates) -> None:
+    certificate = x509.load_pem_x509_certificate(certificates.client("app-3")[0].read_bytes())
+    certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca, [certificate]))
+    settings = GatewaySettings([free_port()], listener='client_crl = "clients.crl"')
+    config = write_config(certificates, settings, free_port(), free_port())
+
+    assert call("--explain", certificates.client("app-1")[0], config)[0] == 0
+    status, said = call("--explain", certificates.client("app-3")[0], config)
+
+    assert status == 1
+    assert said[-1].startswith(
+        "  REFUSED after the handshake: the client certificate, or a CA certificate above it, has"
+    )
 
 
 def test_json_has_the_same_facts(certificates: Certificates, config: Path) -> None:

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,11 +23,14 @@ import trio
 from click.testing import CliRunner
 from OpenSSL import SSL
 
-from gateway import cli, core, launch, listening, log, tls, wiring
+from gateway import cli, core, launch, listening, log, tls, tls_worker, wiring
 from gateway.budget import TokenBucket
 from gateway.config import Config
+from gateway.config.crosschecks import Draft, crosschecked
 from gateway.config.loading import examine
+from gateway.config.mistakes import Mistake
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
+from gateway.confinement import User
 from gateway.core import Core, ListenAddresses
 from gateway.front.admission import Account, Admission
 from gateway.front.clients import Clients
@@ -45,6 +49,7 @@ from gateway.upstream.pool_observer import PoolObserver
 from tests.kit import processes
 from tests.kit.fake_backends import in_virtual_time
 from tests.kit.processes import Certificates, GatewaySettings, free_port, write_config
+from tests.kit.revocation import crl_of
 
 PIN: Final = "ab" * 32
 KEY: Final = "cd" * 32  # of marks
@@ -207,7 +212,7 @@ class Built:
         calls = list[Core]()
 
         class OneChange:
-            def __init__(self, _files: object) -> None:
+            def __init__(self, _files: object, **_times: float) -> None:
                 self.has_changed = False
 
             async def changed(self) -> list[Path]:
@@ -249,6 +254,7 @@ class Built:
 
         self.monkeypatch.setattr(launch, "Supervisor", Supervisor)
         self.monkeypatch.setattr(launch, "_run_core", lambda *_arguments: 0)
+        self.monkeypatch.setattr(launch, "server_context", lambda _listener: None)
         numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
         handlers = [signal.getsignal(number) for number in numbers]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -259,6 +265,45 @@ class Built:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
         return found[0] if found else 0
+
+    def confined(self) -> list[str]:
+        """Return the functions that a launch calls to take rights from its process, with their arguments."""
+        calls: list[str] = []
+        for name in ("change_user", "confine_core", "confine_worker"):
+            self.monkeypatch.setattr(launch, name, lambda *given, name=name: calls.append(f"{name} {given}"))
+        self.started_workers()
+        return calls
+
+    def is_accepted_with_exposed_key(self) -> bool:
+        """Return True if a configuration with this ``key_permissions`` may name a key that everybody can read."""
+        key = self.config.listeners[0].private_key
+        document = {"gateway": {"key_permissions": self.config.gateway.key_permissions}}
+        key.chmod(0o644)
+        try:
+            return not any(key.name in mistake.text for mistake in exposed_files_in(key, document))
+        finally:
+            key.chmod(0o600)
+
+    async def watchdog_limit(self, module: Any) -> float:
+        """Return the seconds after which the watchdog of a core, or of a TLS worker, ends its process."""
+        found: list[float] = []
+
+        class NoWatchdog:
+            def __init__(self, limit: float, _log: object) -> None:
+                found.append(limit)
+
+            async def run(self) -> None:
+                pass
+
+        self.monkeypatch.setattr(module, "Watchdog", NoWatchdog)
+        if module is core:
+            async with self.running():
+                await trio.sleep(0.1)
+        else:
+            one, other = socket.socketpair()
+            with one, other:
+                tls_worker.TlsWorker(self.config, {"kmip": None, "second": None}, one, workers=1)  # type: ignore[dict-item]
+        return found[0]
 
     def option_of_listener(self, option: int, level: int = socket.IPPROTO_TCP) -> int:
         """Return an option, by default of TCP, of the first listener's socket."""
@@ -274,11 +319,17 @@ class Built:
             calls.append(signature.bind(*arguments, **by_name).arguments)
             return log.LossyFile(None)
 
-        self.monkeypatch.setattr(cli, "load", lambda _path: self.config)
+        self.monkeypatch.setattr(cli, "load_apart", lambda _path: self.config)
         self.monkeypatch.setattr(log, "configure", configure)
         self.monkeypatch.setattr(trio, "run", lambda *_arguments: None)
         assert CliRunner().invoke(cli.main, ["run", "gateway.toml"]).exit_code == 0
         return calls[0]
+
+
+def exposed_files_in(key: Path, document: dict[str, Any]) -> list[Mistake]:
+    """Return the mistakes of a document that names a key, between its settings."""
+    listeners = [{"name": "kmip", "private_key": key.name}]
+    return crosschecked(Draft(document | {"listeners": listeners}, set()), key.parent, datetime.now(UTC))
 
 
 async def _never_ends(*_arguments: object) -> None:
@@ -336,12 +387,28 @@ ROWS: Final[dict[str, Row]] = {
     # gateway
     "gateway.tls_workers": row(3, lambda it: it.started_workers()),
     "gateway.watch_files": row(False, lambda it: it.reloads_when_files_change()),
+    "gateway.user": row(
+        "0", lambda it: [call for call in it.confined() if "change" in call], found=[f"change_user ({User(0, 0)},)"]
+    ),
+    "gateway.group": row(
+        "1",
+        lambda it: [call for call in it.confined() if "change" in call],
+        found=[f"change_user ({User(0, 1)},)"],
+        user="0",
+    ),
+    "gateway.key_permissions": row("warn", lambda it: it.is_accepted_with_exposed_key(), found=True),
+    "gateway.confinement": row("off", lambda it: "confine" not in str(it.confined()), found=True),
+    "gateway.watchdog": row(17.0, lambda it: it.watchdog_limit(core), lambda it: it.watchdog_limit(tls_worker)),
     # listeners
     "listeners.name": row("odd", lambda it: it.listener._settings.name, lambda it: repr(it.listener).split()[1][:-1]),
     "listeners.bind": row(f"127.0.0.1:{PORTS[0]}", lambda it: _text(it.addresses, "listeners")),
     "listeners.certificate": row("odd.pem", lambda it: it.server_context["certificate"].name, private_key="odd.key"),
     "listeners.private_key": row("odd.key", lambda it: it.server_context["private_key"].name, certificate="odd.pem"),
     "listeners.client_ca": row("kms_ca.pem", lambda it: it.server_context["client_ca"].name),
+    "listeners.client_crl": row(
+        "clients.crl", lambda it: [crl.file.name for crl in it.clients.trust.lists or ()], found=["clients.crl"]
+    ),
+    "listeners.crl_stale": row("accept", lambda it: "accept" if it.clients.trust.accepts_stale else "refuse"),
     "listeners.tls_policy": row("compatible", lambda it: it.server_context["tls_policy"]),
     "listeners.max_clients": row(17, lambda it: it.clients._settings.max_clients),
     "listeners.handshake_timeout": row(1.25, lambda it: it.listener._handshakes._timeout),
@@ -374,6 +441,17 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "backends.addresses": row("each", lambda it: it.upstream.fleet._configured[0]._addresses),
     "backends.ca": row("clients_ca.pem", lambda it: it.client_context["ca"].name),
+    "backends.crl": row(
+        "kms.crl",
+        lambda it: it.target.trust and [crl.file.name for crl in it.target.trust.lists or ()],
+        found=["kms.crl"],
+    ),
+    "backends.crl_stale": row(
+        "accept",
+        lambda it: "accept" if it.target.trust and it.target.trust.accepts_stale else "refuse",
+        crl="kms.crl",
+    ),
+    "backends.tls_policy": row("legacy", lambda it: it.client_context["tls_policy"]),
     "backends.server_name": row("odd.example.com", lambda it: it.target.server_name),
     "backends.pinned_sha256": row(PIN, lambda it: it.target.pinned_sha256, found=frozenset({PIN})),
     "backends.max_sessions": row(17, lambda it: it.backend.slots.limit),
@@ -558,6 +636,9 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     certificates.gateway_ca.issue_server("odd", processes.HOSTS).write(*certificates.pair("odd"))
     certificates.credential("odd")
     certificates.path("odd.marks").write_text(KEY)
+    certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca))
+    certificates.path("kms.crl").write_bytes(crl_of(certificates.kms_ca))
+    certificates.path("odd.marks").chmod(0o600)
     identities = [
         processes.Identity(name, f'{{ fingerprint_sha256 = "{digit * 64}" }}', shared=False, credential=name)
         for name, digit in (("first", "1"), ("second", "2"))

@@ -6,8 +6,10 @@ file to a Config, ``summary`` the way from a Config to a few lines, ``validity``
 gateway shows, and ``secrecy`` the permissions of files with secrets.
 """
 
+from gateway.config.apart import load_apart
 from gateway.config.loading import load
 from gateway.config.model import (
+    DEFAULT_BACKEND_TLS_POLICY,
     DEFAULT_RESUMPTION_LIFETIME,
     DEFAULT_TLS_POLICY,
     Addresses,
@@ -40,6 +42,7 @@ from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
 
 __all__ = [
+    "DEFAULT_BACKEND_TLS_POLICY",
     "DEFAULT_RESUMPTION_LIFETIME",
     "DEFAULT_TLS_POLICY",
     "Address",
@@ -70,6 +73,7 @@ __all__ = [
     "exposed",
     "lapsed",
     "load",
+    "load_apart",
     "matches_many",
     "summary",
     "warnings",

@@ -15,7 +15,9 @@ from gateway.config.files import expired_in, first_of, trusted_by
 from gateway.config.mistakes import At, Mistake, path_of
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
 from gateway.config.patterns import matches_all_of
+from gateway.config.secrecy import CERTIFICATES, SECRETS, exposure, trusted_users
 from gateway.config.values import Address
+from gateway.confinement import find_user, landlock_version
 
 _ENVELOPE: Final = 4096  # bytes by which the answer to a Get may be longer than the Register of what it gets
 
@@ -45,6 +47,13 @@ class Draft:
             return []
         cells = [((section, index, key), self._value((section, index), key)) for index in range(len(tables))]
         return [(at, value) for at, value in cells if value is not None]
+
+    def cells(self, section: str, key: str) -> list[tuple[At, Any]]:
+        """Return a setting of a section, with its path: of each table of a list, or of the only table."""
+        if section in LISTS:
+            return self.column(section, key)
+        value = self.setting(section, key)
+        return [] if value in {None, ""} else [((section, key), value)]
 
     def length(self, section: str) -> int:
         """Return the number of tables in a list."""
@@ -79,6 +88,9 @@ def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
         *_unknown_credential(draft),
         *_long_batches(draft),
         *_sizes(draft),
+        *_exposed_files(draft, folder),
+        *_users(draft),
+        *_confinement(draft),
     ]
 
 
@@ -304,4 +316,49 @@ def _sizes(draft: Draft) -> Iterator[Mistake]:
             ("limits", "max_buffered"),
             f"{buffered} is too little: one client may need max_request_size = {request} and max_response_size ="
             f" {response} together, and a fifth of max_buffered is kept for other clients; give at least {least}",
+        )
+
+
+def _exposed_files(draft: Draft, folder: Path) -> Iterator[Mistake]:
+    """Reject secrets that other users can read or change, and certificates that everybody can change."""
+    if draft.setting("gateway", "key_permissions") != "refuse":
+        return
+    own = trusted_users(draft.setting("gateway", "user") or "")
+    seen: set[Path] = set()
+    for settings, is_secret in ((SECRETS, True), (CERTIFICATES, False)):
+        for section, keys in settings.items():
+            if section == "replication" and not draft.setting("replication", "marks"):
+                continue
+            for at, value in (cell for key in keys for cell in draft.cells(section, key)):
+                file = folder / value
+                found = None if file in seen else exposure(str(at[-1]), file, own, is_secret=is_secret)
+                seen.add(file)
+                if found is not None:
+                    yield Mistake(
+                        at, f'{file} {found.remedy()}; if it must stay so, set gateway.key_permissions = "warn"'
+                    )
+
+
+def _users(draft: Draft) -> Iterator[Mistake]:
+    user, group = (draft.setting("gateway", key) for key in ("user", "group"))
+    if group and user == "":
+        yield Mistake(("gateway", "group"), "has no effect without user; set user, or leave this line out")
+    elif user and group is not None:
+        try:
+            find_user(user, "")
+        except ValueError as error:
+            yield Mistake(("gateway", "user"), str(error))
+            return
+        try:
+            find_user(user, group)
+        except ValueError as error:
+            yield Mistake(("gateway", "group"), str(error))
+
+
+def _confinement(draft: Draft) -> Iterator[Mistake]:
+    if draft.setting("gateway", "confinement") == "require" and not landlock_version():
+        yield Mistake(
+            ("gateway", "confinement"),
+            'the kernel has no Landlock, or has it turned off; use Linux 5.13 or later with "landlock" in its lsm='
+            ' list, or set this to "auto"',
         )

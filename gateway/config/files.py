@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
+from gateway.config.crls import read_crls
 from gateway.config.values import a_text
 
 _LONGEST_SOCKET: Final = 107  # bytes of a path, sun_path without its last zero
@@ -198,6 +199,33 @@ CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_ch
 #: The certificate that the gateway shows the key managers for an identity.
 OwnCertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_own_certificate)]
 CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
+
+
+def _paths(value: object, info: ValidationInfo) -> tuple[Path, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(dict.fromkeys(_path(each, info) for each in values))
+
+
+def _check_crls(of_ca: str) -> AfterValidator:
+    """Return a check of CRLs against the CA file of the setting ``of_ca``, which stands before."""
+
+    def checked(paths: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
+        if not (paths and isinstance(info.context, Loading)):
+            return paths
+        if (ca := info.data.get(of_ca)) is not None:
+            read_crls(paths, certificates(ca), ca, with_serials=False)
+        elif of_ca in info.data:
+            raise ValueError(
+                f"has no effect without {of_ca}, whose CAs sign the CRLs; give that, or leave this line out"
+            )
+        return paths
+
+    return AfterValidator(checked)
+
+
+#: Files of CRLs, one or a list; after ``client_ca``, or after ``ca``.
+ClientCrlFiles = Annotated[tuple[Path, ...], BeforeValidator(_paths), _check_crls("client_ca")]
+BackendCrlFiles = Annotated[tuple[Path, ...], BeforeValidator(_paths), _check_crls("ca")]
 
 
 def _path_or_none(value: object, info: ValidationInfo) -> Path | None:

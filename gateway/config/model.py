@@ -6,7 +6,16 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gateway.config.files import CaFile, CertificateFile, MarkKeyFile, OwnCertificateFile, PrivateKeyFile, SocketFile
+from gateway.config.files import (
+    BackendCrlFiles,
+    CaFile,
+    CertificateFile,
+    ClientCrlFiles,
+    MarkKeyFile,
+    OwnCertificateFile,
+    PrivateKeyFile,
+    SocketFile,
+)
 from gateway.config.patterns import WILDCARDS
 from gateway.config.values import (
     ALL,
@@ -38,8 +47,12 @@ Role = Literal["rw", "ro"]
 Addresses = Literal["auto", "one", "each"]
 Balancing = Literal["round-robin", "least-outstanding"]
 WhenNone = Literal["answer", "close"]
+WhenStale = Literal["refuse", "accept"]
+KeyPermissions = Literal["refuse", "warn"]
+Confinement = Literal["auto", "require", "off"]
 
 DEFAULT_TLS_POLICY: Final = "modern"
+DEFAULT_BACKEND_TLS_POLICY: Final = "compatible"
 DEFAULT_RESUMPTION_LIFETIME: Final = 3600  # s
 
 #: s. Servers, such as PyKMIP's, refuse a request whose Time Stamp is older than a minute: a request that waited in the
@@ -69,6 +82,8 @@ class ListenerConfig(Table):
     certificate: CertificateFile
     private_key: PrivateKeyFile
     client_ca: CaFile
+    client_crl: ClientCrlFiles = ()
+    crl_stale: WhenStale = "refuse"
     tls_policy: TlsPolicy = DEFAULT_TLS_POLICY
     max_clients: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
     handshake_timeout: Seconds = 10.0
@@ -112,6 +127,9 @@ class BackendConfig(BackendOptions):
     addresses: Addresses = "auto"
     pinned_sha256: Pins = ()
     ca: CaFile | None = Field(default=None, validate_default=True)
+    crl: BackendCrlFiles = ()
+    crl_stale: WhenStale = "refuse"
+    tls_policy: TlsPolicy = DEFAULT_BACKEND_TLS_POLICY
     server_name: ServerName = Field(default="", validate_default=True)
     max_sessions: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 64
     probe: Probe = "discover-versions"
@@ -241,11 +259,18 @@ class IdentityConfig(AllowanceConfig, PolicyConfig):
 class GatewayConfig(Table):
     """The processes of the gateway. ``tls_workers`` is a number, or "auto": one for each processor but one.
 
-    With ``watch_files``, a change of a certificate, a key or a CA reloads the configuration.
+    With ``watch_files``, a change of a certificate, a key or a CA reloads the configuration. ``user`` and ``group`` are
+    names or numbers; empty stands for the user that starts the gateway, and for the user's own group. ``watchdog`` is
+    in seconds; 0 turns it off.
     """
 
     tls_workers: Annotated[int, Field(strict=True, ge=0, le=64)] | Literal["auto"] = 0
     watch_files: bool = Field(default=True, strict=True)
+    user: str = Field(default="", strict=True)
+    group: str = Field(default="", strict=True)
+    key_permissions: KeyPermissions = "refuse"
+    confinement: Confinement = "auto"
+    watchdog: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False)] = 30.0
 
 
 class AdminConfig(Table):

@@ -1,12 +1,13 @@
 """Summary: a Config in a few lines, for ``kmip-gateway check``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 
 from gateway.config.model import (
+    DEFAULT_BACKEND_TLS_POLICY,
     BackendConfig,
     Config,
     FailoverConfig,
@@ -54,20 +55,27 @@ def _lines(config: Config) -> Iterator[str]:
 
 def _listener(listener: ListenerConfig) -> str:
     warned = ", which accepts insecure versions of TLS" if listener.tls_policy == "legacy" else ""
+    revoked = f", CRLs in {_file_names(listener.client_crl)}" if listener.client_crl else ""
     behind = f", behind PROXY protocol from {', '.join(listener.proxy_from)}" if listener.proxy_protocol else ""
     return (
         f"listener {listener.name} on {listener.bind}: at most {listener.max_clients} clients,"
-        f" TLS policy {listener.tls_policy}{warned}{behind}"
+        f" TLS policy {listener.tls_policy}{warned}{behind}{revoked}"
     )
 
 
 def _backend(backend: BackendConfig) -> str:
     checks = [f"name {backend.server_name}, CA in {backend.ca.name}"] if backend.ca else []
     checks += [f"{len(backend.pinned_sha256)} pinned certificate(s)"] if backend.pinned_sha256 else []
+    checks += [f"CRLs in {_file_names(backend.crl)}"] if backend.crl else []
+    policy = f", TLS policy {backend.tls_policy}" if backend.tls_policy != DEFAULT_BACKEND_TLS_POLICY else ""
     return (
-        f"backend {backend.name} at {backend.address}: at most {backend.max_sessions} sessions,"
+        f"backend {backend.name} at {backend.address}: at most {backend.max_sessions} sessions{policy},"
         f" verified by {', '.join(checks)}"
     )
+
+
+def _file_names(files: Iterable[Path]) -> str:
+    return " and ".join(file.name for file in files)
 
 
 def _when_none(failover: FailoverConfig) -> str:

@@ -1,15 +1,17 @@
-"""Dates of the certificates that the gateway shows the key managers.
+"""Dates of the certificates that the gateway shows the key managers, and of CRLs.
 
 An expired certificate is a warning and no mistake: at worst, key managers refuse this identity, and some key managers
 do not check the dates.
 """
 
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from gateway.config.crls import missing_lists, read_crls
 from gateway.config.files import certificates
-from gateway.config.model import Config, IdentityConfig
+from gateway.config.model import BackendConfig, Config, IdentityConfig, ListenerConfig, WhenStale
 from gateway.config.secrecy import exposed
 
 
@@ -55,4 +57,43 @@ def warnings(config: Config, now: datetime) -> list[str]:
         f'identities["{own.identity}"].certificate: {own.file} {own.lapse(now)}; until then, key managers may refuse'
         " this identity"
         for own in lapsed(config, now)
-    ] + [f"{secret.setting}: {secret.file} {secret.remedy()}" for secret in exposed(config)]
+    ] + [
+        *(line for listener in config.listeners for line in _of_client_crls(listener, now.timestamp())),
+        *(line for backend in config.backends for line in _of_backend_crls(backend, now.timestamp())),
+        *_of_secrets(config),
+    ]
+
+
+def _of_secrets(config: Config) -> list[str]:
+    return [f"{secret.setting}: {secret.file} {secret.remedy()}" for secret in exposed(config)]
+
+
+def _of_client_crls(listener: ListenerConfig, now: float) -> Iterator[str]:
+    if listener.client_crl:
+        yield from _of_crls(
+            f'listeners["{listener.name}"].client_crl', listener.client_ca, listener.client_crl, listener.crl_stale, now
+        )
+
+
+def _of_backend_crls(backend: BackendConfig, now: float) -> Iterator[str]:
+    if backend.crl and backend.ca is not None:
+        yield from _of_crls(f'backends["{backend.name}"].crl', backend.ca, backend.crl, backend.crl_stale, now)
+
+
+def _of_crls(setting: str, ca: Path, crls: Sequence[Path], stale: WhenStale, now: float) -> Iterator[str]:
+    """Yield a line for each CRL that is not current, and for each CA of a file that has none."""
+    authorities = certificates(ca)
+    lists = read_crls(crls, authorities, ca, with_serials=False)
+    effect = "are refused" if stale == "refuse" else "are accepted without a check"
+    for crl in lists:
+        if lapse := crl.lapse(now):
+            ended = f"{datetime.fromtimestamp(crl.ends, UTC):%Y-%m-%d %H:%M} UTC"
+            yield (
+                f"{setting}: {crl.file} {lapse}, for {crl.name} (nextUpdate {ended}); fetch the current CRL; until"
+                f" then, certificates of this CA {effect} (crl_stale)"
+            )
+    for name in missing_lists(authorities, lists, now):
+        yield (
+            f"{setting}: there is no CRL of {name}, which is in {ca}; add its CRL; until then, certificates of this CA"
+            f" {effect} (crl_stale)"
+        )

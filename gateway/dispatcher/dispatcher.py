@@ -98,14 +98,14 @@ class Dispatcher:
         request is sent, and during a read, if other requests wait for the session that the read uses. ``payer`` counts
         the bytes of answers while they are received.
         """
-        permissions, items = principal.identity.permissions, request.items
-        if len(items) > 1 or items[0].operation not in permissions.free:
-            denials = permissions.denials(request)
+        identity, items = principal.identity, request.items
+        if len(items) > 1 or items[0].operation not in identity.permissions.free:
+            denials = identity.permissions.denials(request)
             if denials:
-                self._metrics.operations_denied(principal.identity.name, denials)
+                self._metrics.operations_denied(identity.name, denials)
                 return denied(request, denials)
         if self._versions is not None:
-            frame = self._versions.answer(request, principal.identity.name)
+            frame = self._versions.answer(request, identity.name)
             if frame is not None:
                 return Answer(frame)
         effect = effect_of(request)
@@ -116,7 +116,7 @@ class Dispatcher:
             if taken.refusal is not None:
                 return bad_mark(taken.refusal, request)
             bare, marked = taken.request, self._backend_named(taken.backend)
-        retries = self._budgets.retries[principal.identity.name]
+        retries = self._budgets.retries[identity.name]
         job = Job(bare, principal, effect, self._settings, retries, client_disconnected, payer)
         if marked is not None:
             job.start_at(marked, only=not taken.is_ticket)  # another backend may know a ticket, or asks for a new login

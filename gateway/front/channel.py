@@ -41,6 +41,7 @@ class Kind(IntEnum):
     CLOSE = 18  # end the connection; the payload: see ``WorkerLink.aclose``
     ACCEPT = 19  # of the worker itself: accept new clients from now on
     REFUSE = 20  # of the worker itself: refuse new connections until ACCEPT
+    CUT = 24  # close the connection at once, also if an answer is not sent whole
     LOG = 22  # of the worker itself: the level of its log, as text
     DRAIN = 21  # of the worker itself: take no new clients; the core closes each connection when it is due
     RETIRE = 23  # of the worker itself: a successor accepts from now on; end after the last client has left
@@ -55,7 +56,10 @@ class Message(NamedTuple):
 
 
 class Opening(NamedTuple):
-    """A client whose handshake has succeeded. ``certificate`` is in DER; times are in seconds."""
+    """A client whose handshake has succeeded. Certificates are in DER; times are in seconds.
+
+    ``issuers`` are the CA certificates above the client's, the root last; none of a resumed session.
+    """
 
     listener: str
     peer: str  # HOST:PORT
@@ -63,19 +67,25 @@ class Opening(NamedTuple):
     resumed: bool
     seconds: float  # that the handshake took
     certificate: bytes
+    issuers: tuple[bytes, ...] = ()
 
     def encode(self) -> bytes:
         """Return the payload of OPENED."""
-        meta = json.dumps([self.listener, self.peer, self.version, self.resumed, self.seconds]).encode()
-        return _META.pack(len(meta)) + meta + self.certificate
+        sizes = [len(self.certificate), *map(len, self.issuers)]
+        meta = json.dumps([self.listener, self.peer, self.version, self.resumed, self.seconds, sizes]).encode()
+        return b"".join([_META.pack(len(meta)), meta, self.certificate, *self.issuers])
 
     @classmethod
     def decode(cls, payload: bytes) -> "Opening":
         """Read what ``encode`` wrote."""
         (size,) = _META.unpack_from(payload)
         end = _META.size + size
-        listener, peer, version, resumed, seconds = json.loads(payload[_META.size : end])
-        return cls(listener, peer, version, resumed, seconds, payload[end:])
+        listener, peer, version, resumed, seconds, sizes = json.loads(payload[_META.size : end])
+        certificates = []
+        for each in sizes:
+            certificates.append(payload[end : end + each])
+            end += each
+        return cls(listener, peer, version, resumed, seconds, certificates[0], tuple(certificates[1:]))
 
 
 def encode(kind: Kind, connection: int = 0, payload: bytes = b"") -> bytes:

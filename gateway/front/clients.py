@@ -1,7 +1,8 @@
 """Clients: the clients of one listener after their handshake: identity, limits, conversation, drain."""
 
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final
 
@@ -11,11 +12,13 @@ from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Dispatcher
 from gateway.errors import TlsError
 from gateway.front.admission import Admission, Limit
+from gateway.front.client_trust import ClientTrust
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.conversation import ClientStream, Conversation, Phase
 from gateway.identity import Identities, Principal
 from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
+from gateway.revocation import Chain, Trust
 from gateway.tls import UNREADABLE_CERTIFICATE
 
 MAX_REFUSED_CLIENTS: Final = 64  # clients that get an error and are disconnected, beside max_clients; more are closed
@@ -30,6 +33,7 @@ class Clients:
         self,
         settings: ListenerConfig,
         identities: Identities,
+        trust: Trust,
         *,
         admission: Admission,
         dispatcher: Dispatcher,
@@ -41,6 +45,7 @@ class Clients:
     ) -> None:
         self._settings = settings
         self._identities = identities
+        self._trust = ClientTrust(trust)
         self._admission = admission
         self._errors = errors
         self._metrics = metrics
@@ -99,9 +104,36 @@ class Clients:
         wait.
         """
         self._identities = identities
+        async for conversation in self._in_steps():
+            if not conversation.refusal:
+                conversation.change_principal(self._identify(conversation.stream, conversation.peer))
+
+    @property
+    def trust(self) -> Trust:
+        """The CAs of the clients, and their CRLs."""
+        return self._trust.trust
+
+    async def change_trust(self, trust: Trust) -> None:
+        """Accept clients by other CAs and CRLs, and disconnect the connected clients that are not accepted any more."""
+        self._trust.trust = trust
+        await self._judge_all()
+
+    async def judge_when_due(self) -> None:
+        """Disconnect the clients whose certificates have expired, or for which no current CRL speaks any more."""
+        if time.time() > self._trust.due:
+            await self._judge_all()
+
+    async def _judge_all(self) -> None:
+        self._trust.due = float("inf")
+        async for conversation in self._in_steps():
+            if not conversation.refusal and (refusal := self._trust.refusal(conversation.chain)):
+                conversation.cut(refusal)
+
+    async def _in_steps(self) -> AsyncIterator[Conversation]:
+        """Yield the conversations of this moment, and let other tasks run after every 2 ms."""
         began = trio.current_time()
         for conversation in list(self._conversations):
-            conversation.change_principal(self._identify(conversation.stream, conversation.peer))
+            yield conversation
             if trio.current_time() - began > _STEP:
                 await trio.lowlevel.checkpoint()
                 began = trio.current_time()
@@ -129,8 +161,11 @@ class Clients:
 
     async def _serve(self, stream: ClientStream, peer: str) -> None:
         principal = self._identify(stream, peer)
+        chain, refusal = self._judge(stream)
+        if refusal:
+            principal = None
         over = self._limit_reached(principal)
-        conversation = self._converse(stream, principal, peer=peer, over=over)
+        conversation = self._converse(stream, principal, peer=peer, over=over, refusal=refusal, chain=chain)
         if principal is None or over is not None:
             await self._refuse(conversation, stream, over, peer)
             return
@@ -169,11 +204,19 @@ class Clients:
         else:
             stream.close_politely()
         if over is None:
-            self._errors.count("not_authenticated")
+            self._errors.count(conversation.refusal or "not_authenticated")
         elif conversation.requests:  # the conversation has counted the limit when it sent the error
             self._errors.count("limit")
         else:
             self._errors.over_limit(over, peer)
+
+    def _judge(self, stream: ClientStream) -> tuple[Chain | None, str]:
+        """Return the chain of a client's certificate, and why it is not accepted, or ""."""
+        try:
+            chain = self._trust.chain_of(stream)
+        except (TlsError, *UNREADABLE_CERTIFICATE):
+            return None, "unreadable"
+        return chain, self._trust.refusal(chain)
 
     def _identify(self, stream: ClientStream, peer: str) -> Principal | None:
         """Return the client's principal, or None. Resumed sessions are checked, too: their handshake checks nothing."""

@@ -1,10 +1,14 @@
 """The connections that a listener refuses or loses: a count for each reason, and a log line with the peer."""
 
+import hashlib
 from typing import Final
 
+from cryptography import x509
+
 from gateway.front.admission import Limit
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
+from gateway.tls import UNREADABLE_CERTIFICATE
 
 #: The setting of each limit that a connection can exceed, for the log.
 _SETTINGS: Final = {
@@ -16,6 +20,19 @@ _SETTINGS: Final = {
     Limit.ADDRESS_HALF_OPEN: "per_address.max_half_open",
     Limit.ADDRESS_RATE: "per_address.handshakes_per_second",
 }
+
+
+def certificate_fields(der: bytes | None) -> dict[str, str]:
+    """Return subject, issuer and SHA-256 fingerprint of a client's certificate, as fields of a log line."""
+    if der is None:
+        return {}
+    fields = {"fingerprint": hashlib.sha256(der).hexdigest()}
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        subject, issuer = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
+    except UNREADABLE_CERTIFICATE:
+        return fields
+    return {"subject": quoted(subject), "issuer": quoted(issuer), **fields}
 
 
 class ConnectionErrors:

@@ -31,14 +31,16 @@ from gateway.errors import (
     TlsError,
 )
 from gateway.front.admission import Account, Admission, Limit
+from gateway.front.connection_errors import certificate_fields
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics, operation_label
 from gateway.policy import POLICY_REFUSALS, Refusal, refuse
+from gateway.revocation import REFUSALS, Chain
 
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
 _LONG: Final = 4096  # bytes of a request that may take longer to decode than one turn
@@ -82,6 +84,9 @@ class ClientStream(Protocol):
     def peer_certificate_der(self) -> bytes | None:
         """Return the client's certificate in DER."""
 
+    def issuers_der(self) -> tuple[bytes, ...] | None:
+        """Return the CA certificates above the client's, as verified, in DER; None of a resumed session."""
+
     async def receive_some(self) -> bytes:
         """Wait for bytes and return them, at least of a request's beginning; an empty result is the end."""
 
@@ -106,12 +111,16 @@ class ClientStream(Protocol):
     def close_politely(self) -> None:
         """Send close_notify if the socket takes it, and close."""
 
+    def cut(self) -> None:
+        """Close at once, also if an answer is not sent whole."""
+
 
 class Conversation:
     """Reads requests from a handshaken client, has them dispatched, sends the answers.
 
-    ``principal`` is None for a client that no identity rule matches; ``over`` is the limit that a client exceeds. Such
-    a client gets an error for its first request, and is disconnected. ``peer`` is the client's address, for the log.
+    ``principal`` is None for a client that no identity rule matches, or whose certificate is not accepted, which is
+    then ``refusal``; ``over`` is the limit that a client exceeds. Such a client gets an error for its first request,
+    and is disconnected. ``peer`` is the client's address, for the log. ``chain`` has the facts of its certificates.
     """
 
     def __init__(
@@ -128,6 +137,8 @@ class Conversation:
         throttle: Throttle,
         peer: str = "",
         over: Limit | None = None,
+        refusal: str = "",
+        chain: Chain | None = None,
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
@@ -137,6 +148,8 @@ class Conversation:
         self._principal = principal
         self._account = None if principal is None else admission.account(principal)
         self._over = over
+        self.refusal = refusal  # a key of REFUSALS, or ""
+        self.chain = chain
         self._turns = admission.turns
         self._payer = self._account or admission.unidentified
         self._connected: Account | None = None  # the account that counts this connection
@@ -210,6 +223,23 @@ class Conversation:
         if self.phase is Phase.IDLE and not self.stream.is_read_delayed:
             self._scope.cancel()
 
+    def cut(self, refusal: str) -> None:
+        """Disconnect the client at once: its certificate is not accepted any more. No further answer is sent.
+
+        An exchange in progress goes on to its end, so that the session with the key manager can be used again.
+        """
+        self.refusal = refusal
+        self.stream.cut()
+        self._throttle.warn(
+            self._log,
+            f"cut {refusal}",
+            "client disconnected: its certificate is no longer accepted",
+            reason=refusal,
+            peer=self.peer,
+            identity=self.identity_name,
+            subject="" if self._principal is None else quoted(self._principal.subject),
+        )
+
     async def run(self) -> str:
         """Answer requests until either side ends the connection; close it. Return the reason, as a label."""
         if self._account is not None and self._over is None:
@@ -222,6 +252,7 @@ class Conversation:
                 ended = await self._converse()
             if self._scope.cancelled_caught:
                 ended = "drain" if self._draining else f"{self.phase.value}_timeout"
+            ended = self.refusal or ended
             await self.stream.aclose(linger=_LINGER if ended in _LINGERING_ENDS else 0.0)
         finally:
             self.stream.close()
@@ -417,7 +448,9 @@ class Conversation:
 
     async def _reject(self, request: Request, principal: Principal | None) -> str:
         """Answer a client without a valid identity. Return why the conversation ends."""
-        if principal is None:
+        if self.refusal:
+            message = REFUSALS[self.refusal]
+        elif principal is None:
             message = "the client certificate matches no identity of this gateway; ask its operator to add an identity"
         else:
             message = "the client certificate has expired or is not valid yet; connect with a valid certificate"
@@ -464,7 +497,14 @@ class Conversation:
             peer=self.peer,
             identity=self.identity_name,
             operation=operation_label(request),
+            **(self._certificate_fields() if answer.refusal is Refusal.NOT_AUTHENTICATED else {}),
         )
+
+    def _certificate_fields(self) -> dict[str, str]:
+        try:
+            return certificate_fields(self.stream.peer_certificate_der())
+        except GatewayError:
+            return {}
 
 
 #: Answers to messages that can't be served; the answer to all other errors is INVALID_MESSAGE.
@@ -474,4 +514,4 @@ _REFUSALS: Final[dict[type[ProtocolError], Refusal]] = {
 }
 
 #: Ends before which the client gets an answer, and may still be sending: a reset would destroy the answer.
-_LINGERING_ENDS: Final = frozenset({"protocol", "not_authenticated", "drain", "limit"})
+_LINGERING_ENDS: Final = frozenset({"protocol", "not_authenticated", "drain", "limit", *REFUSALS})

@@ -204,6 +204,11 @@ class RelayedClient:
         self._linger = linger
         self._closing.cancel()
 
+    def cut(self) -> None:
+        """End the connection at once, also if an answer is not sent whole."""
+        self.stream.cut()
+        self._closing.cancel()
+
     def check_left(self, now: float) -> None:
         """Tell the core, once, if the client of a request under way has closed or reset its connection."""
         if not self.has_left and now - self.asked_at >= _LOOK_FOR_LEFT and self.stream.peer_has_left():
@@ -237,7 +242,8 @@ class Relay:
         client = self._clients[self._last] = RelayedClient(
             self._last, stream, limits=limits, account=account, pipe=self._pipe, under_way=self._under_way
         )
-        opening = Opening(listener, peer, stream.version, stream.resumed, seconds, certificate)
+        issuers = stream.issuers_der() or ()
+        opening = Opening(listener, peer, stream.version, stream.resumed, seconds, certificate, issuers)
         self._pipe.send(Kind.OPENED, client.number, opening.encode())
         try:
             await client.run()
@@ -253,6 +259,8 @@ class Relay:
             client.answer(message.payload)
         elif message.kind == Kind.CLOSE:
             client.close(json.loads(message.payload) if message.payload else 0.0)
+        elif message.kind == Kind.CUT:
+            client.cut()
 
     async def look_for_left_clients(self) -> None:
         """Look at the clients with a request under way, for ever."""

@@ -67,6 +67,10 @@ class WorkerLink:
         """Return the client's certificate in DER."""
         return self.opening.certificate or None
 
+    def issuers_der(self) -> tuple[bytes, ...] | None:
+        """Return the CA certificates above the client's, as verified, in DER; None of a resumed session."""
+        return None if self.opening.resumed else self.opening.issuers
+
     async def receive_some(self) -> bytes:
         """Wait for the next request and return it whole; an empty result is the end of the connection.
 
@@ -144,10 +148,17 @@ class WorkerLink:
 
     close_politely = close
 
+    def cut(self) -> None:
+        """Have the worker close the connection at once, also if an answer is not sent whole."""
+        self._end_with(Kind.CUT, b"")
+
     def _end(self, linger: float) -> None:
+        self._end_with(Kind.CLOSE, json.dumps(linger).encode() if linger else b"")
+
+    def _end_with(self, kind: Kind, payload: bytes) -> None:
         if not self.is_closed:
             self.is_closed = True
-            self._pipe.send(Kind.CLOSE, self._number, json.dumps(linger).encode() if linger else b"")
+            self._pipe.send(kind, self._number, payload)
             self._remove(self._number)
             self._wake()
 

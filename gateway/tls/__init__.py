@@ -12,9 +12,9 @@ pyOpenSSL brings its own, current OpenSSL. Each module imports only modules belo
     openssl        the version of OpenSSL, and its errors in this package's words
 """
 
-from gateway.tls.client_check import client_refusal
+from gateway.tls.client_check import verify_client
 from gateway.tls.contexts import Policy, client_context, server_context
-from gateway.tls.openssl import check_openssl
+from gateway.tls.openssl import check_openssl, openssl_version
 from gateway.tls.resumption import ServerContext
 from gateway.tls.server_check import check_name, check_server
 from gateway.tls.stream import TlsStream, is_ip_address
@@ -30,8 +30,9 @@ __all__ = [
     "check_openssl",
     "check_server",
     "client_context",
-    "client_refusal",
     "is_ip_address",
     "note_verification",
+    "openssl_version",
     "server_context",
+    "verify_client",
 ]

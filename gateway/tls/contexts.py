@@ -1,12 +1,13 @@
 """TLS contexts from files: the versions and cipher suites of a side, and the certificates that it shows and accepts."""
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from OpenSSL import SSL
 
-from gateway.config import DEFAULT_RESUMPTION_LIFETIME, DEFAULT_TLS_POLICY
+from gateway.config import DEFAULT_BACKEND_TLS_POLICY, DEFAULT_RESUMPTION_LIFETIME, DEFAULT_TLS_POLICY
 from gateway.errors import TlsError
 from gateway.tls.openssl import text_of
 from gateway.tls.resumption import ServerContext, issue_no_further_ticket
@@ -55,7 +56,7 @@ def server_context(
     context = _configured(ServerContext(resumption_lifetime), Policy[tls_policy.upper()], certificate, private_key)
     _load_ca(context, client_ca)
     context.load_client_ca(str(client_ca).encode())
-    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, note_verification)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, partial(note_verification, trusted=client_ca))
     context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_session_id(_SESSION_ID_CONTEXT)  # without this, a client that resumes gets a fatal alert
     context.set_timeout(int(resumption_lifetime))
@@ -63,19 +64,22 @@ def server_context(
     return context
 
 
-def client_context(certificate: Path, private_key: Path, ca: Path | None) -> SSL.Context:
+def client_context(
+    certificate: Path, private_key: Path, ca: Path | None, tls_policy: str = DEFAULT_BACKEND_TLS_POLICY
+) -> SSL.Context:
     """Return a context for a client that shows ``certificate``.
 
     The server's certificate must lead to ``ca``. Without ``ca`` the handshake accepts any certificate, and the caller
-    must check its fingerprint with ``check_server``. The suites are those of the compatible policy: key managers choose
-    what they offer, and TLS protects the choice against downgrades. Raises TlsError for files that OpenSSL rejects.
+    must check its fingerprint with ``check_server``. ``tls_policy`` names a Policy in lower case. By default it is the
+    compatible policy: key managers choose what they offer, and TLS protects the choice against downgrades. Raises
+    TlsError for files that OpenSSL rejects.
     """
-    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy.COMPATIBLE, certificate, private_key)
+    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy[tls_policy.upper()], certificate, private_key)
     if ca is None:
         context.set_verify(SSL.VERIFY_PEER, accept_for_pin)
     else:
         _load_ca(context, ca)
-        context.set_verify(SSL.VERIFY_PEER, note_verification)
+        context.set_verify(SSL.VERIFY_PEER, partial(note_verification, trusted=ca))
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     return context
 

@@ -12,6 +12,11 @@ CLOSED_HERE: Final = "closed on this side"
 _OPENSSL_4: Final = 0x4000_0000
 
 
+def openssl_version() -> str:
+    """Return the name, the version and the date of the OpenSSL in use, as ``OpenSSL 4.0.0 14 Apr 2026``."""
+    return SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()
+
+
 def check_openssl() -> None:
     """Raise TlsError if OpenSSL is so old that a client that disconnects could break other sessions.
 
@@ -19,10 +24,9 @@ def check_openssl() -> None:
     call of the thread, which serves all clients and key managers.
     """
     if SSL.OPENSSL_VERSION_NUMBER < _OPENSSL_4:
-        found = SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()
         raise TlsError(
-            f"{found} is too old: a client that disconnects could break other sessions; install cryptography's own"
-            " wheel, which brings OpenSSL 4 (`pip install --only-binary :all: 'cryptography>=48'`)"
+            f"{openssl_version()} is too old: a client that disconnects could break other sessions; install"
+            " cryptography's own wheel, which brings OpenSSL 4 (`pip install --only-binary :all: 'cryptography>=48'`)"
         )
 
 

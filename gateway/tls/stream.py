@@ -104,6 +104,13 @@ class TlsStream:
         certificate = self.connection.get_peer_certificate()
         return None if certificate is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
+    def issuers_der(self) -> tuple[bytes, ...] | None:
+        """Return the CA certificates above the peer's, as verified, in DER, the root last; None if resumed."""
+        if self.resumed:
+            return None
+        chain = self.connection.get_verified_chain() or []
+        return tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in chain[1:])
+
     async def handshake(self) -> None:
         """Shake hands. Raises TlsError, or StreamClosedError if the peer closes. The caller sets the deadline."""
         budget = records.HandshakeBudget("handshake failed", "handshake_too_large")
@@ -186,7 +193,10 @@ class TlsStream:
                 reason="certificate_too_large",
             )
         reason = handshake_reason(error, self._verification.error)
-        return TlsError(f"handshake failed: {text_of(error)}", reason=reason)
+        text = text_of(error)
+        if reason not in {"alert", "no_certificate"} and self._verification.detail:
+            text = f"{text}: {self._verification.detail}"
+        return TlsError(f"handshake failed: {text}", reason=reason)
 
     async def receive_some(self) -> bytes:
         """Wait for bytes and return at most 16 KiB; an empty result is the end of the stream.
@@ -445,6 +455,8 @@ class TlsStream:
             with suppress(SSL.Error):
                 self.connection.shutdown()
             self.close()
+
+    cut = close_politely
 
     def close(self) -> None:
         """Close at once, without close_notify. May be called again."""

@@ -1,6 +1,7 @@
 """Open a session: connect, make the TLS handshake, check the certificate, and validate with a first request."""
 
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -13,6 +14,7 @@ from gateway.config import LimitsConfig, OwnCertificate
 from gateway.errors import OUT_OF_RESOURCES, BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request
+from gateway.revocation import Trust, verified_chain
 from gateway.tcp import TcpTimeouts, set_timeouts
 from gateway.upstream.connecting import connect, peer_of
 from gateway.upstream.endpoint import Endpoint
@@ -28,7 +30,17 @@ _MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
 
 #: Reasons of TlsError that are reported as they are; any other is reported as "tls".
 _TLS_REASONS: Final = frozenset(
-    {"hostname", "pin", "unknown_ca", "expired", "alert", "handshake_too_large", "certificate_too_large"}
+    {
+        "hostname",
+        "pin",
+        "unknown_ca",
+        "expired",
+        "revoked",
+        "crl_stale",
+        "alert",
+        "handshake_too_large",
+        "certificate_too_large",
+    }
 )
 
 
@@ -44,6 +56,7 @@ class SessionTarget(NamedTuple):
     validation_request: bytes
     own: OwnCertificate | None = None
     tcp: TcpTimeouts | None = None
+    trust: Trust | None = None  # None for a backend without CRLs
 
 
 async def open_session(target: SessionTarget) -> Session:
@@ -74,6 +87,7 @@ async def _open(target: SessionTarget) -> Session:
     try:
         await stream.handshake()
         tls.check_server(stream, target.server_name, target.pinned_sha256)
+        _check_revocation(stream, target.trust)
         session = Session(
             stream,
             target.backend,
@@ -94,6 +108,16 @@ async def _open(target: SessionTarget) -> Session:
         stream.close()
         raise
     return session
+
+
+def _check_revocation(stream: tls.TlsStream, trust: Trust | None) -> None:
+    """Raise TlsError if the key manager's certificate, or a CA certificate above it, is not accepted."""
+    if trust is None:
+        return
+    chain = verified_chain(stream.peer_certificate_der() or b"", stream.issuers_der() or ())
+    if refusal := trust.judge(chain, time.time()).refusal:
+        text = "no current CRL for it (crl, crl_stale)" if refusal == "crl_stale" else refusal.replace("_", " ")
+        raise TlsError(f"the key manager's certificate is not accepted: {text}", reason=refusal)
 
 
 async def _connect(target: SessionTarget) -> socket.socket:

@@ -32,6 +32,7 @@ def test_a_bundle_may_keep_an_expired_ca_beside_a_valid_one(folder: Path) -> Non
 
 def test_a_key_may_be_in_the_file_of_its_certificate(folder: Path) -> None:
     (folder / "server.pem").write_bytes(b"".join(pair("server")))
+    (folder / "server.pem").chmod(0o600)
     load(write(folder, changed('"server.key"', '"server.pem"')))
 
 

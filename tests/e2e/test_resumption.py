@@ -1,19 +1,14 @@
 """Clients that resume their TLS sessions, and clients that write header and body apart, through a real gateway."""
 
-import socket
 import ssl
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from gateway.kmip import compose
-from gateway.kmip.decode import decode_response
-from gateway.kmip.framing import FrameReader
-from gateway.kmip.messages import Response
-from gateway.kmip.spec import ResultReason, ResultStatus, Tag
+from gateway.kmip.spec import ResultReason, ResultStatus
 from tests.kit.processes import (
     TLS_WORKERS,
     Certificates,
@@ -23,6 +18,7 @@ from tests.kit.processes import (
     running_gateway,
     running_key_managers,
 )
+from tests.kit.resuming import context_of, read_response, session
 
 HANDSHAKES = "kmip_gateway_client_handshakes_total"
 DELAY = 0.04  # s: the shortest delay of an acknowledgement in Linux
@@ -40,33 +36,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     settings = GatewaySettings([], [Identity("known", '{ subject_cn = "client-*" }')])
     with running_key_managers(certificates) as settings.backends, running_gateway(certificates, settings) as gateway:
         yield gateway
-
-
-def context_of(gateway: Gateway, name: str, version: str) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(gateway.certificates.path("gateway_ca.pem")))
-    context.load_cert_chain(*gateway.certificates.client(name))
-    context.minimum_version = context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
-    return context
-
-
-@contextmanager
-def session(
-    gateway: Gateway, context: ssl.SSLContext, resume: ssl.SSLSession | None = None, *, nodelay: bool = False
-) -> Iterator[ssl.SSLSocket]:
-    with socket.create_connection((gateway.address.host, gateway.address.port), timeout=10) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
-        with context.wrap_socket(sock, server_hostname="localhost", session=resume) as talking:
-            yield talking
-
-
-def read_response(talking: ssl.SSLSocket) -> Response:
-    reader = FrameReader(Tag.RESPONSE_MESSAGE, 1 << 20)
-    while True:
-        data = talking.recv(16384)
-        assert data, "closed without an answer"
-        frame = reader.feed(data)
-        if frame is not None:
-            return decode_response(frame)
 
 
 @each_version

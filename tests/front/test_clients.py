@@ -1,8 +1,11 @@
 """The clients of a listener after their handshake: admitted, refused, identified."""
 
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -13,8 +16,11 @@ from kmip_lab.certs import Authority
 from trio.testing import MockClock
 
 from gateway.config import AllowanceConfig, MatchConfig
+from gateway.config.crls import read_crls
 from gateway.errors import StreamClosedError, TlsError
+from gateway.front import client_trust, clients
 from gateway.kmip.spec import ResultReason
+from gateway.revocation import Trust
 from gateway.tls import client_context
 from tests.kit.front import (
     NAME,
@@ -28,6 +34,7 @@ from tests.kit.front import (
     wait_for_end,
 )
 from tests.kit.processes import Certificates
+from tests.kit.revocation import crl_of
 from tests.kit.settings import listener_config, make_admission
 from tests.kit.streams import TLS_1_2, TLS_1_3, client_tls
 
@@ -134,15 +141,99 @@ async def test_client_with_an_unreadable_certificate_has_no_identity(front: Fron
             answer = await client.ask(request())
         assert answer.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
         assert number_of(await bystander.ask(request(2))) == 2
-    assert front.errors == {"not_authenticated": 1}
+    assert front.errors == {"unreadable": 1}
 
 
-async def test_names_in_certificates_do_not_reach_the_log(certificates: Certificates) -> None:
+async def test_a_client_without_a_rule_is_named_in_one_line(certificates: Certificates) -> None:
     async with open_front(certificates, match=NO_CLIENT) as front:
         name = "eve\n2026-01-01 [info] all is well\x1b[2J"
         pair = certificates.pair("eve")
         certificates.clients_ca.issue_client(name).write(*pair)
         async with front.client(context=client_context(*pair, certificates.path("gateway_ca.pem"))) as client:
             await client.ask(request())
-    assert front.log.entries
-    assert "well" not in repr(front.log.entries)
+    (entry,) = front.log.entries
+    assert entry["subject"] == "CN=eve\\n2026-01-01 [info] all is well\\x1b[2J"
+    assert entry["issuer"] == "CN=Clients CA"
+    assert len(entry["fingerprint"]) == 64
+
+
+# Revocation -----------------------------------------------------------------------------------------------------------
+
+
+def trust_in(certificates: Certificates, revoked: Iterable[x509.Certificate] = ()) -> Trust:
+    """Return the trust of the clients' CA, with a CRL of these certificates."""
+    authority = certificates.clients_ca._certificate
+    path = certificates.path("clients.crl")
+    path.write_bytes(crl_of(certificates.clients_ca, revoked))
+    return Trust([authority], read_crls([path], [authority], path), accepts_stale=False)
+
+
+def certificate_of(certificates: Certificates, name: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(certificates.client(name)[0].read_bytes())
+
+
+async def test_a_revoked_client_gets_no_answer_to_a_request_under_way(certificates: Certificates) -> None:
+    """The exchange with the key manager goes on to its end, and other clients are served."""
+    async with (
+        open_front(certificates, trust=trust_in(certificates)) as front,
+        front.client("bob") as bob,
+        front.client("alice") as alice,
+    ):
+        assert number_of(await alice.ask(request(1))) == 1
+        front.dispatcher.close_gate()
+        await alice.stream.send_all(request(2))
+        await until(lambda: len(front.dispatcher.asked) == 2)
+        await front.served.change_trust(trust_in(certificates, [certificate_of(certificates, "alice")]))
+        assert await alice.stream.receive_some() == b""
+        assert front.dispatcher.answered == 1
+        front.dispatcher.gate.set()
+        await until(lambda: front.dispatcher.answered == 2)
+        assert number_of(await bob.ask(request(3))) == 3
+        await until(lambda: front.errors == {"revoked": 1})
+    (entry,) = front.log.entries
+    assert (entry["event"], entry["reason"], entry["subject"]) == (
+        "client disconnected: its certificate is no longer accepted",
+        "revoked",
+        "CN=alice",
+    )
+
+
+async def test_a_revoked_client_is_told_at_its_first_request(certificates: Certificates) -> None:
+    revoked = [certificate_of(certificates, "alice")]
+    async with open_front(certificates, trust=trust_in(certificates, revoked)) as front:
+        async with front.client("alice") as alice:
+            item = (await alice.ask(request(1))).items[0]
+            assert item.reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+            assert item.message is not None
+            assert "has been revoked" in item.message
+            assert await alice.stream.receive_some() == b""
+        async with front.client("alice") as again:
+            await front.served.change_identities(front.served._identities)
+            assert (await again.ask(request(1))).items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+    assert front.errors == {"revoked": 2}
+    assert front.dispatcher.asked == []
+
+
+async def test_clients_are_judged_when_a_certificate_ends(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = certificates.pair("short")
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    certificates.clients_ca.issue_client("alice", not_after=soon).write(*pair)
+    context = client_context(*pair, certificates.path("gateway_ca.pem"))
+    async with (
+        open_front(certificates) as front,
+        front.client("bob") as bob,
+        front.client(context=context) as alice,
+    ):
+        assert number_of(await alice.ask(request(1))) == 1
+        await front.served.judge_when_due()
+        assert number_of(await alice.ask(request(2))) == 2
+        now = time.time()
+        with monkeypatch.context() as patch:
+            patch.setattr(clients, "time", SimpleNamespace(time=lambda: now + 3601))
+            patch.setattr(client_trust, "time", SimpleNamespace(time=lambda: now + 3601))
+            await front.served.judge_when_due()
+        assert await alice.stream.receive_some() == b""
+        assert number_of(await bob.ask(request(3))) == 3
+        await until(lambda: front.errors == {"expired": 1})

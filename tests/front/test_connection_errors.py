@@ -1,10 +1,13 @@
 """Failed connections: one count for each, and at most one log line a second for each reason."""
 
 import structlog
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from kmip_lab.certs import Authority
 from structlog.testing import LogCapture
 
 from gateway.front.admission import Limit
-from gateway.front.connection_errors import ConnectionErrors
+from gateway.front.connection_errors import ConnectionErrors, certificate_fields
 from gateway.log import Throttle
 from gateway.metrics import Metrics
 
@@ -39,3 +42,12 @@ def test_every_limit_of_connections_has_its_setting() -> None:
     for limit in set(Limit) - of_requests:
         errors.over_limit(limit, "192.0.2.1:8080")
     assert repr(errors) == "<ConnectionErrors of kmip>"
+
+
+def test_a_certificate_is_named_by_its_names_and_its_fingerprint() -> None:
+    certificate = Authority("CA").issue_client("alice", organization="O" * 64, dns=["a.example.com"]).certificate
+    fields = certificate_fields(certificate.public_bytes(Encoding.DER))
+    assert fields["subject"] == f"CN=alice,O={'O' * 64}"
+    assert (fields["issuer"], fields["fingerprint"]) == ("CN=CA", certificate.fingerprint(hashes.SHA256()).hex())
+    assert list(certificate_fields(b"unreadable")) == ["fingerprint"]
+    assert certificate_fields(None) == {}

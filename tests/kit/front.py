@@ -33,6 +33,7 @@ from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
+from gateway.revocation import Trust
 from gateway.tls import TlsStream
 from tests.kit.processes import Certificates
 from tests.kit.settings import listener_config, make_admission
@@ -189,6 +190,7 @@ async def open_front(
     limits: LimitsConfig | None = None,
     settings: ListenerConfig | None = None,
     match: MatchConfig | None = None,
+    trust: Trust | None = None,
     admission: Admission | None = None,
     listening: socket.socket | None = None,
     host: str = "127.0.0.1",
@@ -216,6 +218,7 @@ async def open_front(
     served = Clients(
         settings,
         Identities([rule]),
+        trust or Trust.load(certificates.path("clients_ca.pem"), (), accepts_stale=False),
         admission=admission,
         dispatcher=dispatcher,
         limits=limits,

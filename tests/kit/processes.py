@@ -213,7 +213,8 @@ class GatewaySettings:
     """The parts of a configuration that tests vary.
 
     ``backends`` are ports of 127.0.0.1, or addresses. ``listener``, ``backend`` and ``identity`` are keys for each of
-    these tables, ``backend_each`` for one backend after the other; ``extra`` is TOML of its own.
+    these tables, ``backend_each`` for one backend after the other, ``gateway`` for that table; ``extra`` is TOML of its
+    own, which begins in the table ``admin``.
     """
 
     backends: Sequence[int | str]
@@ -223,6 +224,7 @@ class GatewaySettings:
     backend: str = ""
     backend_each: Sequence[str] = ()
     identity: str = ""
+    gateway: str = ""
     extra: str = ""
     tls_workers: int = field(default_factory=lambda: TLS_WORKERS)  # tests change it
 
@@ -242,6 +244,7 @@ tls_policy = "{settings.tls_policy}"
 {settings.listener}
 [gateway]
 tls_workers = {settings.tls_workers}
+{settings.gateway}
 [admin]
 bind = "127.0.0.1:{admin_port}"
 {settings.extra}
@@ -290,17 +293,17 @@ def running_gateway(
     environment: Mapping[str, str] | None = None,
     *,
     is_measured: bool = False,
-    program: Sequence[str] = ("-c", _FRESH_METRICS),
+    patch: str = "",
 ) -> Iterator[Gateway]:
-    """Run a gateway process. Its log goes to a file, or to ``stderr``.
+    """Run a gateway process. Its log goes to a file, or to ``stderr``. ``patch`` is Python that runs before it.
 
     ``environment`` is added to the environment variables of this process. /metrics is rendered for every scrape, unless
-    the gateway ``is_measured``: a benchmark runs the program as it is. ``program`` are arguments of Python.
+    the gateway ``is_measured``: a benchmark runs the program as it is.
     """
     port, admin_port = free_port(), free_port()
     config = write_config(certificates, settings, port, admin_port)
     log = certificates.path(f"gateway-{port}.log")
-    program = ("-m", "gateway") if is_measured else program
+    program = ("-m", "gateway") if is_measured else ("-c", patch + _FRESH_METRICS)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *program, "run", str(config)],

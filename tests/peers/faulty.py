@@ -1,14 +1,12 @@
-"""A gateway with a fault on purpose, to see that a peer's driver notices.
+"""Faults for a gateway, to see that a peer's driver notices them.
 
-``python -m tests.peers.faulty FAULT run CONFIG``: with ``cut``, each third answer of a key manager lacks its last 16
-bytes; with ``mark``, the marks on values stay in requests.
+With ``cut``, each third answer of a key manager lacks its last 16 bytes; with ``mark``, the marks on values stay in
+requests.
 """
 
 import itertools
-import sys
 from typing import Any, Final
 
-from gateway.cli import main
 from gateway.dispatcher.answer import Answer
 from gateway.kmip.ttlv import HEAD, HEADER_SIZE
 from gateway.upstream.marks import Marks, Taken
@@ -40,6 +38,9 @@ def _leave_marks() -> None:
     Marks.take = taken  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    {"cut": _cut_answers, "mark": _leave_marks}[sys.argv.pop(1)]()
-    main(prog_name="kmip-gateway")
+_FAULTS: Final = {"cut": _cut_answers, "mark": _leave_marks}
+
+
+def spoil(fault: str) -> None:
+    """Give the gateway of this process a fault."""
+    _FAULTS[fault]()

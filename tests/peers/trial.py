@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -78,7 +77,7 @@ def notices(trial: Trial, fault: str, builds: Path, directory: Path) -> bool:
     """Return True if the client's driver shows that the gateway has a fault: see tests/peers/faulty.py."""
     with _Stage(trial, builds, directory) as stage:
         try:
-            through = stage.through(0, ("-m", "tests.peers.faulty", fault))
+            through = stage.through(0, f"from tests.peers.faulty import spoil\nspoil({fault!r})\n")
         except PeerError:
             return True
         return any(not each.reason for each in compare(stage.direct, through, 0, trial.client.differences))
@@ -99,13 +98,14 @@ class _Stage(ExitStack):
         if not self.direct:
             raise PeerError(f"{trial.name}: the driver printed nothing")
 
-    def through(self, workers: int, program: Sequence[str] | None = None) -> list[str]:
-        """Return the lines through two gateways; ``program`` are arguments of Python instead of the usual ones."""
+    def through(self, workers: int, patch: str = "") -> list[str]:
+        """Return the lines through two gateways; ``patch`` is Python that runs before them."""
         front = self._trial.front
         settings = GatewaySettings(self._ports, listener="" if front is None else front.listener, tls_workers=workers)
-        start = running_gateway if program is None else partial(running_gateway, program=program)
         with ExitStack() as running:
-            gateways = [running.enter_context(start(self._certificates, settings)) for _ in range(2)]
+            gateways = [
+                running.enter_context(running_gateway(self._certificates, settings, patch=patch)) for _ in range(2)
+            ]
             ports = [gateway.port for gateway in gateways]
             if front is not None:
                 ports = [running.enter_context(front.running(self._certificates, gateways))]

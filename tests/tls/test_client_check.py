@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from kmip_lab.certs import Authority
 
-from gateway.tls import client_context, client_refusal
+from gateway.tls import client_context, verify_client
 from tests.kit.handshakes import reasons
 from tests.kit.processes import HOSTS, Certificates
 from tests.kit.streams import server_tls, shaken
@@ -56,7 +56,10 @@ async def test_the_check_and_a_handshake_agree(
     make(certificates, pair)
     chain = x509.load_pem_x509_certificates(pair[0].read_bytes())
 
-    assert client_refusal(server_tls(certificates), chain) == said
+    refusal, verified = verify_client(server_tls(certificates), chain)
+    assert refusal == said
+    root = x509.load_pem_x509_certificate(certificates.clients_ca.certificate_pem)
+    assert verified == ([] if said else [chain[0], root])
 
     context = client_context(*pair, certificates.path("gateway_ca.pem"))
     if reason is None:

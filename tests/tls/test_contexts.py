@@ -6,7 +6,7 @@ import pytest
 from OpenSSL import SSL
 
 from gateway.errors import TlsError
-from gateway.tls import Policy, server_context
+from gateway.tls import Policy, client_context, server_context
 from tests.kit.handshakes import reasons
 from tests.kit.processes import Certificates
 from tests.kit.streams import (
@@ -39,6 +39,25 @@ async def test_mandatory_suites_of_kmip_profiles_need_the_compatible_policy(rsa:
     assert (await reasons(server_tls(rsa, "modern"), only()))[0] == "no_shared_cipher"
     async with shaken(server_tls(rsa, "compatible"), only()) as pair:
         assert pair.server.connection.get_cipher_name() == suite
+
+
+@pytest.mark.parametrize("policy", [policy.name.lower() for policy in Policy])
+async def test_an_appliance_with_aes256_sha_alone_needs_the_legacy_policy(rsa: Certificates, policy: str) -> None:
+    appliance = server_tls(rsa, "legacy")
+    appliance.set_max_proto_version(SSL.TLS1_2_VERSION)
+    appliance.set_cipher_list(b"AES256-SHA:@SECLEVEL=0")
+    context = client_context(*rsa.client("alice"), rsa.path("gateway_ca.pem"), policy)
+    if policy != "legacy":
+        assert (await reasons(appliance, context))[0] == "no_shared_cipher"
+        return
+    async with shaken(appliance, context) as pair:
+        assert (pair.client.version, pair.client.connection.get_cipher_name()) == (TLS_1_2, "AES256-SHA")
+
+
+@pytest.mark.parametrize("policy", [policy.name.lower() for policy in Policy])
+async def test_a_key_manager_is_verified_with_every_policy(certificates: Certificates, policy: str) -> None:
+    context = client_context(*certificates.client("alice"), certificates.path("clients_ca.pem"), policy)
+    assert await reasons(server_tls(certificates, policy), context) == ["unknown_ca", "alert"]
 
 
 @pytest.mark.parametrize("version", ["TLSv1", "TLSv1.1"])

@@ -1,11 +1,14 @@
 """Verification: certificates that a handshake refuses, on both sides."""
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from kmip_lab.certs import Authority
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from gateway.tls import client_context, server_context
-from tests.kit.handshakes import client_shows, reasons, server_shows
+from gateway.tls.verification import described, error_text
+from tests.kit.handshakes import client_shows, failing, reasons, server_shows
 from tests.kit.processes import HOSTS, Certificates
 from tests.kit.streams import (
     TLS_1_2,
@@ -55,3 +58,32 @@ async def test_client_certificate_is_refused_for_a_server(certificates: Certific
     certificates.gateway_ca.issue_client("localhost", dns=["localhost"]).write(*pair)
     server = server_context(*pair, certificates.path("clients_ca.pem"))
     assert await reasons(server, client_tls(certificates)) == ["purpose", "alert"]
+
+
+async def test_the_refused_certificate_is_named_on_both_sides(certificates: Certificates) -> None:
+    """With its issuer, so that it can be compared with the CAs that are trusted."""
+    clients = client_shows(certificates, "stranger", Authority("Strangers CA"))
+    async with failing(server_tls(certificates), clients) as (_pair, said):
+        fingerprint = fingerprint_of(certificates, "stranger")
+        assert str(said[0]) == (
+            "handshake failed: certificate verify failed: unable to get local issuer certificate: certificate CN=alice"
+            f" of CN=Strangers CA, SHA-256 {fingerprint}; trusted are the CAs in {certificates.path('clients_ca.pem')}"
+        )
+        assert "Strangers" not in str(said[1])
+    server = server_shows(certificates, "old-server", certificates.gateway_ca, begins=-2, ends=-1)
+    async with failing(server, client_tls(certificates)) as (_pair, said):
+        assert "certificate has expired: certificate CN=gateway of CN=Gateway CA, SHA-256 " in str(said[0])
+        assert str(said[0]).endswith(f"; trusted are the CAs in {certificates.path('gateway_ca.pem')}")
+
+
+def fingerprint_of(certificates: Certificates, name: str) -> str:
+    certificate = x509.load_pem_x509_certificate(certificates.pair(name)[0].read_bytes())
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+async def test_a_certificate_is_described_by_its_names(certificates: Certificates) -> None:
+    pair = certificates.pair("long")
+    Authority("Strangers CA").issue_client("alice", uri=["https://example.com"], organization="x" * 60).write(*pair)
+    shown = described(crypto.X509.from_cryptography(x509.load_pem_x509_certificate(pair[0].read_bytes())))
+    assert shown.startswith(f"certificate CN=alice,O={'x' * 60} of CN=Strangers CA, SHA-256 ")
+    assert error_text(10) == "certificate has expired"

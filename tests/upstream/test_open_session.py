@@ -23,10 +23,12 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultReason, Tag
+from gateway.revocation import Trust
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.open_session import VALIDATION_REQUESTS, SessionTarget, open_session
 from gateway.upstream.session import SessionState
 from tests.kit.fake_backends import LIMITS, answer_to, ask, name_in
+from tests.kit.revocation import DAY, HOUR, TestCa
 
 Answer = Callable[[Request], bytes | None]
 DEADLINE = 10.0  # s of real time, in which each test must end
@@ -255,6 +257,43 @@ async def test_the_kernel_notices_a_key_manager_that_has_vanished(nursery: trio.
     options = (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
     assert [stream._socket.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [5, 10_000]
     session.close()
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+async def test_a_revoked_key_manager_gets_no_session(
+    nursery: trio.Nursery, certificates: Path, tmp_path: Path, *, revoked: bool
+) -> None:
+    authority = TestCa("Servers")
+    (certificates / "own-ca.pem").write_bytes(authority.pem)
+    pair = certificates / "own.pem", certificates / "own.key"
+    certificate = authority.issue("localhost", pair, for_server=True)
+    crl = tmp_path / "kms.crl"
+    crl.write_bytes(authority.crl_pem([certificate] if revoked else []))
+    _server, target = await meet(nursery, certificates, certificate="own", ca="own-ca")
+    target = target._replace(trust=Trust.load(certificates / "own-ca.pem", [crl], accepts_stale=False))
+    if revoked:
+        error = await refusal_of(target)
+        assert (error.stage, error.reason) == (Stage.CONNECT, "revoked")
+        assert "the key manager's certificate is not accepted: revoked" in str(error)
+    else:
+        with trio.fail_after(DEADLINE):
+            (await open_session(target)).close()
+
+
+async def test_a_key_manager_without_a_current_crl_gets_no_session(
+    nursery: trio.Nursery, certificates: Path, tmp_path: Path
+) -> None:
+    authority = TestCa("Servers")
+    (certificates / "late-ca.pem").write_bytes(authority.pem)
+    authority.issue("localhost", (certificates / "late.pem", certificates / "late.key"), for_server=True)
+    crl = tmp_path / "kms.crl"
+    crl.write_bytes(authority.crl_pem(begins=-DAY, lasts=-HOUR))
+    _server, target = await meet(nursery, certificates, certificate="late", ca="late-ca")
+    ca = certificates / "late-ca.pem"
+    error = await refusal_of(target._replace(trust=Trust.load(ca, [crl], accepts_stale=False)))
+    assert error.reason == "crl_stale"
+    with trio.fail_after(DEADLINE):
+        (await open_session(target._replace(trust=Trust.load(ca, [crl], accepts_stale=True)))).close()
 
 
 # As it should not be -------------------------------------------------------------------------------------------------

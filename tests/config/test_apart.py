@@ -1,0 +1,128 @@
+"""Loading in a child process: the same configuration and mistakes, and nothing of a key in this process."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gateway.config import apart as module
+from gateway.config import load, load_apart
+from gateway.errors import ConfigError
+from tests.kit.config_files import SMALL, changed, mistakes_in, put_certificates, write
+
+
+def test_a_configuration_is_the_same_as_without_a_child(folder: Path) -> None:
+    path = write(folder, SMALL)
+    assert load_apart(path) == load(path)
+
+
+def test_mistakes_are_the_same_as_without_a_child(folder: Path) -> None:
+    text = changed("server.key", "gateway-client.key")
+    with pytest.raises(ConfigError) as refused:
+        load_apart(write(folder, text))
+    assert [it.rpartition("DIR")[2] for it in mistakes_in(folder, text)] == [
+        it.rpartition(str(folder))[2] for it in refused.value.mistakes
+    ]
+
+
+def test_a_fault_while_loading_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: Path) -> None:
+        raise ZeroDivisionError("of the test")
+
+    monkeypatch.setattr(module, "load", fail)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: of the test"):
+        load_apart(folder)
+
+
+def test_a_child_that_dies_is_no_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load", lambda _path: os._exit(1))
+    with pytest.raises(RuntimeError, match="without a result"):
+        load_apart(folder)
+
+
+_SEARCH = """
+import re, sys
+from pathlib import Path
+from gateway.config import load, load_apart
+
+path, how = Path(sys.argv[1]), sys.argv[2]
+config = {"load": load, "load_apart": load_apart}[how](path)
+parts = [line[8:-8] for line in sys.stdin.buffer.read().splitlines()[1:-1]]  # held by this process at least once
+memory = b""
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as mem:
+    for line in maps:
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+        if found:
+            start, end = (int(number, 16) for number in found.groups())
+            mem.seek(start)
+            try:
+                memory += mem.read(end - start)
+            except OSError:
+                pass
+print(sum(memory.count(part) for part in parts))
+"""
+
+
+def copies_in_memory(path: Path, how: str) -> int:
+    """Return how often a part of the identity's key is in the memory of a process that has loaded a configuration."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SEARCH, str(path), how],
+        input=(path.parent / "gateway-client.key").read_bytes(),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    return int(done.stdout)
+
+
+def test_no_part_of_a_key_stays_in_memory(folder: Path) -> None:
+    """The search finds what the process itself has read from standard input; `load` leaves more."""
+    key = rsa.generate_private_key(65537, 2048)
+    (folder / "gateway-client.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (folder / "gateway-client.pem").write_bytes(certificate_for(key))
+    path = write(folder, SMALL)
+    assert copies_in_memory(path, "load") > copies_in_memory(path, "load_apart")
+
+
+def certificate_for(key: rsa.RSAPrivateKey) -> bytes:
+    """Return a certificate in PEM that a key has signed for itself."""
+    name, now = x509.Name([]), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """As ``folder``, in a directory that every user can enter."""
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        folder.chmod(0o755)
+        put_certificates(folder, SMALL)
+        yield folder
+
+
+def test_files_are_read_as_the_gateways_user(open_folder: Path) -> None:
+    """`check` says that the user can't read a key, which a reload would find out too late."""
+    if os.geteuid():
+        pytest.skip("only root can change its user")
+    folder = open_folder
+    path = write(folder, SMALL + '[gateway]\nuser = "nobody"\n')
+    with pytest.raises(ConfigError) as refused:
+        load_apart(path)
+    assert [mistake.partition("can't")[2] for mistake in refused.value.mistakes] == [
+        " be read (Permission denied); let the gateway's user read it"
+    ] * 2
+    for name in ("server.key", "gateway-client.key"):
+        os.chown(folder / name, 65534, 65534)
+    assert load_apart(path).gateway.user == "nobody"
+    assert os.geteuid() == 0
