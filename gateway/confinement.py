@@ -153,15 +153,16 @@ def landlock_version() -> int:
     return max(int(found), 0)
 
 
-def confine_core(writable: Iterable[Path]) -> bool:
+def confine_core(writable: Iterable[Path], *, listens: bool = False) -> bool:
     """Forbid this process to run programs, to listen on further TCP ports, and to write outside of these directories.
 
-    It may read all files that its user can read: a reload may name any. Return False if the kernel can't do this. To be
-    called before any thread is started. Raises OSError.
+    With ``listens``, it may listen on further ports: a reload may add listeners. It may read all files that its user
+    can read: a reload may name any. Return False if the kernel can't do this. To be called before any thread is started.
+    Raises OSError.
     """
     version = landlock_version()
     rights = dict.fromkeys(writable, _CHANGE_FILES)
-    return _restrict(version, _all_rights(version) & ~(_READ | _IOCTL_DEV), rights, network=_BIND_TCP)
+    return _restrict(version, _all_rights(version) & ~(_READ | _IOCTL_DEV), rights, network=0 if listens else _BIND_TCP)
 
 
 def confine_worker() -> bool:

@@ -2,7 +2,7 @@
 
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -19,10 +19,10 @@ from gateway.dispatcher import Dispatcher
 from gateway.expiry import ExpiryWatch
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
-from gateway.front.listener import Listener
+from gateway.front.listeners import Listeners
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
-from gateway.listening import address_of, listen, listening_sockets
+from gateway.listening import ListeningSockets, address_of, listen, listening_sockets
 from gateway.metrics import Metrics
 from gateway.reload import Reloader, ReloadReport
 from gateway.runtime_control import CHANGING, RuntimeControl
@@ -47,14 +47,12 @@ class ListenAddresses(NamedTuple):
 class HandedOver(NamedTuple):
     """The sockets that a core is given: those of the listeners, by their names, and that of the admin port.
 
-    ``supervisor`` is the socket to the supervisor, if TLS ends in TLS workers. ``inherited`` are the names of the
-    sockets that the service manager opened: clients wait there after a drain.
+    ``supervisor`` is the socket to the supervisor, if TLS ends in TLS workers.
     """
 
-    sockets: dict[str, socket.socket]
+    sockets: ListeningSockets
     admin: socket.socket
     supervisor: socket.socket | None = None
-    inherited: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -63,14 +61,11 @@ def open_sockets(config: Config, inherited: Mapping[str, socket.socket]) -> Iter
     with ExitStack() as stack:
         sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
         admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
-        yield HandedOver(sockets, admin, inherited=frozenset(inherited))
+        yield HandedOver(sockets, admin)
 
 
-class _Entrance(NamedTuple):
-    """A way in for clients: ``run`` serves them until ``acceptor`` is drained."""
-
-    acceptor: Listener | TlsWorkers
-    run: Callable[[], Awaitable[None]]
+#: The way in for clients.
+Entrance = Listeners | TlsWorkers
 
 
 class Core:
@@ -143,14 +138,15 @@ class Core:
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
                 front = Front(config, dispatcher, self.metrics)
-                entrances = self._build_entrances(front, handed_over)
+                entrance = self._build_entrance(front, handed_over)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream, front)
-                self._build_reloader(upstream, dispatcher, front, entrances)
+                self._build_reloader(upstream, dispatcher, front, entrance, background)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 if control is not None:
+                    workers = entrance if isinstance(entrance, TlsWorkers) else None
                     commands = RuntimeControl(
-                        config, upstream, front, self.metrics, reload=self.reload, workers=_workers(entrances)
+                        config, upstream, front, self.metrics, reload=self.reload, workers=workers
                     )
                     server = ControlServer(commands.commands(), changing=CHANGING)
                     background.start_soon(server.run, control)
@@ -170,41 +166,34 @@ class Core:
                 self._notifier.ready()
                 task_status.started(bound)
                 try:
-                    await self._serve(front, entrances, upstream.fleet)
+                    await self._serve(front, entrance, upstream.fleet)
                 finally:
                     for backend in upstream.fleet.backends:
                         backend.close()
                 finished.set()
                 background.cancel_scope.cancel()
 
-    def _build_entrances(self, front: Front, handed_over: HandedOver) -> list[_Entrance]:
+    def _build_entrance(self, front: Front, handed_over: HandedOver) -> Entrance:
         if handed_over.supervisor is None:
-            return [
-                _Entrance(listener, partial(listener.serve, sock))
-                for listener, sock in zip(front.build_listeners(), handed_over.sockets.values(), strict=True)
-            ]
-        workers = TlsWorkers(
+            return front.build_listeners(handed_over.sockets)
+        return TlsWorkers(
             handed_over.supervisor,
             front.clients,
             handed_over.sockets,
-            inherited=handed_over.inherited,
+            deadlines=self._config.deadlines,
             drain=self.drain,
             metrics=self.metrics,
             log=log.get("front"),
         )
-        return [_Entrance(workers, workers.run)]
 
-    async def _serve(self, front: Front, entrances: Sequence[_Entrance], fleet: Fleet) -> None:
+    async def _serve(self, front: Front, entrance: Entrance, fleet: Fleet) -> None:
         async with self._drain.bounding(front.clients.values()) as serving:
-            for entrance in entrances:
-                serving.start_soon(entrance.run)
+            serving.start_soon(entrance.run)
             async with trio.open_nursery() as until_drained:
-                acceptors = [entrance.acceptor for entrance in entrances]
-                until_drained.start_soon(refuse_while_unreachable, acceptors, partial(self._accepts, fleet), self._log)
+                until_drained.start_soon(refuse_while_unreachable, [entrance], partial(self._accepts, fleet), self._log)
                 await self._drain.wait()
                 until_drained.cancel_scope.cancel()
-            for entrance in entrances:
-                entrance.acceptor.drain()
+            entrance.drain()
             for clients in front.clients.values():
                 clients.drain()
 
@@ -218,7 +207,7 @@ class Core:
         )
 
     def _build_reloader(
-        self, upstream: Upstream, dispatcher: Dispatcher, front: Front, entrances: Sequence[_Entrance]
+        self, upstream: Upstream, dispatcher: Dispatcher, front: Front, entrance: Entrance, nursery: trio.Nursery
     ) -> None:
         if self._path is not None:
             self._reloader = Reloader(
@@ -227,12 +216,9 @@ class Core:
                 upstream=upstream,
                 dispatcher=dispatcher,
                 front=front,
-                listeners=[entrance.acceptor for entrance in entrances if isinstance(entrance.acceptor, Listener)],
+                entrance=entrance,
+                nursery=nursery,
                 metrics=self.metrics,
-                renew_workers=next(
-                    (entrance.acceptor.renew for entrance in entrances if isinstance(entrance.acceptor, TlsWorkers)),
-                    None,
-                ),
             )
 
     async def _reload_when_files_change(self) -> None:
@@ -303,10 +289,6 @@ class Core:
         if self._drain.has_begun:
             return "draining"
         return None if _is_reachable(fleet) else "no key manager can be reached"
-
-
-def _workers(entrances: Sequence[_Entrance]) -> TlsWorkers | None:
-    return next((entrance.acceptor for entrance in entrances if isinstance(entrance.acceptor, TlsWorkers)), None)
 
 
 def _is_reachable(fleet: Fleet) -> bool:

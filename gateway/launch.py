@@ -1,6 +1,7 @@
 """Launch: run the gateway in one process, or as a supervisor with a core and TLS workers."""
 
 import gc
+import hashlib
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log
-from gateway.config import Config, load_apart
+from gateway.config import Config, ListenerConfig, load_apart
 from gateway.confinement import change_user, confine_core, confine_worker, find_user
 from gateway.core import Core, HandedOver, open_sockets
 from gateway.errors import ConfigError
+from gateway.listening import ListeningSockets, NextSockets
 from gateway.supervisor import Supervisor, unblock_signals
 from gateway.systemd import Notifier, inherited_sockets
 from gateway.tls_worker import TlsWorker
@@ -54,7 +56,7 @@ def launch(config: Config, show_mistakes: ShowMistakes, path: Path | None = None
                 change_user(find_user(config.gateway.user, config.gateway.group))
             if workers:
                 return _supervise(config, workers, opened, service.notifier, show_mistakes, path)
-            _confine_core(config)
+            _confine_core(config, listens=True)
             return _run_core(Core(config, opened, path, notifier=service.notifier), show_mistakes)
     except ConfigError as error:
         show_mistakes(error.mistakes)
@@ -63,14 +65,14 @@ def launch(config: Config, show_mistakes: ShowMistakes, path: Path | None = None
         unblock_signals()
 
 
-def _confine_core(config: Config) -> None:
+def _confine_core(config: Config, *, listens: bool = False) -> None:
     """Take the rights from this process that a core does not need, once its last file was made."""
     if config.gateway.confinement == "off":
         return
     writable = [] if config.admin.socket is None else [config.admin.socket.parent]
     if not make_mark_key(config):
         writable.append(config.replication.mark_key_file.parent)  # so that the log says why it can't be made
-    if not confine_core(writable):
+    if not confine_core(writable, listens=listens):
         log.get("core").info(
             "not confined: this machine's kernel has no Landlock, or has it turned off; every file of the gateway's"
             " user can be opened"
@@ -84,22 +86,69 @@ def number_of_workers(setting: int | str) -> int:
     return len(os.sched_getaffinity(0)) - 1
 
 
-class _Generation(NamedTuple):
-    """The configuration of TLS workers that were started together, and the TLS contexts of their listeners."""
+class _Made(NamedTuple):
+    """A TLS context of a listener, and what it was made from."""
 
-    config: Config
-    contexts: dict[str, SSL.Context]
+    context: SSL.Context
+    origin: tuple[object, ...]
 
     @classmethod
-    def of(cls, config: Config) -> Self:
-        """Make the contexts. Raises ConfigError."""
-        return cls(config, {listener.name: server_context(listener) for listener in config.listeners})
+    def of(cls, listener: ListenerConfig, before: Self | None) -> Self:
+        """Return the context from before if nothing has changed, so that clients can resume; else make it anew.
 
-    def merged_with(self, new: Config) -> Config:
-        """Return a new configuration with the listeners of this one, changed if the new configuration has them, too."""
-        changed = {listener.name: listener for listener in new.listeners}
-        listeners = tuple(changed.get(listener.name, listener) for listener in self.config.listeners)
-        return new.model_copy(update={"listeners": listeners})
+        Raises ConfigError.
+        """
+        files = [listener.certificate, listener.private_key, listener.client_ca]
+        try:
+            contents = [path.read_bytes() for path in files]
+        except OSError as error:
+            raise ConfigError([f'listeners["{listener.name}"]: {error.filename}: {error.strerror}']) from None
+        digests = [hashlib.sha256(content).digest() for content in contents]
+        origin = (listener.tls_policy, listener.resumption_lifetime, *files, *digests)
+        return before if before is not None and before.origin == origin else cls(server_context(listener), origin)
+
+
+class _Next(NamedTuple):
+    config: Config
+    made: dict[str, _Made]
+    sockets: NextSockets
+
+
+class _Generations:
+    """The configuration that TLS workers are started with, the listeners' TLS contexts, and their sockets.
+
+    A reload has ``prepare`` read the file again, and ``use`` take over what was prepared.
+    """
+
+    def __init__(self, config: Config, sockets: ListeningSockets, path: Path | None) -> None:
+        self.config = config
+        self.sockets = sockets
+        self._path = path
+        self._made = {listener.name: _Made.of(listener, None) for listener in config.listeners}
+        self._next: _Next | None = None
+
+    @property
+    def contexts(self) -> dict[str, SSL.Context]:
+        """The TLS contexts by listener."""
+        return {name: made.context for name, made in self._made.items()}
+
+    def prepare(self) -> Mapping[str, socket.socket]:
+        """Read the file, and make what it needs. Return the sockets that were opened. Raises ConfigError."""
+        if self._next is not None:
+            self._next.sockets.close()
+            self._next = None
+        config = self.config if self._path is None else load_apart(self._path)
+        made = {listener.name: _Made.of(listener, self._made.get(listener.name)) for listener in config.listeners}
+        self._next = _Next(config, made, self.sockets.prepare(config.listeners))
+        return self._next.sockets.opened
+
+    def use(self) -> None:
+        """Use what was prepared last, for the workers that start from now on."""
+        if self._next is not None:
+            self.config, self._made = self._next.config, self._next.made
+            for sock in self.sockets.use(self._next.sockets):
+                sock.close()
+            self._next = None
 
 
 def _supervise(
@@ -111,17 +160,7 @@ def _supervise(
     path: Path | None,
 ) -> int:
     """Make the listeners' TLS contexts, so that all processes share them and the sockets; then start the processes."""
-    generation = _Generation.of(config)
-
-    def prepare_workers() -> bool:
-        nonlocal generation
-        try:
-            generation = _Generation.of(config if path is None else generation.merged_with(load_apart(path)))
-        except ConfigError as error:
-            for mistake in error.mistakes:
-                log.get("supervisor").error("TLS workers not replaced: reload the configuration", detail=mistake)
-            return False
-        return True
+    generations = _Generations(config, opened.sockets, path)
 
     def run_core(supervisor: socket.socket) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor sends SIGTERM
@@ -131,12 +170,12 @@ def _supervise(
 
     def run_worker(index: int, core: socket.socket) -> int:
         opened.admin.close()
-        worker = TlsWorker(generation.config, generation.contexts, core, workers=workers)
+        worker = TlsWorker(generations.config, generations.contexts, core, workers=workers)
         if config.gateway.confinement != "off":
             confine_worker()  # the core has logged it if the kernel can't
-        return _run_worker(worker, opened.sockets, index)
+        return _run_worker(worker, generations.sockets, index)
 
-    return Supervisor(run_core, run_worker, workers, prepare_workers).run()
+    return Supervisor(run_core, run_worker, workers, generations).run()
 
 
 def _run_core(core: Core, show_mistakes: ShowMistakes, ending: Sequence[signal.Signals] = _ENDING) -> int:

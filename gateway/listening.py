@@ -1,9 +1,10 @@
-"""Listening sockets: opened before anything else, and kept when connections are refused for a while."""
+"""Listening sockets: opened before anything else, kept when connections are refused, and changed by a reload."""
 
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Final
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Final, NamedTuple
 
 from gateway.config import Address, ListenerConfig
 from gateway.errors import ConfigError
@@ -30,25 +31,119 @@ def accept_connections(sock: socket.socket) -> None:
     sock.listen(BACKLOG)
 
 
+def stop_listening(sock: socket.socket) -> None:
+    """Have the kernel refuse new connections for good, in every process that shares the socket.
+
+    Unlike ``refuse_connections``, this leaves the port to others: a listener that a reload adds may bind it.
+    """
+    with suppress(OSError):  # it listens no more
+        sock.shutdown(socket.SHUT_RD)
+
+
+class NextSockets(NamedTuple):
+    """The listening sockets of a configuration that is not in use yet.
+
+    ``binds`` are the addresses of its listeners by their names; ``opened`` the sockets that the present configuration
+    does not have, or has under another name.
+    """
+
+    binds: Mapping[str, Address]
+    opened: Mapping[str, socket.socket]
+
+    def close(self) -> None:
+        """Close what was opened: the configuration is not taken."""
+        for sock in self.opened.values():
+            sock.close()
+
+
+class ListeningSockets(Mapping[str, socket.socket]):
+    """The listening sockets by the names of their listeners. A reload changes them in two steps: ``prepare``, ``use``.
+
+    A socket in ``inherited``, by the name of a listener, takes the place of the listener's bind. It is the service
+    manager's, and listens on when the gateway has ended, so that clients wait for the next gateway.
+    """
+
+    def __init__(self, inherited: Mapping[str, socket.socket] = _NOTHING_INHERITED) -> None:
+        self.inherited = inherited
+        self._sockets: dict[str, socket.socket] = {}
+        self._binds: Mapping[str, Address] = {}  # as configured
+
+    def __getitem__(self, name: str) -> socket.socket:
+        return self._sockets[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sockets)
+
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    def __repr__(self) -> str:
+        return f"<ListeningSockets {', '.join(self)}>"
+
+    def prepare(self, listeners: Sequence[ListenerConfig]) -> NextSockets:
+        """Open the sockets that these listeners lack. Raises ConfigError, and opens none, if one can't be had."""
+        _check_inherited(listeners, self.inherited)
+        opened: dict[str, socket.socket] = {}
+        with ExitStack() as stack:
+            for listener in listeners:
+                sock = self._opened_for(listener)
+                if sock is not None:
+                    opened[listener.name] = stack.enter_context(sock)
+            stack.pop_all()
+        return NextSockets({listener.name: listener.bind for listener in listeners}, opened)
+
+    def _opened_for(self, listener: ListenerConfig) -> socket.socket | None:
+        """Return the socket that a listener lacks: that of a listener that leaves its address, or a new one."""
+        name, bind = listener.name, listener.bind
+        if name in self.inherited:
+            return None if name in self._sockets else _taken_over(self.inherited[name], listener)
+        if self._binds.get(name) == bind:
+            return None
+        former = next((other for other in self._sockets if self._binds[other] == bind and bind.port), None)
+        if former is not None and former not in self.inherited:
+            sock = self._sockets[former].dup()
+            set_timeouts(sock, listener)
+            return sock
+        try:
+            return listen_for_clients(listener)
+        except ConfigError as error:
+            own = next((other for other, address in self._binds.items() if address.port == bind.port), None)
+            if own is None:
+                raise
+            raise ConfigError(
+                [
+                    f'{mistake}, or restart the gateway: its own listener "{own}" has the port'
+                    for mistake in error.mistakes
+                ]
+            ) from None
+
+    def use(self, following: NextSockets) -> list[socket.socket]:
+        """Have the sockets of another configuration. Return the previous ones that are in use no more, still open."""
+        before = self._sockets
+        self._sockets = {name: following.opened.get(name) or before[name] for name in following.binds}
+        self._binds = following.binds
+        return [sock for name, sock in before.items() if self._sockets.get(name) is not sock]
+
+    def listens_on(self, sock: socket.socket) -> bool:
+        """Return True if one of the sockets is this socket, or a copy of it."""
+        return any(os.path.sameopenfile(sock.fileno(), own.fileno()) for own in self._sockets.values())
+
+    def close(self) -> None:
+        """Close all sockets; those of the service manager listen on."""
+        for sock in self._sockets.values():
+            sock.close()
+        for sock in self.inherited.values():
+            _listen_again(sock)
+
+
 @contextmanager
 def listening_sockets(
     listeners: Sequence[ListenerConfig], inherited: Mapping[str, socket.socket] = _NOTHING_INHERITED
-) -> Iterator[dict[str, socket.socket]]:
-    """Yield the listening sockets by the names of their listeners; close them after the block.
-
-    A socket in ``inherited``, by the name of a listener, takes the place of the listener's bind. It is the service
-    manager's, and listens on after the block, so that clients wait for the next gateway. Raises ConfigError.
-    """
-    _check_inherited(listeners, inherited)
-    with ExitStack() as stack:
-        yield {
-            listener.name: stack.enter_context(
-                _taken_over(inherited[listener.name], listener)
-                if listener.name in inherited
-                else listen_for_clients(listener)
-            )
-            for listener in listeners
-        }
+) -> Iterator[ListeningSockets]:
+    """Yield the sockets of these listeners; close them after the block. Raises ConfigError."""
+    with closing(ListeningSockets(inherited)) as sockets:
+        sockets.use(sockets.prepare(listeners))
+        yield sockets
 
 
 def _check_inherited(listeners: Sequence[ListenerConfig], inherited: Mapping[str, socket.socket]) -> None:
@@ -69,16 +164,11 @@ def _check_inherited(listeners: Sequence[ListenerConfig], inherited: Mapping[str
         raise ConfigError(mistakes)
 
 
-@contextmanager
-def _taken_over(sock: socket.socket, listener: ListenerConfig) -> Iterator[socket.socket]:
-    """Yield a copy of an inherited socket, which listens before and after the block."""
+def _taken_over(sock: socket.socket, listener: ListenerConfig) -> socket.socket:
+    """Return a copy of an inherited socket, which listens."""
     set_timeouts(sock, listener)
     _listen_again(sock)  # a gateway that was killed may have left the socket refusing connections
-    try:
-        with sock.dup() as copy:
-            yield copy
-    finally:
-        _listen_again(sock)
+    return sock.dup()
 
 
 def _listen_again(sock: socket.socket) -> None:

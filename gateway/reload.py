@@ -9,7 +9,7 @@ adopts the new values (``Table.adopt``), and only objects that hold something de
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,7 +22,8 @@ from gateway.config import Config, PolicyConfig, load
 from gateway.config.model import LISTS, SECTIONS, Table
 from gateway.dispatcher import Dispatcher
 from gateway.errors import ConfigError
-from gateway.front.listener import Listener
+from gateway.front.listeners import Listeners
+from gateway.front.workers import TlsWorkers
 from gateway.metrics import Metrics
 from gateway.revocation import Trust
 from gateway.wiring import Credentials, Front, Upstream, client_trust, server_context
@@ -36,7 +37,6 @@ NEEDS_RESTART: Final = frozenset(
         "gateway.tls_workers",
         "gateway.user",
         "gateway.watchdog",
-        "listeners.bind",
         "listeners.reuse_port",
         "log.format",
         "replication.answer_discover_versions",
@@ -54,6 +54,7 @@ _OF_WORKERS: Final = frozenset(
         "limits.max_half_open",
         "limits.max_request_size",
         "limits.max_response_size",
+        "listeners.bind",
         "listeners.handshake_timeout",
         "listeners.proxy_from",
         "listeners.proxy_protocol",
@@ -195,7 +196,9 @@ class Changes:
         """Return True if TLS workers hold something that has changed."""
         names = {f"{section}.{key}" for section, keys in self.tables.items() for key in keys}
         names |= {f"listeners.{key}" for keys in self.listeners.keys.values() for key in keys}
-        return bool(self.listener_contexts) or any(_is_in(name, _OF_WORKERS) for name in names)
+        listeners = self.listeners
+        has_others = listeners.added or listeners.removed or self.listener_contexts
+        return bool(has_others) or any(_is_in(name, _OF_WORKERS) for name in names)
 
     def lines(self) -> list[str]:
         """Return a line for each change, as the settings are called in the file."""
@@ -222,14 +225,10 @@ def compare(old: Config, new: Config, old_contents: Contents, new_contents: Cont
             lists["listeners"].crls.add(name)
     needs_restart = [*_take_out(tables)]
     listeners = lists["listeners"]
-    needs_restart += [f'listeners["{name}"] added' for name in sorted(listeners.added)]
-    needs_restart += [f'listeners["{name}"] removed' for name in sorted(listeners.removed)]
     for name, keys in listeners.keys.items():
-        kept = {key for key in keys if _is_in(f"listeners.{key}", NEEDS_RESTART)}
+        kept = {key for key in keys if _is_in(f"listeners.{key}", NEEDS_RESTART) and "bind" not in keys}
         needs_restart += [f'listeners["{name}"].{key}' for key in sorted(kept)]
         keys.difference_update(kept)
-    listeners.added.clear()
-    listeners.removed.clear()
     listeners.is_reordered = False
     listeners.keys = {name: keys for name, keys in listeners.keys.items() if keys}
     return Changes(
@@ -284,8 +283,8 @@ class _Prepared(NamedTuple):
 class Reloader:
     """Reloads the configuration of a core from a file.
 
-    ``config`` is the core's own copy, of which the tables change. ``listeners`` are those of this process, none if TLS
-    ends in TLS workers; then ``renew_workers`` starts new TLS workers with the file as it is.
+    ``config`` is the core's own copy, of which the tables change. ``nursery`` is the parent of the tasks that wait for
+    the clients of removed listeners.
     """
 
     def __init__(
@@ -296,9 +295,9 @@ class Reloader:
         upstream: Upstream,
         dispatcher: Dispatcher,
         front: Front,
-        listeners: Sequence[Listener],
+        entrance: Listeners | TlsWorkers,
+        nursery: trio.Nursery,
         metrics: Metrics,
-        renew_workers: Callable[[], None] | None = None,
     ) -> None:
         self._path = path
         self._config = config
@@ -306,9 +305,9 @@ class Reloader:
         self._upstream = upstream
         self._dispatcher = dispatcher
         self._front = front
-        self._listeners = {settings.name: it for settings, it in zip(config.listeners, listeners, strict=False)}
+        self._entrance = entrance
+        self._nursery = nursery
         self._metrics = metrics
-        self._renew_workers = renew_workers
         self._log = log.get("reload")
         self._lock = trio.Lock()
         for result in ("success", "failure"):
@@ -364,6 +363,8 @@ class Reloader:
 
     async def _reload(self) -> ReloadReport:
         prepared = await trio.to_thread.run_sync(self._prepare)
+        if self._concerns_entrance(prepared.changes):
+            await self._entrance.prepare(prepared.config.listeners)
         await self._apply(prepared)
         report = ReloadReport(prepared.changes.lines(), prepared.changes.needs_restart)
         self._metrics.config_reloads.labels("success").inc()
@@ -396,12 +397,12 @@ class Reloader:
         contexts = {
             listener.name: server_context(listener)
             for listener in config.listeners
-            if listener.name in changes.listener_contexts
+            if listener.name in changes.listener_contexts | changes.listeners.added
         }
         trusts = {
             listener.name: client_trust(listener)
             for listener in config.listeners
-            if listener.name in changes.judging_listeners
+            if listener.name in changes.judging_listeners | changes.listeners.added
         }
         return _Prepared(config, contents, changes, credentials, contexts, trusts)
 
@@ -410,15 +411,18 @@ class Reloader:
         self._contents = prepared.contents
         self._upstream.use_credentials(prepared.credentials)
         self._adopt_tables(new, changes)
-        await self._front.trust_changed(prepared.trusts)
+        added = changes.listeners.added
+        await self._front.trust_changed({name: it for name, it in prepared.trusts.items() if name not in added})
         if not changes.identities.is_empty:
             await self._change_identities(new, changes)
+        await self._change_listeners(prepared)  # after the rules: a new listener may trust other CAs
+        if changes.identities.removed:
+            await self._remove_identities(changes)
         if not changes.backends.is_empty:
             self._change_backends(new, changes)
         if changes.renewed_backends or changes.renewed_identities:
             self._upstream.renew_sessions(changes.renewed_backends, changes.renewed_identities, _REPLACE_EVERY)
         self._upstream.settings_changed(restart=self._needs_new_checks(changes))
-        self._change_listeners(prepared)
 
     def _adopt_tables(self, new: Config, changes: Changes) -> None:
         """Change the settings of the sections with one table, and all limits and times of clients."""
@@ -432,7 +436,7 @@ class Reloader:
             log.set_level(self._config.log.level)
 
     async def _change_identities(self, new: Config, changes: Changes) -> None:
-        """Add pools, then identify all clients by the new rules; remove pools after the last request that uses them."""
+        """Add pools, then identify all clients by the new rules."""
         before = {identity.name: identity for identity in self._config.identities}
         _adopt_each(self._config.identities, new.identities, changes.identities.keys)
         merged = tuple(before.get(identity.name, identity) for identity in new.identities)
@@ -446,8 +450,9 @@ class Reloader:
                 self._front.policies_changed()
             return
         await self._front.identities_changed()
-        if not changes.identities.removed:
-            return
+
+    async def _remove_identities(self, changes: Changes) -> None:
+        """Remove the pools of identities, after the last request that uses them."""
         self._upstream.settings_changed(restart=True)  # health checks must not use the pools that are removed
         for name in changes.identities.removed:
             await trio.sleep(_LOOK_EVERY)
@@ -475,14 +480,25 @@ class Reloader:
             or changes.renewed_backends
         )
 
-    def _change_listeners(self, prepared: _Prepared) -> None:
-        changes = prepared.changes
-        if self._renew_workers is not None:
-            if changes.concerns_workers():
-                self._renew_workers()
-            return
-        for name in changes.listener_contexts | changes.listeners.keys.keys():
-            self._listeners[name].settings_changed(prepared.contexts.get(name))
+    def _concerns_entrance(self, changes: Changes) -> bool:
+        """Return True if the listeners, or the TLS workers, hold something that has changed."""
+        return not changes.listeners.is_empty if isinstance(self._entrance, Listeners) else changes.concerns_workers()
+
+    async def _change_listeners(self, prepared: _Prepared) -> None:
+        """Add listeners and remove others; the clients of these are let go later."""
+        new, changes = prepared.config, prepared.changes
+        before = {listener.name: listener for listener in self._config.listeners}
+        for listener in new.listeners:
+            if listener.name in changes.listeners.added:
+                trust = prepared.trusts[listener.name]
+                before[listener.name] = await self._front.add_listener(listener, trust)
+        merged = tuple(before[listener.name] for listener in new.listeners)
+        self._config.adopt(self._config.model_copy(update={"listeners": merged}), ["listeners"])
+        for name in changes.listeners.removed:
+            self._front.remove_listener(before[name])
+            self._nursery.start_soon(self._front.let_leave, before[name])
+        if self._concerns_entrance(changes):
+            self._entrance.use(merged, prepared.contexts, {*changes.listeners.keys})
 
 
 def _adopt_each(old: Iterable[Any], new: Iterable[Any], keys: Mapping[str, set[str]]) -> None:

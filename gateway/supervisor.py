@@ -4,7 +4,7 @@ It owns what outlives them: the listening sockets and the listeners' TLS context
 are forked, so that every worker resumes the sessions of every other. It starts the core and the workers, starts a
 worker that died again, after a growing pause, and ends with the core.
 
-    supervisor --- core          a Unix socket pair: workers' sockets to the core; a byte back asks for new workers
+    supervisor --- core          a Unix socket pair: see ``gateway.front.supervision``
                --- worker 1      a Unix socket pair to the core, made here and handed to both ends
                --- worker 2
 
@@ -20,12 +20,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from gateway import log
+from gateway.errors import ConfigError
+from gateway.front.supervision import Order, receive_order, send_prepared, send_worker, socket_pair
 
 FAILED: Final = 70  # exit status of a process that met a fault of the gateway (EX_SOFTWARE)
 _FIRST_PAUSE: Final = 0.2  # s before a worker that died is started again; doubled each time
@@ -36,10 +38,21 @@ _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR
 
 #: Runs the core, given its end of the socket pair to the supervisor; returns its exit status.
 RunCore = Callable[[socket.socket], int]
-#: Prepares another generation of workers: ``run_worker`` runs these from then on. Returns False if that failed.
-PrepareWorkers = Callable[[], bool]
 #: Runs a worker, given its index and its end of the socket pair to the core; returns its exit status.
 RunWorker = Callable[[int, socket.socket], int]
+
+
+class Generations(Protocol):
+    """The configuration that workers are started with; it changes with a reload."""
+
+    def prepare(self) -> Mapping[str, socket.socket]:
+        """Make what another generation of workers needs; return the listening sockets that were opened for it.
+
+        Raises ConfigError.
+        """
+
+    def use(self) -> None:
+        """Have ``run_worker`` run workers of the generation that was prepared last."""
 
 
 @dataclass
@@ -60,22 +73,24 @@ class Supervisor:
     run_core: RunCore
     run_worker: RunWorker
     workers: int
-    prepare_workers: PrepareWorkers = lambda: False
+    generations: Generations
     _leaving: set[int] = field(default_factory=set)  # processes of workers that were replaced, and end by themselves
     _slots: list[_Slot] = field(default_factory=list)
     _core: int = 0
-    _is_ending: bool = False
+    _generation: int = 0  # times that all workers were replaced
+    _has_to_end: bool = False  # a signal said so
+    _is_ending: bool = False  # no worker is started any more: the core takes no new clients, or has ended
 
     def run(self) -> int:
         """Supervise until the core has ended; return its exit status. To be called without threads or an event loop."""
         self._log = log.get("supervisor")
         _freeze_memory()
         with _woken_by_signals(self._pass_on) as wakeup:
-            to_core, of_core = socket.socketpair()
+            to_core, of_core = socket_pair()
             self._slots = [_Slot(index) for index in range(self.workers)]
             self._core = self._fork(lambda: self.run_core(of_core), to_core)
             of_core.close()
-            if self._is_ending:  # a signal came before there was a core to pass it to
+            if self._has_to_end:  # a signal came before there was a core to pass it to
                 self._pass_on(signal.SIGTERM)
             with closing(to_core):
                 for slot in self._slots:
@@ -90,9 +105,9 @@ class Supervisor:
         while True:
             due = min((slot.due for slot in self._slots if not slot.process), default=None)
             if _wait(wakeup, due, to_core if hears_core else None):
-                hears_core = _is_asked(to_core)
-                if hears_core and not self._is_ending:
-                    self._replace_workers(to_core)
+                order = receive_order(to_core)
+                hears_core = order is not None
+                self._obey(order, to_core)
             for process, status in _ended():
                 if process == self._core:
                     return status
@@ -109,12 +124,33 @@ class Supervisor:
             slot.process = self._fork(lambda: self.run_worker(slot.index, of_worker), to_core, of_core)
             slot.began = time.monotonic()
             with suppress(OSError):  # the core has gone: its end is noticed next
-                socket.send_fds(to_core, [slot.index.to_bytes(4, "big")], [of_core.fileno()])
+                send_worker(to_core, slot.index, self._generation, of_core)
+
+    def _obey(self, order: Order | None, to_core: socket.socket) -> None:
+        if order is Order.PREPARE:
+            self._prepare_workers(to_core)
+        elif order is Order.USE:
+            self._replace_workers(to_core)
+        elif order is Order.DRAIN:
+            self._is_ending = True
+
+    def _prepare_workers(self, to_core: socket.socket) -> None:
+        mistakes: Sequence[str] = ()
+        opened: Mapping[str, socket.socket] = {}
+        try:
+            opened = self.generations.prepare()
+        except ConfigError as error:
+            mistakes = error.mistakes
+        except Exception as error:  # noqa: BLE001 - a fault here must not end the gateway
+            self._log.error("internal error: TLS workers not replaced; report this bug", exc_info=error)
+            mistakes = ["internal error: the log says more"]
+        with suppress(OSError):  # the core has gone, as above
+            send_prepared(to_core, mistakes, opened)
 
     def _replace_workers(self, to_core: socket.socket) -> None:
-        """Start a new worker for each worker. The core drains the previous ones, which end after their last client."""
-        if not self.prepare_workers():
-            return
+        """Start a new worker for each worker. The core retires the previous ones, which end after their last client."""
+        self.generations.use()
+        self._generation += 1
         _freeze_memory()
         for slot in self._slots:
             if slot.process:
@@ -168,7 +204,7 @@ class Supervisor:
         Ctrl-C in a terminal reaches all processes, so that the core, which would count it twice, ignores SIGINT.
         """
         if number in {signal.SIGTERM, signal.SIGINT}:
-            self._is_ending = True
+            self._has_to_end = True
             number = signal.SIGTERM
         if self._core:
             with suppress(ProcessLookupError):
@@ -219,14 +255,6 @@ def _ended() -> Iterator[tuple[int, int]]:
             return
         code = os.waitstatus_to_exitcode(status)
         yield process, code if code >= 0 else 128 - code
-
-
-def _is_asked(core: socket.socket) -> bool:
-    """Return False if the core has ended instead of asking for new workers."""
-    try:
-        return bool(core.recv(4096))
-    except OSError:
-        return False
 
 
 def _wait(wakeup: socket.socket, until: float | None, other: socket.socket | None = None) -> bool:

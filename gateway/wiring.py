@@ -31,8 +31,10 @@ from gateway.front.admission import Admission, Limit
 from gateway.front.clients import Clients
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
+from gateway.front.listeners import Listeners
 from gateway.identity import Identities
 from gateway.kmip.decode import decode_request
+from gateway.listening import ListeningSockets
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.permissions import Permissions
@@ -418,18 +420,32 @@ def _write_once(path: Path, text: str) -> None:
                 plain.write(text)
 
 
+class _Leaving(NamedTuple):
+    """A listener that was removed, whose clients are still connected. ``is_back`` is set if it is added again."""
+
+    settings: ListenerConfig
+    is_back: trio.Event
+
+
 class Front:
-    """The front of the gateway in one process: the clients of each listener, and their common limits."""
+    """The front of the gateway in one process: the clients of each listener, and their common limits.
+
+    The clients of a listener that a reload has removed are in ``clients``, too, until the last one has left.
+    """
 
     def __init__(self, config: Config, dispatcher: Dispatcher, metrics: Metrics) -> None:
         self._config = config
+        self._dispatcher = dispatcher
         self._metrics = metrics
         self._throttle = Throttle()
         self._permissions = _permissions(config)
         self.admission = build_admission(config)
         metrics.memory_buffered.set_function(lambda: self.admission.buffered)
         metrics.client_connections_queued.set_function(lambda: self.admission.turns.waiting)
-        self.clients = {listener.name: self._build_clients(listener, dispatcher) for listener in config.listeners}
+        self.clients = {
+            listener.name: self._build_clients(listener, client_trust(listener)) for listener in config.listeners
+        }
+        self._leaving: dict[str, _Leaving] = {}
 
     def settings_changed(self, rates: Collection[str]) -> None:
         """Use the settings as they are now; ``rates`` names the identities whose rate of requests has changed."""
@@ -466,32 +482,68 @@ class Front:
         that a rule no longer matches could have its new policy for a moment.
         """
         self._permissions = _permissions(self._config)
-        for listener in self._config.listeners:
+        for listener in (*self._config.listeners, *(leaving.settings for leaving in self._leaving.values())):
             await self.clients[listener.name].change_identities(self._identities(listener))
 
-    def build_listeners(self) -> list[Listener]:
-        """Return the listeners, whose TLS ends in this process, in the configured order. Raises ConfigError."""
-        return [
-            build_listener(
-                listener,
-                server_context(listener),
-                self.clients[listener.name].receive,
-                limit_reached=self.clients[listener.name].limit_before_handshake,
-                admission=self.admission,
-                metrics=self._metrics,
-                throttle=self._throttle,
-            )
-            for listener in self._config.listeners
-        ]
+    async def add_listener(self, settings: ListenerConfig, trust: Trust) -> ListenerConfig:
+        """Have clients for another listener. Return the table to be used for it: ``settings``, or an equal one.
 
-    def _build_clients(self, listener: ListenerConfig, dispatcher: Dispatcher) -> Clients:
+        If clients of a listener of this name, which was removed before, are still connected, they stay.
+        """
+        leaving = self._leaving.pop(settings.name, None)
+        if leaving is None:
+            self.clients[settings.name] = self._build_clients(settings, trust)
+            return settings
+        leaving.is_back.set()
+        leaving.settings.adopt(settings, type(settings).model_fields)
+        self.clients[settings.name].settings_changed()
+        await self.clients[settings.name].change_trust(trust)
+        return leaving.settings
+
+    def remove_listener(self, settings: ListenerConfig) -> None:
+        """Note that a listener was removed: ``let_leave`` must follow."""
+        self._leaving[settings.name] = _Leaving(settings, trio.Event())
+
+    async def let_leave(self, settings: ListenerConfig) -> None:
+        """Let go of the clients of a removed listener after ``[deadlines] retire``, and forget the listener.
+
+        Returns when the last client has left, or when there is a listener of this name again.
+        """
+        leaving, clients = self._leaving[settings.name], self.clients[settings.name]
+        with trio.move_on_after(self._config.deadlines.retire):
+            await leaving.is_back.wait()
+        while not leaving.is_back.is_set():
+            await clients.let_go()
+            if not clients.connections and not leaving.is_back.is_set():
+                del self._leaving[settings.name], self.clients[settings.name]
+                return
+
+    def build_listeners(self, sockets: ListeningSockets) -> Listeners:
+        """Return the listeners, whose TLS ends in this process, in the configured order. Raises ConfigError."""
+        listeners = Listeners(self._build_listener, sockets, metrics=self._metrics, log=log.get("front"))
+        for settings in self._config.listeners:
+            listeners.add(settings, server_context(settings))
+        return listeners
+
+    def _build_listener(self, settings: ListenerConfig, context: SSL.Context) -> Listener:
+        return build_listener(
+            settings,
+            context,
+            self.clients[settings.name].receive,
+            limit_reached=self.clients[settings.name].limit_before_handshake,
+            admission=self.admission,
+            metrics=self._metrics,
+            throttle=self._throttle,
+        )
+
+    def _build_clients(self, listener: ListenerConfig, trust: Trust) -> Clients:
         logger = _front_log(listener)
         return Clients(
             listener,
             self._identities(listener),
-            client_trust(listener),
+            trust,
             admission=self.admission,
-            dispatcher=dispatcher,
+            dispatcher=self._dispatcher,
             limits=self._config.limits,
             errors=ConnectionErrors(listener.name, self._metrics, logger, self._throttle),
             metrics=self._metrics,

@@ -9,5 +9,5 @@ from gateway import cli, launch
 def _keeps_its_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "harden", lambda: None)
     monkeypatch.setattr(launch, "change_user", lambda _user: None)
-    monkeypatch.setattr(launch, "confine_core", lambda _writable: True)
+    monkeypatch.setattr(launch, "confine_core", lambda _writable, **_options: True)
     monkeypatch.setattr(launch, "confine_worker", lambda: True)

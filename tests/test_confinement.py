@@ -118,6 +118,12 @@ def test_a_core_reads_and_connects_but_changes_no_file_elsewhere(folder: Path, p
     assert found == {name: "done" if name in allowed else "refused" for name in found}
 
 
+@needs_landlock
+def test_a_core_without_a_supervisor_may_listen_for_listeners_that_are_added(folder: Path, port: int) -> None:
+    found = tried("confinement.confine_core([folder / 'writable'], listens=True)", folder, port)
+    assert (found["listen"], found["run a program"], found["make a file"]) == ("done", "refused", "refused")
+
+
 @pytest.mark.parametrize("confine", ["confine_worker()", "confine_core([folder])"])
 def test_a_kernel_without_landlock_is_told_apart(folder: Path, port: int, confine: str) -> None:
     without = "(setattr(confinement, 'landlock_version', lambda: 0), not confinement." + confine + ")[1]"

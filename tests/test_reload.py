@@ -92,6 +92,8 @@ def changes(folder: Certificates, *edits: Edit) -> Changes:
         (adding("[failover]\ntry_timeout = 1.5\n"), "failover.try_timeout"),
         (replacing('tls_policy = "modern"', 'tls_policy = "compatible"'), 'listeners["kmip"].tls_policy'),
         (adding('[log]\nlevel = "error"\n'), "log.level"),
+        (adding(listener("second", 20_005)), 'listeners["second"] added'),
+        (replacing("127.0.0.1:20000", "127.0.0.1:20009"), 'listeners["kmip"].bind'),
     ],
 )
 def test_a_change_is_named_as_the_file_calls_it(folder: Certificates, edit: Edit, line: str) -> None:
@@ -105,9 +107,8 @@ def test_a_change_is_named_as_the_file_calls_it(folder: Certificates, edit: Edit
     [
         (adding('[log]\nformat = "json"\n'), "log.format"),
         (adding('[replication]\nmode = "async"\n'), "replication.mode"),
-        (replacing("127.0.0.1:20000", "127.0.0.1:20009"), 'listeners["kmip"].bind'),
         (replacing("127.0.0.1:20001", "127.0.0.1:20009"), "admin.bind"),
-        (adding(listener("second", 20_005)), 'listeners["second"] added'),
+        (replacing('tls_policy = "modern"', "reuse_port = true"), 'listeners["kmip"].reuse_port'),
     ],
 )
 def test_settings_that_need_a_restart_are_named_and_left_out(folder: Certificates, edit: Edit, line: str) -> None:

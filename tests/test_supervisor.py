@@ -16,6 +16,8 @@ _PROGRAM = """
 import gc, json, os, select, signal, socket, sys, time
 from pathlib import Path
 from typing import Any
+from gateway.errors import ConfigError
+from gateway.front.supervision import Order, receive_news, send_order
 from gateway.supervisor import Supervisor, unblock_signals
 
 events = Path(sys.argv[1])
@@ -37,17 +39,28 @@ def core(supervisor):
         while signals:
             number = signals.pop(0)
             note(event="signal", number=int(number))
+            if number == signal.SIGTERM and behaviour == "lame duck":
+                continue
             if number == signal.SIGTERM:
+                send_order(supervisor, Order.DRAIN)
+                return 0
+            if behaviour == "lame duck":
                 return 0
             if behaviour.startswith("renew"):
-                supervisor.send(b"n")
+                send_order(supervisor, Order.PREPARE)
         if select.select([supervisor], [], [], 0.02)[0]:
-            data, descriptors, _flags, _address = socket.recv_fds(supervisor, 4, 1)
-            if not data:
+            news = receive_news(supervisor)
+            if news is None:
                 return 3
-            index = int.from_bytes(data, "big")
-            links[index] = socket.socket(fileno=descriptors[0])
-            note(event="link", worker=index, said=links[index].recv(100).decode())
+            if news.worker is None:
+                note(event="prepared", mistakes=news.mistakes, opened=[*news.sockets])
+                if not news.mistakes:
+                    send_order(supervisor, Order.USE)
+                continue
+            index = news.worker
+            links[index] = news.sockets[""]
+            said = links[index].recv(100).decode()
+            note(event="link", worker=index, generation=news.generation, said=said)
             if behaviour == "core dies":
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,11 +74,17 @@ def worker(index, link):
     note(event="worker ends", worker=index)
     return 0
 
-def prepare():
-    note(event="prepare")
-    return behaviour == "renew"
+class Generations:
+    def prepare(self):
+        note(event="prepare")
+        if behaviour == "renew fails":
+            raise ConfigError(["a mistake"])
+        return {"kmip": socket.create_server(("127.0.0.1", 0))}
 
-sys.exit(Supervisor(core, worker, workers, prepare).run())
+    def use(self):
+        note(event="use")
+
+sys.exit(Supervisor(core, worker, workers, Generations()).run())
 """
 
 
@@ -160,7 +179,8 @@ def test_new_workers_are_started_when_the_core_asks(tmp_path: Path) -> None:
     program.wait_for("link", 2)
     program.process.send_signal(signal.SIGHUP)
     links = program.wait_for("link", 4)
-    assert sorted(link["worker"] for link in links[2:]) == [0, 1]
+    assert sorted((link["worker"], link["generation"]) for link in links) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert program.events("prepared")[0]["opened"] == ["kmip"]
     program.wait_for("worker ends", 2)  # this core drops its sockets to the old ones when the new ones come
     time.sleep(0.6)
     assert len(program.events("worker")) == 4  # no other one is started for them
@@ -173,7 +193,7 @@ def test_workers_stay_if_others_cannot_be_prepared(tmp_path: Path) -> None:
     program = Program(tmp_path, "renew fails")
     program.wait_for("link", 2)
     program.process.send_signal(signal.SIGHUP)
-    program.wait_for("prepare", 1)
+    assert program.wait_for("prepared", 1)[0]["mistakes"] == ["a mistake"]
     time.sleep(0.3)
     assert len(program.events("worker")) == 2
     assert program.end() == 0
@@ -197,6 +217,17 @@ def test_the_core_ends_if_the_supervisor_is_killed(tmp_path: Path) -> None:
     while is_running(core) or any(is_running(worker["process"]) for worker in program.events("worker")):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_worker_that_dies_while_the_core_still_accepts_is_started_again(tmp_path: Path) -> None:
+    program = Program(tmp_path, "lame duck")
+    (first, _) = program.wait_for("worker", 2)
+    program.wait_for("link", 2)
+    program.process.send_signal(signal.SIGTERM)
+    program.wait_for("signal", 1)
+    os.kill(first["process"], signal.SIGKILL)
+    assert program.wait_for("link", 3)[-1]["worker"] == first["worker"]
+    assert program.end(signal.SIGHUP) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

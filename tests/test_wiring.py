@@ -76,7 +76,7 @@ class Built:
         self.upstream = wiring.Upstream(config, nursery, metrics)
         self.dispatcher = wiring.build_dispatcher(config, self.upstream.balancer, metrics)
         self.front = wiring.Front(config, self.dispatcher, metrics)
-        self.listeners = self.front.build_listeners()
+        self.listeners = self.front.build_listeners(listening.ListeningSockets())
         self.admin = wiring.build_admin(config, metrics, lambda: None)
 
     def _make_context(self, signature: inspect.Signature, *arguments: Any, **by_name: Any) -> SSL.Context:
@@ -124,7 +124,7 @@ class Built:
     @property
     def listener(self) -> Listener:
         """The first listener."""
-        return self.listeners[0]
+        return self.listeners[self.config.listeners[0].name]
 
     @property
     def clients(self) -> Clients:
@@ -185,6 +185,19 @@ class Built:
         async with self.running():
             began = trio.current_time()
         return trio.current_time() - began
+
+    async def left_after(self) -> float:
+        """Return the seconds after which the clients of a removed listener are let go."""
+        began, settings = trio.current_time(), self.config.listeners[0]
+        found: list[float] = []
+
+        async def let_go(_clients: Clients) -> None:
+            found.append(trio.current_time() - began)
+
+        self.monkeypatch.setattr(Clients, "let_go", let_go)
+        self.front.remove_listener(settings)
+        await self.front.let_leave(settings)
+        return found[0]
 
     async def accepting_while_draining(self) -> float:
         """Return the seconds for which a core that drains still accepts clients."""
@@ -270,7 +283,9 @@ class Built:
         """Return the functions that a launch calls to take rights from its process, with their arguments."""
         calls: list[str] = []
         for name in ("change_user", "confine_core", "confine_worker"):
-            self.monkeypatch.setattr(launch, name, lambda *given, name=name: calls.append(f"{name} {given}"))
+            self.monkeypatch.setattr(
+                launch, name, lambda *given, name=name, **_options: calls.append(f"{name} {given}")
+            )
         self.started_workers()
         return calls
 
@@ -595,6 +610,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "deadlines.lame_duck": row(17.0, lambda it: it.accepting_while_draining()),
     "deadlines.drain": row(17.0, lambda it: it.drained_within()),
+    "deadlines.retire": row(17.0, lambda it: it.left_after()),
     # limits
     **of_conversation(
         "limits", ("max_request_size", 17_000), ("max_depth", 17), ("max_batch_items", 170), ("max_fields", 1700)

@@ -363,6 +363,7 @@ class DeadlinesConfig(Table):
     connect: Seconds = 3.0
     lame_duck: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False)] = 0.0
     drain: Seconds = 10.0
+    retire: Seconds = 600.0
 
 
 class LimitsConfig(Table):

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from functools import partial
 from typing import Final
 
@@ -22,6 +22,8 @@ from gateway.revocation import Chain, Trust
 from gateway.tls import UNREADABLE_CERTIFICATE
 
 MAX_REFUSED_CLIENTS: Final = 64  # clients that get an error and are disconnected, beside max_clients; more are closed
+_LET_GO_EVERY: Final = 0.005  # s between the ends of two connections whose clients are to connect again
+_QUIET: Final = 1.0  # s without a request, after which such a connection ends: a request may be on its way before
 _STEP: Final = 0.002  # s of one step in which connected clients are identified again
 _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to read the error
 
@@ -90,6 +92,22 @@ class Clients:
         self._draining = True
         for conversation in list(self._conversations):
             conversation.drain()
+
+    async def let_go(self, streams: Container[ClientStream] | None = None) -> None:
+        """End each connection after its next answer, or after a second without a request: the clients connect again.
+
+        ``streams`` are the connections that are meant, or None for all. Their ends are spread, 200 a second, and with
+        them the handshakes that follow.
+        """
+        leaving = [each for each in self._conversations if streams is None or each.stream in streams]
+        for conversation in leaving:
+            conversation.end_after_answer()
+            await trio.sleep(_LET_GO_EVERY)
+        await trio.sleep(_QUIET)
+        for conversation in leaving:
+            if conversation in self._conversations:
+                conversation.drain()
+                await trio.sleep(_LET_GO_EVERY)
 
     def settings_changed(self) -> None:
         """Have each conversation use the settings as they are now."""

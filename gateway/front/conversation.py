@@ -240,6 +240,10 @@ class Conversation:
             subject="" if self._principal is None else quoted(self._principal.subject),
         )
 
+    def end_after_answer(self) -> None:
+        """End after the next answer. An idle connection stays until then, or until ``drain``."""
+        self._draining = True
+
     async def run(self) -> str:
         """Answer requests until either side ends the connection; close it. Return the reason, as a label."""
         if self._account is not None and self._over is None:

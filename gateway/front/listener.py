@@ -64,6 +64,7 @@ class Listener:
         )
         self._admitted_at_once = admitted_at_once
         self._draining = False
+        self._is_retired = False
         self._open = 0  # connections, from their acceptance to their end
         self._accept_scope = trio.CancelScope()
         self._listening: socket.socket | None = None  # while ``serve`` accepts or refuses
@@ -106,7 +107,8 @@ class Listener:
             yield
         finally:
             self._listening = None
-            self._accepting.set(0)
+            if not self._is_retired:
+                self._accepting.set(0)
 
     def settings_changed(self, context: SSL.Context | None = None) -> None:
         """Use the settings as they are now, and the context unless it is None, for new connections."""
@@ -157,8 +159,8 @@ class Listener:
         self._handshakes.drain()
 
     def retire(self) -> None:
-        """Stop accepting: another process does. Handshakes go on, and clients stay."""
-        self._draining = True
+        """Stop accepting: another listener of this name does, or none. Handshakes go on, and clients stay."""
+        self._draining = self._is_retired = True
         self._accept_scope.cancel()
 
     async def _accept_some(self, listening: socket.socket, clients: trio.Nursery) -> None:

@@ -30,13 +30,13 @@ class WorkerLink:
         "_frame",
         "_has_left",
         "_is_waiting_for_turn",
-        "_number",
         "_pipe",
         "_reader",
         "_remove",
         "before_read",
         "is_closed",
         "is_request_begun",
+        "number",
         "opening",
     )
 
@@ -45,7 +45,7 @@ class WorkerLink:
         self.before_read: Callable[[], Awaitable[None] | None] | None = None  # called before each request is returned
         self.is_closed = False
         self.is_request_begun = False  # the worker has read the beginning of a request
-        self._number = number
+        self.number = number
         self._pipe = pipe
         self._remove = remove
         self._frame: bytes | None = None
@@ -56,7 +56,7 @@ class WorkerLink:
         self._reader: Task | None = None
 
     def __repr__(self) -> str:
-        return f"<WorkerLink {self._number} to {self.opening.peer}>"
+        return f"<WorkerLink {self.number} to {self.opening.peer}>"
 
     @property
     def is_read_delayed(self) -> bool:
@@ -118,7 +118,7 @@ class WorkerLink:
         self._check_open()
         if self._pipe.is_full:
             return 0
-        self._pipe.send(_ANSWER, self._number, bytes(data))
+        self._pipe.send(_ANSWER, self.number, bytes(data))
         return len(data)
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -126,7 +126,7 @@ class WorkerLink:
         self._check_open()
         await self._pipe.wait_for_room()
         self._check_open()
-        self._pipe.send(Kind.ANSWER, self._number, bytes(data))
+        self._pipe.send(Kind.ANSWER, self.number, bytes(data))
 
     def _check_open(self) -> None:
         if self.is_closed:
@@ -158,8 +158,8 @@ class WorkerLink:
     def _end_with(self, kind: Kind, payload: bytes) -> None:
         if not self.is_closed:
             self.is_closed = True
-            self._pipe.send(kind, self._number, payload)
-            self._remove(self._number)
+            self._pipe.send(kind, self.number, payload)
+            self._remove(self.number)
             self._wake()
 
     def handle(self, message: Message) -> None:
@@ -213,6 +213,9 @@ class WorkerLinks:
 
     def __repr__(self) -> str:
         return f"<WorkerLinks: {len(self)} clients>"
+
+    def __contains__(self, link: object) -> bool:
+        return isinstance(link, WorkerLink) and self._links.get(link.number) is link
 
     async def run(self) -> None:
         """Serve the worker's clients until the worker has ended and the last conversation with it."""

@@ -2,23 +2,40 @@
 
 import json
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 import trio
 
+from gateway.config import DeadlinesConfig, ListenerConfig
+from gateway.errors import ConfigError
 from gateway.front.channel import Kind
 from gateway.front.clients import Clients
+from gateway.front.listeners import DRAINING
 from gateway.front.pipe import Pipe
+from gateway.front.supervision import News, Order, receive_news, send_order
 from gateway.front.worker_link import WorkerLink, WorkerLinks
-from gateway.listening import accept_connections, refuse_connections
+from gateway.listening import (
+    ListeningSockets,
+    NextSockets,
+    accept_connections,
+    address_of,
+    refuse_connections,
+    stop_listening,
+)
 from gateway.log import Log
 from gateway.metrics import Metrics
 
 #: Counters and gauges of a worker's own metrics that it reports to the core, by the names of their attributes.
 REPORTED_COUNTERS: Final = ("client_connection_errors", "limit_rejections")
 REPORTED_GAUGES: Final = ("client_connections", "client_half_open")
+
+_KEPT_GENERATIONS: Final = 2  # of replaced workers that keep their clients; earlier ones let go of them
+_MOST_GENERATIONS: Final = 4  # of replaced workers; the next reload that needs new workers waits
+_LOOK_EVERY: Final = 0.1  # s between two looks at whether one of these has ended
+_LET_GO_AGAIN: Final = 10.0  # s, for clients that were in a handshake
+_ANSWER_WITHIN: Final = 30.0  # s for the supervisor to read the file
 
 
 def report(metrics: Metrics) -> bytes:
@@ -61,21 +78,38 @@ class WorkerCounts:
             getattr(self._metrics, name).labels(*labels).inc(difference)
 
 
+class _Worker:
+    """One TLS worker: its connections, its place, and how far it is from its end.
+
+    ``generation`` counts the times that all workers were replaced before it was started.
+    """
+
+    def __init__(self, links: WorkerLinks, index: int, generation: int) -> None:
+        self.links = links
+        self.index = index
+        self.generation = generation
+        self.retired = trio.Event()  # its successor has come
+        self.dismissed = trio.Event()  # to let go of its clients now
+
+    def __repr__(self) -> str:
+        return f"<_Worker {self.index} of generation {self.generation}, {len(self.links)} clients>"
+
+
 class TlsWorkers:
     """The TLS workers that serve the clients of a core.
 
-    ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started.
-    ``sockets`` are this process's copies of the listening sockets; those named by ``inherited`` are the service
-    manager's, and listen on after a drain. ``drain`` drains the core: it is called if the supervisor ends first.
+    ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started, and
+    over which it is told to start others: see ``supervision``. ``sockets`` are this process's copies of the listening
+    sockets. ``drain`` drains the core: it is called if the supervisor ends first.
     """
 
     def __init__(
         self,
         supervisor: socket.socket,
         clients: Mapping[str, Clients],
-        sockets: Mapping[str, socket.socket],
+        sockets: ListeningSockets,
         *,
-        inherited: Collection[str] = (),
+        deadlines: DeadlinesConfig,
         drain: Callable[[], None],
         metrics: Metrics,
         log: Log,
@@ -84,11 +118,14 @@ class TlsWorkers:
         self._drain_core = drain
         self._clients = clients
         self._sockets = sockets
-        self._inherited = inherited
+        self._deadlines = deadlines
         self._metrics = metrics
         self._log = log
-        self._workers: dict[WorkerLinks, int] = {}  # and their indices
-        self._outdated: set[WorkerLinks] = set()  # to retire when their successors have come
+        self._workers: list[_Worker] = []
+        self._generation = 0
+        self._answer: News | None = None  # to PREPARE
+        self._answered = trio.Event()
+        self._next: NextSockets | None = None
         self._log_level = ""  # if it was changed
         self._is_accepting = True
         self._draining = False
@@ -100,28 +137,37 @@ class TlsWorkers:
         return len(self._workers)
 
     def __repr__(self) -> str:
-        return f"<TlsWorkers: {len(self)}, {sum(map(len, self._workers))} clients>"
+        return f"<TlsWorkers: {len(self)}, {sum(len(worker.links) for worker in self._workers)} clients>"
 
     async def run(self) -> None:
         """Serve the clients of all workers until drained."""
         self._supervisor.setblocking(False)
         async with trio.open_nursery() as nursery:
-            with self._taking:
-                while True:
-                    await trio.lowlevel.wait_readable(self._supervisor)
-                    data, descriptors, _flags, _address = socket.recv_fds(self._supervisor, 4, 1)
-                    if not data:
-                        self._log.error("draining: the supervisor has ended")
-                        self._drain_core()
-                        return
-                    for descriptor in descriptors:
-                        nursery.start_soon(self._serve, socket.socket(fileno=descriptor), int.from_bytes(data, "big"))
+            try:
+                with self._taking:
+                    await self._take_news(nursery)
+            finally:
+                self._answered.set()  # no answer comes any more
 
-    async def _serve(self, sock: socket.socket, index: int) -> None:
+    async def _take_news(self, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._supervisor)
+            news = receive_news(self._supervisor)
+            if news is None:
+                self._log.error("draining: the supervisor has ended")
+                self._drain_core()
+                return
+            if news.worker is None:
+                self._answer = news
+                self._answered.set()
+            else:
+                nursery.start_soon(self._serve, news.sockets[""], news.worker, news.generation)
+
+    async def _serve(self, sock: socket.socket, index: int, generation: int) -> None:
         pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
-        worker = WorkerLinks(pipe, self._receive, counts.take)
-        self._workers[worker] = index
-        self._retire_predecessors(index)
+        worker = _Worker(WorkerLinks(pipe, self._receive, counts.take), index, generation)
+        self._retire_predecessors(worker)
+        self._workers.append(worker)
         self._log.info("TLS worker started", worker=index)
         try:
             if self._log_level:
@@ -130,34 +176,111 @@ class TlsWorkers:
                 pipe.send(Kind.REFUSE)
             if self._draining:
                 pipe.send(Kind.DRAIN)
-            await worker.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._let_go_when_retired, worker)
+                await worker.links.run()
+                nursery.cancel_scope.cancel()
         finally:
-            self._workers.pop(worker)
-            self._outdated.discard(worker)
+            self._workers.remove(worker)
             counts.end()
             pipe.close()
 
-    def renew(self) -> None:
-        """Have the supervisor start new workers with the configuration file as it is.
+    # Reload ----------------------------------------------------------------------------------------------------------
 
-        Each worker stops accepting when its successor has come, keeps its clients until they leave, and then ends.
+    async def prepare(self, listeners: Sequence[ListenerConfig]) -> None:
+        """Have the supervisor prepare new workers with the configuration file as it is. Raises ConfigError.
+
+        While workers of too many earlier generations are still about to end, wait: they may not pile up.
         """
-        self._outdated = set(self._workers)
+        self.forget()
+        while len(self._replaced()) >= _MOST_GENERATIONS and not self._draining:  # noqa: ASYNC110 - seldom
+            await trio.sleep(_LOOK_EVERY)
+        if self._draining:
+            raise ConfigError([DRAINING])
+        self._answered, self._answer = trio.Event(), None
         with suppress(OSError):  # the supervisor has ended, which is noticed next
-            self._supervisor.send(b"n")
+            send_order(self._supervisor, Order.PREPARE)
+        with trio.move_on_after(_ANSWER_WITHIN):
+            await self._answered.wait()
+        if self._answer is None:
+            raise ConfigError(["the supervisor does not answer"])
+        binds = {listener.name: listener.bind for listener in listeners}
+        self._next = NextSockets(binds, self._answer.sockets)
+        mistakes = [*self._answer.mistakes]
+        if not mistakes and any(name not in self._next.opened and name not in self._sockets for name in binds):
+            mistakes = ["the configuration file has changed while it was read; reload again"]
+        if mistakes:
+            self.forget()
+            raise ConfigError(mistakes)
 
-    def _retire_predecessors(self, index: int) -> None:
-        for worker in [worker for worker in self._outdated if self._workers[worker] == index]:
-            self._outdated.discard(worker)
-            worker.pipe.send(Kind.RETIRE)
+    def forget(self) -> None:
+        """Close what was prepared and is not used."""
+        if self._next is not None:
+            self._next.close()
+            self._next = None
+
+    def use(self, _listeners: object = None, _contexts: object = None, _changed: object = None) -> None:
+        """Have the supervisor start the workers that were prepared.
+
+        Each worker stops accepting when its successor has come, keeps its clients for ``[deadlines] retire`` seconds,
+        and ends after the last one. If there are workers of more than two earlier generations, the oldest let go of
+        their clients at once.
+        """
+        following, self._next = self._next, None
+        if following is None or self._draining:
+            return
+        before = set(self._sockets)
+        replaced = self._sockets.use(following)
+        for sock in replaced:
+            if not self._sockets.listens_on(sock):
+                stop_listening(sock)
+            sock.close()
+        for name in before - following.binds.keys():
+            self._metrics.accepting.remove(name)
+        for name, sock in following.opened.items():
+            self._metrics.accepting.labels(name).set(self._is_accepting)
+            if not self._is_accepting:
+                refuse_connections(sock)
+            self._log.info("listening", listener=name, address=str(address_of(sock)))
+        self._generation += 1
+        earliest = self._replaced()[:-_KEPT_GENERATIONS]
+        for worker in self._workers:
+            if worker.generation in earliest:
+                worker.dismissed.set()
+        with suppress(OSError):  # as above
+            send_order(self._supervisor, Order.USE)
+
+    def _replaced(self) -> list[int]:
+        """Return the generations of workers that were replaced and have not ended, the earliest first."""
+        return sorted({worker.generation for worker in self._workers if worker.generation < self._generation})
+
+    def _retire_predecessors(self, successor: _Worker) -> None:
+        for worker in self._workers:
+            if worker.index == successor.index and worker.generation < successor.generation:
+                if not worker.retired.is_set():
+                    worker.links.pipe.send(Kind.RETIRE)
+                worker.retired.set()
+
+    async def _let_go_when_retired(self, worker: _Worker) -> None:
+        await worker.retired.wait()
+        with trio.move_on_after(self._deadlines.retire):
+            await worker.dismissed.wait()
+        while True:
+            for clients in list(self._clients.values()):
+                await clients.let_go(worker.links)
+            await trio.sleep(_LET_GO_AGAIN)
 
     async def _receive(self, link: WorkerLink) -> None:
         opening = link.opening
         self._metrics.handshake_succeeded(opening.listener, opening.version, opening.seconds, resumed=opening.resumed)
         try:
-            await self._clients[opening.listener].receive(link, opening.peer)
+            clients = self._clients.get(opening.listener)  # None: the listener was removed, and its clients have left
+            if clients is not None:
+                await clients.receive(link, opening.peer)
         finally:
             link.close()
+
+    # Accepting -------------------------------------------------------------------------------------------------------
 
     def stop_accepting(self) -> None:
         """Have the kernel refuse new connections on all listeners."""
@@ -190,8 +313,10 @@ class TlsWorkers:
 
     def drain(self) -> None:
         """Take no new clients; each worker ends when its last client has ended."""
-        self._stop_accepting([name for name in self._sockets if name not in self._inherited])
+        self._stop_accepting([name for name in self._sockets if name not in self._sockets.inherited])
         self._draining = True
+        with suppress(OSError):  # the supervisor has ended
+            send_order(self._supervisor, Order.DRAIN)
         self._send_to_all(Kind.DRAIN)
         self._taking.cancel()
 
@@ -203,10 +328,10 @@ class TlsWorkers:
     def clients_by_worker(self) -> dict[int, int]:
         """Return the number of clients by the worker's index; a worker and its retired predecessors have the same."""
         clients: dict[int, int] = {}
-        for worker, index in self._workers.items():
-            clients[index] = clients.get(index, 0) + len(worker)
+        for worker in self._workers:
+            clients[worker.index] = clients.get(worker.index, 0) + len(worker.links)
         return dict(sorted(clients.items()))
 
     def _send_to_all(self, kind: Kind, payload: bytes = b"") -> None:
         for worker in self._workers:
-            worker.pipe.send(kind, 0, payload)
+            worker.links.pipe.send(kind, 0, payload)

@@ -8,12 +8,16 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import log
-from gateway.config import Address
+from gateway.config import Address, DeadlinesConfig, ListenerConfig
+from gateway.errors import ConfigError
 from gateway.front.channel import Kind, Message
 from gateway.front.pipe import Pipe
+from gateway.front.supervision import Order, receive_order, send_prepared, send_worker, socket_pair
 from gateway.front.workers import TlsWorkers, WorkerCounts, report
-from gateway.listening import listen
+from gateway.listening import ListeningSockets, listen, listening_sockets
 from gateway.metrics import Metrics
+
+KMIP = ListenerConfig.model_construct(name="kmip", bind=Address("127.0.0.1", 0))
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -40,24 +44,29 @@ def test_counts_of_two_workers_are_added_and_survive_their_ends() -> None:
 class Supervised:
     """TLS workers of a core, with the supervisor's end of their socket, and the workers' ends of their pipes."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.listening = sock
+    def __init__(self, sockets: ListeningSockets) -> None:
+        self.listening = sockets["kmip"]
         self.metrics = Metrics("test")
-        self.supervisor, of_core = socket.socketpair()
+        self.supervisor, self.of_core = socket_pair()
         self.drains = 0
         self.workers = TlsWorkers(
-            of_core, {}, {"kmip": sock}, drain=self._drain, metrics=self.metrics, log=log.get("test")
+            self.of_core,
+            {},
+            sockets,
+            deadlines=DeadlinesConfig(),
+            drain=self._drain,
+            metrics=self.metrics,
+            log=log.get("test"),
         )
-        self.of_core = of_core
         self.heard: list[list[Message]] = []
 
     def _drain(self) -> None:
         self.drains += 1
 
-    def start(self, nursery: trio.Nursery, index: int = 0) -> Pipe:
+    def start(self, nursery: trio.Nursery, index: int = 0, generation: int = 0) -> Pipe:
         """Hand over a worker; return its end of the pipe."""
         of_worker, of_core = socket.socketpair()
-        socket.send_fds(self.supervisor, [index.to_bytes(4, "big")], [of_core.fileno()])
+        send_worker(self.supervisor, index, generation, of_core)
         of_core.close()
         pipe = Pipe(of_worker, log.get("test"))
         self.heard.append([])
@@ -67,8 +76,8 @@ class Supervised:
 
 @pytest.fixture
 async def supervised(nursery: trio.Nursery) -> AsyncIterator[Supervised]:
-    with listen("listener", Address("127.0.0.1", 0)) as sock:
-        supervised = Supervised(sock)
+    with listening_sockets([KMIP]) as sockets:
+        supervised = Supervised(sockets)
         nursery.start_soon(supervised.workers.run)
         yield supervised
         nursery.cancel_scope.cancel()
@@ -111,22 +120,98 @@ async def test_a_drain_refuses_connections_and_reaches_every_worker(
     assert len(supervised.workers) == 0
 
 
+async def renew(supervised: Supervised) -> None:
+    """Reload with a supervisor that has no mistakes to tell, and nothing to open."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervised.workers.prepare, [KMIP])
+        await trio.lowlevel.wait_readable(supervised.supervisor)
+        assert receive_order(supervised.supervisor) is Order.PREPARE
+        send_prepared(supervised.supervisor, [], {})
+    supervised.workers.use()
+    assert receive_order(supervised.supervisor) is Order.USE
+
+
 async def test_each_worker_retires_when_its_successor_has_come(supervised: Supervised, nursery: trio.Nursery) -> None:
     pipes = [supervised.start(nursery, index) for index in (0, 1)]
     await wait_all_tasks_blocked()
-    supervised.workers.renew()
-    assert supervised.supervisor.recv(10) == b"n"
+    await renew(supervised)
     await wait_all_tasks_blocked()
     assert supervised.heard == [[], []]
-    pipes.append(supervised.start(nursery, 1))
+    pipes.append(supervised.start(nursery, 1, generation=1))
     await wait_all_tasks_blocked()
     kinds = [[message.kind for message in heard] for heard in supervised.heard]
     assert kinds == [[], [Kind.RETIRE], []]
-    pipes.append(supervised.start(nursery, 1))  # started again after a death: its predecessor is no older
+    pipes.append(supervised.start(nursery, 1, generation=1))  # started again after a death: its predecessor is no older
     await wait_all_tasks_blocked()
     assert supervised.heard[2] == []
     for pipe in pipes:
         pipe.close()
+
+
+async def test_a_worker_started_just_before_a_reload_retires_too(supervised: Supervised, nursery: trio.Nursery) -> None:
+    await renew(supervised)
+    pipes = [supervised.start(nursery), supervised.start(nursery, generation=1)]  # the first was on its way
+    await wait_all_tasks_blocked()
+    assert [[message.kind for message in heard] for heard in supervised.heard] == [[Kind.RETIRE], []]
+    for pipe in pipes:
+        pipe.close()
+
+
+async def test_mistakes_of_the_supervisor_are_those_of_the_reload(supervised: Supervised) -> None:
+    async def answer() -> None:
+        await wait_all_tasks_blocked()
+        receive_order(supervised.supervisor)
+        send_prepared(supervised.supervisor, ["a mistake"], {})
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        with pytest.raises(ConfigError) as caught:
+            await supervised.workers.prepare([KMIP])
+    assert caught.value.mistakes == ["a mistake"]
+    supervised.workers.use()  # uses nothing
+    with pytest.raises(BlockingIOError):
+        supervised.supervisor.recv(100, socket.MSG_DONTWAIT)
+
+
+async def test_earlier_generations_let_go_of_their_clients_and_a_fifth_waits(
+    supervised: Supervised, nursery: trio.Nursery
+) -> None:
+    pipes = []
+    for generation in range(4):
+        pipes.append(supervised.start(nursery, generation=generation))
+        await wait_all_tasks_blocked()
+        await renew(supervised)
+    assert [worker.dismissed.is_set() for worker in supervised.workers._workers] == [True, True, False, False]
+    pipes.append(supervised.start(nursery, generation=4))
+    with trio.move_on_after(0.3) as waited:
+        await supervised.workers.prepare([KMIP])
+    assert waited.cancelled_caught
+    pipes[0].close()
+    await renew(supervised)
+    for pipe in pipes:
+        pipe.close()
+
+
+async def test_a_listener_that_is_added_gets_its_socket_and_a_removed_one_refuses(supervised: Supervised) -> None:
+    second = ListenerConfig.model_construct(name="second", bind=Address("127.0.0.1", 0))
+    with listen("second", second.bind) as sock:
+        address = sock.getsockname()
+
+        async def answer() -> None:
+            await wait_all_tasks_blocked()
+            receive_order(supervised.supervisor)
+            send_prepared(supervised.supervisor, [], {"second": sock})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            await supervised.workers.prepare([second])
+    before = supervised.listening.getsockname()
+    supervised.workers.use()
+    socket.create_connection(address).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(before)
+    assert value(supervised.metrics, "accepting", listener="second") == 1
+    assert value(supervised.metrics, "accepting", listener="kmip") is None
 
 
 async def test_the_end_of_the_supervisor_drains_the_core(supervised: Supervised) -> None:
@@ -141,9 +226,9 @@ async def test_clients_of_a_retired_worker_are_counted_with_its_successors(
     pipes = [supervised.start(nursery) for _ in range(2)]
     await wait_all_tasks_blocked()
     for worker, clients in zip(supervised.workers._workers, (3, 4), strict=True):
-        worker._links = dict.fromkeys(range(clients))  # type: ignore[assignment]
+        worker.links._links = dict.fromkeys(range(clients))  # type: ignore[assignment]
     assert supervised.workers.clients_by_worker() == {0: 7}
     for worker in supervised.workers._workers:
-        worker._links = {}
+        worker.links._links = {}
     for pipe in pipes:
         pipe.close()
