@@ -512,11 +512,17 @@ class Front:
         leaving, clients = self._leaving[settings.name], self.clients[settings.name]
         with trio.move_on_after(self._config.deadlines.retire):
             await leaving.is_back.wait()
-        while not leaving.is_back.is_set():
+        async with trio.open_nursery() as nursery:
+
+            async def stop_when_back() -> None:
+                await leaving.is_back.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_when_back)
             await clients.let_go()
-            if not clients.connections and not leaving.is_back.is_set():
-                del self._leaving[settings.name], self.clients[settings.name]
-                return
+            nursery.cancel_scope.cancel()
+        if not leaving.is_back.is_set():
+            del self._leaving[settings.name], self.clients[settings.name]
 
     def build_listeners(self, sockets: ListeningSockets) -> Listeners:
         """Return the listeners, whose TLS ends in this process, in the configured order. Raises ConfigError."""

@@ -7,7 +7,14 @@ import pytest
 
 from gateway.config import Address, ListenerConfig
 from gateway.errors import ConfigError
-from gateway.listening import accept_connections, address_of, listen, listening_sockets, refuse_connections
+from gateway.listening import (
+    accept_connections,
+    address_of,
+    listen,
+    listening_sockets,
+    refuse_connections,
+    stop_listening,
+)
 
 LOOPBACK = Address("127.0.0.1", 0)
 
@@ -112,3 +119,66 @@ def test_several_sockets_listen_on_one_address_if_all_reuse_the_port() -> None:
             assert min(taken.values()) > 10
         with pytest.raises(ConfigError, match="cannot listen on"):
             listen("third", address_of(first))
+
+
+def bound(name: str, address: Address) -> ListenerConfig:
+    return ListenerConfig.model_construct(name=name, bind=address)
+
+
+def test_a_configuration_opens_only_the_sockets_that_are_missing() -> None:
+    with listening_sockets([listener("one"), listener("two")]) as sockets:
+        one = sockets["one"]
+        following = sockets.prepare([listener("one"), listener("three")])
+        assert list(following.opened) == ["three"]
+        (left,) = sockets.use(following)
+        assert (list(sockets), sockets["one"]) == (["one", "three"], one)
+        assert not sockets.listens_on(left)
+        stop_listening(left)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(left.getsockname())
+        left.close()
+
+
+def test_two_listeners_can_exchange_their_addresses() -> None:
+    with listen("free", LOOPBACK) as first, listen("free", LOOPBACK) as second:
+        addresses = [address_of(first), address_of(second)]
+    with listening_sockets([bound("one", addresses[0]), bound("two", addresses[1])]) as sockets:
+        following = sockets.prepare([bound("one", addresses[1]), bound("two", addresses[0])])
+        for sock in sockets.use(following):
+            assert sockets.listens_on(sock)  # under its new name
+            sock.close()
+        assert [address_of(sockets[name]) for name in ("one", "two")] == addresses[::-1]
+        assert can_connect(sockets["one"])
+        assert can_connect(sockets["two"])
+
+
+def test_a_configuration_with_an_address_in_use_opens_nothing() -> None:
+    with listen("taken", LOOPBACK) as taken, listening_sockets([listener("one")]) as sockets:
+        with pytest.raises(ConfigError, match="cannot listen on"):
+            sockets.prepare([listener("one"), listener("two"), bound("three", address_of(taken))])
+        assert list(sockets) == ["one"]
+
+
+def test_a_removed_listener_leaves_its_address_to_a_new_one() -> None:
+    with listen("one", LOOPBACK) as sock:
+        stop_listening(sock)
+        listen("two", address_of(sock)).close()
+
+
+def test_an_own_socket_in_the_way_is_told() -> None:
+    with listen("free", LOOPBACK) as free:
+        address = address_of(free)
+    with listening_sockets([bound("one", address)]) as sockets, pytest.raises(ConfigError) as caught:
+        sockets.prepare([bound("one", Address("0.0.0.0", address.port))])  # noqa: S104 - that is the point
+    (mistake,) = caught.value.mistakes
+    assert mistake.endswith('or restart the gateway: its own listener "one" has the port')
+
+
+def test_an_inherited_listener_is_not_removed_by_a_reload() -> None:
+    with (
+        listen("systemd", LOOPBACK) as inherited,
+        listening_sockets([listener("kmip")], {"kmip": inherited}) as sockets,
+    ):
+        with pytest.raises(ConfigError, match="there is no such listener"):
+            sockets.prepare([listener("other")])
+        assert sockets.prepare([listener("kmip")]).opened == {}

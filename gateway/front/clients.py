@@ -23,7 +23,8 @@ from gateway.tls import UNREADABLE_CERTIFICATE
 
 MAX_REFUSED_CLIENTS: Final = 64  # clients that get an error and are disconnected, beside max_clients; more are closed
 _LET_GO_EVERY: Final = 0.005  # s between the ends of two connections whose clients are to connect again
-_QUIET: Final = 1.0  # s without a request, after which such a connection ends: a request may be on its way before
+_QUIET: Final = 1.0  # s without a request, after which such a connection ends
+_PATIENCE: Final = 10.0  # s after which such a connection ends after its next answer
 _STEP: Final = 0.002  # s of one step in which connected clients are identified again
 _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to read the error
 
@@ -94,20 +95,23 @@ class Clients:
             conversation.drain()
 
     async def let_go(self, streams: Container[ClientStream] | None = None) -> None:
-        """End each connection after its next answer, or after a second without a request: the clients connect again.
+        """End connections so that their clients connect again; return when all have ended.
 
-        ``streams`` are the connections that are meant, or None for all. Their ends are spread, 200 a second, and with
-        them the handshakes that follow.
+        ``streams`` are the connections that are meant, or None for all. A connection ends if it had no request for a
+        second, because no request is likely to be on its way then. After 10 s, the others end after their next answer.
+        The ends are spread, 200 a second, and with them the handshakes that follow.
         """
-        leaving = [each for each in self._conversations if streams is None or each.stream in streams]
-        for conversation in leaving:
-            conversation.end_after_answer()
-            await trio.sleep(_LET_GO_EVERY)
-        await trio.sleep(_QUIET)
-        for conversation in leaving:
-            if conversation in self._conversations:
-                conversation.drain()
-                await trio.sleep(_LET_GO_EVERY)
+        until = trio.current_time() + _PATIENCE
+        while leaving := [each for each in self._conversations if streams is None or each.stream in streams]:
+            if trio.current_time() >= until:
+                for conversation in leaving:
+                    conversation.end_after_answer()
+            requests = {each: each.requests for each in leaving if each.phase is Phase.IDLE}
+            await trio.sleep(_QUIET)
+            for conversation, number in requests.items():
+                if conversation.phase is Phase.IDLE and conversation.requests == number:
+                    conversation.drain()
+                    await trio.sleep(_LET_GO_EVERY)
 
     def settings_changed(self) -> None:
         """Have each conversation use the settings as they are now."""

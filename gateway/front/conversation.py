@@ -241,7 +241,7 @@ class Conversation:
         )
 
     def end_after_answer(self) -> None:
-        """End after the next answer. An idle connection stays until then, or until ``drain``."""
+        """End after the next answer. An idle connection stays until it is used, or until ``drain``."""
         self._draining = True
 
     async def run(self) -> str:

@@ -34,7 +34,7 @@ REPORTED_GAUGES: Final = ("client_connections", "client_half_open")
 _KEPT_GENERATIONS: Final = 2  # of replaced workers that keep their clients; earlier ones let go of them
 _MOST_GENERATIONS: Final = 4  # of replaced workers; the next reload that needs new workers waits
 _LOOK_EVERY: Final = 0.1  # s between two looks at whether one of these has ended
-_LET_GO_AGAIN: Final = 10.0  # s, for clients that were in a handshake
+_LET_GO_AGAIN: Final = 1.0  # s
 _ANSWER_WITHIN: Final = 30.0  # s for the supervisor to read the file
 
 
@@ -265,9 +265,10 @@ class TlsWorkers:
         await worker.retired.wait()
         with trio.move_on_after(self._deadlines.retire):
             await worker.dismissed.wait()
-        while True:
-            for clients in list(self._clients.values()):
-                await clients.let_go(worker.links)
+        while True:  # also the clients whose handshakes end later
+            async with trio.open_nursery() as nursery:
+                for clients in self._clients.values():
+                    nursery.start_soon(clients.let_go, worker.links)
             await trio.sleep(_LET_GO_AGAIN)
 
     async def _receive(self, link: WorkerLink) -> None:

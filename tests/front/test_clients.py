@@ -237,3 +237,34 @@ async def test_clients_are_judged_when_a_certificate_ends(
         assert await alice.stream.receive_some() == b""
         assert number_of(await bob.ask(request(3))) == 3
         await until(lambda: front.errors == {"expired": 1})
+
+    assert front.log.entries
+    assert "well" not in repr(front.log.entries)
+
+
+async def test_clients_are_let_go_in_a_quiet_second_or_else_after_an_answer(
+    certificates: Certificates, clock: MockClock
+) -> None:
+    ends: dict[str, float] = {}
+    async with open_front(certificates) as front, front.client() as quiet, front.client() as busy:
+        for client in (quiet, busy):
+            await client.ask(request(1))
+
+        async def ask_on() -> None:
+            number = 2
+            while not busy.stream.peer_has_left():
+                assert number_of(await busy.ask(request(number))) == number
+                number += 1
+                await trio.sleep(0.4)
+            ends["busy"] = clock.current_time()
+
+        began = clock.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(front.served.let_go)
+            nursery.start_soon(ask_on)
+            assert await quiet.stream.receive_some() == b""
+            ends["quiet"] = clock.current_time()
+        assert ends["quiet"] - began < 3
+        assert 9 < ends["busy"] - began < 13
+        assert len(front.served) == 0
+    assert front.errors == {}
