@@ -157,8 +157,8 @@ def confine_core(writable: Iterable[Path], *, listens: bool = False) -> bool:
     """Forbid this process to run programs, to listen on further TCP ports, and to write outside of these directories.
 
     With ``listens``, it may listen on further ports: a reload may add listeners. It may read all files that its user
-    can read: a reload may name any. Return False if the kernel can't do this. To be called before any thread is started.
-    Raises OSError.
+    can read: a reload may name any. Return False if the kernel can't do this. To be called before any thread. Raises
+    OSError.
     """
     version = landlock_version()
     rights = dict.fromkeys(writable, _CHANGE_FILES)
