@@ -10,7 +10,6 @@ may hold the interpreter for long: PEM is decoded in parts, and the signature is
 
 import binascii
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from cryptography.hazmat.primitives.asymmetric.padding import PSS, PKCS1v15
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 MAX_FILE: Final = 64 * 1024 * 1024  # bytes: 1,700,000 entries, whose serial numbers take 150 MiB
-_PEM: Final = re.compile(rb"-----BEGIN X509 CRL-----(.*?)-----END X509 CRL-----", re.DOTALL)
-_PART: Final = 65536  # characters of base64 that are decoded at once; a multiple of four
+_BEGIN: Final = b"-----BEGIN X509 CRL-----"
+_END: Final = b"-----END X509 CRL-----"
+_DAMAGED: Final = "holds a CRL that is cut off or damaged; fetch it again"
+_PART: Final = 65536  # characters of base64 that are decoded at once
 _WHITE: Final = b" \t\r\n"
 #: Extensions of a CRL that this module understands, or that may be ignored although they are critical.
 _UNDERSTOOD: Final = frozenset(
@@ -111,21 +112,29 @@ def _lists_in(path: Path) -> Iterator[bytes]:
     if data[:1] == b"\x30":
         yield data
         return
-    found = False
-    for block in _PEM.finditer(data):
-        found = True
-        try:
-            yield _from_base64(block[1])
-        except binascii.Error:
-            raise ValueError(f"{path} holds a CRL that is cut off or damaged; fetch it again") from None
-    if not found:
+    begin = data.find(_BEGIN)
+    if begin < 0:
         raise ValueError(f"{path} holds no CRL; give a file of CRLs, in PEM (BEGIN X509 CRL) or DER")
+    while begin >= 0:
+        end = data.find(_END, begin)
+        try:
+            yield _from_base64(data[begin + len(_BEGIN) : end if end >= 0 else begin])
+        except binascii.Error:
+            raise ValueError(f"{path} {_DAMAGED}") from None
+        begin = data.find(_BEGIN, end)
 
 
 def _from_base64(text: bytes) -> bytes:
-    text = text.translate(None, _WHITE)
-    parts = (text[start : start + _PART] for start in range(0, len(text), _PART))
-    return b"".join(binascii.a2b_base64(part, strict_mode=True) for part in parts)
+    """Decode a text with line breaks in parts. Raises binascii.Error."""
+    decoded, rest = bytearray(), b""
+    for start in range(0, len(text), _PART):
+        part = rest + text[start : start + _PART].translate(None, _WHITE)
+        whole = len(part) // 4 * 4
+        decoded += binascii.a2b_base64(part[:whole], strict_mode=True)
+        rest = part[whole:]
+    if rest or not decoded:
+        raise binascii.Error
+    return bytes(decoded)
 
 
 def _verified(der: bytes, authorities: Sequence[x509.Certificate], ca: Path, path: Path, *, with_serials: bool) -> Crl:
@@ -134,7 +143,7 @@ def _verified(der: bytes, authorities: Sequence[x509.Certificate], ca: Path, pat
         name = crl.issuer.rfc4514_string()
         extensions = list(crl.extensions)
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        raise ValueError(f"{path} holds a CRL that is cut off or damaged; fetch it again") from None
+        raise ValueError(f"{path} {_DAMAGED}") from None
     who = f"{path} holds a CRL of {name}"
     point = _check_kind(extensions, who)
     if crl.next_update_utc is None:

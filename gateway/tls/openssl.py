@@ -64,6 +64,11 @@ def handshake_reason(error: SSL.Error, verification_error: int) -> str:
     return _VERIFY_REASONS.get(verification_error, reason) if reason == "certificate" else reason
 
 
+def is_about_certificate(alert: str) -> bool:
+    """Return True if OpenSSL's text of an alert says that the peer refuses this side's certificate (RFC 8446, 6.2)."""
+    return "certificate" in alert or "unknown ca" in alert
+
+
 def record_reason(error: SSL.Error) -> str:
     """Return the reason of an error after the handshake: an alert of the peer's, or any other."""
     return "alert" if "alert" in text_of(error) else "tls"

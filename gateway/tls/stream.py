@@ -20,7 +20,14 @@ from trio.lowlevel import wait_readable, wait_writable
 from gateway import tcp
 from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
 from gateway.tls import records
-from gateway.tls.openssl import CLOSED_HERE, connection_lost, handshake_reason, record_reason, text_of
+from gateway.tls.openssl import (
+    CLOSED_HERE,
+    connection_lost,
+    handshake_reason,
+    is_about_certificate,
+    record_reason,
+    text_of,
+)
 from gateway.tls.resumption import ServerContext
 from gateway.tls.verification import LARGE_HANDSHAKE, MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
 
@@ -196,6 +203,8 @@ class TlsStream:
         text = text_of(error)
         if reason not in {"alert", "no_certificate"} and self._verification.detail:
             text = f"{text}: {self._verification.detail}"
+        elif reason == "alert" and is_about_certificate(text):
+            text = f"{text}: the peer does not accept the certificate that the gateway shows it"
         return TlsError(f"handshake failed: {text}", reason=reason)
 
     async def receive_some(self) -> bytes:

@@ -164,6 +164,13 @@ def test_signatures_of_every_usual_kind_are_verified(tmp_path: Path, name: str) 
     assert "not signed" in mistake(tmp_path, other.public_bytes(serialization.Encoding.PEM), authorities=(authority,))
 
 
+def test_a_long_list_is_decoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = set(range(1, 3000))
+    for part in (7, 64, 65536):
+        monkeypatch.setattr(crls, "_PART", part)
+        assert [crl.serials for crl in read(tmp_path, ROOT.crl_pem(numbers))] == [numbers]
+
+
 def test_files_that_hold_no_list_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"there is no file .*missing; correct the path"):
         read_crls([tmp_path / "missing"], [], tmp_path)
@@ -173,7 +180,8 @@ def test_files_that_hold_no_list_are_named(tmp_path: Path, monkeypatch: pytest.M
     pem = ROOT.crl_pem([1])
     for damaged in (pem.replace(b"M", b"?", 1), b"\x30\x82\x01\x00abc", pem.replace(pem[60:124], b"")):
         assert mistake(tmp_path, damaged) == "0.crl holds a CRL that is cut off or damaged; fetch it again"
-    assert "no CRL" in mistake(tmp_path, pem[:100])
+    for cut in (pem[:100], pem + pem[:200], pem.replace(b"-----END", b"=-----END")):
+        assert mistake(tmp_path, cut) == "0.crl holds a CRL that is cut off or damaged; fetch it again"
     monkeypatch.setattr(crls, "MAX_FILE", len(pem) - 1)
     assert "more than 0 MiB; have the CA split its CRL" in mistake(tmp_path, pem)
 

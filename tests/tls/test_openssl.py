@@ -6,7 +6,15 @@ import pytest
 from OpenSSL import SSL
 
 from gateway.errors import TlsError
-from gateway.tls.openssl import CLOSED_HERE, check_openssl, connection_lost, handshake_reason, record_reason, text_of
+from gateway.tls.openssl import (
+    CLOSED_HERE,
+    check_openssl,
+    connection_lost,
+    handshake_reason,
+    is_about_certificate,
+    record_reason,
+    text_of,
+)
 
 
 def error_of(*texts: str) -> SSL.Error:
@@ -39,6 +47,20 @@ def test_reason_of_a_failed_handshake(text: str, verification: int, reason: str)
 def test_reason_of_an_error_after_the_handshake() -> None:
     assert record_reason(error_of("sslv3 alert bad certificate")) == "alert"
     assert record_reason(error_of("bad record mac")) == "tls"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_about"),
+    [
+        ("ssl/tls alert certificate expired", True),
+        ("ssl/tls alert bad certificate", True),
+        ("tlsv1 alert unknown ca", True),
+        ("ssl/tls alert handshake failure", False),
+        ("tlsv1 alert internal error", False),
+    ],
+)
+def test_alerts_about_certificates(text: str, *, is_about: bool) -> None:
+    assert is_about_certificate(text) is is_about
 
 
 def test_texts_of_errors() -> None:

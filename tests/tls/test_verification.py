@@ -74,6 +74,7 @@ async def test_the_refused_certificate_is_named_on_both_sides(certificates: Cert
     async with failing(server, client_tls(certificates)) as (_pair, said):
         assert "certificate has expired: certificate CN=gateway of CN=Gateway CA, SHA-256 " in str(said[0])
         assert str(said[0]).endswith(f"; trusted are the CAs in {certificates.path('gateway_ca.pem')}")
+        assert str(said[1]).endswith(": the peer does not accept the certificate that the gateway shows it")
 
 
 def fingerprint_of(certificates: Certificates, name: str) -> str:
