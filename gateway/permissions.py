@@ -18,6 +18,7 @@ from gateway.kmip.groups import (
     OPERATION_NAMES,
     TYPED,
     TYPES_BY_TAG,
+    UNNAMED_TYPES,
     Group,
     spelled_object_type,
     spelled_operation,
@@ -72,10 +73,12 @@ class Permissions:
                 number for number, name in OBJECT_TYPE_NAMES.items() if name in settings.object_types
             )
             for operation, made in MADE_TYPES.items():
-                if operation not in refused and (others := made - object_types):
+                if others := made - object_types:
                     names = " and ".join(spelled_object_type(number) for number in sorted(others))
-                    refused[operation] = f"it makes a {names}, not in object_types"
-        inspected = set(TYPED) if object_types is not None else set()
+                    refused.setdefault(operation, f"it makes a {names}, not in object_types")
+            for operation in UNNAMED_TYPES:
+                refused.setdefault(operation, "object_types has no name for the objects that it makes")
+        inspected = {*TYPED, Operation.LOCATE} if object_types is not None else set[int]()
         if Operation.CREATE in refused:
             inspected.add(Operation.LOCATE)
         self._refused = refused
@@ -131,7 +134,8 @@ class Permissions:
             if item.operation == Operation.LOCATE:
                 # "If a Fresh object is asked for and there is none, the server may make one" (1.4 section 4.9)
                 is_fresh = item.object_group_member not in _NOT_FRESH
-                return ("of a fresh object", "it may make an object, and Create is refused") if is_fresh else None
+                why = "it may make an object, and the policy limits that (allow, refuse or object_types)"
+                return ("of a fresh object", why) if is_fresh else None
             types = list(_object_types_of(item))
         except ProtocolError:
             return "with an unreadable payload", "its payload cannot be checked"

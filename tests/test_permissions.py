@@ -8,7 +8,7 @@ from gateway.config import PolicyConfig
 from gateway.config.values import GROUP_NAMES
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
-from gateway.kmip.groups import MADE_TYPES, TYPED
+from gateway.kmip.groups import MADE_TYPES, TYPED, UNNAMED_TYPES
 from gateway.kmip.messages import Request, ResponseItem, Version
 from gateway.kmip.spec import ItemType, ObjectGroupMember, ObjectType, Operation, ResultReason, ResultStatus, Tag
 from gateway.permissions import UNRESTRICTED, Denial, Permissions, refusal_frame
@@ -122,6 +122,8 @@ def test_locate_of_a_fresh_object_needs_create(version: Version) -> None:
     assert reasons(policy(allow="read"), fresh, version=version) == {0: DENIED}
     assert reasons(policy(allow="read"), default, version=version) == {}
     assert reasons(policy(allow=["read", "Create"]), fresh, version=version) == {}
+    assert reasons(policy(object_types="Symmetric Key"), fresh, version=version) == {0: DENIED}
+    assert reasons(policy(object_types="Symmetric Key"), default, version=version) == {}
 
 
 # Object types ---------------------------------------------------------------------------------------------------------
@@ -180,6 +182,12 @@ def test_operations_without_an_object_type_make_known_types(operation: int) -> N
     made = [names[ObjectType(number)] for number in MADE_TYPES[operation]]
     assert reasons(policy(object_types=made), operation) == {}
     assert reasons(policy(object_types=["Opaque Object", *made[1:]]), operation) == {0: DENIED}
+
+
+@pytest.mark.parametrize("operation", sorted(UNNAMED_TYPES), ids=lambda operation: operation.name)
+def test_object_types_refuse_operations_that_make_other_things(operation: Operation) -> None:
+    assert reasons(policy(object_types=["Symmetric Key"]), operation) == {0: DENIED}
+    assert reasons(policy(), operation) == {}
 
 
 def test_object_types_do_not_limit_existing_objects() -> None:

@@ -103,6 +103,9 @@ MADE_TYPES: Final[dict[int, frozenset[int]]] = {
     Operation.RECERTIFY: frozenset({ObjectType.CERTIFICATE}),
 }
 
+#: Operations of 3.0 that make objects of types without a name in ``ObjectType``.
+UNNAMED_TYPES: Final = frozenset({Operation.CREATE_GROUP, Operation.CREATE_USER, Operation.CREATE_CREDENTIAL})
+
 #: Operations with an Object Type at the first level of their requests (1.4 sections 4.1, 4.3, 4.6, 4.38 to 4.40).
 TYPED: Final = frozenset(
     {
