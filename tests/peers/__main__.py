@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.peers import barbican, haproxy, kmip_go, kmip_rust, mongodb, pykmip, simulated, swift
+from tests.peers import barbican, cyphera, haproxy, kmip_go, kmip_rust, mongodb, pykmip, simulated, swift
 from tests.peers.page import page
 from tests.peers.peer import PeerError
 from tests.peers.trial import Outcome, Trial, notices, run_trial
@@ -28,6 +28,8 @@ TRIALS: Final = (
     Trial(barbican.CLIENT, pykmip.SERVER),
     Trial(mongodb.CLIENT, simulated.SERVER),
     Trial(mongodb.CLIENT, pykmip.SERVER),
+    Trial(cyphera.CLIENT, simulated.SERVER),
+    Trial(cyphera.CLIENT, pykmip.SERVER),
     Trial(kmip_rust.CLIENT, simulated.SERVER),
     Trial(kmip_rust.CLIENT, pykmip.SERVER),
 )
