@@ -19,6 +19,7 @@ from gateway.config.files import (
 from gateway.config.patterns import WILDCARDS
 from gateway.config.values import (
     ALL,
+    GROUP_OF,
     Address,
     AllowedOperations,
     Balancers,
@@ -226,6 +227,10 @@ class PolicyConfig(Table):
         both = [name for name in info.data.get("allow", ()) if name in refuse]
         if both:
             raise ValueError(f'has "{both[0]}", which allow has, too; leave it out of one of them')
+        taken_back = [name for name in info.data.get("allow", ()) if GROUP_OF.get(name) in refuse]
+        if taken_back:
+            group, name = GROUP_OF[taken_back[0]], taken_back[0]
+            raise ValueError(f'has "{group}", in which "{name}" of allow is; leave one of them out')
         return refuse
 
 

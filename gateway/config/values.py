@@ -182,6 +182,8 @@ def network(value: object) -> str:
 ALL: Final = "all"
 #: Names of the groups of operations, as policies write them.
 GROUP_NAMES: Final = tuple(group.value for group in Group if group.value.isalpha())
+#: The group of each operation, by the operation's name.
+GROUP_OF: Final = {OPERATION_NAMES[number]: group.value for number, group in GROUPS.items()}
 _NEVER_FORWARDED: Final = frozenset(OPERATION_NAMES[number] for number, group in GROUPS.items() if group is Group.NEVER)
 
 

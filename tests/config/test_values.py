@@ -95,6 +95,10 @@ def test_a_fingerprint_may_be_written_as_openssl_prints_it(folder: Path) -> None
             'refuse: has "Get", which allow has, too; leave it out of one of them',
         ),
         (
+            'allow = ["read", "Destroy"]\nrefuse = "destroy"',
+            'refuse: has "destroy", in which "Destroy" of allow is; leave one of them out',
+        ),
+        (
             'object_types = "symmetric key"',
             'object_types: has "symmetric key", which is no object type; did you mean "Symmetric Key"?',
         ),
