@@ -33,7 +33,8 @@ EXPOSE 5696 9696
 # Mount the configuration and its certificates here, readable by user 5696. The root file system may be read-only; the key
 # of the marks ([replication] mark_key_file) wants a place to be kept: /var/lib/kmip-gateway.
 VOLUME ["/etc/kmip-gateway", "/var/lib/kmip-gateway"]
-# The address is that of [admin] bind.
+# The address is that of [admin] bind. /livez needs no token. If the port speaks TLS ([admin] certificate), give a
+# --health-cmd of your own.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9696/livez', timeout=2)"]
 ENTRYPOINT ["kmip-gateway"]

@@ -14,6 +14,7 @@ import trio
 from gateway import log
 from gateway.admin.control import ControlServer, control_socket
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
+from gateway.admin.server import AdminServer
 from gateway.config import Address, Config, exposed
 from gateway.dispatcher import Dispatcher
 from gateway.expiry import ExpiryWatch
@@ -141,7 +142,7 @@ class Core:
                 entrance = self._build_entrance(front, handed_over)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
                 self._instrument(upstream, front)
-                self._build_reloader(upstream, dispatcher, front, entrance, background)
+                self._build_reloader(upstream, dispatcher, front, entrance, admin, background)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 if control is not None:
                     workers = entrance if isinstance(entrance, TlsWorkers) else None
@@ -159,7 +160,8 @@ class Core:
                 background.start_soon(Watchdog(config.gateway.watchdog, self._log).run)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
-                self._log.info("metrics", url=f"http://{bound.admin}/metrics")
+                scheme = "http" if config.admin.certificate is None else "https"
+                self._log.info("metrics", url=f"{scheme}://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
                 self._look_at_dates()
                 self._warn_of_exposed_secrets()
@@ -207,7 +209,13 @@ class Core:
         )
 
     def _build_reloader(
-        self, upstream: Upstream, dispatcher: Dispatcher, front: Front, entrance: Entrance, nursery: trio.Nursery
+        self,
+        upstream: Upstream,
+        dispatcher: Dispatcher,
+        front: Front,
+        entrance: Entrance,
+        admin: AdminServer,
+        nursery: trio.Nursery,
     ) -> None:
         if self._path is not None:
             self._reloader = Reloader(
@@ -218,6 +226,7 @@ class Core:
                 front=front,
                 entrance=entrance,
                 nursery=nursery,
+                admin=admin,
                 metrics=self.metrics,
             )
 

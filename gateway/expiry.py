@@ -41,6 +41,10 @@ def dated(config: Config) -> Iterator[Dated]:
     for backend in config.backends:
         if backend.ca is not None:
             yield Dated("backend_ca", backend.name, backend.ca, _end_of_bundle(backend.ca))
+    if config.admin.certificate is not None:
+        yield Dated("admin", "admin", config.admin.certificate, _first_end(config.admin.certificate))
+    if config.admin.client_ca is not None:
+        yield Dated("admin_client_ca", "admin", config.admin.client_ca, _end_of_bundle(config.admin.client_ca))
 
 
 def _first_end(file: Path) -> float:

@@ -18,6 +18,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log
+from gateway.admin.server import AdminServer
 from gateway.config import Config, PolicyConfig, load
 from gateway.config.model import LISTS, SECTIONS, Table
 from gateway.dispatcher import Dispatcher
@@ -26,12 +27,13 @@ from gateway.front.listeners import Listeners
 from gateway.front.workers import TlsWorkers
 from gateway.metrics import Metrics
 from gateway.revocation import Trust
-from gateway.wiring import Credentials, Front, Upstream, client_trust, server_context
+from gateway.wiring import AdminAccess, Credentials, Front, Upstream, admin_access, client_trust, server_context
 
 #: Settings that only a restart changes; a section without a key stands for all of its settings.
 NEEDS_RESTART: Final = frozenset(
     {
-        "admin",
+        "admin.bind",
+        "admin.socket",
         "gateway.confinement",
         "gateway.group",
         "gateway.tls_workers",
@@ -116,9 +118,17 @@ def crls_of(config: Config) -> Iterator[tuple[str, Path]]:
             yield listener.name, path
 
 
+def admin_files(config: Config) -> set[Path]:
+    """Return the files of the admin port: certificate, key, CA and tokens."""
+    admin = config.admin
+    files = (admin.certificate, admin.private_key, admin.client_ca, admin.token_file)
+    return {path for path in files if path is not None}
+
+
 def contents_of(config: Config) -> Contents:
-    """Return a digest of each certificate, key, CA and CRL; an empty one if a file can't be read."""
-    paths = {path for _section, _name, path in files_of(config)} | {path for _name, path in crls_of(config)}
+    """Return a digest of each certificate, key, CA, CRL and file of tokens; an empty one if a file can't be read."""
+    paths = admin_files(config)
+    paths |= {path for _section, _name, path in files_of(config)} | {path for _name, path in crls_of(config)}
     return {path: _digest(path) for path in paths}
 
 
@@ -160,6 +170,7 @@ class Changes:
     identities: ListChanges
     files: list[Path]
     needs_restart: list[str]
+    admin: bool = False  # True if the access to the admin port has changed
 
     @property
     def replaced_backends(self) -> set[str]:
@@ -238,6 +249,7 @@ def compare(old: Config, new: Config, old_contents: Contents, new_contents: Cont
         lists["identities"],
         sorted(changed),
         needs_restart,
+        admin=bool(tables["admin"]) or not changed.isdisjoint(admin_files(new)),
     )
 
 
@@ -278,6 +290,7 @@ class _Prepared(NamedTuple):
     credentials: Credentials
     contexts: dict[str, SSL.Context]  # by listener
     trusts: dict[str, Trust]  # by listener
+    admin: AdminAccess | None  # if it has changed
 
 
 class Reloader:
@@ -297,6 +310,7 @@ class Reloader:
         front: Front,
         entrance: Listeners | TlsWorkers,
         nursery: trio.Nursery,
+        admin: AdminServer,
         metrics: Metrics,
     ) -> None:
         self._path = path
@@ -307,6 +321,7 @@ class Reloader:
         self._front = front
         self._entrance = entrance
         self._nursery = nursery
+        self._admin = admin
         self._metrics = metrics
         self._log = log.get("reload")
         self._lock = trio.Lock()
@@ -316,8 +331,9 @@ class Reloader:
 
     @property
     def files(self) -> set[Path]:
-        """The certificates, keys, CAs and CRLs in use."""
-        return {path for _section, _name, path in files_of(self._config)} | self.trust_files
+        """The certificates, keys, CAs, CRLs and tokens in use."""
+        of_tables = {path for _section, _name, path in files_of(self._config)}
+        return of_tables | self.trust_files | admin_files(self._config)
 
     @property
     def crl_files(self) -> set[Path]:
@@ -404,7 +420,8 @@ class Reloader:
             for listener in config.listeners
             if listener.name in changes.judging_listeners | changes.listeners.added
         }
-        return _Prepared(config, contents, changes, credentials, contexts, trusts)
+        admin = admin_access(config) if changes.admin else None
+        return _Prepared(config, contents, changes, credentials, contexts, trusts, admin)
 
     async def _apply(self, prepared: _Prepared) -> None:
         new, changes = prepared.config, prepared.changes
@@ -423,6 +440,8 @@ class Reloader:
         if changes.renewed_backends or changes.renewed_identities:
             self._upstream.renew_sessions(changes.renewed_backends, changes.renewed_identities, _REPLACE_EVERY)
         self._upstream.settings_changed(restart=self._needs_new_checks(changes))
+        if prepared.admin is not None:
+            self._admin.settings_changed(*prepared.admin)
 
     def _adopt_tables(self, new: Config, changes: Changes) -> None:
         """Change the settings of the sections with one table, and all limits and times of clients."""

@@ -13,6 +13,7 @@ import trio
 from OpenSSL import SSL
 
 from gateway import log, tls
+from gateway.admin.access import Access
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminServer
 from gateway.config import (
@@ -24,7 +25,7 @@ from gateway.config import (
     ListenerConfig,
     OwnCertificate,
 )
-from gateway.config.files import mark_keys
+from gateway.config.files import mark_keys, tokens_in
 from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Limit
@@ -631,10 +632,38 @@ def server_context(listener: ListenerConfig) -> SSL.Context:
     return _checked(f'listeners["{listener.name}"].certificate', make_context)
 
 
+class AdminAccess(NamedTuple):
+    """Access to the admin port: host names, tokens and certificates, and the TLS context, if it speaks TLS."""
+
+    names: tuple[str, ...]
+    access: Access
+    context: SSL.Context | None
+
+
+def admin_access(config: Config) -> AdminAccess:
+    """Read the files of the admin port. Raises ConfigError."""
+    admin = config.admin
+    try:
+        tokens = [] if admin.token_file is None else tokens_in(admin.token_file)
+    except ValueError as error:
+        raise ConfigError([f"admin.token_file: {error}"]) from None
+    context = None
+    if admin.certificate is not None and admin.private_key is not None:
+        make_context = partial(
+            tls.admin_context,
+            certificate=admin.certificate,
+            private_key=admin.private_key,
+            client_ca=admin.client_ca,
+        )
+        context = _checked("admin.certificate", make_context)
+    names = (admin.bind.host, *admin.hosts)
+    return AdminAccess(names, Access(tokens, needs_certificate=admin.client_ca is not None), context)
+
+
 def build_admin(config: Config, metrics: Metrics, unreadiness: Callable[[], str | None]) -> AdminServer:
     """Return the server of the admin port. ``unreadiness`` returns why /readyz should fail, or None."""
-    names = (config.admin.bind.host, *config.admin.hosts)
-    return AdminServer(Routes(metrics.exposition, unreadiness, names))
+    it = admin_access(config)
+    return AdminServer(Routes(metrics.exposition, unreadiness, it.names, it.access), context=it.context)
 
 
 def _checked(setting: str, make_context: Callable[[], SSL.Context]) -> SSL.Context:

@@ -70,6 +70,9 @@ class Built:
         self.config = config
         self.monkeypatch = monkeypatch
         self.contexts: list[Mapping[str, Any]] = []
+        self.admin_context: Mapping[str, Any] = {}
+        make_admin = inspect.signature(tls.admin_context)
+        monkeypatch.setattr(tls, "admin_context", partial(self._make_admin_context, make_admin))
         for name in ("server_context", "client_context"):
             monkeypatch.setattr(tls, name, partial(self._make_context, inspect.signature(getattr(tls, name))))
         metrics = Metrics("test")
@@ -78,6 +81,16 @@ class Built:
         self.front = wiring.Front(config, self.dispatcher, metrics)
         self.listeners = self.front.build_listeners(listening.ListeningSockets())
         self.admin = wiring.build_admin(config, metrics, lambda: None)
+
+    def _make_admin_context(self, signature: inspect.Signature, **by_name: Any) -> SSL.Context:
+        self.admin_context = signature.bind(**by_name).arguments
+        return SSL.Context(SSL.TLS_METHOD)
+
+    def is_accepted_on_every_address(self) -> bool:
+        """Return True if the admin port may listen on every address without tokens."""
+        admin = {"bind": "0.0.0.0:9696", "anonymous_metrics": self.config.admin.anonymous_metrics}
+        draft = Draft({"admin": admin}, set())
+        return not any(mistake.at == ("admin", "bind") for mistake in crosschecked(draft, Path(), datetime.now(UTC)))
 
     def _make_context(self, signature: inspect.Signature, *arguments: Any, **by_name: Any) -> SSL.Context:
         self.contexts.append(signature.bind(*arguments, **by_name).arguments)
@@ -541,6 +554,24 @@ ROWS: Final[dict[str, Row]] = {
         found={"localhost", "127.0.0.1", "odd.example.com"},
     ),
     "admin.socket": row("odd.sock", lambda it: it.control_socket()),
+    "admin.certificate": row("odd.pem", lambda it: _file_of_admin(it, "certificate"), private_key="odd.key"),
+    "admin.private_key": row("odd.key", lambda it: _file_of_admin(it, "private_key"), certificate="odd.pem"),
+    "admin.client_ca": row(
+        "kms_ca.pem",
+        lambda it: _file_of_admin(it, "client_ca"),
+        lambda it: it.admin._routes._access._needs_certificate and "kms_ca.pem",
+        certificate="odd.pem",
+        private_key="odd.key",
+    ),
+    "admin.token_file": row(
+        "odd.tokens",
+        lambda it: (
+            it.admin._routes._access.refuse(f"Bearer {KEY}", has_certificate=False) is None
+            and it.admin._routes._access.refuse(None, has_certificate=False) is not None
+        ),
+        found=True,
+    ),
+    "admin.anonymous_metrics": row(True, lambda it: it.is_accepted_on_every_address()),
     # pool
     "pool.min_idle": row(7, lambda it: it.pool._settings.min_idle),
     "pool.idle_timeout": row(
@@ -636,6 +667,12 @@ ROWS: Final[dict[str, Row]] = {
 }
 
 
+def _file_of_admin(it: Built, name: str) -> str | None:
+    """Return the name of a file in the TLS context of the admin port."""
+    assert it.admin._context is None or it.config.admin.certificate is not None
+    return next((path.name for path in [it.admin_context.get(name)] if path is not None), None)
+
+
 async def _text(addresses: Callable[[], Awaitable[ListenAddresses]], name: str) -> str:
     found = getattr(await addresses(), name)
     return str(found[0] if isinstance(found, list) else found)
@@ -652,6 +689,8 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     certificates.gateway_ca.issue_server("odd", processes.HOSTS).write(*certificates.pair("odd"))
     certificates.credential("odd")
     certificates.path("odd.marks").write_text(KEY)
+    certificates.path("odd.tokens").write_text(KEY)
+    certificates.path("odd.tokens").chmod(0o600)
     certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca))
     certificates.path("kms.crl").write_bytes(crl_of(certificates.kms_ca))
     certificates.path("odd.marks").chmod(0o600)

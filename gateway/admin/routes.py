@@ -7,31 +7,18 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from gateway import log
+from gateway.admin.access import Access
+from gateway.admin.answer import HttpAnswer
 
-_TEXT: Final = "text/plain; charset=utf-8"
 _EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
 RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics, which stop the event loop for milliseconds each
 #: RFC 9110 section 7.2: a host, in brackets if it is an IPv6 address, and perhaps a port.
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
-
-
-class HttpAnswer(NamedTuple):
-    """An answer: status, body, media type, and further headers."""
-
-    status: HTTPStatus
-    body: bytes
-    media_type: str = _TEXT
-    headers: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, status: HTTPStatus, text: str = "") -> "HttpAnswer":
-        """Return an answer of one line: ``text``, or the status's own phrase."""
-        return cls(status, f"{text or status.phrase}\n".encode())
 
 
 class Rendering:
@@ -62,14 +49,19 @@ class Routes:
     ``unreadiness`` returns the reason for which no client should be sent here, or None. ``names`` are the host names of
     the port, besides localhost. A Host header with any other name is refused: a web page could otherwise have its own
     name resolve to this machine, and read the answers (DNS rebinding). An IP address is always accepted: a page that a
-    browser loaded from a name sends this name.
+    browser loaded from a name sends this name. ``access`` says who may read the metrics; None: everybody.
     """
 
     def __init__(
-        self, exposition: Callable[[], bytes], unreadiness: Callable[[], str | None], names: Iterable[str] = ()
+        self,
+        exposition: Callable[[], bytes],
+        unreadiness: Callable[[], str | None],
+        names: Iterable[str] = (),
+        access: Access | None = None,
     ) -> None:
         self._rendering = Rendering(exposition)
         self._unreadiness = unreadiness
+        self._access = access or Access()
         self._names = {_plain(name) for name in ("localhost", *names)}
         self._routes: dict[str, Callable[[], Awaitable[HttpAnswer]]] = {
             "/metrics": self._metrics,
@@ -79,8 +71,24 @@ class Routes:
         self._log = log.get("admin")
         self._throttle = log.Throttle(interval=60.0)
 
-    async def answer(self, method: str, target: str, host: str | None) -> HttpAnswer:
-        """Return the answer to a request. ``host`` is the Host header, which HTTP/1.0 may omit."""
+    def settings_changed(self, names: Iterable[str], access: Access) -> None:
+        """Use these host names and this access from now on."""
+        self._names = {_plain(name) for name in ("localhost", *names)}
+        self._access = access
+
+    async def answer(
+        self,
+        method: str,
+        target: str,
+        host: str | None,
+        authorization: str | None = None,
+        *,
+        has_certificate: bool = False,
+    ) -> HttpAnswer:
+        """Return the answer to a request. ``host`` is the Host header, which HTTP/1.0 may omit.
+
+        For ``authorization`` and ``has_certificate`` see ``Access.refuse``.
+        """
         if (refusal := self._refuse_host(host)) is not None:
             return refusal
         route = self._routes.get(target.partition("?")[0])
@@ -88,6 +96,17 @@ class Routes:
             return HttpAnswer.of(HTTPStatus.NOT_FOUND)
         if method not in {"GET", "HEAD"}:
             return HttpAnswer.of(HTTPStatus.METHOD_NOT_ALLOWED)._replace(headers=(("Allow", "GET, HEAD"),))
+        if (
+            route == self._metrics
+            and (refused := self._access.refuse(authorization, has_certificate=has_certificate)) is not None
+        ):
+            self._throttle.warn(
+                self._log,
+                "access",
+                "metrics refused: the request to the admin port has no valid token or certificate",
+                reason=refused.body.decode().strip(),
+            )
+            return refused
         return await route()
 
     def _refuse_host(self, host: str | None) -> HttpAnswer | None:

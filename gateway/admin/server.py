@@ -1,12 +1,13 @@
-"""The admin listener: HTTP/1.1 over plain TCP, for Prometheus and for the programs that start and stop the gateway.
+"""The admin listener: HTTP/1.1 over TCP or TLS, for Prometheus and for the programs that start and stop the gateway.
 
-h11 reads and writes HTTP; this module owns the connections and their bounds. The port has no secrets and no login, and
-its default address is the machine's own. A stranger who reaches the port costs the gateway's clients little: few
+h11 reads and writes HTTP; this module owns the connections and their bounds, ``access`` says who may read the metrics.
+The port only reads, and its default address is the machine's own. A stranger costs the gateway's clients little: few
 connections, short deadlines, small requests without a body, a bounded rate of connections and of requests on each. The
 server speaks HTTP/1.1 and 1.0 only: an upgrade is ignored, and HTTP/2 is refused.
 """
 
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
@@ -14,9 +15,15 @@ from typing import Final, NamedTuple
 
 import h11
 import trio
+from OpenSSL import SSL
 
 from gateway import log
-from gateway.admin.routes import HttpAnswer, Routes
+from gateway.admin.access import Access
+from gateway.admin.answer import HttpAnswer
+from gateway.admin.routes import Routes
+from gateway.admin.tls_stream import TlsAdminStream
+from gateway.errors import GatewayError
+from gateway.tls import TlsStream
 
 BACKLOG: Final = 64  # connections that wait to be accepted; more would exceed the timeouts of health checks
 _CHUNK: Final = 4096  # bytes read at once
@@ -35,6 +42,7 @@ class AdminLimits(NamedTuple):
     requests_per_second: float = 10.0  # on each connection, pipelined or not
     request_burst: int = 3
     request_size: int = 8192  # of the request line and the headers together
+    handshakes_per_second: float = 20.0  # with TLS, which costs the core some milliseconds for each
     idle: float = 10.0
     read: float = 5.0
     send: float = 5.0
@@ -61,6 +69,7 @@ class AdminConnection:
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, routes: Routes, limits: AdminLimits) -> None:
         self._stream = stream
+        self._has_certificate = isinstance(stream, TlsAdminStream) and stream.has_certificate
         self._routes = routes
         self._limits = limits
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.request_size)
@@ -121,9 +130,15 @@ class AdminConnection:
         return None
 
     async def _answer(self, request: h11.Request) -> HttpAnswer:
-        host = next((value.decode("latin-1") for name, value in request.headers if name == b"host"), None)
+        headers = {name: value.decode("latin-1") for name, value in reversed(list(request.headers))}
         try:
-            return await self._routes.answer(request.method.decode(), request.target.decode("latin-1"), host)
+            return await self._routes.answer(
+                request.method.decode(),
+                request.target.decode("latin-1"),
+                headers.get(b"host"),
+                headers.get(b"authorization"),
+                has_certificate=self._has_certificate,
+            )
         except Exception as error:  # noqa: BLE001 - a fault of a route must cost only its answer
             log.get("admin").error("internal error: admin request failed; report this bug", exc_info=error)
             return HttpAnswer.of(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -157,18 +172,31 @@ def _status(hint: int) -> HTTPStatus:
     return HTTPStatus(hint) if hint in set(HTTPStatus) else HTTPStatus.BAD_REQUEST
 
 
+class _Handshake:
+    """A connection in its TLS handshake."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.scope = scope
+        self.served_at = trio.current_time()
+
+    def cancel(self) -> None:
+        self.scope.cancel()
+
+
 class AdminServer:
     """The connections of the admin port.
 
     When ``limits.connections`` are open and a client connects, the connection whose last request is the longest ago is
-    closed, so that silent clients can't keep out the rest.
+    closed, so that silent clients can't keep out the rest. With a ``context``, the port speaks TLS.
     """
 
-    def __init__(self, routes: Routes, limits: AdminLimits | None = None) -> None:
+    def __init__(self, routes: Routes, limits: AdminLimits | None = None, context: SSL.Context | None = None) -> None:
         self._routes = routes
+        self._context = context
         self._limits = limits or AdminLimits()
         self._rate = RateLimiter(self._limits.connections_per_second, self._limits.connections)
-        self._connections: set[AdminConnection] = set()
+        self._handshakes = RateLimiter(self._limits.handshakes_per_second, self._limits.connections)
+        self._connections: set[AdminConnection | _Handshake] = set()
         self._log = log.get("admin")
         self._throttle = log.Throttle(interval=60.0)
 
@@ -187,22 +215,57 @@ class AdminServer:
 
     async def _accept(self, listening: trio.socket.SocketType, clients: trio.Nursery) -> None:
         while True:
-            await self._rate.turn()
+            await (self._rate if self._context is None else self._handshakes).turn()
             try:
                 sock, _ = await listening.accept()
             except OSError as error:
                 self._throttle.warn(self._log, "accept", "cannot accept admin clients", reason=error.strerror)
                 await trio.sleep(_PAUSE)
                 continue
+            self._evict_oldest()
+            if self._context is not None:
+                clients.start_soon(self._shake_hands, sock, self._context)
+                continue
             try:
                 stream = trio.SocketStream(sock)
             except OSError:  # the client has disconnected already
                 sock.close()
                 continue
-            self._evict_oldest()
             connection = AdminConnection(stream, self._routes, self._limits)
             self._connections.add(connection)
             clients.start_soon(self._serve, connection)
+
+    def settings_changed(self, names: Iterable[str], access: Access, context: SSL.Context | None) -> None:
+        """Use this access from now on, and close all connections: they were opened under another one."""
+        self._routes.settings_changed(names, access)
+        self._context = context
+        for connection in list(self._connections):
+            self._connections.discard(connection)
+            connection.cancel()
+
+    async def _shake_hands(self, sock: trio.socket.SocketType, context: SSL.Context) -> None:
+        """Make the TLS handshake of a connection, within the time to read a request, and serve it."""
+        plain = socket.socket(fileno=sock.detach())
+        try:
+            stream = TlsStream(plain, context, server_side=True)
+        except OSError:
+            plain.close()
+            return
+        handshake = _Handshake(trio.CancelScope(deadline=trio.current_time() + self._limits.read))
+        self._connections.add(handshake)
+        is_finished = False
+        try:
+            with handshake.scope, suppress(GatewayError):
+                await stream.handshake()
+                is_finished = True
+        finally:
+            self._connections.discard(handshake)
+            if not is_finished:
+                stream.close()
+        if is_finished:
+            connection = AdminConnection(TlsAdminStream(stream), self._routes, self._limits)
+            self._connections.add(connection)
+            await self._serve(connection)
 
     def _evict_oldest(self) -> None:
         if len(self._connections) >= self._limits.connections:

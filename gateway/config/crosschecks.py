@@ -16,7 +16,7 @@ from gateway.config.mistakes import At, Mistake, path_of
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
 from gateway.config.patterns import matches_all_of
 from gateway.config.secrecy import CERTIFICATES, SECRETS, exposure, trusted_users
-from gateway.config.values import Address
+from gateway.config.values import Address, is_loopback
 from gateway.confinement import find_user, landlock_version
 
 _ENVELOPE: Final = 4096  # bytes by which the answer to a Get may be longer than the Register of what it gets
@@ -90,6 +90,7 @@ def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
         *_sizes(draft),
         *_exposed_files(draft, folder),
         *_users(draft),
+        *_admin_access(draft),
         *_confinement(draft),
     ]
 
@@ -337,6 +338,35 @@ def _exposed_files(draft: Draft, folder: Path) -> Iterator[Mistake]:
                     yield Mistake(
                         at, f'{file} {found.remedy()}; if it must stay so, set gateway.key_permissions = "warn"'
                     )
+
+
+def _admin_access(draft: Draft) -> Iterator[Mistake]:
+    """Reject an admin port that other machines can reach and that everybody may read, and halves of pairs of files."""
+    keys = ("certificate", "private_key", "client_ca", "token_file", "anonymous_metrics")
+    certificate, private_key, client_ca, token_file, is_anonymous = (draft.setting("admin", key) for key in keys)
+    if None in {certificate, private_key, client_ca, token_file, is_anonymous}:
+        return  # wrong by itself
+    for key, other, has_only_one in (
+        ("private_key", "certificate", certificate and not private_key),
+        ("certificate", "private_key", private_key and not certificate),
+        ("certificate", "client_ca", client_ca and not certificate and not private_key),
+    ):
+        if has_only_one:
+            yield Mistake(("admin", key), f"missing, and {other} is given; TLS needs certificate and private_key")
+    if is_anonymous and (token_file or client_ca):
+        yield Mistake(
+            ("admin", "anonymous_metrics"),
+            "contradicts token_file and client_ca, which keep strangers from the metrics; leave one of them out",
+        )
+    bind = draft.setting("admin", "bind")
+    bind = bind if bind is None or isinstance(bind, Address) else Address.parse(bind)
+    if bind is not None and not (is_loopback(bind) or token_file or client_ca or is_anonymous):
+        yield Mistake(
+            ("admin", "bind"),
+            f"{bind} can be reached by other machines, and all of them could read the metrics; give a token_file, or"
+            " certificate, private_key and client_ca; or bind 127.0.0.1; or set anonymous_metrics = true if the network"
+            " keeps strangers away",
+        )
 
 
 def _users(draft: Draft) -> Iterator[Mistake]:

@@ -22,6 +22,7 @@ from gateway.config.values import a_text
 _LONGEST_SOCKET: Final = 107  # bytes of a path, sun_path without its last zero
 _PEM: Final = re.compile(rb"^-----BEGIN ", re.MULTILINE)
 _MARK_KEY: Final = re.compile(r"[0-9A-Fa-f]{64}")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{32,1000}")  # RFC 6750 section 2.1: b64token
 _PRIVATE_KEY_PEM: Final = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----", re.MULTILINE)
 
 
@@ -232,6 +233,40 @@ def _path_or_none(value: object, info: ValidationInfo) -> Path | None:
     return None if value in {"", None} else _path(value, info)
 
 
+def _unless_none(check: Callable[[Path, ValidationInfo, datetime], None]) -> AfterValidator:
+    """Return a check of a path that may be None."""
+
+    def checked(path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and isinstance(info.context, Loading):
+            check(path, info, info.context.now)
+        return path
+
+    return AfterValidator(checked)
+
+
+def tokens_in(path: Path) -> list[str]:
+    """Read a file of tokens, one a line. Raises ValueError with a text for the operator."""
+    try:
+        lines = path.read_text("ascii").split("\n")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; make it with `openssl rand -hex 32`, or correct the path") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); let the gateway's user read it") from None
+    except UnicodeDecodeError:
+        lines = [""]
+    found = [line.rstrip("\r") for line in lines if line.strip()]
+    if not found or not all(_TOKEN.fullmatch(token) for token in found):
+        raise ValueError(
+            f"{path} holds no tokens, or a line that is none; give one token a line, of at least 32 letters, digits or"
+            " -._~+/= (`openssl rand -hex 32`)"
+        )
+    return found
+
+
+def _check_tokens(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    tokens_in(path)
+
+
 def _check_socket(path: Path | None, _info: ValidationInfo, _now: datetime) -> None:
     """Reject a path that is longer than the kernel takes for a Unix socket."""
     if path is not None and len(os.fsencode(path)) > _LONGEST_SOCKET:
@@ -243,3 +278,9 @@ SocketFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_l
 MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]
 #: Stands after a setting named ``certificate``.
 PrivateKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_private_key)]
+
+#: As the types above; "" is None.
+MaybeCertificateFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_certificate)]
+MaybePrivateKeyFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_private_key)]
+MaybeCaFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_ca)]
+MaybeTokenFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_tokens)]

@@ -12,6 +12,10 @@ from gateway.config.files import (
     CertificateFile,
     ClientCrlFiles,
     MarkKeyFile,
+    MaybeCaFile,
+    MaybeCertificateFile,
+    MaybePrivateKeyFile,
+    MaybeTokenFile,
     OwnCertificateFile,
     PrivateKeyFile,
     SocketFile,
@@ -279,15 +283,22 @@ class GatewayConfig(Table):
 
 
 class AdminConfig(Table):
-    """The admin port, which serves metrics and health over plain HTTP.
+    """The admin port, which serves metrics and health over HTTP.
 
     ``hosts`` are further names that a Host header may have, besides the host of ``bind``, localhost and IP addresses.
-    ``socket`` is the path of the control socket; None: there is none.
+    ``socket`` is the path of the control socket; None: there is none. The other files are None if they are not used:
+    with ``certificate`` the port speaks TLS, with ``client_ca`` and with ``token_file`` metrics are for clients that
+    show a certificate, or a token.
     """
 
     bind: Bind = Address("127.0.0.1", 9696)
     hosts: Hosts = ()
     socket: SocketFile = Field(default="", validate_default=True)
+    certificate: MaybeCertificateFile = Field(default="", validate_default=True)
+    private_key: MaybePrivateKeyFile = Field(default="", validate_default=True)
+    client_ca: MaybeCaFile = Field(default="", validate_default=True)
+    token_file: MaybeTokenFile = Field(default="", validate_default=True)
+    anonymous_metrics: bool = Field(default=False, strict=True)
 
 
 class PoolConfig(Table):

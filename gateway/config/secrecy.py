@@ -19,6 +19,7 @@ from gateway.config.model import LISTS, SECTIONS, Config, Table
 SECRETS: Final = {
     "listeners": ("private_key",),
     "identities": ("private_key",),
+    "admin": ("private_key", "token_file"),
     "replication": ("mark_key_file",),
 }
 #: Settings that name a file of certificates, by section.
@@ -26,6 +27,7 @@ CERTIFICATES: Final = {
     "listeners": ("certificate", "client_ca"),
     "backends": ("ca",),
     "identities": ("certificate",),
+    "admin": ("certificate", "client_ca"),
 }
 _OF_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OF_OTHERS_BUT_READING_GROUP: Final = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO

@@ -8,6 +8,7 @@ from cryptography import x509
 
 from gateway.config.model import (
     DEFAULT_BACKEND_TLS_POLICY,
+    AdminConfig,
     BackendConfig,
     Config,
     FailoverConfig,
@@ -36,8 +37,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
     yield from map(_certificate, _certificates(config))
-    open_to = "" if is_loopback(config.admin.bind) else ", which other machines can reach: restrict access to it"
-    yield f"admin on {config.admin.bind}{open_to}"
+    yield _admin(config.admin)
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
     yield (
         f"limits: requests of {_size(limits.max_request_size)}, responses of {_size(limits.max_response_size)},"
@@ -51,6 +51,16 @@ def _lines(config: Config) -> Iterator[str]:
     yield _when_none(config.failover)
     yield _replication(config.replication)
     yield f"log: level {config.log.level} and above, as {config.log.format}"
+
+
+def _admin(admin: AdminConfig) -> str:
+    needed = ["a token"] if admin.token_file else []
+    needed += ["a client certificate"] if admin.client_ca else []
+    tls = " over TLS" if admin.certificate else ""
+    readers = f"; metrics for clients with {' and '.join(needed)}" if needed else ""
+    if admin.anonymous_metrics and not is_loopback(admin.bind):
+        readers = ", which other machines can reach, with metrics for everybody: restrict access to it"
+    return f"admin on {admin.bind}{tls}{readers}"
 
 
 def _listener(listener: ListenerConfig) -> str:

@@ -13,7 +13,7 @@ pyOpenSSL brings its own, current OpenSSL. Each module imports only modules belo
 """
 
 from gateway.tls.client_check import verify_client
-from gateway.tls.contexts import Policy, client_context, server_context
+from gateway.tls.contexts import Policy, admin_context, client_context, server_context
 from gateway.tls.openssl import check_openssl, openssl_version
 from gateway.tls.resumption import ServerContext
 from gateway.tls.server_check import check_name, check_server
@@ -26,6 +26,7 @@ __all__ = [
     "ServerContext",
     "TlsStream",
     "Verification",
+    "admin_context",
     "check_name",
     "check_openssl",
     "check_server",

@@ -64,6 +64,22 @@ def server_context(
     return context
 
 
+def admin_context(certificate: Path, private_key: Path, client_ca: Path | None) -> SSL.Context:
+    """Return a context for the admin port, with the modern policy and without resumption.
+
+    A client may show a certificate, which must lead to ``client_ca`` then. Raises TlsError for files that OpenSSL
+    rejects.
+    """
+    context = _configured(SSL.Context(SSL.TLS_METHOD), Policy.MODERN, certificate, private_key)
+    if client_ca is not None:
+        _load_ca(context, client_ca)
+        context.load_client_ca(str(client_ca).encode())
+        context.set_verify(SSL.VERIFY_PEER, partial(note_verification, trusted=client_ca))
+    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    return context
+
+
 def client_context(
     certificate: Path, private_key: Path, ca: Path | None, tls_policy: str = DEFAULT_BACKEND_TLS_POLICY
 ) -> SSL.Context:

@@ -51,6 +51,50 @@ far section
   + [zoo]
   = zoo: unknown key "zoo"; known here are listeners, backends, identities, gateway, admin, pool, balancing, failover,
     replication, health, deadlines, limits, per_address, log
+metrics for the network
+  - bind = "127.0.0.1:9696"
+  + bind = "0.0.0.0:9696"
+  = admin.bind: 0.0.0.0:9696 can be reached by other machines, and all of them could read the metrics; give a
+    token_file, or certificate, private_key and client_ca; or bind 127.0.0.1; or set anonymous_metrics = true if the
+    network keeps strangers away
+metrics for everybody and for few
+  - bind = "127.0.0.1:9696"
+  + bind = "127.0.0.1:9696"
+  + certificate = "server.pem"
+  + private_key = "server.key"
+  + client_ca = "clients-ca.pem"
+  + anonymous_metrics = true
+  = admin.anonymous_metrics: contradicts token_file and client_ca, which keep strangers from the metrics; leave one of
+    them out
+certificate without a key
+  - bind = "127.0.0.1:9696"
+  + certificate = "server.pem"
+  = admin.private_key: missing, and certificate is given; TLS needs certificate and private_key
+key without a certificate
+  - bind = "127.0.0.1:9696"
+  + private_key = "server.key"
+  = admin.certificate: missing, and private_key is given; TLS needs certificate and private_key
+client CA without TLS
+  - bind = "127.0.0.1:9696"
+  + client_ca = "clients-ca.pem"
+  = admin.certificate: missing, and client_ca is given; TLS needs certificate and private_key
+tokens that are missing
+  - bind = "127.0.0.1:9696"
+  + token_file = "none.txt"
+  = admin.token_file: there is no file DIR/none.txt; make it with `openssl rand -hex 32`, or correct the path
+tokens that are none
+  - bind = "127.0.0.1:9696"
+  + token_file = "server.pem"
+  = admin.token_file: DIR/server.pem holds no tokens, or a line that is none; give one token a line, of at least 32
+    letters, digits or -._~+/= (`openssl rand -hex 32`)
+group without a user
+  + [gateway]
+  + group = "root"
+  = gateway.group: has no effect without user; set user, or leave this line out
+unknown user
+  + [gateway]
+  + user = "nobody-there"
+  = gateway.user: this machine has no user "nobody-there"; make one (useradd --system), or correct it
 near key in match
   - subject_cn
   + subject_nc
@@ -61,10 +105,12 @@ credential of nobody
   = health.credential: there is no identity "nobody"; give one of "everyone"
 key of another section
   + max_sessions = 5
-  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind, hosts, socket
+  = admin.max_sessions: unknown key "max_sessions"; it belongs in [[backends]], and known here are bind, hosts, socket,
+    certificate, private_key, client_ca, token_file, anonymous_metrics
 far key
   + 'pass word' = "do not repeat this"
-  = admin."pass word": unknown key "pass word"; known here are bind, hosts, socket
+  = admin."pass word": unknown key "pass word"; known here are bind, hosts, socket, certificate, private_key, client_ca,
+    token_file, anonymous_metrics
 missing key
   - bind = "127.0.0.1:5696"
   +

@@ -63,7 +63,10 @@ def test_every_deployments_file_loads_once_its_paths_exist(name: str, tmp_path: 
     text = (EXAMPLE_FILES / name).read_text()
     text = re.sub(r'mark_key_file = ".*"', 'mark_key_file = "mark.key"', text)
     text = re.sub(r'"/(etc/kmip-gateway/|)(\w+)/(\S+)\.(pem|crt|key)"', _beside, text)
+    text = re.sub(r'token_file = ".*"', 'token_file = "token"', text)
     put_certificates(tmp_path, text)
+    (tmp_path / "token").write_text("ab" * 32)
+    (tmp_path / "token").chmod(0o600)
     assert load(write(tmp_path, text)).deadlines.drain > 0
 
 

@@ -18,8 +18,18 @@ from tests.kit.config_files import (
 
 
 def test_an_admin_port_open_to_the_network_is_pointed_out(folder: Path) -> None:
-    config = load(write(folder, changed("127.0.0.1:9696", "0.0.0.0:9696")))
-    assert "other machines can reach" in "\n".join(summary(config))
+    text = changed('"127.0.0.1:9696"', '"0.0.0.0:9696"\nanonymous_metrics = true')
+    assert "other machines can reach, with metrics for everybody" in "\n".join(summary(load(write(folder, text))))
+
+
+def test_the_readers_of_the_metrics_are_summed_up(folder: Path) -> None:
+    tls = 'certificate = "server.pem"\nprivate_key = "server.key"\nclient_ca = "clients-ca.pem"\ntoken_file = "token"'
+    (folder / "token").write_text("0" * 64)
+    (folder / "token").chmod(0o600)
+    config = load(write(folder, changed('"127.0.0.1:9696"', '"0.0.0.0:9696"\n' + tls)))
+    assert "admin on 0.0.0.0:9696 over TLS; metrics for clients with a token and a client certificate" in summary(
+        config
+    )
 
 
 def test_the_listeners_of_a_rule_are_named(folder: Path) -> None:

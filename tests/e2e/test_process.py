@@ -272,12 +272,14 @@ async def test_workers_and_supervisor_hold_no_key_of_an_identity(
 
 
 _STUCK_WORKER = """
-import time
+import mmap, os, time
 from gateway.front.channel import Kind
 from gateway.tls_worker import TlsWorker
 handle = TlsWorker._handle
+have_stood = mmap.mmap(-1, 256)  # shared by all workers: one byte for each that has stood still
 def stuck(self, message):
-    if message.kind == Kind.LOG and message.payload == b"debug":
+    if message.kind == Kind.LOG and have_stood[:].count(1) < 2:
+        have_stood[os.getpid() % 256] = 1
         time.sleep(60)
     handle(self, message)
 TlsWorker._handle = stuck
@@ -292,11 +294,10 @@ async def test_a_worker_that_stands_still_is_replaced(
     settings = GatewaySettings(key_managers, extra=f'socket = "{control}"\n', gateway="watchdog = 2")
     with running_gateway(certificates, settings, patch=_STUCK_WORKER) as gateway:
         before = all_started(gateway, workers)
-        for level in ("debug", "info"):  # their successors get the last level
-            command = [sys.executable, "-m", "gateway", "log", level, "--socket", str(control)]
-            await trio.run_process(command, capture_stdout=True)
+        command = [sys.executable, "-m", "gateway", "log", "debug", "--socket", str(control)]
+        await trio.run_process(command, capture_stdout=True)
         await trio.to_thread.run_sync(
-            wait_until, lambda: gateway.log.read_text().count("TLS worker ended") == workers, "the end of the workers"
+            wait_until, lambda: gateway.log.read_text().count("TLS worker ended") >= workers, "the end of the workers"
         )
         after = all_started(gateway, workers)
         assert after[:2] == before[:2]
