@@ -219,7 +219,8 @@ async def test_a_worker_opens_no_file_and_a_core_changes_none(
     of_worker = {what: outcome for who, what, outcome in tried if who == "worker"}
     of_core = {what: outcome for who, what, outcome in tried if who == "core"}
     assert not list(certificates.directory.glob("written-by-*"))
-    assert of_core["write"] == of_core["listen"] == of_core["run"] == "refused"
+    assert of_core["write"] == of_core["run"] == "refused"
+    assert of_core["listen"] == ("refused" if workers else "done")  # a reload may add listeners
     assert of_core["connect"] == of_core["open credential-gateway.key"] == "done"
     if workers:
         assert len(of_worker) > 8, said
