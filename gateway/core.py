@@ -137,7 +137,7 @@ class Core:
             bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
             async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
                 upstream = Upstream(config, background, self.metrics)
-                dispatcher = build_dispatcher(config, upstream.balancer, self.metrics)
+                dispatcher = build_dispatcher(config, upstream, self.metrics)
                 front = Front(config, dispatcher, self.metrics)
                 entrance = self._build_entrance(front, handed_over)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))

@@ -100,6 +100,10 @@ class ConfigError(GatewayError):
         self.mistakes = mistakes
 
 
+class MintingError(GatewayError):
+    """No certificate may be minted for a client; the message, for the operator, says why."""
+
+
 class ControlError(GatewayError):
     """A control command that can't be done; the message is for the operator."""
 

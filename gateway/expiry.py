@@ -18,6 +18,8 @@ from gateway.revocation import Trust, TrustInUse
 
 _DAY: Final = 86400.0
 _SOON: Final = 30 * _DAY
+#: Roles of certificates that ``lapsed`` reports once they have ended.
+_OWN: Final = frozenset({"backend_client", "issuing_ca"})
 _LOOK_EVERY: Final = 60.0  # s
 _LAST_PART: Final = 0.25  # of the time from a CRL's thisUpdate to its nextUpdate
 
@@ -37,7 +39,8 @@ def dated(config: Config) -> Iterator[Dated]:
         yield Dated("listener", listener.name, listener.certificate, _first_end(listener.certificate))
         yield Dated("client_ca", listener.name, listener.client_ca, _end_of_bundle(listener.client_ca))
     for identity in config.identities:
-        yield Dated("backend_client", identity.name, identity.certificate, _first_end(identity.certificate))
+        role = "issuing_ca" if identity.credential == "minted" else "backend_client"
+        yield Dated(role, identity.name, identity.own_file, _first_end(identity.own_file))
     for backend in config.backends:
         if backend.ca is not None:
             yield Dated("backend_ca", backend.name, backend.ca, _end_of_bundle(backend.ca))
@@ -126,7 +129,7 @@ class ExpiryWatch:
         self._due = min(limit for limit in limits if limit > now)
 
     def _warn_of_certificate(self, each: Dated, now: float) -> None:
-        if each.ends >= now + _SOON or (each.role == "backend_client" and each.ends < now):
+        if each.ends >= now + _SOON or (each.role in _OWN and each.ends < now):
             return
         write, event = self._log.warning, "certificate ends soon: renew it"
         if each.ends < now:

@@ -14,9 +14,10 @@ from cryptography.x509.oid import NameOID
 
 from gateway import tls
 from gateway.config import Config, IdentityConfig, ListenerConfig
+from gateway.config.files import certificates
 from gateway.config.summary import policy_text
 from gateway.errors import ConfigError
-from gateway.identity import Facts, first_mismatch, read_facts
+from gateway.identity import Facts, first_mismatch, has_signed, read_facts
 from gateway.kmip.groups import spelled_operation
 from gateway.permissions import Permissions
 from gateway.revocation import REFUSALS, verified_chain
@@ -106,7 +107,7 @@ def _on_listener(
         return ListenerOutcome(listener, refusal, [], None)
     rules = []
     for identity in config.identities:
-        outcome = _beside(identity, listener.name, facts)
+        outcome = _beside(identity, listener.name, facts, chain[0])
         rules.append(outcome)
         if not outcome.reason:
             return ListenerOutcome(listener, "", rules, identity)
@@ -123,14 +124,18 @@ def _refusal(listener: ListenerConfig, chain: Sequence[x509.Certificate]) -> str
     return f"after the handshake: {REFUSALS[verdict.refusal]}" if verdict.refusal else ""
 
 
-def _beside(identity: IdentityConfig, listener: str, facts: Facts) -> RuleOutcome:
+def _beside(identity: IdentityConfig, listener: str, facts: Facts, certificate: x509.Certificate) -> RuleOutcome:
     if identity.listeners and listener not in identity.listeners:
         return RuleOutcome(
             identity.name, f"it is for {_quoted(identity.listeners)} only", "listeners", identity.listeners
         )
     key = first_mismatch(identity.match, facts)
     if key is None:
-        return RuleOutcome(identity.name, "")
+        pinned = identity.client_issuer
+        if pinned is None or any(has_signed(issuer, certificate) for issuer in certificates(pinned)):
+            return RuleOutcome(identity.name, "")
+        reason = f"it is for clients of the CA in {pinned.name} only, and that CA did not issue the certificate itself"
+        return RuleOutcome(identity.name, reason, "client_issuer")
     patterns, values = getattr(identity.match, key), [value[:_SHOWN] for value in getattr(facts, key)]
     has = _quoted(values) if values else f"no {key} that counts"
     return RuleOutcome(
@@ -179,8 +184,13 @@ def _listener_lines(outcome: ListenerOutcome) -> Iterator[str]:
 
 
 def _credential(identity: IdentityConfig) -> str:
-    subject = x509.load_pem_x509_certificates(identity.certificate.read_bytes())[0].subject
-    return f"the certificate of {subject.rfc4514_string() or 'an empty subject'} in {identity.certificate.name}"
+    subject = certificates(identity.own_file)[0].subject.rfc4514_string() or "an empty subject"
+    if identity.credential == "minted":
+        return f"a certificate with its own names, minted by {subject} in {identity.own_file.name}"
+    besides = ""
+    if identity.credential == "password":
+        besides = f", and the password of {identity.username or 'a device'} in each request"
+    return f"the certificate of {subject} in {identity.own_file.name}{besides}"
 
 
 def _operations(identity: IdentityConfig) -> list[str]:

@@ -212,6 +212,15 @@ class Metrics:
         "Time at which the configuration in use was read, in Unix time.",
     )
     draining: Gauge = _row("draining", "1 if the gateway drains: it takes no new clients.")
+    minted_credentials: FunctionGauge = _row(
+        "minted_credentials", "Clients for which a minted certificate is kept, for all key managers."
+    )
+    certificates_minted: Counter = _row(
+        "certificates_minted_total",
+        "Certificates minted for clients, or refused by the issuing CA.",
+        "identity",
+        "result",
+    )
     certificate_not_after: Gauge = _row(
         "certificate_not_after_timestamp_seconds", "End of a certificate in use, in Unix time.", "role", "name"
     )

@@ -291,6 +291,8 @@ class Refusal(Enum):
     UNKNOWN_CORRELATION_VALUE = "unknown_correlation_value"
     UNKNOWN_TICKET = "unknown_ticket"
     SEVERAL_BACKENDS = "several_backends"
+    CLIENT_CREDENTIAL = "client_credential"
+    NOT_MINTED = "not_minted"
 
 
 #: The Result Reasons of each refusal: in 1.x, and since 2.0.
@@ -318,6 +320,11 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
     Refusal.UNKNOWN_CORRELATION_VALUE: (ResultReason.INVALID_FIELD, ResultReason.INVALID_CORRELATION_VALUE),
     Refusal.UNKNOWN_TICKET: (ResultReason.AUTHENTICATION_NOT_SUCCESSFUL, ResultReason.INVALID_TICKET),
     Refusal.SEVERAL_BACKENDS: (ResultReason.FEATURE_NOT_SUPPORTED, ResultReason.FEATURE_NOT_SUPPORTED),
+    Refusal.CLIENT_CREDENTIAL: (
+        ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,
+        ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,
+    ),
+    Refusal.NOT_MINTED: (ResultReason.AUTHENTICATION_NOT_SUCCESSFUL, ResultReason.AUTHENTICATION_NOT_SUCCESSFUL),
 }
 
 #: Refusals by the policy of an identity (see ``permissions``), before anything is sent to a key manager.

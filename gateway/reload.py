@@ -20,6 +20,7 @@ from OpenSSL import SSL
 from gateway import log
 from gateway.admin.server import AdminServer
 from gateway.config import Config, PolicyConfig, load
+from gateway.config.credentials import BELONGS_TO
 from gateway.config.model import LISTS, SECTIONS, Table
 from gateway.dispatcher import Dispatcher
 from gateway.errors import ConfigError
@@ -27,7 +28,17 @@ from gateway.front.listeners import Listeners
 from gateway.front.workers import TlsWorkers
 from gateway.metrics import Metrics
 from gateway.revocation import Trust
-from gateway.wiring import AdminAccess, Credentials, Front, Upstream, admin_access, client_trust, server_context
+from gateway.wiring import (
+    AdminAccess,
+    ClientIssuers,
+    Credentials,
+    Front,
+    Upstream,
+    admin_access,
+    client_issuers,
+    client_trust,
+    server_context,
+)
 
 #: Settings that only a restart changes; a section without a key stands for all of its settings.
 NEEDS_RESTART: Final = frozenset(
@@ -64,14 +75,16 @@ _OF_WORKERS: Final = frozenset(
         "listeners.send_timeout",
     }
 )
-_LISTENER_CONTEXT: Final = frozenset({"certificate", "private_key", "client_ca", "tls_policy", "resumption_lifetime"})
+_LISTENER_CONTEXT: Final = frozenset(
+    {"certificate", "passphrase_file", "private_key", "client_ca", "tls_policy", "resumption_lifetime"}
+)
 _TRUST: Final = frozenset({"client_ca", "client_crl", "crl_stale"})
 _NEW_BACKEND: Final = frozenset({"address", "addresses", "probe"})  # another key manager, or another way to ask it
 _NEW_SESSIONS: Final = frozenset(
     {"ca", "crl", "crl_stale", "server_name", "pinned_sha256", "tls_policy"}
 )  # of the backend
-_CREDENTIAL: Final = frozenset({"certificate", "private_key"})
-_RULE: Final = frozenset({"match", "listeners", "shared"})
+_CREDENTIAL: Final = frozenset(BELONGS_TO) - {"client_issuer", "client_credential"} | {"credential"}
+_RULE: Final = frozenset({"match", "listeners", "shared", "credential", "client_issuer"})
 _POLICY: Final = frozenset(PolicyConfig.model_fields)
 _RATE: Final = frozenset({"requests_per_second", "request_burst"})
 
@@ -101,13 +114,16 @@ class ReloadReport(NamedTuple):
 def files_of(config: Config) -> Iterator[tuple[str, str, Path]]:
     """Yield the section, the table's name and the path of each certificate, key and CA in a configuration."""
     for listener in config.listeners:
-        for path in (listener.certificate, listener.private_key, listener.client_ca):
-            yield "listeners", listener.name, path
+        for path in (listener.certificate, listener.passphrase_file, listener.private_key, listener.client_ca):
+            if path is not None:
+                yield "listeners", listener.name, path
     for backend in config.backends:
         for path in (*((backend.ca,) if backend.ca is not None else ()), *backend.crl):
             yield "backends", backend.name, path
     for identity in config.identities:
-        for path in (identity.certificate, identity.private_key):
+        if identity.client_issuer is not None:
+            yield "identities", identity.name, identity.client_issuer
+        for path in (identity.own_file, *identity.secret_files.values()):
             yield "identities", identity.name, path
 
 
@@ -171,6 +187,7 @@ class Changes:
     files: list[Path]
     needs_restart: list[str]
     admin: bool = False  # True if the access to the admin port has changed
+    issuers: set[str] = field(default_factory=set)  # identities of which the file of ``client_issuer`` has changed
 
     @property
     def replaced_backends(self) -> set[str]:
@@ -191,7 +208,8 @@ class Changes:
     def has_other_rules(self) -> bool:
         """True if a client may have another identity now, or none."""
         changes = self.identities
-        return bool(changes.added or changes.removed or changes.is_reordered or changes.with_key(_RULE))
+        is_changed = changes.added or changes.removed or changes.is_reordered or changes.with_key(_RULE)
+        return bool(is_changed or self.issuers)
 
     @property
     def listener_contexts(self) -> set[str]:
@@ -250,6 +268,7 @@ def compare(old: Config, new: Config, old_contents: Contents, new_contents: Cont
         sorted(changed),
         needs_restart,
         admin=bool(tables["admin"]) or not changed.isdisjoint(admin_files(new)),
+        issuers={identity.name for identity in new.identities if identity.client_issuer in changed},
     )
 
 
@@ -288,6 +307,7 @@ class _Prepared(NamedTuple):
     contents: Contents
     changes: Changes
     credentials: Credentials
+    issuers: ClientIssuers
     contexts: dict[str, SSL.Context]  # by listener
     trusts: dict[str, Trust]  # by listener
     admin: AdminAccess | None  # if it has changed
@@ -421,7 +441,7 @@ class Reloader:
             if listener.name in changes.judging_listeners | changes.listeners.added
         }
         admin = admin_access(config) if changes.admin else None
-        return _Prepared(config, contents, changes, credentials, contexts, trusts, admin)
+        return _Prepared(config, contents, changes, credentials, client_issuers(config), contexts, trusts, admin)
 
     async def _apply(self, prepared: _Prepared) -> None:
         new, changes = prepared.config, prepared.changes
@@ -431,7 +451,7 @@ class Reloader:
         added = changes.listeners.added
         await self._front.trust_changed({name: it for name, it in prepared.trusts.items() if name not in added})
         if not changes.identities.is_empty:
-            await self._change_identities(new, changes)
+            await self._change_identities(new, changes, prepared.issuers)
         await self._change_listeners(prepared)  # after the rules: a new listener may trust other CAs
         if changes.identities.removed:
             await self._remove_identities(changes)
@@ -454,21 +474,24 @@ class Reloader:
         if "log" in changes.tables:
             log.set_level(self._config.log.level)
 
-    async def _change_identities(self, new: Config, changes: Changes) -> None:
+    async def _change_identities(self, new: Config, changes: Changes, issuers: ClientIssuers) -> None:
         """Add pools, then identify all clients by the new rules."""
         before = {identity.name: identity for identity in self._config.identities}
         _adopt_each(self._config.identities, new.identities, changes.identities.keys)
         merged = tuple(before.get(identity.name, identity) for identity in new.identities)
         self._config.adopt(self._config.model_copy(update={"identities": merged}), ["identities"])
         for identity in merged:
-            if identity.name in changes.identities.added:
+            if identity.name in changes.identities.added | changes.identities.with_key(("credential",)):
                 self._upstream.add_identity(identity)
         self._front.settings_changed(changes.identities.with_key(_RATE))
         if not changes.has_other_rules:
             if changes.identities.with_key(_POLICY):
                 self._front.policies_changed()
             return
-        await self._front.identities_changed()
+        await self._front.identities_changed(issuers)
+        for identity in merged:
+            if identity.name in changes.identities.with_key(("credential",)):
+                self._upstream.change_kind(identity)
 
     async def _remove_identities(self, changes: Changes) -> None:
         """Remove the pools of identities, after the last request that uses them."""
@@ -477,6 +500,7 @@ class Reloader:
             await trio.sleep(_LOOK_EVERY)
             while self._dispatcher.requests_in_flight(name):  # noqa: ASYNC110 - no request pays for an event
                 await trio.sleep(_LOOK_EVERY)
+            await self._upstream.minted.retire(name)
             self._upstream.remove_identity(name)
 
     def _change_backends(self, new: Config, changes: Changes) -> None:

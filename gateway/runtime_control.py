@@ -146,8 +146,8 @@ class RuntimeControl:
         """Return the sessions of all backends by identity."""
         totals: dict[str, Counter[str]] = {}
         for backend in self._upstream.fleet.backends:
-            for identity, pool in backend.pools.items():
-                totals.setdefault(identity, Counter()).update(pool.statistics()._asdict())
+            for identity, counts in _by_identity(backend).items():
+                totals.setdefault(identity, Counter()).update(counts)
         return {identity: {key: total[key] for key in PoolStatistics._fields} for identity, total in totals.items()}
 
     def _clients(self) -> dict[str, Any]:
@@ -208,8 +208,18 @@ def _status_of(backend: Backend) -> dict[str, Any]:
         "last_error": None if error is None else {"text": log.quoted(error[0]), "time": _time(error[1])},
         "in_flight": backend.in_flight,
         "sessions": _sessions(backend),
-        "pools": {identity: pool.statistics()._asdict() for identity, pool in backend.pools.items()},
+        "pools": _by_identity(backend),
     }
+
+
+def _by_identity(backend: Backend) -> dict[str, dict[str, int]]:
+    """Return the sessions of a backend by identity: one with minted credentials has a pool for each client."""
+    found: dict[str, dict[str, int]] = {}
+    for pool in backend.pools.values():
+        counts = found.setdefault(pool.credential, dict.fromkeys(PoolStatistics._fields, 0))
+        for key, number in pool.statistics()._asdict().items():
+            counts[key] += number
+    return found
 
 
 def _sessions(backend: Backend) -> dict[str, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
+from cryptography import x509
 from OpenSSL import SSL
 
 from gateway import log, tls
@@ -25,7 +26,7 @@ from gateway.config import (
     ListenerConfig,
     OwnCertificate,
 )
-from gateway.config.files import mark_keys, tokens_in
+from gateway.config.files import certificates, mark_keys, tokens_in
 from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Limit
@@ -33,14 +34,15 @@ from gateway.front.clients import Clients
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
 from gateway.front.listeners import Listeners
-from gateway.identity import Identities
-from gateway.kmip.decode import decode_request
+from gateway.identity import Identities, Principal
+from gateway.kmip.messages import Request
 from gateway.listening import ListeningSockets
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.permissions import Permissions
 from gateway.revocation import Trust, TrustInUse
 from gateway.tls import TlsStream
+from gateway.tls.minting import IssuingCa
 from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
@@ -53,8 +55,10 @@ from gateway.upstream.health_check import HealthChecker
 from gateway.upstream.idle_limit import IdleLimit
 from gateway.upstream.maintenance import maintain_pools, watch
 from gateway.upstream.marks import Marks
+from gateway.upstream.minted import MintedCredentials, open_minted_session
 from gateway.upstream.open_session import VALIDATION_REQUESTS, Opener, SessionTarget, open_session
 from gateway.upstream.overrides import Overrides
+from gateway.upstream.passwords import Password, password_of
 from gateway.upstream.pool import Pool
 from gateway.upstream.pool_observer import PoolObserver
 from gateway.upstream.slots import Slots
@@ -62,12 +66,20 @@ from gateway.upstream.versions import CommonVersions
 
 _JUDGE_EVERY: Final = 0.5  # s between two looks at whether a client's certificate has expired
 
+ClientIssuers = Mapping[str, Sequence[x509.Certificate]]
+
 
 class Credentials(NamedTuple):
-    """TLS contexts by backend and identity, the certificates that they show, by identity, and the Trust by backend."""
+    """TLS contexts by backend and identity; by identity, what is shown with them; and the Trust by backend.
+
+    ``own`` are the certificates in files, ``passwords`` those in requests, ``cas`` the issuing CAs of minted
+    certificates.
+    """
 
     contexts: dict[tuple[str, str], SSL.Context]
     own: dict[str, OwnCertificate]
+    passwords: dict[str, Password]
+    cas: dict[str, IssuingCa]
     trusts: dict[str, Trust | None]
 
 
@@ -91,10 +103,37 @@ class Upstream:
         self._weights = _weights(config)  # as configured, by the name of the backend
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
         self._trusts: dict[str, Trust | None] = {}  # by backend; None for a backend without CRLs
+        self.passwords: dict[str, Password] = {}  # by identity
+        self._cas: dict[str, IssuingCa] = {}  # by identity
+        self.minted = MintedCredentials(
+            config.pool, self._cas, metrics, is_unused=self._is_unused, forget=self._forget_pools
+        )
+        metrics.minted_credentials.set_function(lambda: [((), len(self.minted))])
+        for identity in config.identities:
+            self._read_credential(identity)
         self._restarts: dict[Backend, trio.Event] = {}  # set to restart the periodic work of a backend
         configured = [self._configure(settings) for settings in config.backends]
         self.fleet = Fleet(configured, self._maintain, self._replace_backends, self._log)
         self.balancer = Balancer(self.fleet.backends, policy=config.balancing.policy)
+
+    def _read_credential(self, identity: IdentityConfig) -> None:
+        """Read the password, or the issuing CA, of an identity at the start. Raises ConfigError."""
+        try:
+            if (password := password_of(identity)) is not None:
+                self.passwords[identity.name] = password
+            if identity.credential == "minted":
+                self._cas[identity.name] = IssuingCa.of(identity)
+        except ValueError as error:
+            raise ConfigError([f'identities["{identity.name}"]: {error}']) from None
+
+    def _is_unused(self, credential: str) -> bool:
+        pools = (backend.pools.get(credential) for backend in self.fleet.backends)
+        return all(pool is None or pool.is_unused for pool in pools)
+
+    def _forget_pools(self, credential: str) -> None:
+        for backend in self.fleet.backends:
+            if credential in backend.pools:
+                backend.remove_pool(credential)
 
     def _configure(self, settings: BackendConfig) -> ConfiguredBackend:
         return ConfiguredBackend(
@@ -169,26 +208,35 @@ class Upstream:
         Reads files, and changes nothing, so that it may run in a thread. The backends in ``leaving`` are removed at
         once, and get contexts that were made for another backend: their files may be gone. Raises ConfigError.
         """
-        own: dict[str, OwnCertificate] = {}
-        contexts: dict[tuple[str, str], SSL.Context] = {}
+        made = Credentials({}, {}, {}, {}, {})
+        contexts = made.contexts
         for identity in config.identities:
+            try:
+                made.own[identity.name] = OwnCertificate.of(identity)
+                if (password := password_of(identity)) is not None:
+                    made.passwords[identity.name] = password
+                if identity.credential == "minted":
+                    made.cas[identity.name] = IssuingCa.of(identity)
+            except ValueError as error:
+                raise ConfigError([f'identities["{identity.name}"]: {error}']) from None
+            ca = made.cas.get(identity.name)
             for settings in config.backends:
                 if settings.name in backends or identity.name in identities:
-                    contexts[settings.name, identity.name] = _client_context(settings, identity)
+                    contexts[settings.name, identity.name] = _client_context(settings, identity, ca)
             for name in leaving if identity.name in identities else ():
                 contexts[name, identity.name] = contexts[config.backends[0].name, identity.name]
-            try:
-                own[identity.name] = OwnCertificate.of(identity)
-            except ValueError as error:
-                raise ConfigError([f'identities["{identity.name}"].certificate: {error}']) from None
         trusts = {settings.name: backend_trust(settings) for settings in config.backends if settings.name in backends}
-        return Credentials(contexts, own, trusts)
+        made.trusts.update(trusts)
+        return made
 
     def use_credentials(self, credentials: Credentials) -> None:
         """Use these TLS contexts for the sessions of pools and backends that are built, or renewed, from now on."""
         self._contexts.update(credentials.contexts)
         self._own.update(credentials.own)
         self._trusts.update(credentials.trusts)
+        self.passwords.clear()
+        self.passwords.update(credentials.passwords)
+        self._cas.update(credentials.cas)
 
     def trusts(self) -> Iterator[TrustInUse]:
         """Yield the Trust of each key manager that has CRLs."""
@@ -203,31 +251,54 @@ class Upstream:
         self.fleet.replace([kept.get(settings.name) or self._configure(settings) for settings in self._config.backends])
 
     def add_identity(self, identity: IdentityConfig) -> None:
-        """Add a pool for an identity to each backend."""
+        """Add a pool for an identity to each backend; minted credentials get theirs when they are used."""
         for backend in self.fleet.backends:
-            if identity.name not in backend.pools:
+            if identity.credential != "minted" and identity.name not in backend.pools:
                 backend.add_pool(identity.name, self._build_pool(self._settings_of(backend), identity, backend))
 
     def remove_identity(self, name: str) -> None:
         """Close the pools of an identity that has no request in flight."""
-        for backend in self.fleet.backends:
-            if name in backend.pools:
-                backend.remove_pool(name)
+        self._forget_pools(name)
         self._own.pop(name, None)
+        self._cas.pop(name, None)
         self._contexts = {key: context for key, context in self._contexts.items() if key[1] != name}
+
+    def change_kind(self, identity: IdentityConfig) -> None:
+        """Forget the pools of an identity's previous kind of credential, once no request uses them any more."""
+        if identity.credential == "minted":
+            self._spawn(partial(self._forget_fixed, identity.name))
+        else:
+            self._spawn(partial(self._forget_minted, identity.name))
+
+    async def _forget_minted(self, identity: str) -> None:
+        await self.minted.retire(identity)
+        if not any(each.name == identity and each.credential == "minted" for each in self._config.identities):
+            self._cas.pop(identity, None)
+
+    async def _forget_fixed(self, identity: str) -> None:
+        await trio.sleep(self._config.deadlines.request)  # by then, every request that began before has ended
+        if any(each.name == identity and each.credential == "minted" for each in self._config.identities):
+            self._forget_pools(identity)
 
     def renew_sessions(self, backends: Collection[str], identities: Collection[str], pause: float) -> None:
         """Replace the sessions to these backends, and the sessions with these identities, one every ``pause`` seconds.
 
         One pool begins after the other has ended, so that no backend has to make all handshakes at once.
         """
+        for name in identities:
+            self.minted.renew(name)
         delay = 0.0
         for backend in self.fleet.backends:
             settings = self._settings_of(backend)
-            for identity in self._config.identities:
-                if (settings.name in backends or identity.name in identities) and identity.name in backend.pools:
-                    opener = self._build_opener(settings, identity, backend.name, backend.endpoint)
-                    delay += backend.pools[identity.name].renew(opener, self._config.failover, pause, delay)
+            known = {identity.name: identity for identity in self._config.identities}
+            for key, pool in backend.pools.items():
+                identity = known.get(pool.credential)
+                if identity is None or (identity.credential == "minted") != (key != identity.name):
+                    continue  # removed, or of a kind that the identity no longer has
+                if settings.name in backends or identity.name in identities:
+                    validation = self._validation_request(settings, identity)
+                    opener = self._build_opener(settings, identity, backend, key)
+                    delay += pool.renew(opener, self._config.failover, pause, delay, validation_request=validation)
 
     def settings_changed(self, *, restart: bool) -> None:
         """Use the settings as they are now; ``restart`` if health checks or pool maintenance must begin anew."""
@@ -239,6 +310,8 @@ class Upstream:
         self._weights = weights
         for backend in self.fleet.backends:
             backend.options = self._settings_of(backend)
+            backend.mints = self._mints
+            backend.count_credentials()
             backend.slots.limit = self._settings_of(backend).max_sessions
             backend.slots.serve()
             backend.idle_limit.configured = self._config.pool.idle_timeout
@@ -251,17 +324,18 @@ class Upstream:
 
     def _build_health_checker(self, backend: Backend, settings: BackendConfig) -> HealthChecker:
         health = self._config.health
-        names = [identity.name for identity in self._config.identities]
+        names = [identity.name for identity in self._config.identities if identity.credential != "minted"]
         first = health.credential or names[0]
         probe = "query" if health.expect_text else settings.probe
         return HealthChecker(
             backend,
             [first, *(name for name in names if name != first)],
-            decode_request(VALIDATION_REQUESTS[probe]),
+            VALIDATION_REQUESTS[probe],
             health,
             self._metrics,
             self._log,
             asks_versions=settings.probe == "discover-versions",
+            passwords=self.passwords,
         )
 
     def _build_backend(self, settings: BackendConfig, name: str, address: Address) -> Backend:
@@ -275,13 +349,36 @@ class Upstream:
             idle_limit=IdleLimit(config.pool.idle_timeout),
             options=settings,
             endpoint=Endpoint(address),
+            mints=self._mints,
         )
+        backend.build_pool = partial(self._build_minted_pool, backend)
         for identity in config.identities:
-            backend.add_pool(identity.name, self._build_pool(settings, identity, backend))
+            if identity.credential == "minted":
+                self._context(settings, identity)  # a mistake shows at the start
+            else:
+                backend.add_pool(identity.name, self._build_pool(settings, identity, backend))
         self.overrides.apply(backend)
         return backend
 
-    def _build_pool(self, settings: BackendConfig, identity: IdentityConfig, backend: Backend) -> Pool:
+    @property
+    def _mints(self) -> bool:
+        return any(identity.credential == "minted" for identity in self._config.identities)
+
+    def _build_minted_pool(self, backend: Backend, principal: Principal) -> Pool:
+        """Return a pool for one principal; only ``Backend.pool_of`` calls this, when a request is about to be sent."""
+        identity = next(each for each in self._config.identities if each.name == principal.identity.name)
+        return self._build_pool(self._settings_of(backend), identity, backend, principal.credential)
+
+    def _validation_request(self, settings: BackendConfig, identity: IdentityConfig) -> Request:
+        """Return the request that validates a session, with the password of the identity if it has one."""
+        request = VALIDATION_REQUESTS[settings.probe]
+        password = self.passwords.get(identity.name)
+        return request if password is None else password.added_to(request)
+
+    def _build_pool(
+        self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str | None = None
+    ) -> Pool:
+        """Return the pool of an identity, or of one minted ``credential`` of it."""
         config = self._config
         return Pool(
             backend=backend.name,
@@ -290,30 +387,33 @@ class Upstream:
             deadlines=config.deadlines,
             failover=config.failover,
             slots=backend.slots,
-            opener=self._build_opener(settings, identity, backend.name, backend.endpoint),
+            opener=self._build_opener(settings, identity, backend, credential or identity.name),
             spawn=self._spawn,
             observer=PoolObserver(backend.name, identity.name, self._metrics, self._log),
             idle_limit=backend.idle_limit,
-            validation_request=decode_request(VALIDATION_REQUESTS[settings.probe]),
+            validation_request=self._validation_request(settings, identity),
             endpoint=backend.endpoint,
+            keeps_warm=credential is None,
         )
 
     def _build_opener(
-        self, settings: BackendConfig, identity: IdentityConfig, backend: str, endpoint: Endpoint
+        self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str
     ) -> Opener:
         """Return a function that opens a session. A pinned certificate without a CA has no name to be verified."""
         target = SessionTarget(
-            backend=backend,
-            endpoint=endpoint,
+            backend=backend.name,
+            endpoint=backend.endpoint,
             context=self._context(settings, identity),
             server_name=settings.server_name if settings.ca is not None else None,
             pinned_sha256=frozenset(settings.pinned_sha256),
             trust=self._trust(settings),
             limits=self._config.limits,
-            validation_request=VALIDATION_REQUESTS[settings.probe],
+            validation_request=self._validation_request(settings, identity),
             own=self._own[identity.name],
             tcp=self._config.pool,
         )
+        if identity.credential == "minted":
+            return partial(open_minted_session, target, self.minted[credential])
         return partial(open_session, target)
 
     def _trust(self, settings: BackendConfig) -> Trust | None:
@@ -324,18 +424,20 @@ class Upstream:
     def _context(self, settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
         key = (settings.name, identity.name)
         if key not in self._contexts:
-            self._contexts[key] = _client_context(settings, identity)
+            self._contexts[key] = _client_context(settings, identity, self._cas.get(identity.name))
             self._own.setdefault(identity.name, OwnCertificate.of(identity))
         return self._contexts[key]
 
 
-def _client_context(settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
+def _client_context(settings: BackendConfig, identity: IdentityConfig, ca: IssuingCa | None) -> SSL.Context:
     make_context = partial(
         tls.client_context,
         certificate=identity.certificate,
         private_key=identity.private_key,
         ca=settings.ca,
         tls_policy=settings.tls_policy,
+        passphrase_file=identity.passphrase_file,
+        chain=() if ca is None else ca.shown_chain,
     )
     return _checked(f'identities["{identity.name}"].certificate', make_context)
 
@@ -350,8 +452,9 @@ def backend_trust(settings: BackendConfig) -> Trust | None:
         raise ConfigError([f'backends["{settings.name}"].crl: {error}']) from None
 
 
-def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Dispatcher:
-    """Return the dispatcher over a balancer. Raises ConfigError."""
+def build_dispatcher(config: Config, upstream: Upstream, metrics: Metrics) -> Dispatcher:
+    """Return the dispatcher over the backends of ``upstream``. Raises ConfigError."""
+    balancer = upstream.balancer
     settings = DispatcherSettings(
         deadlines=config.deadlines,
         pool=config.pool,
@@ -369,7 +472,14 @@ def build_dispatcher(config: Config, balancer: Balancer, metrics: Metrics) -> Di
         versions=CommonVersions(balancer) if replication.answer_discover_versions else None,
         fallback_on_not_found=replication.fallback_on_not_found and not is_shared,
     )
-    return Dispatcher(balancer, settings, metrics=metrics, replication=policy)
+    return Dispatcher(
+        balancer,
+        settings,
+        metrics=metrics,
+        replication=policy,
+        passwords=upstream.passwords,
+        minted=upstream.minted,
+    )
 
 
 def make_mark_key(config: Config) -> bool:
@@ -440,6 +550,7 @@ class Front:
         self._metrics = metrics
         self._throttle = Throttle()
         self._permissions = _permissions(config)
+        self._issuers = client_issuers(config)
         self.admission = build_admission(config)
         metrics.memory_buffered.set_function(lambda: self.admission.buffered)
         metrics.client_connections_queued.set_function(lambda: self.admission.turns.waiting)
@@ -476,12 +587,13 @@ class Front:
             for clients in self.clients.values():
                 await clients.judge_when_due()
 
-    async def identities_changed(self) -> None:
-        """Identify all clients, also the connected ones, by the rules as they are now.
+    async def identities_changed(self, issuers: ClientIssuers) -> None:
+        """Identify all clients, also the connected ones, by the rules as they are now, and these pinned issuers.
 
         A client has the old policy of its old identity until it is identified again: if policies changed first, clients
         that a rule no longer matches could have its new policy for a moment.
         """
+        self._issuers = issuers
         self._permissions = _permissions(self._config)
         for listener in (*self._config.listeners, *(leaving.settings for leaving in self._leaving.values())):
             await self.clients[listener.name].change_identities(self._identities(listener))
@@ -560,7 +672,7 @@ class Front:
 
     def _identities(self, listener: ListenerConfig) -> Identities:
         rules = [rule for rule in self._config.identities if not rule.listeners or listener.name in rule.listeners]
-        return Identities(rules, self._permissions)
+        return Identities(rules, self._permissions, self._issuers)
 
 
 def _permissions(config: Config) -> dict[str, Permissions]:
@@ -574,6 +686,18 @@ def client_trust(listener: ListenerConfig) -> Trust:
         return Trust.load(listener.client_ca, listener.client_crl, accepts_stale=accepts_stale)
     except ValueError as error:
         raise ConfigError([f'listeners["{listener.name}"].client_crl: {error}']) from None
+
+
+def client_issuers(config: Config) -> ClientIssuers:
+    """Return, by identity, the certificates of the CA that its clients must have. Raises ConfigError."""
+    found: dict[str, Sequence[x509.Certificate]] = {}
+    for identity in config.identities:
+        if identity.credential == "minted" and identity.client_issuer is not None:
+            try:
+                found[identity.name] = certificates(identity.client_issuer)
+            except ValueError as error:
+                raise ConfigError([f'identities["{identity.name}"].client_issuer: {error}']) from None
+    return found
 
 
 def build_admission(config: Config) -> Admission:
@@ -625,6 +749,7 @@ def server_context(listener: ListenerConfig) -> SSL.Context:
         tls.server_context,
         certificate=listener.certificate,
         private_key=listener.private_key,
+        passphrase_file=listener.passphrase_file,
         client_ca=listener.client_ca,
         tls_policy=listener.tls_policy,
         resumption_lifetime=listener.resumption_lifetime,

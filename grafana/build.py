@@ -127,6 +127,14 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel(
                 "Sessions opened by backend", "ops", [rate("kmip_gateway_sessions_opened_total", "backend", _BACKEND)]
             ),
+            Panel(
+                "Clients with minted certificates, and certificates minted a second",
+                "short",
+                [
+                    Query(f"sum(kmip_gateway_minted_credentials{{{_SELECTOR}}})", "clients"),
+                    rate("kmip_gateway_certificates_minted_total", "result"),
+                ],
+            ),
             Panel("Sessions closed by reason", "ops", [rate("kmip_gateway_sessions_closed_total", "reason", _BACKEND)]),
             Panel(
                 "Failures to open a session, by reason",

@@ -15,6 +15,8 @@ from cryptography.x509.oid import NameOID
 from gateway import identity
 from gateway.config import IdentityConfig, MatchConfig
 from gateway.identity import Identities, Identity, Principal
+from tests.kit.authorities import Ca
+from tests.kit.authorities import common_name as named
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -300,11 +302,11 @@ def test_a_certificate_is_valid_from_its_first_second_to_its_last() -> None:
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[x509.Certificate]:
     """Return a list to which each certificate is added whenever it is parsed."""
     seen: list[x509.Certificate] = []
-    look: Callable[[Identities, x509.Certificate], Principal | None] = Identities._identify
+    look: Callable[[Identities, x509.Certificate, bytes], Principal | None] = Identities._identify
 
-    def looks(identities: Identities, caller: x509.Certificate) -> Principal | None:
+    def looks(identities: Identities, caller: x509.Certificate, der: bytes) -> Principal | None:
         seen.append(caller)
-        return look(identities, caller)
+        return look(identities, caller, der)
 
     monkeypatch.setattr(Identities, "_identify", looks)
     return seen
@@ -380,3 +382,76 @@ def test_an_unreadable_subject_matches_nothing() -> None:
     unreadable = x509.load_der_x509_certificate(der.replace(b"ABCDEFGH", b"\xff\xfe\xfd\xfc\xff\xfe\xfd\xfc"))
 
     assert who(unreadable, rule("by-issuer", issuer="*"), *RULES) is None
+
+
+# Rules for the clients of one CA --------------------------------------------------------------------------------------
+
+
+CLIENTS, OTHERS = Ca.make("Clients CA"), Ca.make("Others CA")
+MINTED = [rule("storage", subject_cn="*"), rule("databases", subject_cn="*")]
+ISSUERS = {"storage": [CLIENTS.certificate], "databases": [OTHERS.certificate]}
+
+
+def pinned(caller: bytes) -> Principal | None:
+    return Identities(MINTED, issuers=ISSUERS).identify(caller)
+
+
+def test_a_rule_for_one_ca_matches_its_clients_only() -> None:
+    found = [pinned(ca.issue(named("admin"))) for ca in (CLIENTS, OTHERS)]
+    assert [it and it.identity.name for it in found] == ["storage", "databases"]
+
+
+def test_a_ca_of_the_same_name_is_another_ca() -> None:
+    impostor = Ca.make("Clients CA", issuer=OTHERS)
+    assert pinned(impostor.issue(named("admin"))) is None
+
+
+def test_a_renewed_ca_of_the_same_key_is_the_same_ca() -> None:
+    renewed = Ca.make("Clients CA", key=CLIENTS.key)
+    assert pinned(renewed.issue(named("admin"))) is not None
+
+
+def test_a_certificate_below_an_intermediate_ca_is_not_of_the_root() -> None:
+    assert pinned(Ca.make("Intermediate CA", issuer=CLIENTS).issue(named("admin"))) is None
+
+
+def credential_of(caller: bytes) -> str:
+    principal = pinned(caller)
+    assert principal is not None
+    assert principal.names is not None
+    assert principal.names.certificate == caller
+    assert principal.credential == principal.names.credential
+    return principal.credential
+
+
+def test_each_set_of_names_has_a_credential_of_its_own() -> None:
+    sans: list[list[x509.GeneralName]] = [
+        [],
+        [x509.DNSName("a.example.com")],
+        [x509.DNSName("b.example.com")],
+        [x509.RFC822Name("a.example.com")],
+    ]
+    callers = [CLIENTS.issue(named(cn), san) for cn in ("alice", "bob") for san in sans]
+    callers += [CLIENTS.issue(named("alice"), sans[1], is_critical=True), OTHERS.issue(named("alice"))]
+    found = [credential_of(caller) for caller in callers]
+    assert len(set(found)) == len(callers)
+    assert all(it.startswith("storage/") for it in found[:-1])
+    assert found[-1].startswith("databases/")
+
+
+def test_a_renewed_certificate_has_the_same_credential() -> None:
+    names = [x509.DNSName("a.example.com")]
+    assert len({credential_of(CLIENTS.issue(named("alice"), names)) for _ in range(3)}) == 1
+
+
+def test_other_rules_show_the_credential_of_their_identity() -> None:
+    principal = Identities([rule("alice", subject_cn="alice")]).identify(der(certificate("alice")))
+    assert principal is not None
+    assert principal.names is None
+    assert principal.credential == "alice"
+
+
+def test_repr_of_names_shows_no_certificate() -> None:
+    principal = pinned(CLIENTS.issue(named("alice")))
+    assert principal is not None
+    assert repr(principal.names) == f"<OwnNames {principal.credential}>"

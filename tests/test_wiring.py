@@ -26,7 +26,8 @@ from OpenSSL import SSL
 from gateway import cli, core, launch, listening, log, tls, tls_worker, wiring
 from gateway.budget import TokenBucket
 from gateway.config import Config
-from gateway.config.crosschecks import Draft, crosschecked
+from gateway.config.crosschecks import crosschecked
+from gateway.config.draft import Draft
 from gateway.config.loading import examine
 from gateway.config.mistakes import Mistake
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
@@ -36,6 +37,7 @@ from gateway.front.admission import Account, Admission
 from gateway.front.clients import Clients
 from gateway.front.listener import Listener
 from gateway.identity import Identity, Principal
+from gateway.kmip import compose
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
@@ -47,6 +49,7 @@ from gateway.upstream.open_session import SessionTarget
 from gateway.upstream.pool import Pool
 from gateway.upstream.pool_observer import PoolObserver
 from tests.kit import processes
+from tests.kit.authorities import Ca, encrypt, write_secret
 from tests.kit.fake_backends import in_virtual_time
 from tests.kit.processes import Certificates, GatewaySettings, free_port, write_config
 from tests.kit.revocation import crl_of
@@ -77,7 +80,7 @@ class Built:
             monkeypatch.setattr(tls, name, partial(self._make_context, inspect.signature(getattr(tls, name))))
         metrics = Metrics("test")
         self.upstream = wiring.Upstream(config, nursery, metrics)
-        self.dispatcher = wiring.build_dispatcher(config, self.upstream.balancer, metrics)
+        self.dispatcher = wiring.build_dispatcher(config, self.upstream, metrics)
         self.front = wiring.Front(config, self.dispatcher, metrics)
         self.listeners = self.front.build_listeners(listening.ListeningSockets())
         self.admin = wiring.build_admin(config, metrics, lambda: None)
@@ -410,6 +413,42 @@ def of_match(**odd: str) -> dict[str, Row]:
     return {f"match.{name}": row(value, place(name), found=(value,)) for name, value in odd.items()}
 
 
+#: Settings beside each setting of minted credentials, and of passwords.
+MINTED: Final = {
+    "credential": "minted",
+    "certificate": "",
+    "private_key": "",
+    "client_issuer": "clients_ca.pem",
+    "issuing_ca": "odd-ca.pem",
+    "issuing_ca_key": "odd-ca.key",
+}
+PASSWORD: Final = {"credential": "password", "username": "odd-user", "password_file": "odd.password"}
+
+
+def of_minted(setting: str, odd: Any, *places: Place, found: Any = None, **beside: Any) -> dict[str, Row]:
+    """Return the row of a setting of minted credentials."""
+    given = {key: value for key, value in {**MINTED, **beside}.items() if key != setting}
+    return {f"identities.{setting}": row(odd, *places, found=found, **given)}
+
+
+def of_password(setting: str, odd: Any, *places: Place, found: Any = None, **beside: Any) -> dict[str, Row]:
+    """Return the row of a setting of passwords."""
+    given = {key: value for key, value in {**PASSWORD, **beside}.items() if key != setting}
+    return {f"identities.{setting}": row(odd, *places, found=found, **given)}
+
+
+def is_sent(text: bytes) -> tuple[Place, ...]:
+    """Return the places of a text in the requests with a password: those of clients, and the gateway's own."""
+    plain = decode_request(compose.discover_versions())
+    return (
+        lambda it: text in it.dispatcher._passwords["first"].added_to(plain).frame,
+        lambda it: text in it.pool.validation_request.frame,
+        lambda it: text in it.pool.opening._validation_request.frame,
+        lambda it: text in it.target.validation_request.frame,
+        lambda it: text in it.health_checker._with_credential(it.health_checker._request).frame,
+    )
+
+
 PORTS: Final = [free_port() for _ in range(2)]
 ROWS: Final[dict[str, Row]] = {
     # gateway
@@ -432,6 +471,9 @@ ROWS: Final[dict[str, Row]] = {
     "listeners.bind": row(f"127.0.0.1:{PORTS[0]}", lambda it: _text(it.addresses, "listeners")),
     "listeners.certificate": row("odd.pem", lambda it: it.server_context["certificate"].name, private_key="odd.key"),
     "listeners.private_key": row("odd.key", lambda it: it.server_context["private_key"].name, certificate="odd.pem"),
+    "listeners.passphrase_file": row(
+        "odd.passphrase", lambda it: it.server_context["passphrase_file"].name, private_key="server-encrypted.key"
+    ),
     "listeners.client_ca": row("kms_ca.pem", lambda it: it.server_context["client_ca"].name),
     "listeners.client_crl": row(
         "clients.crl", lambda it: [crl.file.name for crl in it.clients.trust.lists or ()], found=["clients.crl"]
@@ -486,7 +528,7 @@ ROWS: Final[dict[str, Row]] = {
     "backends.probe": row(
         "query",
         lambda it: probe_of(it.pool.validation_request),
-        lambda it: probe_of(decode_request(it.target.validation_request)),
+        lambda it: probe_of(it.target.validation_request),
         lambda it: probe_of(it.health_checker._request),
         lambda it: "discover-versions" if it.health_checker._asks_versions else "query",
     ),
@@ -523,6 +565,38 @@ ROWS: Final[dict[str, Row]] = {
     "identities.private_key": row(
         "credential-odd.key", lambda it: it.client_context["private_key"].name, certificate="credential-odd.pem"
     ),
+    "identities.passphrase_file": row(
+        "odd.passphrase",
+        lambda it: it.client_context["passphrase_file"].name,
+        private_key="credential-first-encrypted.key",
+    ),
+    **of_minted("credential", "minted", lambda it: "minted" if "first" in it.upstream._cas else "fixed"),
+    **of_minted(
+        "client_issuer",
+        "odd-ca.pem",
+        lambda it: it.clients._identities._issuers["first"][0].subject.rfc4514_string(),
+        found="CN=odd CA",
+    ),
+    **of_minted("issuing_ca", "odd-ca.pem", lambda it: repr(it.upstream._cas["first"]), found="<IssuingCa CN=odd CA>"),
+    **of_minted(
+        "issuing_ca_passphrase_file",
+        "odd.passphrase",
+        lambda it: repr(it.upstream._cas["first"]),
+        found="<IssuingCa CN=odd CA>",
+        issuing_ca_key="odd-ca-encrypted.key",
+    ),
+    **of_minted(
+        "issuing_ca_key",
+        "odd-ca.key",
+        lambda it: it.upstream._cas["first"]._private_key.public_key() == it.upstream._cas["first"]._own.public_key(),
+        found=True,
+    ),
+    **of_minted("minted_key", "ec-p384", lambda it: it.upstream._cas["first"].minted_key),
+    **of_minted("minted_lifetime", 1700, lambda it: it.upstream._cas["first"]._lifetime.total_seconds()),
+    **of_password("username", "odd-name", *is_sent(b"odd-name"), found=True),
+    **of_password("device", {"serial_number": "odd-17"}, *is_sent(b"odd-17"), found=True, username=""),
+    **of_password("password_file", "odd.password", *is_sent(b"odd-secret"), found=True),
+    **of_password("client_credential", "replace", lambda it: it.dispatcher._passwords["first"].client_credential),
     "identities.max_clients": row(17, lambda it: it.account._allowance.max_clients),
     "identities.max_requests": row(17, lambda it: it.account._allowance.max_requests),
     "identities.requests_per_second": row(17.0, lambda it: it.account._bucket and it.account._bucket._rate),
@@ -573,6 +647,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "admin.anonymous_metrics": row(True, lambda it: it.is_accepted_on_every_address()),
     # pool
+    "pool.max_principals": row(17, lambda it: it.upstream.minted._settings.max_principals),
     "pool.min_idle": row(7, lambda it: it.pool._settings.min_idle),
     "pool.idle_timeout": row(
         17.5, lambda it: it.backend.idle_limit.configured, lambda it: it.pool._idle_limit.configured
@@ -694,6 +769,15 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca))
     certificates.path("kms.crl").write_bytes(crl_of(certificates.kms_ca))
     certificates.path("odd.marks").chmod(0o600)
+    write_secret(certificates.path("odd.passphrase"), "odd-passphrase")
+    write_secret(certificates.path("odd.password"), "odd-secret")
+    odd_ca = Ca.make("odd CA")
+    odd_ca.write(certificates.path("odd-ca"))
+    write_secret(certificates.path("odd-ca-encrypted.key"), odd_ca.key_pem(b"odd-passphrase"))
+    certificates.credential("first")
+    for name in ("server", "credential-first"):
+        encrypted = encrypt(certificates.path(f"{name}.key").read_bytes(), b"odd-passphrase")
+        write_secret(certificates.path(f"{name}-encrypted.key"), encrypted)
     identities = [
         processes.Identity(name, f'{{ fingerprint_sha256 = "{digit * 64}" }}', shared=False, credential=name)
         for name, digit in (("first", "1"), ("second", "2"))

@@ -1,21 +1,25 @@
 """Rules between settings: names that are used twice, limits that contradict each other.
 
-They are checked in a Draft, so that their mistakes are reported together with the mistakes of single settings.
+They are checked in a Draft, so that their mistakes are reported together with the mistakes of single settings. Those
+between credentials are in ``credential_checks``.
 """
 
 import ipaddress
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from gateway.config.credential_checks import check_credentials
+from gateway.config.draft import Draft
 from gateway.config.files import expired_in, first_of, trusted_by
-from gateway.config.mistakes import At, Mistake, path_of
+from gateway.config.mistakes import At, Mistake
 from gateway.config.model import LISTS, SECTIONS, MatchConfig
 from gateway.config.patterns import matches_all_of
 from gateway.config.secrecy import CERTIFICATES, SECRETS, exposure, trusted_users
+from gateway.config.secret_files import resolved
 from gateway.config.values import Address, is_loopback
 from gateway.confinement import find_user, landlock_version
 
@@ -25,52 +29,6 @@ _ENVELOPE: Final = 4096  # bytes by which the answer to a Get may be longer than
 _EVERY: Final = {"0.0.0.0": 4, "::": 6}  # noqa: S104 - nothing is bound here
 
 
-class Draft:
-    """A file in which some settings may be wrong. Other settings are returned as they stand in the file."""
-
-    def __init__(self, document: Mapping[str, Any], wrong: Collection[At]) -> None:
-        self._document = document
-        self._wrong = wrong
-
-    def place(self, at: At) -> str:
-        """Return the path of the table that a setting stands in, for a message."""
-        return path_of(at[:2] if at[0] in LISTS else at[:1], self._document)
-
-    def setting(self, section: str, key: str) -> Any:
-        """Return a setting of a section that is no list, or its default; None if the setting is wrong."""
-        return self._value((section,), key)
-
-    def column(self, section: str, key: str) -> list[tuple[At, Any]]:
-        """Return a setting of each table in a list, with its path, unless the setting is wrong or missing."""
-        tables = self._document.get(section)
-        if not isinstance(tables, list):
-            return []
-        cells = [((section, index, key), self._value((section, index), key)) for index in range(len(tables))]
-        return [(at, value) for at, value in cells if value is not None]
-
-    def cells(self, section: str, key: str) -> list[tuple[At, Any]]:
-        """Return a setting of a section, with its path: of each table of a list, or of the only table."""
-        if section in LISTS:
-            return self.column(section, key)
-        value = self.setting(section, key)
-        return [] if value in {None, ""} else [((section, key), value)]
-
-    def length(self, section: str) -> int:
-        """Return the number of tables in a list."""
-        tables = self._document.get(section)
-        return len(tables) if isinstance(tables, list) else 0
-
-    def _value(self, table: At, key: str) -> Any:
-        at = (*table, key)
-        if any(at[:length] in self._wrong for length in range(1, len(at) + 1)):
-            return None
-        where: Any = self._document
-        for part in table:
-            where = where.get(part, {}) if isinstance(part, str) else where[part]
-        field = SECTIONS[str(table[0])].model_fields[key]
-        return where.get(key, None if field.is_required() else field.default)
-
-
 def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
     """Return the mistakes between settings. Relative paths begin in ``folder``."""
     return [
@@ -78,6 +36,7 @@ def crosschecked(draft: Draft, folder: Path, now: datetime) -> list[Mistake]:
         *_clashing_binds(draft),
         *_repeated_addresses(draft),
         *_shared_credentials(draft, folder),
+        *check_credentials(draft, folder),
         *_all_expired(draft, folder, now),
         *_unknown_listeners(draft),
         *_rules_for_several_cas(draft, folder),
@@ -149,7 +108,9 @@ def _family(host: str) -> int | None:
 def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
     """Reject a certificate of two identities: the key managers would take the clients of both for one client."""
     shared = {at[1] for at, value in draft.column("identities", "shared") if value}
-    shows = [(at, first_of(folder / value)) for at, value in draft.column("identities", "certificate")]
+    shows = [
+        (at, first_of(resolved(folder, value))) for at, value in draft.column("identities", "certificate") if value
+    ]
     for first, at, _certificate in _repetitions(shows):
         if not {first[1], at[1]} <= shared:
             yield Mistake(
@@ -162,7 +123,7 @@ def _shared_credentials(draft: Draft, folder: Path) -> Iterator[Mistake]:
 
 def _all_expired(draft: Draft, folder: Path, now: datetime) -> Iterator[Mistake]:
     """Reject expired certificates only if every identity has one: the gateway can serve the other identities."""
-    shows = [(at, folder / value) for at, value in draft.column("identities", "certificate")]
+    shows = [(at, resolved(folder, value)) for at, value in draft.column("identities", "certificate") if value]
     expired = [(at, path, which) for at, path in shows if (which := expired_in(path, now))]
     if len(expired) == draft.length("identities"):
         for at, path, which in expired:
@@ -182,17 +143,20 @@ def _rules_for_several_cas(draft: Draft, folder: Path) -> Iterator[Mistake]:
     """Reject rules that match the names of several CAs: a name identifies a client only among one CA's certificates.
 
     If listeners trust different CAs, each rule must be limited to listeners that trust the same CAs, or match a
-    fingerprint, or name its listeners and be shared.
+    fingerprint, or name its listeners and be shared. A rule with minted credentials has its CA in client_issuer.
     """
     names = {at[1]: name for at, name in draft.column("listeners", "name")}
     trust = {
-        names[at[1]]: trusted_by(folder / value)
+        names[at[1]]: trusted_by(resolved(folder, value))
         for at, value in draft.column("listeners", "client_ca")
         if at[1] in names
     }
     matches = {at[1]: value for at, value in draft.column("identities", "match")}
     shared = {at[1] for at, value in draft.column("identities", "shared") if value}
+    minted = {at[1] for at, value in draft.column("identities", "credential") if value == "minted"}
     for at, value in draft.column("identities", "listeners"):
+        if at[1] in minted:
+            continue
         named = _names(value)
         meant = [name for name in named or trust if name in trust]
         other = next((name for name in meant if trust[name] != trust[meant[0]]), None)
@@ -211,6 +175,7 @@ def _rules_that_never_match(draft: Draft) -> Iterator[Mistake]:
     if len(every) < draft.length("listeners"):
         return
     listeners = {at[1]: set(_names(value)) or every for at, value in draft.column("identities", "listeners")}
+    pinned = {at[1]: value for at, value in draft.column("identities", "client_issuer") if value}
     earlier: list[tuple[At, Mapping[str, Sequence[str]]]] = []
     for at, value in draft.column("identities", "match"):
         try:
@@ -221,6 +186,8 @@ def _rules_that_never_match(draft: Draft) -> Iterator[Mistake]:
             continue
         patterns = {key: given for key in MatchConfig.model_fields if (given := getattr(match, key))}
         for before, general in earlier:
+            if pinned.get(before[1]) not in {None, pinned.get(at[1])}:
+                continue  # for the clients of one CA only
             if listeners[before[1]] >= listeners[at[1]] and matches_all_of(general, patterns):
                 yield Mistake(
                     at,
@@ -330,8 +297,8 @@ def _exposed_files(draft: Draft, folder: Path) -> Iterator[Mistake]:
         for section, keys in settings.items():
             if section == "replication" and not draft.setting("replication", "marks"):
                 continue
-            for at, value in (cell for key in keys for cell in draft.cells(section, key)):
-                file = folder / value
+            for at, value in (cell for key in keys for cell in draft.cells(section, key) if cell[1]):
+                file = resolved(folder, value)
                 found = None if file in seen else exposure(str(at[-1]), file, own, is_secret=is_secret)
                 seen.add(file)
                 if found is not None:

@@ -1,4 +1,4 @@
-"""Certificates, private keys and mark keys that a configuration names: found, read, and checked.
+"""Certificates, private keys, secrets and mark keys that a configuration names: found, read, and checked.
 
 Files are checked only while a configuration file is loaded, and not if a table is built in code.
 """
@@ -13,17 +13,16 @@ from typing import Annotated, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from gateway.config.crls import read_crls
+from gateway.config.secret_files import holds_private_key, read_pem, read_private_key, read_secret, resolved
 from gateway.config.values import a_text
 
 _LONGEST_SOCKET: Final = 107  # bytes of a path, sun_path without its last zero
-_PEM: Final = re.compile(rb"^-----BEGIN ", re.MULTILINE)
 _MARK_KEY: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{32,1000}")  # RFC 6750 section 2.1: b64token
-_PRIVATE_KEY_PEM: Final = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----", re.MULTILINE)
 
 
 class Loading(NamedTuple):
@@ -35,11 +34,11 @@ class Loading(NamedTuple):
 
 def certificates(path: Path) -> list[x509.Certificate]:
     """Read a file of certificates in PEM. Raises ValueError with a text for the operator."""
-    data = _read(path)
+    data = read_pem(path)
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError:
-        found = "holds a private key" if _PRIVATE_KEY_PEM.search(data) else "holds no certificate that can be read"
+        found = "holds a private key" if holds_private_key(data) else "holds no certificate that can be read"
         raise ValueError(f"{path} {found}; give a file of certificates in PEM") from None
 
 
@@ -59,19 +58,12 @@ def trusted_by(path: Path) -> frozenset[x509.Certificate]:
         return frozenset()
 
 
-def public_key(path: Path) -> bytes:
-    """Read a file with a private key in PEM; return the public key that belongs to it. Raises ValueError."""
-    data = _read(path)
-    try:
-        key = load_pem_private_key(data, None)
-    except TypeError:
-        raise ValueError(
-            f"{path} is protected by a password, which is not supported; store the key without one"
-            " (`openssl pkey -in OLD -out NEW`) and let the file's permissions guard it"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
-        found = "holds no private key that can be read" if _PRIVATE_KEY_PEM.search(data) else "holds no private key"
-        raise ValueError(f"{path} {found}; give a file with a private key in PEM") from None
+def public_key(path: Path, passphrase_file: Path | None = None, *, setting: str = "passphrase_file") -> bytes:
+    """Read a file with a private key in PEM; return the public key that belongs to it. Raises ValueError.
+
+    ``passphrase_file`` and ``setting`` are those of ``read_private_key``.
+    """
+    key = read_private_key(path, passphrase_file, setting=setting)
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -97,20 +89,6 @@ def mark_keys(path: Path) -> list[bytes]:
     return [bytes.fromhex(line) for line in lines]
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a file; give the path of a file in PEM")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; correct the path, which is relative to this file") from None
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); let the gateway's user read it") from None
-    if not _PEM.search(data):
-        raise ValueError(f"{path} is not PEM; convert it (`openssl x509` or `openssl pkey`, with -inform DER)")
-    return data
-
-
 def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent} to make this file in; make it, or correct the path")
@@ -119,8 +97,11 @@ def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
-    path = value if isinstance(value, Path) else Path(_path_text(value))
-    return info.context.folder / path if isinstance(info.context, Loading) else path
+    if not isinstance(info.context, Loading):
+        return value if isinstance(value, Path) else Path(_path_text(value))
+    if isinstance(value, Path):
+        return info.context.folder / value
+    return resolved(info.context.folder, _path_text(value))
 
 
 def _path_text(value: object) -> str:
@@ -132,8 +113,8 @@ def _path_text(value: object) -> str:
 
 
 def _only_when_loading(check: Callable[[Path, ValidationInfo, datetime], None]) -> AfterValidator:
-    def checked(path: Path, info: ValidationInfo) -> Path:
-        if isinstance(info.context, Loading):
+    def checked(path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and isinstance(info.context, Loading):
             check(path, info, info.context.now)
         return path
 
@@ -177,9 +158,30 @@ def _expired(certificate: x509.Certificate) -> str:
 
 def _check_private_key(path: Path, info: ValidationInfo, _now: datetime) -> None:
     """Check that the key belongs to the first certificate in the file of ``certificate``, the setting before it."""
-    own = public_key(path)
-    if (beside := info.data.get("certificate")) is None:
-        return  # the file could not be read, which is a mistake of its own
+    _check_key_of("certificate", "passphrase_file", path, info)
+
+
+def _check_plain_key(path: Path, info: ValidationInfo, _now: datetime) -> None:
+    """Check that a key without a passphrase belongs to the certificate before it."""
+    _check_pair(info.data.get("certificate"), path, public_key(path, setting=""))
+
+
+def _check_issuing_key(path: Path, info: ValidationInfo, _now: datetime) -> None:
+    """Check that the key belongs to the first certificate in the file of ``issuing_ca``, the setting before it."""
+    _check_key_of("issuing_ca", "issuing_ca_passphrase_file", path, info)
+
+
+def _check_key_of(certificate: str, passphrase: str, path: Path, info: ValidationInfo) -> None:
+    """Check a key against the settings before it, unless one of them is a mistake of its own."""
+    if passphrase not in info.data:
+        return
+    _check_pair(info.data.get(certificate), path, public_key(path, info.data[passphrase], setting=passphrase))
+
+
+def _check_pair(beside: Path | None, path: Path, own: bytes) -> None:
+    """Check that the public key of the key in ``path`` is that of the first certificate in ``beside``."""
+    if beside is None:
+        return
     chain = [_public_key_of(certificate) for certificate in certificates(beside)]
     if own in chain[1:] and own != chain[0]:
         raise ValueError(
@@ -194,12 +196,6 @@ def _public_key_of(certificate: x509.Certificate) -> bytes:
         return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, UnsupportedAlgorithm):
         return b""  # no private key that is accepted here can belong to such a key
-
-
-CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_certificate)]
-#: The certificate that the gateway shows the key managers for an identity.
-OwnCertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_own_certificate)]
-CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
 
 
 def _paths(value: object, info: ValidationInfo) -> tuple[Path, ...]:
@@ -230,18 +226,7 @@ BackendCrlFiles = Annotated[tuple[Path, ...], BeforeValidator(_paths), _check_cr
 
 
 def _path_or_none(value: object, info: ValidationInfo) -> Path | None:
-    return None if value in {"", None} else _path(value, info)
-
-
-def _unless_none(check: Callable[[Path, ValidationInfo, datetime], None]) -> AfterValidator:
-    """Return a check of a path that may be None."""
-
-    def checked(path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is not None and isinstance(info.context, Loading):
-            check(path, info, info.context.now)
-        return path
-
-    return AfterValidator(checked)
+    return None if value is None or value == "" else _path(value, info)
 
 
 def tokens_in(path: Path) -> list[str]:
@@ -267,20 +252,67 @@ def _check_tokens(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     tokens_in(path)
 
 
-def _check_socket(path: Path | None, _info: ValidationInfo, _now: datetime) -> None:
+def _check_socket(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     """Reject a path that is longer than the kernel takes for a Unix socket."""
-    if path is not None and len(os.fsencode(path)) > _LONGEST_SOCKET:
+    if len(os.fsencode(path)) > _LONGEST_SOCKET:
         raise ValueError(f"{path} is too long for a socket; give a path of at most {_LONGEST_SOCKET} bytes")
 
 
+def _check_secret(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    read_secret(path)
+
+
+def _check_issuing_ca(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    """Reject a file whose first certificate may not issue certificates. Expiry is a warning: see validity."""
+    own = certificates(path)[0]
+    try:
+        extensions = own.extensions
+        is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        is_ca = False
+    if not is_ca:
+        raise ValueError(
+            f"{path} begins with a certificate that is no CA (basicConstraints CA:true); give the certificate of the CA"
+            " that issues the clients' certificates for the key managers"
+        )
+    with suppress(x509.ExtensionNotFound):
+        if not extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign:
+            raise ValueError(
+                f"{path} begins with a CA whose key usage has no keyCertSign; issue it again with keyCertSign"
+            )
+
+
+def _check_client_issuer(path: Path, _info: ValidationInfo, _now: datetime) -> None:
+    """Reject a file with CAs of several names: the rule is for the clients of one issuer."""
+    names = {certificate.subject.public_bytes() for certificate in certificates(path)}
+    if len(names) > 1:
+        raise ValueError(
+            f"{path} holds CAs of {len(names)} names; give the one CA that issued these clients' certificates (in two"
+            " certificates while its key changes), and a rule with an issuing CA of its own for each other CA"
+        )
+
+
+CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_certificate)]
+CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
 #: The path of a Unix socket; "" is None.
 SocketFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_socket)]
 MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]
-#: Stands after a setting named ``certificate``.
+#: Stands after settings named ``certificate`` and ``passphrase_file``.
 PrivateKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_private_key)]
 
-#: As the types above; "" is None.
-MaybeCertificateFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_certificate)]
-MaybePrivateKeyFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_private_key)]
-MaybeCaFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_ca)]
-MaybeTokenFile = Annotated[Path | None, BeforeValidator(_path_or_none), _unless_none(_check_tokens)]
+#: As the types above; "" is None. The key has no passphrase.
+MaybeCertificateFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_certificate)]
+MaybePrivateKeyFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_plain_key)]
+MaybeCaFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_ca)]
+MaybeTokenFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_tokens)]
+
+# Files of identities: which of them are needed depends on the kind of the credential. "" is None.
+#: The certificate that the gateway shows the key managers for an identity, and its key.
+OwnCertificateFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_own_certificate)]
+OwnKeyFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_private_key)]
+#: The CA of the certificates that the gateway mints, and its key.
+IssuingCaFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_issuing_ca)]
+IssuingKeyFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_issuing_key)]
+ClientIssuerFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_client_issuer)]
+#: A passphrase or a password.
+SecretFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_secret)]

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from gateway.config.crosschecks import Draft, crosschecked
+from gateway.config.crosschecks import crosschecked
+from gateway.config.draft import Draft
 from gateway.config.files import Loading
 from gateway.config.mistakes import Mistake, line, translated
 from gateway.config.model import Config

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config.model import LISTS, SECTIONS, Config, MatchConfig
+from gateway.config.model import LISTS, SECTIONS, Config, DeviceConfig, MatchConfig, Table
 from gateway.config.values import shown
 
 #: Path of a setting: the section, the index of the table in a list of tables (from 0), and the key.
@@ -26,6 +26,8 @@ class Mistake(NamedTuple):
     text: str
 
 
+#: Tables within the tables of sections, by their keys.
+_INNER: Final[dict[str, type[Table]]] = {"match": MatchConfig, "device": DeviceConfig}
 #: Examples of the settings that have no default.
 EXAMPLES: Final = {
     "name": '"a-name"',
@@ -106,6 +108,8 @@ def _key(key: str) -> str:
 
 def _heading(at: At) -> str:
     section = str(at[0])
+    if at[-1] == "device":
+        return 'device = { serial_number = "A-17" }'
     if at[-1] == "match":
         return f"match = {EXAMPLES['match']}"
     return f"[[{section}]]" if section in LISTS else f"[{section}]"
@@ -129,7 +133,7 @@ def _unknown(at: At) -> str:
 def _known_keys(at: At) -> list[str]:
     """Return the keys of the table that the last part of ``at`` stands in."""
     parents = [part for part in at[:-1] if isinstance(part, str)]
-    table = Config if not parents else MatchConfig if parents[-1] == "match" else SECTIONS[parents[-1]]
+    table = Config if not parents else _INNER.get(parents[-1]) or SECTIONS[parents[-1]]
     return list(table.model_fields)
 
 

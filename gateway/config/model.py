@@ -6,18 +6,31 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from gateway.config.credentials import (
+    BELONGS_TO,
+    ClientCredential,
+    CredentialKind,
+    MintedKey,
+    check_belongs,
+    check_names_someone,
+)
 from gateway.config.files import (
     BackendCrlFiles,
     CaFile,
     CertificateFile,
     ClientCrlFiles,
+    ClientIssuerFile,
+    IssuingCaFile,
+    IssuingKeyFile,
     MarkKeyFile,
     MaybeCaFile,
     MaybeCertificateFile,
     MaybePrivateKeyFile,
     MaybeTokenFile,
     OwnCertificateFile,
+    OwnKeyFile,
     PrivateKeyFile,
+    SecretFile,
     SocketFile,
 )
 from gateway.config.patterns import WILDCARDS
@@ -28,6 +41,7 @@ from gateway.config.values import (
     AllowedOperations,
     Balancers,
     Bind,
+    CredentialText,
     Fingerprints,
     Hosts,
     KeepAlive,
@@ -85,6 +99,7 @@ class ListenerConfig(Table):
     name: Name
     bind: Bind
     certificate: CertificateFile
+    passphrase_file: SecretFile = Field(default="", validate_default=True)
     private_key: PrivateKeyFile
     client_ca: CaFile
     client_crl: ClientCrlFiles = ()
@@ -238,31 +253,95 @@ class PolicyConfig(Table):
         return refuse
 
 
+class DeviceConfig(Table):
+    """Names of a device in a KMIP Credential (1.4 section 2.1.2); "" is none."""
+
+    serial_number: CredentialText = ""
+    identifier: CredentialText = ""
+    network_identifier: CredentialText = ""
+    machine_identifier: CredentialText = ""
+    media_identifier: CredentialText = ""
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, key) for key in type(self).model_fields)
+
+
+#: Values of settings that were not given.
+_NOTHING: Final = (None, "", DeviceConfig())
+
+
 class IdentityConfig(AllowanceConfig, PolicyConfig):
     """A rule that names clients, and the credential that the gateway shows the key managers for them.
 
-    The key managers take all clients that the rule matches for one client, who sees the keys of all of them. So a rule
-    that can match many must say ``shared = true``. ``listeners`` are names of listeners; empty stands for all.
+    The credential is of one of three kinds. ``fixed``: a certificate from files. ``minted``: a certificate with the
+    client's own names, which the gateway issues itself. ``password``: a certificate from files, and a KMIP Credential
+    in each request. The key managers take all clients that a rule with a fixed credential or a password matches for one
+    client, who sees the keys of all of them. So a rule that can match many must say ``shared = true``. ``listeners``
+    are names of listeners; empty stands for all.
     """
 
     name: Name
     match: MatchConfig
     listeners: Names = ()
+    credential: CredentialKind = "fixed"
     shared: bool = Field(default=False, strict=True, validate_default=True)
-    certificate: OwnCertificateFile
-    private_key: PrivateKeyFile
+    certificate: OwnCertificateFile = Field(default="", validate_default=True)
+    passphrase_file: SecretFile = Field(default="", validate_default=True)
+    private_key: OwnKeyFile = Field(default="", validate_default=True)
+    client_issuer: ClientIssuerFile = Field(default="", validate_default=True)
+    issuing_ca: IssuingCaFile = Field(default="", validate_default=True)
+    issuing_ca_passphrase_file: SecretFile = Field(default="", validate_default=True)
+    issuing_ca_key: IssuingKeyFile = Field(default="", validate_default=True)
+    minted_key: MintedKey = "ec-p256"
+    minted_lifetime: Annotated[int, Field(strict=True, ge=300, le=7 * 86400)] = 14400
+    username: CredentialText = ""
+    device: DeviceConfig = Field(default={}, validate_default=True)
+    password_file: SecretFile = Field(default="", validate_default=True)
+    client_credential: ClientCredential = "refuse"
 
     @field_validator("shared")
     @classmethod
     def _says_so_if_many_share(cls, shared: bool, info: ValidationInfo) -> bool:
         match = info.data.get("match")
-        if not shared and match is not None and (why := why_many(match)) is not None:
+        if info.data.get("credential") == "minted":
+            if shared:
+                raise ValueError(
+                    'has no effect while credential is "minted", which shows the names of each client; leave this line'
+                    " out"
+                )
+        elif not shared and match is not None and (why := why_many(match)) is not None:
             raise ValueError(
                 f"is false, but match can match more than one client ({why}), and the gateway shows the key managers"
                 " one certificate for all of them: they would see, use and destroy each other's keys; narrow match to"
                 " one literal value, or set shared = true if that is intended"
             )
         return shared
+
+    @field_validator(*BELONGS_TO)
+    @classmethod
+    def _belongs_to_the_credential(cls, value: Any, info: ValidationInfo) -> Any:
+        name, kind = str(info.field_name), info.data.get("credential")
+        if kind is None:
+            return value
+        check_belongs(name, kind, is_given=value not in _NOTHING and value != cls.model_fields[name].default)
+        if name == "device" and "username" in info.data:
+            check_names_someone(kind, info.data["username"], value)
+        if name == "password_file" and value is None and info.data.get("username"):
+            raise ValueError("missing, and username is given; name a file with the password of that user")
+        return value
+
+    @property
+    def own_file(self) -> Path:
+        """The certificate in whose place the gateway stands: the one that is shown, or the CA that issues those."""
+        path = self.issuing_ca if self.credential == "minted" else self.certificate
+        assert path is not None  # noqa: S101 - the validators have seen to it
+        return path
+
+    @property
+    def secret_files(self) -> dict[str, Path]:
+        """The files with secrets, by the names of their settings."""
+        names = ("passphrase_file", "private_key", "issuing_ca_passphrase_file", "issuing_ca_key", "password_file")
+        return {name: path for name in names if (path := getattr(self, name)) is not None}
 
 
 class GatewayConfig(Table):
@@ -302,8 +381,12 @@ class AdminConfig(Table):
 
 
 class PoolConfig(Table):
-    """Limits and times of the sessions of each backend and credential."""
+    """Limits and times of the sessions of each backend and credential.
 
+    ``max_principals`` is the number of clients whose minted certificates and sessions are kept.
+    """
+
+    max_principals: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
     min_idle: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 1
     idle_timeout: Seconds = 25.0
     max_lifetime: Seconds = 3600.0

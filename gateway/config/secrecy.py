@@ -17,8 +17,8 @@ from gateway.config.model import LISTS, SECTIONS, Config, Table
 
 #: Settings that name a file with a secret, by section.
 SECRETS: Final = {
-    "listeners": ("private_key",),
-    "identities": ("private_key",),
+    "listeners": ("passphrase_file", "private_key"),
+    "identities": ("passphrase_file", "private_key", "issuing_ca_passphrase_file", "issuing_ca_key", "password_file"),
     "admin": ("private_key", "token_file"),
     "replication": ("mark_key_file",),
 }
@@ -26,7 +26,7 @@ SECRETS: Final = {
 CERTIFICATES: Final = {
     "listeners": ("certificate", "client_ca"),
     "backends": ("ca",),
-    "identities": ("certificate",),
+    "identities": ("certificate", "client_issuer", "issuing_ca"),
     "admin": ("certificate", "client_ca"),
 }
 _OF_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO

@@ -109,10 +109,12 @@ def _identity(identity: IdentityConfig) -> str:
     clients = "many clients, one client to the key managers" if identity.shared else "one client"
     where = f" on {' or '.join(identity.listeners)}" if identity.listeners else ""
     may_use = "" if has_no_policy(identity) else f", may use {policy_text(identity)}"
-    return (
-        f"identity {identity.name} for {_match(identity.match)}{where}: {clients}, shown as {identity.certificate.name}"
-        f"{may_use}"
-    )
+    shown = f"shown as {identity.own_file.name}"
+    if identity.credential == "minted":
+        clients, shown = "each client with its own names", f"in certificates of {identity.own_file.name}"
+    elif identity.credential == "password":
+        shown += " and by a password"
+    return f"identity {identity.name} for {_match(identity.match)}{where}: {clients}, {shown}{may_use}"
 
 
 def has_no_policy(policy: PolicyConfig) -> bool:
@@ -134,7 +136,7 @@ def _certificates(config: Config) -> list[Path]:
     """Return each file of certificates once, in the order of the configuration."""
     files = [file for listener in config.listeners for file in (listener.certificate, listener.client_ca)]
     files += [backend.ca for backend in config.backends if backend.ca is not None]
-    files += [identity.certificate for identity in config.identities]
+    files += [identity.own_file for identity in config.identities]
     return list(dict.fromkeys(files))
 
 

@@ -16,7 +16,10 @@ from gateway.config.secrecy import exposed
 
 
 class OwnCertificate(NamedTuple):
-    """The file of certificates shown for an identity; all of them are valid from ``begins`` until ``ends``."""
+    """The file of certificates shown for an identity, or of the CA that issues them.
+
+    All of the certificates are valid from ``begins`` until ``ends``.
+    """
 
     identity: str
     file: Path
@@ -26,10 +29,10 @@ class OwnCertificate(NamedTuple):
     @classmethod
     def of(cls, identity: IdentityConfig) -> Self:
         """Read the file as it is now. Raises ValueError."""
-        chain = certificates(identity.certificate)
+        chain = certificates(identity.own_file)
         return cls(
             identity.name,
-            identity.certificate,
+            identity.own_file,
             max(certificate.not_valid_before_utc for certificate in chain),
             min(certificate.not_valid_after_utc for certificate in chain),
         )
@@ -54,8 +57,8 @@ def lapsed(config: Config, now: datetime) -> list[OwnCertificate]:
 def warnings(config: Config, now: datetime) -> list[str]:
     """Return the faults with which the gateway runs nevertheless, one line each. Raises ValueError."""
     return [
-        f'identities["{own.identity}"].certificate: {own.file} {own.lapse(now)}; until then, key managers may refuse'
-        " this identity"
+        f'identities["{own.identity}"].{_setting(config, own)}: {own.file} {own.lapse(now)}; until then, key managers'
+        " may refuse this identity"
         for own in lapsed(config, now)
     ] + [
         *(line for listener in config.listeners for line in _of_client_crls(listener, now.timestamp())),
@@ -97,3 +100,8 @@ def _of_crls(setting: str, ca: Path, crls: Sequence[Path], stale: WhenStale, now
             f"{setting}: there is no CRL of {name}, which is in {ca}; add its CRL; until then, certificates of this CA"
             f" {effect} (crl_stale)"
         )
+
+
+def _setting(config: Config, own: OwnCertificate) -> str:
+    is_minted = any(each.name == own.identity and each.credential == "minted" for each in config.identities)
+    return "issuing_ca" if is_minted else "certificate"

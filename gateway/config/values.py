@@ -22,6 +22,7 @@ _SHOWN: Final = 60  # characters of a value that a message repeats
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256_DIGITS: Final = 64
+_LONGEST_CREDENTIAL: Final = 255  # characters of a name in a KMIP Credential
 
 
 def shown(value: object) -> str:
@@ -225,11 +226,21 @@ def _object_type(value: object) -> str:
     return _known(value, names, "object type", f"give {ALL}, or names of {', '.join(names)}")
 
 
+def _credential_text(value: object) -> str:
+    """Read a name in a KMIP Credential; "" is none."""
+    if value == "":
+        return ""
+    if len(text := a_text(value)) > _LONGEST_CREDENTIAL:
+        raise ValueError(f"has {len(text)} characters; give at most {_LONGEST_CREDENTIAL}")
+    return text
+
+
 Name = Annotated[str, BeforeValidator(_name)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_name))]
 Bind = Annotated[Address, BeforeValidator(_address)]
 PeerAddress = Annotated[Address, BeforeValidator(_address), AfterValidator(_reachable)]
 ServerName = Annotated[str, BeforeValidator(_server_name)]
+CredentialText = Annotated[str, BeforeValidator(_credential_text)]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_known_host))]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(a_text)), AfterValidator(_not_empty)]
 Networks = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(network)), AfterValidator(_not_empty)]

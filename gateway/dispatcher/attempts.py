@@ -58,7 +58,7 @@ class Attempts:
         ``until``, only for reads, the try ends at that time with the reason "timeout", and is not hedged. Raises
         BackendError, PoolBusyError and ClientDisconnectedError.
         """
-        pool = backend.pools[job.credential]
+        pool = backend.pools.get(job.credential) or backend.pool_of(job.principal)
         breaker = backend.breaker
         trials: Sequence[Circuit] = (
             () if breaker.is_quiet else breaker.enter(job.credential, job.effect, trio.current_time())
@@ -329,7 +329,7 @@ class Attempts:
                 if backend is None:
                     return
                 trials = backend.breaker.enter(job.credential, job.effect, trio.current_time())
-                pool = backend.pools[job.credential]
+                pool = backend.pool_of(job.principal)
                 session = await self._lease_for_hedge(backend, pool, job, hedge)
                 if hedge.race.is_over or job.client_disconnected():
                     pool.give_back(session)
@@ -407,9 +407,10 @@ class Attempts:
         """Count a failure against a backend; its breaker may eject the backend."""
         ejected_for = backend.breaker.failed(job.credential, job.effect, began, trio.current_time())
         if ejected_for is not None:
-            pool = backend.pools[job.credential]
-            pool.observer.ejected(ejected_for, job.effect)
-            pool.drop_closed()
+            pool = backend.pools.get(job.credential)
+            if pool is not None:  # else the credential was removed while the exchange was under way
+                pool.observer.ejected(ejected_for, job.effect)
+                pool.drop_closed()
 
     async def may_repeat(self, job: Job, error: BackendError) -> bool:
         """Return True if a request that was sent may be sent again: by policy, and within the retry budget.

@@ -1,6 +1,6 @@
 """The dispatcher itself: tries backends in order until a request has its answer, by policy, budget and deadline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -10,7 +10,7 @@ from gateway.dispatcher.attempts import Attempts
 from gateway.dispatcher.fallback_lookup import FallbackLookup, ask_others
 from gateway.dispatcher.job import Budgets, ClientDisconnectedError, DispatcherSettings, Job
 from gateway.dispatcher.replication import ReplicationPolicy, StickyRouting
-from gateway.errors import BackendError, PoolBusyError, Stage
+from gateway.errors import BackendError, MintingError, PoolBusyError, Stage
 from gateway.identity import Principal
 from gateway.kmip.binding import given
 from gateway.kmip.messages import Request, Response
@@ -27,7 +27,9 @@ from gateway.upstream.affinity import Affinity
 from gateway.upstream.backend import Backend
 from gateway.upstream.balancer import Balancer
 from gateway.upstream.marks import Taken
+from gateway.upstream.minted import MintedCredentials
 from gateway.upstream.opening import REFUSED
+from gateway.upstream.passwords import Password
 from gateway.upstream.session import Payer
 
 _RESULT_REASON: Final = int(Tag.RESULT_REASON)  # field of a response item whose operation failed
@@ -38,6 +40,15 @@ _MAX_FAILURES: Final = 2  # counted failures of a read, after which no further r
 #: Header fields by which a request may show or be given a correlation value or ticket, whatever its operations are.
 _STATE_HEADERS: Final = frozenset({int(Tag.AUTHENTICATION), int(Tag.ASYNCHRONOUS_INDICATOR)})
 
+#: Result Messages of the gateway's own refusals; the reasons for the operator are in the log.
+_CLIENT_CREDENTIAL: Final = (
+    "requests through this gateway must not carry a credential: the gateway puts in the one of this client; remove user"
+    " name, password or device from the client's configuration"
+)
+_NOT_MINTED: Final = (
+    "the gateway may not show this client's names to the key managers; ask its operator, whose log says why"
+)
+
 _TOO_LARGE_WITH_MARKS: Final = BackendError(
     "with marks, the answer is longer than the client's Maximum Response Size",
     backend="gateway",
@@ -47,7 +58,11 @@ _TOO_LARGE_WITH_MARKS: Final = BackendError(
 
 
 class Dispatcher:
-    """Finds an answer to each request. Never raises for a fault of a backend or a queue: every outcome is an Answer."""
+    """Finds an answer to each request. Never raises for a fault of a backend or a queue: every outcome is an Answer.
+
+    ``passwords`` are put into the requests of their identities; the mapping may change. ``minted`` are the credentials
+    of principals that have one of their own.
+    """
 
     def __init__(
         self,
@@ -56,7 +71,11 @@ class Dispatcher:
         *,
         metrics: Metrics,
         replication: ReplicationPolicy = ReplicationPolicy(),  # noqa: B008 - it is frozen
+        passwords: Mapping[str, Password] | None = None,
+        minted: MintedCredentials | None = None,
     ) -> None:
+        self._passwords = {} if passwords is None else passwords
+        self._minted = minted
         self._balancer = balancer
         self._settings = settings
         self._metrics = metrics
@@ -105,24 +124,24 @@ class Dispatcher:
                 self._metrics.operations_denied(identity.name, denials)
                 return denied(request, denials)
         if self._versions is not None:
-            frame = self._versions.answer(request, identity.name)
+            frame = self._versions.answer(request, principal.credential)
             if frame is not None:
                 return Answer(frame)
         effect = effect_of(request)
         may_carry_state = effect.leaves_state or not _STATE_HEADERS.isdisjoint(request.fields)
-        bare, marked = request, None
-        if may_carry_state:
-            taken = self._take_marks(request, principal)
-            if taken.refusal is not None:
-                return bad_mark(taken.refusal, request)
-            bare, marked = taken.request, self._backend_named(taken.backend)
+        bare, marked, is_ticket = request, None, False
+        if may_carry_state or self._passwords:
+            prepared = self._prepare(request, principal, may_carry_state=may_carry_state)
+            if isinstance(prepared, Answer):
+                return prepared
+            bare, marked, is_ticket = prepared
         retries = self._budgets.retries[identity.name]
         job = Job(bare, principal, effect, self._settings, retries, client_disconnected, payer)
         if marked is not None:
-            job.start_at(marked, only=not taken.is_ticket)  # another backend may know a ticket, or asks for a new login
+            job.start_at(marked, only=not is_ticket)  # another backend may know a ticket, or asks for a new login
         retries.in_flight += 1
         try:
-            answer = await self._try_in_order(job)
+            answer = await (self._try_in_order(job) if principal.names is None else self._try_as_minted(job))
             return self._with_marks(request, job, answer) if may_carry_state else answer
         except ClientDisconnectedError:
             message = "the client closed its side of the connection while the request waited"
@@ -133,6 +152,42 @@ class Dispatcher:
                 self._attempts.evaluate_ejection(job, is_answered=job.held > 0)
             if job.has_token or job.held:
                 job.release()
+
+    # Changes of the request ------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, request: Request, principal: Principal, *, may_carry_state: bool
+    ) -> tuple[Request, Backend | None, bool] | Answer:
+        """Return the request without marks and with the password of its identity; or the refusal of the request.
+
+        The backend that the marks name follows, and True if they stood before tickets.
+        """
+        marked, is_ticket = None, False
+        if may_carry_state:
+            taken = self._take_marks(request, principal)
+            if taken.refusal is not None:
+                return bad_mark(taken.refusal, request)
+            request, marked, is_ticket = taken.request, self._backend_named(taken.backend), taken.is_ticket
+        password = self._passwords.get(principal.identity.name)
+        if password is not None:
+            if not request.has_authentication or password.client_credential == "replace":
+                request = password.added_to(request)
+            elif password.client_credential == "refuse":
+                return refusal(Refusal.CLIENT_CREDENTIAL, _CLIENT_CREDENTIAL, request)
+        return request, marked, is_ticket
+
+    async def _try_as_minted(self, job: Job) -> Answer:
+        """Try backends with the credential of the client alone, which is made first if there is none."""
+        assert self._minted is not None  # noqa: S101 - only a rule with minted credentials gives a principal names
+        credential = self._minted.enter(job.principal)
+        try:
+            if not credential.is_usable:
+                await credential.current()
+            return await self._try_in_order(job)
+        except MintingError as error:
+            return refusal(Refusal.NOT_MINTED, _NOT_MINTED, job.request, detail=str(error))
+        finally:
+            self._minted.leave(credential)
 
     # Marks -----------------------------------------------------------------------------------------------------------
 
@@ -225,7 +280,7 @@ class Dispatcher:
             job,
             (backend, response),
             self._affinity,
-            self._budgets.lookups[job.credential],
+            self._budgets.lookups[job.identity],
             fallback_on_not_found=self._replication.fallback_on_not_found,
         )
         try_backend = self._attempts.try_backend if job.is_read else self._sticky.try_backend
@@ -306,7 +361,7 @@ class Dispatcher:
         candidates = [backend for backend in self._balancer.backends if backend.accepts(job.effect)]
         if job.source is not None:
             candidates = [job.source]
-        pools = [backend.pools[job.credential] for backend in candidates]
+        pools = [pool for backend in candidates if (pool := backend.pools.get(job.credential)) is not None]
         since = max((pool.failing_since for pool in pools), default=now)
         if since == float("inf"):  # a backend can be reached: only a session was lost, before the request was sent
             await trio.sleep(_PAUSE)

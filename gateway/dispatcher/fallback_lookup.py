@@ -70,7 +70,7 @@ class FallbackLookup:
             or not backend.is_available_to(credential, self._job.effect)
         ):
             return False
-        if self._affinity.changed_lately(credential, name, now):
+        if self._affinity.changed_lately(self._job.identity, name, now):
             return True
         if name not in self._without_answer and backend.breaker.is_overdue(credential, self._job.effect):
             return False

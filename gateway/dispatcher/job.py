@@ -67,9 +67,10 @@ Route = tuple[Iterator[Backend], Backend | None, Sequence[AffinityEntry]]
 class Job:
     """A request on its way through the dispatcher. Fields are written only by the methods of this class.
 
-    Fixed: ``request`` (without marks), ``principal``, ``credential``, ``effect``, ``is_read``, ``deadline`` (in trio's
-    time), ``client_disconnected``, ``payer`` (holds the bytes of answers while they are received), ``retries`` (the
-    identity's budget) and ``source`` (the only backend that may answer, as a mark says).
+    Fixed: ``request`` (as it is sent), ``principal``, ``identity`` (its name), ``credential`` (that of the identity, or
+    the client's own), ``effect``, ``is_read``, ``deadline`` (in trio's time), ``client_disconnected``, ``payer`` (holds
+    the bytes of answers while they are received), ``retries`` (the identity's budget) and ``source`` (the only backend
+    that may answer, as a mark says).
 
     Changing: ``preferred``, the backend to try first, and ``entries``, the client's affinity entries, both from the
     round's Route; ``order``, which yields the backends that are left in this round; ``tried``, the backends that were
@@ -89,6 +90,7 @@ class Job:
         "failures",
         "has_token",
         "held",
+        "identity",
         "is_read",
         "order",
         "payer",
@@ -115,7 +117,8 @@ class Job:
     ) -> None:
         self.request = request
         self.principal = principal
-        self.credential = principal.identity.name
+        self.identity = principal.identity.name
+        self.credential = self.identity if principal.names is None else principal.names.credential
         self.effect = effect
         self.is_read = effect.is_read
         self.deadline = trio.current_time() + settings.deadlines.request

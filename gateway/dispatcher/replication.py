@@ -154,7 +154,7 @@ class StickyRouting:
         Each round of a request adds the share of one request to the identity's lookup budget here.
         """
         if self.may_miss_objects:
-            self._budgets[job.credential].request()
+            self._budgets[job.identity].request()
         if job.source is not None:
             return iter((job.source,)), job.preferred, ()
         preferred, entries = job.preferred, job.entries

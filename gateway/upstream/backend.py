@@ -16,6 +16,7 @@ import trio
 
 from gateway.config import BackendOptions, PoolConfig
 from gateway.errors import BackendError, Stage
+from gateway.identity import Principal
 from gateway.kmip.messages import Version
 from gateway.policy import Effect
 from gateway.upstream.breaker import Breaker, CircuitState
@@ -35,6 +36,9 @@ _CIRCUIT_STATES: Final = {
 class Backend:
     """One key manager, with a pool for each credential. ``slots`` bounds the sessions of all pools together.
 
+    Pools of minted credentials are built when a request is about to be sent with them: ``build_pool`` builds the pool
+    of a principal. ``mints`` is True if an identity has minted credentials.
+
     ``stable_id`` names the backend in marks and affinity entries; it is the same in every gateway in front of the same
     key managers. ``versions`` are the protocol versions that the backend reported, or None before the first report.
     ``in_flight`` counts the exchanges for clients that are under way; ``turn`` belongs to the balancer. ``since`` is
@@ -53,14 +57,19 @@ class Backend:
         idle_limit: IdleLimit | None = None,
         options: BackendOptions | None = None,
         endpoint: Endpoint | None = None,
+        mints: bool = False,
     ) -> None:
         self.name = name
+        self.build_pool: Callable[[Principal], Pool] | None = None
+        self.mints = mints
+        self._closed = ""  # or the reason for which pools that are built later are closed, too
         self.stable_id = name
         self.slots = slots
         self.pools = dict(pools)  # changes as a reload adds and removes identities
         self.endpoint = endpoint or Endpoint()
         self.health = health or Health()
-        self.breaker = breaker or Breaker(credentials=len(pools))
+        self.breaker = breaker or Breaker()
+        self.count_credentials()
         self.idle_limit = idle_limit or IdleLimit(PoolConfig().idle_timeout)
         self.options = options or BackendOptions()
         self.versions: frozenset[Version] | None = None
@@ -88,7 +97,11 @@ class Backend:
     @property
     def is_live(self) -> bool:
         """True if requests of at least one credential can be served, by all evidence so far."""
-        return not self.is_drained and self.health.serves and any(not pool.is_failing for pool in self.pools.values())
+        if self.is_drained or not self.health.serves:
+            return False
+        if self.mints and self.slots.gate.failure is None:  # a client that has no pool yet can be served
+            return True
+        return any(not pool.is_failing for pool in self.pools.values())
 
     def is_available_to(self, credential: str, effect: Effect) -> bool:
         """Return True if requests of this effect with this credential should be sent to this backend."""
@@ -100,7 +113,34 @@ class Backend:
 
     def is_reachable_with(self, credential: str) -> bool:
         """Return True if health checks succeed and sessions with this credential can be opened."""
-        return not self.is_drained and self.health.serves and not self.pools[credential].is_failing
+        return not self.is_drained and self.health.serves and not self.is_failing_with(credential)
+
+    def is_failing_with(self, credential: str) -> bool:
+        """Return True if no session with this credential can be opened, as far as is known. Builds no pool."""
+        pool = self.pools.get(credential)
+        return self.slots.gate.failure is not None if pool is None else pool.is_failing
+
+    def has_room_for(self, credential: str) -> bool:
+        """Return True if a request with this credential would not have to wait. Builds no pool."""
+        pool = self.pools.get(credential)
+        return self.slots.has_room() if pool is None else pool.has_room
+
+    def room_for(self, credential: str) -> int:
+        """Return how many requests with this credential would not have to wait. Builds no pool."""
+        pool = self.pools.get(credential)
+        return self.slots.free if pool is None else pool.room
+
+    def pool_of(self, principal: Principal) -> Pool:
+        """Return the pool of a principal's credential; built now if the credential is minted and has none."""
+        pool = self.pools.get(principal.credential)
+        if pool is None:
+            if principal.names is None or self.build_pool is None:
+                raise BackendError(
+                    "the identity has been removed", backend=self.name, stage=Stage.CONNECT, reason="removed"
+                )
+            pool = self.build_pool(principal)
+            self.add_pool(principal.credential, pool)
+        return pool
 
     def accepts(self, effect: Effect) -> bool:
         """Return True if the backend's role allows requests of this effect, and the backend is not drained."""
@@ -143,12 +183,18 @@ class Backend:
     def add_pool(self, credential: str, pool: Pool) -> None:
         """Add the pool of a credential."""
         self.pools[credential] = pool
-        self.breaker.credentials = len(self.pools)
+        self.count_credentials()
+        if self._closed or self.is_drained:
+            pool.close(self._closed or "drained")
+
+    def count_credentials(self) -> None:
+        """Tell the breaker how many credentials there are: minted ones count as two, which is all it distinguishes."""
+        self.breaker.credentials = 2 if self.mints else len(self.pools)
 
     def remove_pool(self, credential: str) -> None:
         """Close and forget the pool of a credential, for which no request is in flight any more."""
         self.pools.pop(credential).close("removed")
-        self.breaker.credentials = len(self.pools)
+        self.count_credentials()
 
     @property
     def error(self) -> str:
@@ -186,5 +232,6 @@ class Backend:
 
     def close(self, why: str = "drain") -> None:
         """Close every pool."""
+        self._closed = why
         for pool in self.pools.values():
             pool.close(why)

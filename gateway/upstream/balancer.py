@@ -106,7 +106,9 @@ class Balancer:
         breaker = backend.breaker
         if not backend.allows(credential, effect) or (not breaker.is_quiet and breaker.is_overdue(credential, effect)):
             return None
-        pool = backend.pools[credential]
+        pool = backend.pools.get(credential)
+        if pool is None:
+            return backend if backend.has_room_for(credential) and not backend.is_failing_with(credential) else None
         return backend if pool.has_room and not pool.is_failing else None
 
     def preferred_backend(
@@ -140,7 +142,7 @@ class Balancer:
     def room_elsewhere(self, backend: Backend, credential: str, effect: Effect) -> int:
         """Return how many requests that wait at this backend the other backends could serve without a wait."""
         return sum(
-            other.pools[credential].room
+            other.room_for(credential)
             for other in self._backends
             if other is not backend
             and other.accepts(effect)
@@ -159,15 +161,14 @@ def _is_available(backend: Backend, credential: str, effect: Effect, version: Ve
 
 def _rank(backend: Backend, credential: str, effect: Effect) -> int:
     """Return the rank of a backend for a request: that of its tier, and a penalty for its state now."""
-    pool = backend.pools[credential]
     rank = backend.options.priority * _TIER
     if not backend.health.serves:
         return rank + (_STANDBY if backend.health.state is HealthState.STANDBY else _DOWN)
-    if pool.is_failing or not backend.allows(credential, effect):
+    if backend.is_failing_with(credential) or not backend.allows(credential, effect):
         return rank + _FAILING
     if backend.breaker.is_overdue(credential, effect):
         return rank + _OVERDUE
-    return rank if pool.has_room else rank + _WAIT
+    return rank if backend.has_room_for(credential) else rank + _WAIT
 
 
 def _turns(backends: Iterable[Backend], effect: Effect) -> Iterator[Backend]:

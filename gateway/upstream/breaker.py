@@ -30,6 +30,7 @@ _FIRST_PAUSE: Final = 1.0  # s
 _MAX_PAUSES: Final = 32  # more would not lengthen the pause, only overflow it
 _FORGIVEN: Final = 60.0  # s without a failure after which the next pause is the shortest one again
 _ALONE: Final = 10.0  # s without any answer after which one credential's failures open the circuit for all
+_MAX_CIRCUITS: Final = 4096  # beyond, half of those of single credentials are forgotten, the oldest first
 _READS_FIRST: Final = 1.0  # s for which a half-open backend waits for a read before it is tried with a change
 
 
@@ -276,6 +277,18 @@ class Breaker:
         key = credential, is_change
         circuit = self._circuits.get(key)
         if circuit is None:
+            if len(self._circuits) >= _MAX_CIRCUITS:
+                self._make_room()
             circuit = self._circuits[key] = Circuit(self._settings)
             self.is_quiet = False
         return circuit
+
+    def _make_room(self) -> None:
+        """Forget the oldest half of the circuits of single credentials: clients with minted credentials may be many.
+
+        A credential whose circuit is forgotten is used as before its failures; all credentials together have a circuit
+        of their own.
+        """
+        single = [key for key in self._circuits if key[0] != _ALL]
+        for key in single[: _MAX_CIRCUITS // 2]:
+            del self._circuits[key]

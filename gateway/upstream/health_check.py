@@ -8,7 +8,7 @@ clients have been answered since it began.
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import trio
@@ -23,6 +23,7 @@ from gateway.log import Log, quoted
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health import Verdict
+from gateway.upstream.passwords import Password
 from gateway.upstream.session import Session
 
 _DISCOVER: Final = decode_request(compose.discover_versions())
@@ -47,7 +48,8 @@ class HealthChecker:
     """Checks one backend with a cheap ``request``.
 
     ``credentials`` are names of the backend's pools, in the order in which they are tried: the check uses a credential
-    until the key manager refuses it. ``asks_versions`` is for backends that understand Discover Versions. A check is
+    until the key manager refuses it. ``passwords`` are put into the requests of their credentials. ``asks_versions`` is
+    for backends that understand Discover Versions. A check is
     successful with any answer, with an answer that contains ``settings.expect_text``, or with a Result Status Success,
     as the settings say.
     """
@@ -62,6 +64,7 @@ class HealthChecker:
         log: Log,
         *,
         asks_versions: bool = True,
+        passwords: Mapping[str, Password] | None = None,
     ) -> None:
         self._backend = backend
         self._credentials = credentials
@@ -71,6 +74,7 @@ class HealthChecker:
         self._settings = settings
         self._expect_text = settings.expect_text.encode()
         self._asks_versions = asks_versions
+        self._passwords = passwords or {}
         self._metrics = metrics
         self._log = log.bind(backend=backend.name)
         self._session: Session | None = None
@@ -150,13 +154,19 @@ class HealthChecker:
             self._close_session()
         if self._session is not None:
             try:
-                return await self._session.exchange(self._request)
+                return await self._session.exchange(self._with_credential(self._request))
             except BackendError:
                 self._close_session()
         self._session = await self._open()
         if self._asks_versions:
-            self._backend.versions = _versions(await self._session.exchange(_DISCOVER)) or self._backend.versions
-        return await self._session.exchange(self._request)
+            discover = self._with_credential(_DISCOVER)
+            self._backend.versions = _versions(await self._session.exchange(discover)) or self._backend.versions
+        return await self._session.exchange(self._with_credential(self._request))
+
+    def _with_credential(self, request: Request) -> Request:
+        """Return a request of the check with the password of the credential that is used, if it has one."""
+        password = self._passwords.get(self._credential)
+        return request if password is None else password.added_to(request)
 
     async def _open(self) -> Session:
         """Open a session with the first credential that the key manager accepts; try three credentials at most.

@@ -43,6 +43,8 @@ async def maintain_pools(
                     idle_timeout=idle_limit.configured,
                 )
             for pool in pools:
+                if pool.is_dormant:
+                    continue
                 try:
                     for session in pool.maintain():
                         nursery.start_soon(partial(_validate_warm, pool, session, deadline, log_error))

@@ -14,8 +14,10 @@ from gateway.config import LimitsConfig, OwnCertificate
 from gateway.errors import OUT_OF_RESOURCES, BackendError, Stage, StreamClosedError, TlsError
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Request
 from gateway.revocation import Trust, verified_chain
 from gateway.tcp import TcpTimeouts, set_timeouts
+from gateway.tls.minting import MintedCertificate
 from gateway.upstream.connecting import connect, peer_of
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.session import Session, SessionState
@@ -23,7 +25,10 @@ from gateway.upstream.session import Session, SessionState
 Opener = Callable[[], Awaitable[Session]]
 
 #: The cheap requests that validate a session, by the value of a backend's setting ``probe``.
-VALIDATION_REQUESTS: Final = {"discover-versions": compose.discover_versions(), "query": compose.query()}
+VALIDATION_REQUESTS: Final = {
+    "discover-versions": decode_request(compose.discover_versions()),
+    "query": decode_request(compose.query()),
+}
 
 #: Reasons with which a key manager refuses a certificate that is not valid any more: it need not name the cause.
 _MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
@@ -45,7 +50,10 @@ _TLS_REASONS: Final = frozenset(
 
 
 class SessionTarget(NamedTuple):
-    """The parameters of sessions to one backend with one credential. ``own`` is the certificate in ``context``."""
+    """The parameters of sessions to one backend with one credential. ``own`` is the certificate in ``context``.
+
+    ``context`` shows no certificate if the credential is ``minted``.
+    """
 
     backend: str
     endpoint: Endpoint
@@ -53,10 +61,11 @@ class SessionTarget(NamedTuple):
     server_name: str | None
     pinned_sha256: frozenset[str]
     limits: LimitsConfig
-    validation_request: bytes
+    validation_request: Request
     own: OwnCertificate | None = None
     tcp: TcpTimeouts | None = None
     trust: Trust | None = None  # None for a backend without CRLs
+    minted: MintedCertificate | None = None
 
 
 async def open_session(target: SessionTarget) -> Session:
@@ -85,6 +94,9 @@ async def _open(target: SessionTarget) -> Session:
     peer = peer_of(sock)
     stream = tls.TlsStream(sock, target.context, server_side=False, server_name=target.server_name)
     try:
+        if target.minted is not None:
+            stream.connection.use_certificate(target.minted.certificate)
+            stream.connection.use_privatekey(target.minted.private_key)
         await stream.handshake()
         tls.check_server(stream, target.server_name, target.pinned_sha256)
         _check_revocation(stream, target.trust)
@@ -144,7 +156,7 @@ async def _validate(session: Session, target: SessionTarget) -> None:
     requests may fare better, and if not, the client should see the key manager's answer. Only TLS refuses a credential.
     """
     try:
-        await session.exchange(decode_request(target.validation_request))
+        await session.exchange(target.validation_request)
     except BackendError as error:
         reason = {"closed": "credential", "records": "records"}.get(error.reason, "validation")
         hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""

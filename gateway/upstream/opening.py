@@ -75,9 +75,10 @@ class Opening:
     def _deadline(self) -> float:
         return self._deadlines.connect
 
-    def renew(self, opener: Opener, longest_pause: float) -> None:
+    def renew(self, opener: Opener, longest_pause: float, validation_request: Request) -> None:
         """Open sessions with another opener from now on; the pause after failures of the previous opener ends."""
         self.opener = opener
+        self._validation_request = validation_request
         self._pause = Pause(_FIRST_PAUSE, longest_pause)
 
     def may_try(self, now: float) -> bool:

@@ -18,7 +18,6 @@ import trio
 
 from gateway.config import DeadlinesConfig, FailoverConfig, PoolConfig
 from gateway.errors import BackendError, Stage
-from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.policy import Effect
 from gateway.timers import TimerHeap
@@ -32,7 +31,7 @@ from gateway.upstream.slots import Slots
 from gateway.upstream.waiting import Waiter, Waiters
 
 _IDLE: Final = SessionState.IDLE  # access to an enum member is slow
-_DEFAULT_VALIDATION: Final = decode_request(VALIDATION_REQUESTS["discover-versions"])
+_DEFAULT_VALIDATION: Final = VALIDATION_REQUESTS["discover-versions"]
 _KEEP_ALIVE_AT: Final = 0.8  # of idle_timeout: age at which a warm session is validated, so that no peer closes it
 _SOON: Final = 0.25  # s in which nearly all exchanges end
 _NO_REFUSAL: Final = frozenset({"connect", "timeout", "resources"})  # failed attempts that show no limit of sessions
@@ -85,7 +84,7 @@ class Pool:
     ``spawn`` starts a background task in a nursery that outlives the use of the pool. ``validation_request`` is the
     cheap request that validates a session. ``idle_limit``, ``slots`` and ``endpoint`` are shared by the pools of the
     backend. ``answered_at`` is the time of the last answer to a client. The events in ``reopened`` are set when a
-    session opens.
+    session opens. Without ``keeps_warm``, no session is opened unless a request waits.
 
     Invariants: idle, busy and opening sessions together hold exactly the slots taken; no request waits while a session
     is idle.
@@ -106,6 +105,7 @@ class Pool:
         idle_limit: IdleLimit | None = None,
         validation_request: Request = _DEFAULT_VALIDATION,
         endpoint: Endpoint | None = None,
+        keeps_warm: bool = True,
     ) -> None:
         self.backend = backend
         self.credential = credential
@@ -124,6 +124,7 @@ class Pool:
             failover=failover,
         )
         self._settings = settings
+        self._keeps_warm = keeps_warm
         self._slots = slots
         self._gate = slots.gate
         self._idle_limit = idle_limit or IdleLimit(settings.idle_timeout)
@@ -151,12 +152,25 @@ class Pool:
         """True if requests should prefer other backends: no session is idle, and the last attempt to open one failed.
 
         An answer to a client since then ends this. If the attempt of a different pool of the backend failed for a
-        reason that concerns every credential, that counts, too, unless this pool has a session.
+        reason that concerns every credential, that counts, too, unless this pool has a session. A pool that keeps
+        nothing warm finds out with a request whether a failure is over: the failure counts until the pause ends.
         """
         opening = self.opening
         if opening.failure is None:
             return self._gate.failure is not None and not self._idle and not self._busy
+        if not self._keeps_warm and self._gate.failure is None and opening.may_try(trio.current_time()):
+            return False
         return not self._idle and self.answered_at <= opening.failed_at
+
+    @property
+    def is_dormant(self) -> bool:
+        """True if a pool that keeps nothing warm has nothing to maintain."""
+        return not (self._keeps_warm or self._idle or self._busy or self.waiters)
+
+    @property
+    def is_unused(self) -> bool:
+        """True if no session is lent or being opened, and no request waits for one."""
+        return not (self._busy or self.waiters or self.opening.under_way)
 
     @property
     def failing_since(self) -> float:
@@ -357,14 +371,23 @@ class Pool:
             if not self.endpoint.is_current(session):
                 session.expires_at = float("-inf")
 
-    def renew(self, opener: Opener, failover: FailoverConfig, pause: float, delay: float = 0.0) -> float:
+    def renew(
+        self,
+        opener: Opener,
+        failover: FailoverConfig,
+        pause: float,
+        delay: float = 0.0,
+        *,
+        validation_request: Request | None = None,
+    ) -> float:
         """Open sessions with another opener from now on, and replace the sessions of the previous opener.
 
         After ``delay`` seconds, one session is closed every ``pause`` seconds: an idle one, or a lent one when it is
         given back. Return the number of seconds that this takes, without the delay.
         """
         self.opener = opener
-        self.opening.renew(opener, failover.max_ejection_time)
+        self.validation_request = validation_request or self.validation_request
+        self.opening.renew(opener, failover.max_ejection_time, self.validation_request)
         now = trio.current_time()
         sessions = [*self._idle, *self._busy]
         for number, session in enumerate(sessions):
@@ -445,7 +468,7 @@ class Pool:
     @property
     def needs_warm_session(self) -> bool:
         """True if a session should be opened to keep ``min_idle``, or to find out if a failure is over."""
-        if self._closed or not self.opening.may_try(trio.current_time()):
+        if not self._keeps_warm or self._closed or not self.opening.may_try(trio.current_time()):
             return False
         if self.opening.failure is not None:
             return True
@@ -482,7 +505,7 @@ class Pool:
         self.opening.opened()
         spread = 1 - self._settings.lifetime_spread * random.random()  # noqa: S311 - spreads load, hides nothing
         now = trio.current_time()
-        session.expires_at = now + self._settings.max_lifetime * spread if is_current else now
+        session.expires_at = min(session.expires_at, now + self._settings.max_lifetime * spread) if is_current else now
         self._used_at = now
         self.observer.session_opened(seconds)
         for event in self.reopened:
@@ -539,7 +562,7 @@ class Pool:
         if self.endpoint.is_distrusted:
             self.endpoint.end_distrust_if_due(now)
         idle, self._idle = self._idle, []
-        surplus = len(idle) + len(self._busy) - self._settings.min_idle
+        surplus = len(idle) + len(self._busy) - (self._settings.min_idle if self._keeps_warm else 0)
         lent = []
         for index, session in enumerate(idle):
             reason = self._reason_to_close(session, now, is_surplus=index < surplus)

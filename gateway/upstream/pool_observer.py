@@ -60,7 +60,7 @@ class PoolObserver:
 
     def ejected(self, credential: str, effect: Effect) -> None:
         """Count and log an ejection."""
-        self._metrics.backend_ejections.labels(self._backend, credential or "all").inc()
+        self._metrics.backend_ejections.labels(self._backend, self._credential if credential else "all").inc()
         requests = "requests" if effect.is_read else "changes"
         scope = "every identity" if not credential else "this identity"
         self._log.warning(f"backend ejected after consecutive failures: {requests} of {scope} go to other backends")

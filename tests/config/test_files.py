@@ -64,12 +64,12 @@ def test_a_chain_in_the_wrong_order_is_refused(folder: Path) -> None:
     """)
 
 
-def test_a_key_with_a_password_is_refused(folder: Path) -> None:
+def test_an_encrypted_key_without_a_passphrase_file_is_refused(folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     (folder / "server.key").write_bytes(private_pem(key, serialization.BestAvailableEncryption(b"password")))
     assert mistakes_in(folder, SMALL) == unfolded("""
-        listeners["kmip"].private_key: DIR/server.key is protected by a password, which is not supported; store the
-            key without one (`openssl pkey -in OLD -out NEW`) and let the file's permissions guard it
+        listeners["kmip"].private_key: DIR/server.key is encrypted; name a file with its passphrase in
+            passphrase_file, beside this setting
     """)
 
 

@@ -9,7 +9,6 @@ import trio
 
 from gateway import log
 from gateway.config import HealthConfig, PoolConfig
-from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ResultStatus
 from gateway.upstream.backend import Backend
@@ -21,7 +20,7 @@ from tests.kit.fake_backends import ask
 
 #: One session is kept warm for each credential.
 WARM: Final = PoolConfig(min_idle=1, lifetime_spread=0.0)
-_HEALTH_CHECK: Final = decode_request(VALIDATION_REQUESTS["discover-versions"])
+_HEALTH_CHECK: Final = VALIDATION_REQUESTS["discover-versions"]
 
 
 def maintain(it: Deployment, *, credential: str = "red") -> None:

@@ -344,6 +344,7 @@ def make_pool(
     credential: str = "red",
     slots: Slots | None = None,
     endpoint: Endpoint | None = None,
+    keeps_warm: bool = True,
 ) -> tuple[Pool, FakeObserver]:
     """Return a pool of four sessions at most, or as ``slots`` allows, to a key manager, and its observer."""
     observer = FakeObserver()
@@ -358,6 +359,7 @@ def make_pool(
         spawn=spawn,
         observer=observer,
         endpoint=endpoint,
+        keeps_warm=keeps_warm,
     )
     return pool, observer
 

@@ -8,12 +8,16 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.config import BackendOptions
 from gateway.errors import BackendError
+from gateway.identity import Identity, OwnNames, Principal
 from gateway.policy import Effect
 from gateway.upstream.backend import Backend
+from gateway.upstream.balancer import Balancer
 from gateway.upstream.health import Verdict
 from gateway.upstream.maintenance import maintain_pools
+from gateway.upstream.pool import Pool
 from gateway.upstream.slots import Slots
-from tests.kit.fake_backends import FakeKeyManager, ask, in_virtual_time, lease, make_pool, use
+from gateway.upstream.versions import CommonVersions
+from tests.kit.fake_backends import FakeKeyManager, ask, in_virtual_time, kept_warm, lease, make_pool, use
 
 CREDENTIALS = ("red", "green", "blue")
 
@@ -293,3 +297,150 @@ async def test_a_reconnect_replaces_sessions_one_after_the_other(nursery: trio.N
         red.give_back(session)
     await trio.sleep(5)
     assert not set(sessions) & {session for pool in backend.pools.values() for session in pool._idle}
+
+
+# Minted credentials ---------------------------------------------------------------------------------------------------
+
+
+def minted(name: str) -> Principal:
+    names = OwnNames(f"storage/{name}", b"")
+    return Principal(Identity("storage", shared=False), "CN=ca", f"CN={name}", 0, float("inf"), names)
+
+
+def make_minting(key_manager: FakeKeyManager, nursery: trio.Nursery, limit: int = 10) -> Backend:
+    """Return a backend without pools, which builds a pool for each principal with minted credentials."""
+    slots = Slots(limit)
+    backend = Backend(key_manager.name, slots, {}, mints=True)
+
+    def build(principal: Principal) -> Pool:
+        credential = principal.credential
+        pool, _observer = make_pool(
+            key_manager, nursery.start_soon, credential=credential, slots=slots, keeps_warm=False
+        )
+        return pool
+
+    backend.build_pool = build
+    return backend
+
+
+@in_virtual_time
+async def test_questions_about_a_minted_credential_build_no_pool(nursery: trio.Nursery) -> None:
+    backend = make_minting(FakeKeyManager(), nursery)
+    alice = minted("alice").credential
+    balancer = Balancer([backend])
+    assert backend.is_live
+    assert backend.is_available_to(alice, Effect.READ)
+    assert backend.is_reachable_with(alice)
+    assert backend.has_room_for(alice)
+    assert backend.room_for(alice) == 10
+    assert list(balancer.order(alice, Effect.READ, (1, 4))) == [backend]
+    assert list(balancer.order(alice, Effect.READ, (1, 4), backend)) == [backend]
+    assert not balancer.has_other([backend], alice, Effect.READ, (1, 4))
+    assert balancer.room_elsewhere(backend, alice, Effect.READ) == 0
+    assert not balancer.serves_elsewhere(backend, alice)
+    assert CommonVersions(balancer).answer(ask("1"), alice) is None
+    assert backend.pools == {}
+
+
+@in_virtual_time
+async def test_each_principal_has_sessions_of_its_own(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_minting(key_manager, nursery)
+    for _ in range(3):
+        for name in ("alice", "bob"):
+            assert await use(backend.pool_of(minted(name)), f"{name}-1") == f"{name}-1"
+    assert [(credential, key) for credential, key in key_manager.executed] == [
+        (f"storage/{name}", f"{name}-1") for _ in range(3) for name in ("alice", "bob")
+    ]
+    assert len(key_manager.connections) == 2
+
+
+@in_virtual_time
+async def test_nothing_is_kept_warm_for_a_minted_credential(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_minting(key_manager, nursery)
+    pool = backend.pool_of(minted("alice"))
+    async with kept_warm(pool):
+        await trio.sleep(5)
+        assert key_manager.connections == []
+        await use(pool, "1")
+        assert not pool.is_dormant
+        await trio.sleep(26)
+        assert key_manager.open_connections == []
+        assert pool.is_dormant
+        assert pool.is_unused
+
+
+@in_virtual_time
+async def test_a_failure_of_a_minted_credential_ends_with_a_request(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_minting(key_manager, nursery)
+    alice = minted("alice").credential
+    pool = backend.pool_of(minted("alice"))
+    key_manager.refused.add(alice.partition("/")[0])
+    key_manager.refuse("credential")
+    async with kept_warm(pool):
+        with pytest.raises(BackendError):
+            await use(pool, "1")
+        assert not backend.is_available_to(alice, Effect.READ)
+        attempts = len(key_manager.attempts)
+        await trio.sleep(1)
+        assert len(key_manager.attempts) == attempts  # no attempt without a request
+        assert backend.is_available_to(alice, Effect.READ)
+        assert backend.is_available_to(minted("bob").credential, Effect.READ)
+        key_manager.recover()
+        assert await use(pool, "1") == "1"
+
+
+@in_virtual_time
+async def test_a_breaker_outlives_the_pool_of_a_minted_credential(nursery: trio.Nursery) -> None:
+    backend = make_minting(FakeKeyManager(), nursery)
+    alice = minted("alice")
+    backend.pool_of(alice)
+    fail(backend, alice.credential)
+    backend.remove_pool(alice.credential)
+    backend.pool_of(alice)
+    assert not backend.is_available_to(alice.credential, Effect.READ)
+    assert backend.is_available_to(minted("bob").credential, Effect.READ)
+
+
+@in_virtual_time
+async def test_sessions_of_all_principals_are_within_the_limit(nursery: trio.Nursery) -> None:
+    key_manager = FakeKeyManager()
+    backend = make_minting(key_manager, nursery, limit=3)
+    most = 0
+    pools = [backend.pool_of(minted(f"client-{number}")) for number in range(30)]
+    async with kept_warm(*pools), trio.open_nursery() as clients:
+        for number, pool in enumerate(pools):
+            clients.start_soon(use, pool, f"client-{number}")
+        for _ in range(100):
+            most = max(most, len(key_manager.open_connections))
+            await trio.sleep(0.01)
+    assert most == 3
+    assert {credential.partition("/")[2] for credential, _key in key_manager.executed} == {
+        key for _credential, key in key_manager.executed
+    }
+    assert len(key_manager.executed) == 30
+
+
+@in_virtual_time
+async def test_pools_of_a_drained_or_closed_backend_lend_nothing(nursery: trio.Nursery) -> None:
+    backend = make_minting(FakeKeyManager(), nursery)
+    backend.drain()
+    with pytest.raises(BackendError, match="drained"):
+        await use(backend.pool_of(minted("alice")), "1")
+    backend.enable()
+    assert await use(backend.pool_of(minted("alice")), "1") == "1"
+    backend.close("removed")
+    with pytest.raises(BackendError, match="left this address"):
+        await use(backend.pool_of(minted("bob")), "1")
+
+
+@in_virtual_time
+async def test_a_pool_of_a_removed_identity_is_not_built(nursery: trio.Nursery) -> None:
+    backend = make_backend(FakeKeyManager(), nursery)
+    red = Principal(Identity("red", shared=False), "CN=ca", "CN=a", 0, float("inf"))
+    assert backend.pool_of(red) is backend.pools["red"]
+    backend.remove_pool("red")
+    with pytest.raises(BackendError, match="the identity has been removed"):
+        backend.pool_of(red)

@@ -513,3 +513,17 @@ def test_no_history_leaks_a_trial_or_holds_requests_back_for_ever(happened: list
         history.serve_everybody()
 
     assert history.breaker.is_quiet
+
+
+# Many credentials -----------------------------------------------------------------------------------------------------
+
+
+def test_circuits_of_single_credentials_are_bounded() -> None:
+    breaker = Breaker(FailoverConfig(), credentials=2)
+    for number in range(10_000):
+        breaker.failed(f"storage/{number}", Effect.READ, 0.0, 1.0)
+        assert len(breaker._circuits) <= 4097
+    for _ in range(3):
+        breaker.failed("storage/9999", Effect.READ, 1.0, 2.0)
+    assert not breaker.allows("storage/9999", Effect.READ, 2.0)
+    assert breaker.state is OPEN  # the circuit of all credentials was not forgotten

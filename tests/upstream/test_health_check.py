@@ -13,7 +13,6 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.config import HealthConfig
 from gateway.errors import BackendError
 from gateway.kmip import compose, ttlv
-from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus, Tag
 from gateway.log import Log, get
@@ -61,7 +60,7 @@ def checker_of(
     backend: Backend, settings: HealthConfig = STEADY, probe: str = "discover-versions", log: Log | None = None
 ) -> HealthChecker:
     """Return a checker that tries the backend's credentials in their order."""
-    request = decode_request(VALIDATION_REQUESTS[probe])
+    request = VALIDATION_REQUESTS[probe]
     return HealthChecker(backend, list(backend.pools), request, settings, Metrics("test"), log or get("test"))
 
 

@@ -10,7 +10,6 @@ import trio
 
 from gateway.config import HealthConfig, PoolConfig
 from gateway.errors import BackendError, Stage
-from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Operation
 from gateway.log import get
@@ -338,7 +337,7 @@ def slow_key_pairs(seconds: Callable[[], float]) -> Callable[[Connection, Reques
 def maintain(it: Deployment) -> None:
     """Run maintenance, watch and health check of each backend, as the gateway does."""
     for backend in it.backends:
-        probe = decode_request(VALIDATION_REQUESTS["discover-versions"])
+        probe = VALIDATION_REQUESTS["discover-versions"]
         checker = HealthChecker(backend, list(backend.pools), probe, HealthConfig(jitter=0.0), it.metrics, get("test"))
         it.nursery.start_soon(checker.run)
         it.nursery.start_soon(maintain_pools, backend.pools.values(), 3.0)

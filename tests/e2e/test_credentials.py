@@ -1,0 +1,291 @@
+"""Credentials towards the key managers: what a key manager saw of each client, under load and with kept sessions."""
+
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+from cryptography import x509
+
+from gateway.certificate_names import names_of
+from gateway.errors import ProtocolError
+from gateway.kmip import compose, ttlv
+from gateway.kmip.decode import decode_response
+from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
+from tests.kit.authorities import Ca, common_name
+from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway
+from tests.kit.witness import PlainClient, Seen, Witness, get, witness
+
+PASSWORD: Final = "correct-horse-battery-staple"
+PASSPHRASE: Final = "a-passphrase-of-the-issuing-ca"
+REQUESTS: Final = 60  # of each client
+PER_CONNECTION: Final = 10
+
+
+class Site:
+    """A gateway, two witnesses, and clients of two CAs."""
+
+    def __init__(self, folder: Path, running: ExitStack, identities: str) -> None:
+        self.certificates = Certificates(folder)
+        self.certificates.credential("shared")
+        self.first, self.second = Ca.make("Storage CA"), Ca.make("Databases CA")
+        issuing = [Ca.make("Issuing CA for storage"), Ca.make("Issuing CA for databases")]
+        for ca, name in zip(issuing, ("issuing-1", "issuing-2"), strict=True):
+            ca.write(folder / name, PASSPHRASE.encode() if name == "issuing-2" else None)
+        for ca, name in ((self.first, "first-ca"), (self.second, "second-ca")):
+            ca.write(folder / name)
+        (folder / "clients_ca.pem").write_bytes(self.first.pem + self.second.pem)
+        (folder / "passphrase").write_text(PASSPHRASE + "\n")
+        (folder / "password").write_text(PASSWORD + "\n")
+        for name in ("passphrase", "password"):
+            (folder / name).chmod(0o600)
+        trusted = folder / "trusted.pem"
+        trusted.write_bytes(folder.joinpath("kms_clients_ca.pem").read_bytes() + b"".join(ca.pem for ca in issuing))
+        kms = (*self.certificates.pair("kms"), trusted)
+        self.witnesses: list[Witness] = [running.enter_context(witness(*kms)) for _ in range(2)]
+        own = Identity("own", '{ fingerprint_sha256 = "' + "0" * 64 + '" }', shared=False)
+        settings = GatewaySettings([it.port for it in self.witnesses], [own], extra=identities)
+        self.gateway: Gateway = running.enter_context(running_gateway(self.certificates, settings))
+
+    def connect(self, name: str) -> PlainClient:
+        """Return a client that shows the certificate of this name."""
+        pair = self.certificates.pair(name)
+        return PlainClient(self.gateway.port, *pair, self.certificates.path("gateway_ca.pem"))
+
+    def load(self, names: list[str], header: tuple[bytes, ...] = ()) -> None:
+        """Have clients send requests at once, on a new connection after every tenth; each asks for its own objects."""
+        failures: list[str] = []
+
+        def run(name: str) -> None:
+            try:
+                for connection in range(REQUESTS // PER_CONNECTION):
+                    with self.connect(name) as client:
+                        for number in range(PER_CONNECTION):
+                            identifier = f"{name}-{connection * PER_CONNECTION + number}"
+                            answer = decode_response(client.ask(get(identifier, header=header)))
+                            if answer.items[0].status != ResultStatus.SUCCESS:
+                                failures.append(f"{name}: {answer.items[0].message}")
+            except (OSError, ProtocolError) as error:
+                failures.append(f"{name}: {error!r}")
+
+        threads = [threading.Thread(target=run, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not failures, failures[:3]
+
+    def seen(self) -> list[Seen]:
+        """Return the requests of clients that the witnesses saw."""
+        return [each for it in self.witnesses for each in it.for_clients]
+
+    def written(self) -> bytes:
+        """Return everything that the gateway wrote."""
+        return self.gateway.log.read_bytes()
+
+
+MINTED: Final = """
+[[identities]]
+name = "storage"
+match = { subject_cn = "*" }
+credential = "minted"
+client_issuer = "first-ca.pem"
+issuing_ca = "issuing-1.pem"
+issuing_ca_key = "issuing-1.key"
+
+[[identities]]
+name = "databases"
+match = { subject_cn = "*" }
+credential = "minted"
+client_issuer = "second-ca.pem"
+issuing_ca = "issuing-2.pem"
+issuing_ca_passphrase_file = "passphrase"
+issuing_ca_key = "issuing-2.key"
+[log]
+level = "debug"
+"""
+
+
+@pytest.fixture
+def minted(tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as running:
+        yield Site(tmp_path, running, MINTED)
+
+
+def test_each_client_has_its_own_names_at_the_key_managers(minted: Site) -> None:
+    folder = minted.certificates.directory
+    issued = {
+        "alice": minted.first.issue(common_name("alice"), [x509.DNSName("alice.example.com")], path=folder / "alice"),
+        "bob": minted.first.issue(common_name("bob"), path=folder / "bob"),
+        "admin-1": minted.first.issue(common_name("admin"), path=folder / "admin-1"),
+        "admin-2": minted.second.issue(common_name("admin"), path=folder / "admin-2"),
+        "alias": minted.first.issue(common_name("alice"), [x509.DNSName("alias.example.com")], path=folder / "alias"),
+    }
+    minted.load(list(issued))
+
+    seen = minted.seen()
+    assert len(seen) == REQUESTS * len(issued)
+    sessions: dict[tuple[int, int], str] = {}
+    for each in seen:
+        client = each.identifiers[0].decode().rpartition("-")[0]
+        shown, own = names_of(each.certificate), names_of(issued[client])
+        assert shown[1:] == own[1:]
+        expected = "databases" if client == "admin-2" else "storage"
+        issuer = x509.load_der_x509_certificate(each.certificate).issuer.rfc4514_string()
+        assert issuer == f"CN=Issuing CA for {expected}"
+        witnessed = next(index for index, it in enumerate(minted.witnesses) if each in it.seen)
+        assert sessions.setdefault((witnessed, each.session), client) == client
+    assert len(sessions) < len(seen) / 5  # sessions are kept
+    assert PASSPHRASE.encode() not in minted.written()
+    assert b"PRIVATE KEY" not in minted.written()
+
+
+def test_a_minted_certificate_is_only_for_a_client(minted: Site) -> None:
+    minted.first.issue(common_name("alice"), path=minted.certificates.path("alice"))
+    minted.load(["alice"])
+    certificate = x509.load_der_x509_certificate(minted.seen()[0].certificate)
+    extensions = {type(each.value): each for each in certificate.extensions}
+    assert not extensions[x509.BasicConstraints].value.ca
+    assert extensions[x509.BasicConstraints].critical
+    assert extensions[x509.ExtendedKeyUsage].value == x509.ExtendedKeyUsage([x509.OID_CLIENT_AUTH])
+    usage = extensions[x509.KeyUsage].value
+    assert usage.digital_signature
+    assert not usage.key_cert_sign
+    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds() == 14400 + 300
+
+
+PASSWORDS: Final = """
+[[identities]]
+name = "first"
+match = { subject_cn = "first" }
+credential = "password"
+certificate = "credential-shared.pem"
+private_key = "credential-shared.key"
+username = "user-of-first"
+password_file = "password"
+client_credential = "replace"
+shared = true
+
+[[identities]]
+name = "second"
+match = { subject_cn = "second" }
+credential = "password"
+certificate = "credential-shared.pem"
+private_key = "credential-shared.key"
+device = { serial_number = "serial-of-second", network_identifier = "10.1.0.7" }
+password_file = "password"
+shared = true
+
+[[identities]]
+name = "third"
+match = { subject_cn = "third" }
+credential = "password"
+certificate = "credential-shared.pem"
+private_key = "credential-shared.key"
+username = "user-of-third"
+password_file = "password"
+client_credential = "pass"
+shared = true
+[log]
+level = "debug"
+"""
+
+
+@pytest.fixture
+def passwords(tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as running:
+        site = Site(tmp_path, running, PASSWORDS)
+        for name in ("first", "second", "third"):
+            site.first.issue(common_name(name), path=tmp_path / name)
+        yield site
+
+
+def of_user(name: str, password: str) -> bytes:
+    """Return the Authentication of a user name and password, without its head."""
+    value = ttlv.structure(Tag.CREDENTIAL_VALUE, ttlv.text(Tag.USERNAME, name), ttlv.text(Tag.PASSWORD, password))
+    kind = ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.USERNAME_AND_PASSWORD)
+    return ttlv.structure(Tag.CREDENTIAL, kind, value)
+
+
+def test_each_identity_has_its_own_password_at_the_key_managers(passwords: Site) -> None:
+    passwords.load(["first", "second", "third"])
+    seen = passwords.seen()
+    assert len(seen) == 3 * REQUESTS
+    device = ttlv.structure(
+        Tag.CREDENTIAL,
+        ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.DEVICE),
+        ttlv.structure(
+            Tag.CREDENTIAL_VALUE,
+            ttlv.text(Tag.DEVICE_SERIAL_NUMBER, "serial-of-second"),
+            ttlv.text(Tag.PASSWORD, PASSWORD),
+            ttlv.text(Tag.NETWORK_IDENTIFIER, "10.1.0.7"),
+        ),
+    )
+    expected = {b"first": of_user("user-of-first", PASSWORD), b"second": device}
+    expected[b"third"] = of_user("user-of-third", PASSWORD)
+    for each in seen:
+        assert each.authentication == expected[each.identifiers[0].rpartition(b"-")[0]]
+    assert len({(id(it), each.session) for it in passwords.witnesses for each in it.for_clients}) < len(seen) / 5
+    # Validation and health checks carry a password, too, except for the identity that has none.
+    validated = {each.authentication for it in passwords.witnesses for each in it.seen if not each.identifiers}
+    assert validated == {None, *expected.values()}
+    assert_unwritten(passwords)
+
+
+def assert_unwritten(site: Site) -> None:
+    """Assert that the gateway wrote no password anywhere."""
+    written = site.written() + repr(site.gateway.metrics()).encode()
+    for secret in (PASSWORD, PASSPHRASE):
+        plain = secret.encode()
+        assert not any(form in written for form in (plain, plain.hex().encode(), b64encode(plain).rstrip(b"=")))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("first", of_user("user-of-first", PASSWORD)), ("third", of_user("own", "own-password"))]
+)
+def test_a_clients_own_password_is_replaced_or_passed(passwords: Site, name: str, expected: bytes) -> None:
+    own = ttlv.structure(Tag.AUTHENTICATION, of_user("own", "own-password"))
+    passwords.load([name], (own,))
+    assert {each.authentication for each in passwords.seen()} == {expected}
+    assert b"own-password" not in passwords.written()
+
+
+def test_a_clients_own_password_is_refused_and_nothing_is_sent(passwords: Site) -> None:
+    own = ttlv.structure(Tag.AUTHENTICATION, of_user("own", "own-password"))
+    with passwords.connect("second") as client:
+        refused = decode_response(client.ask(get("second-1", header=(own,))))
+        assert refused.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+        assert "must not carry a credential" in str(refused.items[0].message)
+        assert decode_response(client.ask(get("second-2"))).items[0].status == ResultStatus.SUCCESS
+    assert [each.identifiers for each in passwords.seen()] == [[b"second-2"]]
+    assert b"own-password" not in passwords.written()
+
+
+@pytest.mark.parametrize("version", [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0), (2, 1)])
+def test_a_batch_with_a_password_is_whole_in_each_version(passwords: Site, version: tuple[int, int]) -> None:
+    asks = [
+        compose.Ask(Operation.GET, ttlv.text(Tag.UNIQUE_IDENTIFIER, f"first-{number}"), bytes([number]))
+        for number in range(3)
+    ]
+    header = (ttlv.integer(Tag.MAXIMUM_RESPONSE_SIZE, 65536), ttlv.date_time(Tag.TIME_STAMP, 1_700_000_000))
+    with passwords.connect("first") as client:
+        answer = decode_response(client.ask(compose.encode_request(version, asks, header=header)))
+    assert [item.status for item in answer.items] == [ResultStatus.SUCCESS] * 3
+    (seen,) = passwords.seen()
+    whole = compose.encode_request(
+        version, asks, header=(header[0], ttlv.structure(Tag.AUTHENTICATION, seen.authentication or b""), header[1])
+    )
+    assert seen.request.frame == whole
+
+
+def test_a_request_of_the_largest_size_still_passes(passwords: Site) -> None:
+    frame = get("first-" + "x" * (1024 * 1024 - 200))
+    padding = 1024 * 1024 - len(frame)
+    frame = get("first-" + "x" * (1024 * 1024 - 200 + padding))
+    assert len(frame) == 1024 * 1024
+    with passwords.connect("first") as client:
+        assert decode_response(client.ask(frame)).items[0].status == ResultStatus.SUCCESS
+    assert len(passwords.seen()[0].request.frame) > 1024 * 1024
