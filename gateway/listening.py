@@ -21,7 +21,7 @@ def refuse_connections(sock: socket.socket) -> None:
     socket; connections in the kernel's backlog are reset. Both processes set SO_REUSEADDR, so that a second process
     could now listen on the port; the option is cleared until ``accept_connections``.
     """
-    sock.shutdown(socket.SHUT_RD)
+    stop_listening(sock)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 

@@ -247,11 +247,11 @@ def run(config: Path) -> subprocess.Popen[bytes]:
 
 
 def mistake(config: Path) -> str:
-    """Return the single line that a gateway prints if it can't start."""
+    """Return the single line that a gateway prints if it can't start, besides its first line of the log."""
     process = run(config)
     said, wrong = process.communicate(timeout=30)
     assert (process.returncode, said) == (2, b"")
-    (line,) = wrong.decode().splitlines()
+    (line,) = [line for line in wrong.decode().splitlines() if " starting " not in line]
     return line
 
 

@@ -118,3 +118,15 @@ async def test_no_listener_changes_while_the_gateway_drains(served: Served) -> N
     served.listeners.drain()
     with pytest.raises(ConfigError, match="drains"):
         await served.listeners.prepare([settings("two")])
+
+
+async def test_a_listener_renamed_while_all_refuse_goes_on_refusing(served: Served) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    await served.change(settings("one", port))
+    served.listeners.stop_accepting()
+    await served.change(settings("other", port))
+    served.listeners.stop_accepting()
+    assert not is_served(Address("127.0.0.1", port))
+    served.listeners.resume_accepting()
+    assert is_served(Address("127.0.0.1", port))
