@@ -152,6 +152,7 @@ def added_tables(certificates: Certificates, ports: list[int]) -> tuple[str, str
     return table(text, "kms-3"), table(text, "carol")
 
 
+@pytest.mark.timeout(SECONDS + 120)
 @pytest.mark.parametrize("workers", [0, 2])
 async def test_clients_notice_nothing(
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, workers: int
