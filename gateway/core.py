@@ -25,7 +25,7 @@ from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
 from gateway.listening import ListeningSockets, address_of, listen, listening_sockets
 from gateway.metrics import Metrics
-from gateway.reload import Reloader, ReloadReport
+from gateway.reload import Reloader, ReloadReport, trust_files_of
 from gateway.runtime_control import CHANGING, RuntimeControl
 from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
@@ -121,7 +121,7 @@ class Core:
                 watch.add_new()
         if report.succeeded:
             with suppress(OSError, ValueError):  # a file has gone since it was read; its watch reloads again
-                self._look_at_dates()
+                self._expiry.note(await trio.to_thread.run_sync(self._expiry.read))
                 self._warn_of_exposed_secrets()
         return report
 
@@ -138,6 +138,7 @@ class Core:
             async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream, self.metrics)
+                self._watch_trust()
                 front = Front(config, dispatcher, self.metrics)
                 entrance = self._build_entrance(front, handed_over)
                 admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
@@ -163,7 +164,8 @@ class Core:
                 scheme = "http" if config.admin.certificate is None else "https"
                 self._log.info("metrics", url=f"{scheme}://{bound.admin}/metrics")
                 self._warn_of_few_descriptors()
-                self._look_at_dates()
+                with suppress(OSError, ValueError):  # as in ``reload``
+                    self._expiry.note(self._expiry.read())
                 self._warn_of_exposed_secrets()
                 self._notifier.ready()
                 task_status.started(bound)
@@ -198,6 +200,12 @@ class Core:
             entrance.drain()
             for clients in front.clients.values():
                 clients.drain()
+
+    def _watch_trust(self) -> None:
+        """Watch clients' CAs and CRLs, from before they are read: no change may be missed."""
+        if self._path is not None:
+            files = partial(trust_files_of, self._config)
+            self._trust_watch = FileWatch(files, interval=_TRUST_INTERVAL, settled=_TRUST_INTERVAL)
 
     def _instrument(self, upstream: Upstream, front: Front) -> None:
         collect_pools(self.metrics, lambda: upstream.fleet.backends)
@@ -243,28 +251,19 @@ class Core:
 
     async def _read_again_when_trust_changes(self) -> None:
         """Look at clients' CAs and CRLs more often: a client that was revoked should not be served for seconds."""
-        reloader = self._reloader
-        if reloader is None:
+        reloader, watch = self._reloader, self._trust_watch
+        if reloader is None or watch is None:
             return
-        self._trust_watch = FileWatch(lambda: reloader.trust_files, interval=_TRUST_INTERVAL, settled=_TRUST_INTERVAL)
         while True:
-            changed = await self._trust_watch.changed()
+            changed = await watch.changed()
             if not self._config.gateway.watch_files:
                 continue
-            if reloader.crl_files.issuperset(changed):
-                await self.read_crls()
+            if reloader.crl_files.issuperset(changed):  # a mistake elsewhere must not stop a revocation
+                if await reloader.read_crls():
+                    self._expiry.note_crls()
             else:
                 self._log.info("files changed: reloading the configuration", files=[str(path) for path in changed])
                 await self.reload()
-
-    async def read_crls(self) -> None:
-        """Read the CRLs of the listeners again, and nothing else: a mistake elsewhere must not stop a revocation."""
-        if self._reloader is not None and await self._reloader.read_crls():
-            self._look_at_dates()
-
-    def _look_at_dates(self) -> None:
-        with suppress(OSError, ValueError):  # a file has gone since it was read; its watch reloads again
-            self._expiry.look()
 
     def _warn_of_few_descriptors(self) -> None:
         """Warn if clients could use up the descriptors that sessions to key managers need."""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import trio
 from cryptography import x509
 
-from gateway.config import Config, lapsed
+from gateway.config import Config, OwnCertificate
 from gateway.config.crls import Crl
 from gateway.config.files import certificates
 from gateway.log import Log
@@ -18,19 +18,21 @@ from gateway.revocation import Trust, TrustInUse
 
 _DAY: Final = 86400.0
 _SOON: Final = 30 * _DAY
-#: Roles of certificates that ``lapsed`` reports once they have ended.
-_OWN: Final = frozenset({"backend_client", "issuing_ca"})
 _LOOK_EVERY: Final = 60.0  # s
 _LAST_PART: Final = 0.25  # of the time from a CRL's thisUpdate to its nextUpdate
 
 
 class Dated(NamedTuple):
-    """A file of certificates: the labels of its metric, and the time (Unix s) at which the first of them ends."""
+    """A file of certificates: the labels of its metric, and the time (Unix s) at which the first of them ends.
+
+    ``own`` is the certificate that is shown to the key managers for an identity.
+    """
 
     role: str
     name: str
     file: Path
     ends: float
+    own: OwnCertificate | None = None
 
 
 def dated(config: Config) -> Iterator[Dated]:
@@ -39,8 +41,9 @@ def dated(config: Config) -> Iterator[Dated]:
         yield Dated("listener", listener.name, listener.certificate, _first_end(listener.certificate))
         yield Dated("client_ca", listener.name, listener.client_ca, _end_of_bundle(listener.client_ca))
     for identity in config.identities:
+        own = OwnCertificate.of(identity)
         role = "issuing_ca" if identity.credential == "minted" else "backend_client"
-        yield Dated(role, identity.name, identity.own_file, _first_end(identity.own_file))
+        yield Dated(role, identity.name, own.file, own.ends.timestamp(), own)
     for backend in config.backends:
         if backend.ca is not None:
             yield Dated("backend_ca", backend.name, backend.ca, _end_of_bundle(backend.ca))
@@ -84,14 +87,23 @@ class ExpiryWatch:
     def __repr__(self) -> str:
         return f"<ExpiryWatch of {len(self._certificates)} files>"
 
-    def look(self) -> None:
-        """Read the files as they are now, and log what ends soon. Raises OSError or ValueError if one can't be read."""
-        self._certificates = list(dated(self._config))
+    def read(self) -> list[Dated]:
+        """Read the files as they are now. May run in a thread. Raises ValueError if one can't be read."""
+        return list(dated(self._config))
+
+    def note(self, certificates: list[Dated]) -> None:
+        """Take the facts of all files, and log what ends soon."""
+        self._certificates = certificates
+        self._metrics.certificate_not_after.clear()
+        for each in certificates:
+            self._metrics.certificate_not_after.labels(each.role, each.name).set(each.ends)
+        self.note_crls()
+
+    def note_crls(self) -> None:
+        """Take the facts of the CRLs in use, and log what ends soon."""
         metrics = self._metrics
-        for metric in (metrics.certificate_not_after, metrics.crl_next_update, metrics.crl_revoked):
+        for metric in (metrics.crl_next_update, metrics.crl_revoked):
             metric.clear()
-        for each in self._certificates:
-            metrics.certificate_not_after.labels(each.role, each.name).set(each.ends)
         for role, name, trust in self._trusts():
             for issuer in trust.missing(time.time()):
                 metrics.crl_next_update.labels(role, name, issuer).set(0)
@@ -110,16 +122,18 @@ class ExpiryWatch:
 
     def _warn(self, now: float) -> None:
         limits = [now + _DAY]
-        for own in lapsed(self._config, datetime.fromtimestamp(now, UTC)):
-            self._log.error(
-                "own certificate is not valid: key managers may refuse this identity",
-                identity=own.identity,
-                file=str(own.file),
-                detail=own.lapse(datetime.fromtimestamp(now, UTC)),
-            )
         for each in self._certificates:
             limits += [each.ends - before for before in (_SOON, 7 * _DAY, _DAY, 0)]
-            self._warn_of_certificate(each, now)
+            lapse = "" if each.own is None else each.own.lapse(datetime.fromtimestamp(now, UTC))
+            if lapse:
+                self._log.error(
+                    "own certificate is not valid: key managers may refuse this identity",
+                    identity=each.name,
+                    file=str(each.file),
+                    detail=lapse,
+                )
+            else:
+                self._warn_of_certificate(each, now)
         for role, name, trust in self._trusts():
             for issuer in trust.missing(now):
                 self._log.warning("no CRL of a CA", role=role, name=name, issuer=issuer, detail=_effect(trust))
@@ -129,7 +143,7 @@ class ExpiryWatch:
         self._due = min(limit for limit in limits if limit > now)
 
     def _warn_of_certificate(self, each: Dated, now: float) -> None:
-        if each.ends >= now + _SOON or (each.role in _OWN and each.ends < now):
+        if each.ends >= now + _SOON:
             return
         write, event = self._log.warning, "certificate ends soon: renew it"
         if each.ends < now:

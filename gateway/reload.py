@@ -141,6 +141,11 @@ def admin_files(config: Config) -> set[Path]:
     return {path for path in files if path is not None}
 
 
+def trust_files_of(config: Config) -> set[Path]:
+    """Return the files of the CAs of clients, and of their CRLs."""
+    return {listener.client_ca for listener in config.listeners} | {path for _name, path in crls_of(config)}
+
+
 def contents_of(config: Config) -> Contents:
     """Return a digest of each certificate, key, CA, CRL and file of tokens; an empty one if a file can't be read."""
     paths = admin_files(config)
@@ -363,7 +368,7 @@ class Reloader:
     @property
     def trust_files(self) -> set[Path]:
         """The CAs and CRLs of clients in use."""
-        return {listener.client_ca for listener in self._config.listeners} | self.crl_files
+        return trust_files_of(self._config)
 
     async def read_crls(self) -> bool:
         """Read the CRLs of the listeners as configured, and use them. Return False if one has a mistake: all stay."""

@@ -167,12 +167,18 @@ class RuntimeControl:
         }
 
     def _certificates(self) -> list[dict[str, str]]:
-        """Return the ends of the certificates in use, the earliest first."""
-        samples = [sample for family in self._metrics.certificate_not_after.collect() for sample in family.samples]
-        return [
-            {"role": sample.labels["role"], "name": sample.labels["name"], "ends": _time(sample.value)}
-            for sample in sorted(samples, key=lambda sample: sample.value)
+        """Return the ends of the certificates and the CRLs in use, the earliest first; a missing CRL ended in 1970."""
+        ends = [
+            (sample.value, sample.labels["role"], sample.labels["name"])
+            for family in self._metrics.certificate_not_after.collect()
+            for sample in family.samples
         ]
+        ends += [
+            (sample.value, f"{sample.labels['role']}_crl", f"{sample.labels['name']}: {sample.labels['issuer']}")
+            for family in self._metrics.crl_next_update.collect()
+            for sample in family.samples
+        ]
+        return [{"role": role, "name": name, "ends": _time(end)} for end, role, name in sorted(ends)]
 
 
 def _is_weight(weight: int) -> bool:

@@ -13,7 +13,7 @@ import trio
 _INTERVAL: Final = 1.0  # s between two looks
 _SETTLED: Final = 1.0  # s without a further change, before a change is told: a certificate and its key are two files
 
-_State = dict[Path, tuple[int, int, int] | None]
+_State = dict[Path, tuple[int, int, int, int] | None]
 
 
 class FileWatch:
@@ -54,10 +54,13 @@ class FileWatch:
         return {path: _fingerprint(path) for path in self._files()}
 
 
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """Return inode, size and time of change; None if the file can't be looked at."""
+def _fingerprint(path: Path) -> tuple[int, int, int, int] | None:
+    """Return inode, size, and the times of change of the contents and of the inode; None if it can't be looked at.
+
+    The inode changes with the permissions: a file that could not be read may be readable from then on.
+    """
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

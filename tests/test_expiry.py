@@ -61,7 +61,7 @@ def issue_server(certificates: Certificates, lasts: timedelta) -> None:
 
 def test_certificates_that_last_are_only_in_the_metrics(certificates: Certificates) -> None:
     it = watched(certificates)
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert it.lines() == []
     (family,) = it.metrics.certificate_not_after.collect()
     assert {sample.labels["role"] for sample in family.samples} == {
@@ -77,7 +77,7 @@ def test_certificates_that_last_are_only_in_the_metrics(certificates: Certificat
 def test_a_certificate_that_ends_soon_is_a_warning(certificates: Certificates, lasts: timedelta, days: int) -> None:
     it = watched(certificates)
     issue_server(certificates, lasts)
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert it.log.entries[0]["log_level"] == "warning"
     assert it.log.entries[0]["file"].endswith("server.pem")
     assert it.lines() == [("certificate ends soon", "listener", days)]
@@ -87,7 +87,7 @@ def test_an_intermediate_that_ends_soon_counts(certificates: Certificates) -> No
     it = watched(certificates)
     server, _key = certificates.pair("server")
     server.write_bytes(server.read_bytes() + TestCa("Intermediate", lasts=DAY).pem)
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert [line[:2] for line in it.lines()] == [("certificate ends soon", "listener")]
 
 
@@ -95,18 +95,18 @@ def test_a_ca_that_was_renewed_counts_once(certificates: Certificates) -> None:
     it = watched(certificates)
     bundle = certificates.path("clients_ca.pem")
     bundle.write_bytes(TestCa("Clients CA", lasts=-DAY).pem + bundle.read_bytes())
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert it.lines() == []
 
 
 def test_an_expired_certificate_is_an_error(certificates: Certificates) -> None:
     it = watched(certificates, lapsed_identity(certificates), Identity("everyone"))
     issue_server(certificates, HOUR - DAY)
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert {entry["log_level"] for entry in it.log.entries} == {"error"}
     assert it.lines() == [
-        ("own certificate is not valid", "lapsed", None),
         ("certificate has expired", "listener", -1),
+        ("own certificate is not valid", "lapsed", None),
     ]
 
 
@@ -121,7 +121,7 @@ async def test_lines_come_back_at_each_limit_and_once_a_day(
     clock = SimpleNamespace(time=lambda: start + trio.current_time() - began)
     monkeypatch.setattr(expiry, "time", clock)  # other threads of this process read the clock, too
     monkeypatch.setattr(expiry, "_LOOK_EVERY", 600.0)
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert it.lines() == []
     with trio.move_on_after(31.5 * DAY.total_seconds()):
         await it.watch.run()
@@ -155,7 +155,7 @@ def test_a_crl_is_warned_of_and_in_the_metrics(
     it = watched(
         certificates, trusts=[TrustInUse("client", "kmip", Trust([authority.certificate], lists, accepts_stale=True))]
     )
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert crl_lines(it) == expected
     sample = it.metrics.registry.get_sample_value
     labels = {"role": "client", "name": "kmip", "issuer": "CN=Clients"}
@@ -168,7 +168,7 @@ def test_a_ca_without_a_crl_is_warned_of(certificates: Certificates) -> None:
     it = watched(
         certificates, trusts=[TrustInUse("client", "kmip", Trust([authority.certificate], [], accepts_stale=False))]
     )
-    it.watch.look()
+    it.watch.note(it.watch.read())
     assert crl_lines(it) == [("warning", "no CRL of a CA")]
     assert "are refused" in it.log.entries[0]["detail"]
     labels = {"role": "client", "name": "kmip", "issuer": "CN=Clients"}

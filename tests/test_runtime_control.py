@@ -23,6 +23,7 @@ from gateway.errors import ControlError
 from gateway.kmip.spec import ResultStatus
 from gateway.tls import client_context
 from tests.kit.processes import Certificates, GatewaySettings, free_port, write_config
+from tests.kit.revocation import crl_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(certificates: Certificates, key_managers: list[KeyManager], path: Path) -> Config:
     ports = [key_manager.port for key_manager in key_managers]
-    settings = GatewaySettings(ports, extra=f'socket = "{path}"\n')
+    certificates.path("clients.crl").write_bytes(crl_of(certificates.clients_ca))
+    settings = GatewaySettings(ports, listener='client_crl = "clients.crl"\n', extra=f'socket = "{path}"\n')
     return load(write_config(certificates, settings, free_port(), free_port()))
 
 
@@ -122,7 +124,9 @@ async def test_the_status_tells_backends_pools_clients_and_certificates(
         "most": [{"identity": "everyone", "address": "127.0.0.1", "connections": 1}],
     }
     assert status["workers"] == []
-    assert ("listener", "kmip") in {(each["role"], each["name"]) for each in status["certificates"]}
+    ends = {(each["role"], each["name"]): each["ends"] for each in status["certificates"]}
+    assert ("listener", "kmip") in ends
+    assert ends["client_crl", "kmip: CN=Clients CA"] == min(ends.values())
     assert not os.path.exists(path)  # noqa: ASYNC240, PTH110
 
 

@@ -93,3 +93,21 @@ async def test_an_added_file_is_watched_at_once_and_no_other_change_is_lost(tmp_
     watch.add_new()
     new.write_text("22")
     assert await watch.changed() == [file, new]
+
+
+async def test_changed_permissions_are_a_change(tmp_path: Path, clock: MockClock) -> None:
+    """A file that could not be read is read again once it can be."""
+    path = tmp_path / "clients.crl"
+    path.write_text("contents")
+    path.chmod(0o200)
+    watch = FileWatch(lambda: [path], interval=0.2, settled=0.2)
+
+    async with trio.open_nursery() as nursery:
+
+        async def allow() -> None:
+            await trio.sleep(2)
+            path.chmod(0o644)
+
+        nursery.start_soon(allow)
+        assert await watch.changed() == [path]
+    assert clock.current_time() < 3
