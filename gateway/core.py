@@ -27,6 +27,7 @@ from gateway.listening import ListeningSockets, address_of, listen, listening_so
 from gateway.metrics import Metrics
 from gateway.reload import Reloader, ReloadReport, trust_files_of
 from gateway.runtime_control import CHANGING, RuntimeControl
+from gateway.status import Status
 from gateway.systemd import Notifier
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
@@ -141,15 +142,17 @@ class Core:
                 self._watch_trust()
                 front = Front(config, dispatcher, self.metrics)
                 entrance = self._build_entrance(front, handed_over)
-                admin = build_admin(config, self.metrics, partial(self._unreadiness, upstream.fleet))
+                workers = entrance if isinstance(entrance, TlsWorkers) else None
+                unreadiness = partial(self._unreadiness, upstream.fleet)
+                status = Status(
+                    upstream, front, self.metrics, workers=workers, unreadiness=unreadiness, control=config.admin.socket
+                )
+                admin = build_admin(config, self.metrics, unreadiness, status.snapshot)
                 self._instrument(upstream, front)
                 self._build_reloader(upstream, dispatcher, front, entrance, admin, background)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 if control is not None:
-                    workers = entrance if isinstance(entrance, TlsWorkers) else None
-                    commands = RuntimeControl(
-                        config, upstream, front, self.metrics, reload=self.reload, workers=workers
-                    )
+                    commands = RuntimeControl(config, upstream, status, reload=self.reload, workers=workers)
                     server = ControlServer(commands.commands(), changing=CHANGING)
                     background.start_soon(server.run, control)
                 background.start_soon(upstream.run)

@@ -11,6 +11,7 @@ import socket
 import stat
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, TextIO, cast
@@ -23,6 +24,7 @@ Log = FilteringBoundLogger
 _QUOTED: Final = 200  # characters of a peer's text that a line repeats
 _FIELD: Final = 2000  # characters of any field
 _TRACEBACK: Final = 20_000  # characters
+_REMEMBERED: Final = 60  # lines
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -210,6 +212,7 @@ def configure(level: str, form: str) -> LossyFile:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _bounds(form),
+        _remember,
         renderer,
     ]
     structlog.configure(
@@ -224,6 +227,20 @@ def configure(level: str, form: str) -> LossyFile:
 def set_level(level: str) -> None:
     """Change the level at run time, also for loggers that exist: ``debug``, ``info``, ``warning`` or ``error``."""
     _lowest[:] = [_LEVELS[level]]
+
+
+_recent: Final[deque[dict[str, object]]] = deque(maxlen=_REMEMBERED)
+
+
+def recent() -> list[dict[str, object]]:
+    """Return the last lines of this process, the newest first, but none of level debug; fields by their names."""
+    return list(reversed(_recent))
+
+
+def _remember(_logger: Any, method: str, event: Any) -> Any:
+    if method != "debug":
+        _recent.append({key: value for key, value in event.items() if key != "exception"})
+    return event
 
 
 def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:

@@ -1,11 +1,6 @@
 """Runtime control: the commands of the control socket, carried out in the core."""
 
-import os
-import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any, Final
 
 from gateway import log
@@ -14,16 +9,14 @@ from gateway.config import Address, Config
 from gateway.config.model import BackendOptions, LogConfig
 from gateway.errors import ControlError
 from gateway.front.workers import TlsWorkers
-from gateway.metrics import Metrics
 from gateway.reload import ReloadReport
+from gateway.status import Status, sessions_of
 from gateway.upstream.backend import Backend
 from gateway.upstream.overrides import table_of
-from gateway.upstream.pool import PoolStatistics
-from gateway.wiring import Front, Upstream
+from gateway.wiring import Upstream
 
 #: Commands that change something, which are logged with their user.
 CHANGING: Final = frozenset({"drain", "enable", "weight", "reconnect", "reload", "log"})
-_SHOWN_CLIENTS: Final = 20  # rows of clients in a status
 _RECONNECT_INTERVAL: Final = 0.25  # s between two sessions of a backend that are replaced
 
 Arguments = Mapping[str, Any]
@@ -36,8 +29,7 @@ class RuntimeControl:
         self,
         config: Config,
         upstream: Upstream,
-        front: Front,
-        metrics: Metrics,
+        status: Status,
         *,
         reload: Callable[[], Awaitable[ReloadReport]],
         workers: TlsWorkers | None = None,
@@ -45,10 +37,8 @@ class RuntimeControl:
         self._reload_core = reload
         self._config = config
         self._upstream = upstream
-        self._front = front
-        self._metrics = metrics
+        self._status = status
         self._workers = workers
-        self._started = time.time()
 
     def __repr__(self) -> str:
         return f"<RuntimeControl of {self._upstream.fleet!r}>"
@@ -56,7 +46,7 @@ class RuntimeControl:
     def commands(self) -> dict[str, Command]:
         """Return the commands by name."""
         return {
-            "status": self._status,
+            "status": self._show_status,
             "drain": self._drain,
             "enable": self._enable,
             "weight": self._weight,
@@ -124,61 +114,8 @@ class RuntimeControl:
     async def _show_config(self, _arguments: Arguments) -> Any:
         return _plain(self._config)
 
-    async def _status(self, _arguments: Arguments) -> Any:
-        return {
-            "gateway": {
-                "version": version("kmip-gateway"),
-                "process": os.getpid(),
-                "started": _time(self._started),
-                "tls_workers": 0 if self._workers is None else len(self._workers),
-            },
-            "backends": [_status_of(backend) for backend in self._upstream.fleet.backends],
-            "pools": self._pools(),
-            "clients": self._clients(),
-            "workers": [
-                {"worker": index, "clients": clients}
-                for index, clients in (self._workers.clients_by_worker() if self._workers else {}).items()
-            ],
-            "certificates": self._certificates(),
-        }
-
-    def _pools(self) -> dict[str, dict[str, int]]:
-        """Return the sessions of all backends by identity."""
-        totals: dict[str, Counter[str]] = {}
-        for backend in self._upstream.fleet.backends:
-            for identity, counts in _by_identity(backend).items():
-                totals.setdefault(identity, Counter()).update(counts)
-        return {identity: {key: total[key] for key in PoolStatistics._fields} for identity, total in totals.items()}
-
-    def _clients(self) -> dict[str, Any]:
-        """Return the identities and addresses with most connections, and the totals over all."""
-        tally: Counter[tuple[str, str]] = Counter()
-        for clients in self._front.clients.values():
-            tally.update(clients.tally())
-        return {
-            "connections": tally.total(),
-            "identities": len({identity for identity, _address in tally}),
-            "addresses": len({address for _identity, address in tally}),
-            "requests_in_flight": sum(clients.requests_in_flight for clients in self._front.clients.values()),
-            "most": [
-                {"identity": identity, "address": address, "connections": number}
-                for (identity, address), number in tally.most_common(_SHOWN_CLIENTS)
-            ],
-        }
-
-    def _certificates(self) -> list[dict[str, str]]:
-        """Return the ends of the certificates and the CRLs in use, the earliest first; a missing CRL ended in 1970."""
-        ends = [
-            (sample.value, sample.labels["role"], sample.labels["name"])
-            for family in self._metrics.certificate_not_after.collect()
-            for sample in family.samples
-        ]
-        ends += [
-            (sample.value, f"{sample.labels['role']}_crl", f"{sample.labels['name']}: {sample.labels['issuer']}")
-            for family in self._metrics.crl_next_update.collect()
-            for sample in family.samples
-        ]
-        return [{"role": role, "name": name, "ends": _time(end)} for end, role, name in sorted(ends)]
+    async def _show_status(self, _arguments: Arguments) -> Any:
+        return self._status.current()
 
 
 def _is_weight(weight: int) -> bool:
@@ -190,56 +127,13 @@ def _is_weight(weight: int) -> bool:
 
 
 def _in_brief(backend: Backend) -> dict[str, Any]:
-    counts = _sessions(backend)
     return {
         "name": backend.name,
         "state": backend.state,
         "weight": backend.options.weight,
         "in_flight": backend.in_flight,
-        "sessions": counts,
+        "sessions": sessions_of(backend),
     }
-
-
-def _status_of(backend: Backend) -> dict[str, Any]:
-    error = (backend.error, time.time()) if backend.error else backend.last_error
-    return {
-        "name": backend.name,
-        "address": str(backend.endpoint.address),
-        "hosts": list(backend.endpoint.hosts),
-        "role": backend.options.role,
-        "priority": backend.options.priority,
-        "weight": backend.options.weight,
-        "state": backend.state,
-        "since": _time(backend.since),
-        "last_error": None if error is None else {"text": log.quoted(error[0]), "time": _time(error[1])},
-        "in_flight": backend.in_flight,
-        "sessions": _sessions(backend),
-        "pools": _by_identity(backend),
-    }
-
-
-def _by_identity(backend: Backend) -> dict[str, dict[str, int]]:
-    """Return the sessions of a backend by identity: one with minted credentials has a pool for each client."""
-    found: dict[str, dict[str, int]] = {}
-    for pool in backend.pools.values():
-        counts = found.setdefault(pool.credential, dict.fromkeys(PoolStatistics._fields, 0))
-        for key, number in pool.statistics()._asdict().items():
-            counts[key] += number
-    return found
-
-
-def _sessions(backend: Backend) -> dict[str, int]:
-    counts = [pool.statistics() for pool in backend.pools.values()]
-    return {
-        "idle": sum(count.idle for count in counts),
-        "busy": sum(count.busy for count in counts),
-        "opening": sum(count.opening for count in counts),
-        "limit": backend.slots.limit,
-    }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _plain(value: Any) -> Any:

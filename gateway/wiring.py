@@ -15,6 +15,7 @@ from OpenSSL import SSL
 
 from gateway import log, tls
 from gateway.admin.access import Access
+from gateway.admin.page import Snapshot
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminServer
 from gateway.config import (
@@ -785,10 +786,15 @@ def admin_access(config: Config) -> AdminAccess:
     return AdminAccess(names, Access(tokens, needs_certificate=admin.client_ca is not None), context)
 
 
-def build_admin(config: Config, metrics: Metrics, unreadiness: Callable[[], str | None]) -> AdminServer:
-    """Return the server of the admin port. ``unreadiness`` returns why /readyz should fail, or None."""
+def build_admin(
+    config: Config, metrics: Metrics, unreadiness: Callable[[], str | None], snapshot: Snapshot = dict
+) -> AdminServer:
+    """Return the server of the admin port. ``unreadiness`` returns why /readyz should fail, or None.
+
+    ``snapshot`` returns the state of the gateway for the status page.
+    """
     it = admin_access(config)
-    return AdminServer(Routes(metrics.exposition, unreadiness, it.names, it.access), context=it.context)
+    return AdminServer(Routes(metrics.exposition, unreadiness, it.names, it.access, snapshot), context=it.context)
 
 
 def _checked(setting: str, make_context: Callable[[], SSL.Context]) -> SSL.Context:

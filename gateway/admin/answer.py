@@ -1,5 +1,6 @@
 """An answer of the admin port, before it becomes HTTP."""
 
+from collections.abc import AsyncGenerator, Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -7,12 +8,16 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class HttpAnswer(NamedTuple):
-    """An answer: status, body, media type, and further headers."""
+    """An answer: status, body, media type, and further headers.
+
+    If ``stream`` is given, the body is what it yields, until the client disconnects.
+    """
 
     status: HTTPStatus
     body: bytes
     media_type: str = _TEXT
     headers: tuple[tuple[str, str], ...] = ()
+    stream: Callable[[], AsyncGenerator[bytes]] | None = None
 
     @classmethod
     def of(cls, status: HTTPStatus, text: str = "") -> "HttpAnswer":

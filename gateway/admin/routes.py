@@ -1,4 +1,4 @@
-"""The answers of the admin port to GET /metrics, /livez and /readyz; every other path is refused.
+"""The answers of the admin port to GET /metrics, /livez, /readyz, / and /events; every other path is refused.
 
 Plain functions over a method, a target and a Host header; the connections are in ``server``.
 """
@@ -14,6 +14,7 @@ import trio
 from gateway import log
 from gateway.admin.access import Access
 from gateway.admin.answer import HttpAnswer
+from gateway.admin.page import Snapshot, StatusPage
 
 _EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
 RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics, which stop the event loop for milliseconds each
@@ -49,7 +50,8 @@ class Routes:
     ``unreadiness`` returns the reason for which no client should be sent here, or None. ``names`` are the host names of
     the port, besides localhost. A Host header with any other name is refused: a web page could otherwise have its own
     name resolve to this machine, and read the answers (DNS rebinding). An IP address is always accepted: a page that a
-    browser loaded from a name sends this name. ``access`` says who may read the metrics; None: everybody.
+    browser loaded from a name sends this name. ``access`` says who may read the metrics and the state of the gateway;
+    None: everybody.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Routes:
         unreadiness: Callable[[], str | None],
         names: Iterable[str] = (),
         access: Access | None = None,
+        snapshot: Snapshot = dict,
     ) -> None:
+        page = StatusPage(snapshot)
         self._rendering = Rendering(exposition)
         self._unreadiness = unreadiness
         self._access = access or Access()
@@ -67,7 +71,10 @@ class Routes:
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
+            "/": page.page,
+            "/events": page.events,
         }
+        self._restricted = {"/metrics", "/events"}
         self._log = log.get("admin")
         self._throttle = log.Throttle(interval=60.0)
 
@@ -91,19 +98,20 @@ class Routes:
         """
         if (refusal := self._refuse_host(host)) is not None:
             return refusal
-        route = self._routes.get(target.partition("?")[0])
+        path = target.partition("?")[0]
+        route = self._routes.get(path)
         if route is None:
             return HttpAnswer.of(HTTPStatus.NOT_FOUND)
         if method not in {"GET", "HEAD"}:
             return HttpAnswer.of(HTTPStatus.METHOD_NOT_ALLOWED)._replace(headers=(("Allow", "GET, HEAD"),))
         if (
-            route == self._metrics
+            path in self._restricted
             and (refused := self._access.refuse(authorization, has_certificate=has_certificate)) is not None
         ):
             self._throttle.warn(
                 self._log,
                 "access",
-                "metrics refused: the request to the admin port has no valid token or certificate",
+                "request to the admin port refused: it has no valid token or certificate",
                 reason=refused.body.decode().strip(),
             )
             return refused

@@ -7,8 +7,8 @@ server speaks HTTP/1.1 and 1.0 only: an upgrade is ignored, and HTTP/2 is refuse
 """
 
 import socket
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -106,7 +106,11 @@ class AdminConnection:
             await self._linger()
             return False
         self.served_at = trio.current_time()
-        await self._send(await self._answer(request), head_only=request.method == b"HEAD")
+        answer = await self._answer(request)
+        if answer.stream is not None and request.method != b"HEAD":
+            await self._send_stream(answer, answer.stream())
+            return False
+        await self._send(answer, head_only=request.method == b"HEAD")
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
@@ -159,6 +163,22 @@ class AdminConnection:
             await self._stream.send_all(data)
         if deadline.cancelled_caught:
             raise trio.BrokenResourceError
+
+    async def _send_stream(self, answer: HttpAnswer, chunks: AsyncGenerator[bytes]) -> None:
+        """Send the chunks as they come, until the client disconnects or is too slow."""
+        headers = [("Date", formatdate(usegmt=True)), ("Content-Type", answer.media_type), *answer.headers]
+        headers.append(("Connection", "close"))
+        head = h11.Response(status_code=answer.status, reason=answer.status.phrase.encode(), headers=headers)
+        data = self._http.send(head) or b""
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                data += self._http.send(h11.Data(data=chunk)) or b""
+                with trio.move_on_after(self._limits.send) as deadline:
+                    await self._stream.send_all(data)
+                if deadline.cancelled_caught:
+                    raise trio.BrokenResourceError
+                self.served_at = trio.current_time()
+                data = b""
 
     async def _linger(self) -> None:
         with trio.move_on_after(_LINGER):

@@ -85,9 +85,28 @@ async def test_readiness_gives_a_reason_and_liveness_does_not_depend_on_it(admin
     assert (await admin.ask("/livez")).startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize(("path", "method", "status"), [("/", "GET", 404), ("/metrics", "POST", 405)])
+@pytest.mark.parametrize(("path", "method", "status"), [("/x", "GET", 404), ("/metrics", "POST", 405)])
 async def test_other_paths_and_methods_are_refused(admin: Admin, path: str, method: str, status: int) -> None:
     assert (await admin.ask(path, method)).startswith(f"HTTP/1.1 {status}".encode())
+
+
+async def test_a_stream_sends_its_events_as_they_come(admin: Admin) -> None:
+    stream = await trio.open_tcp_stream(*admin.address)
+    async with stream:
+        await stream.send_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = b""
+        async for chunk in stream:
+            received += chunk
+            if b"data: {}" in received:
+                break
+    assert b"Content-Type: text/event-stream\r\n" in received
+    assert b"Transfer-Encoding: chunked\r\n" in received
+
+
+async def test_a_head_of_a_stream_ends(admin: Admin) -> None:
+    answer = await admin.ask("/events", "HEAD")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
 
 
 async def test_a_route_that_fails_costs_one_answer(admin: Admin) -> None:

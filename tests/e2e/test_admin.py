@@ -79,7 +79,7 @@ def test_a_token_opens_the_metrics_and_is_replaced_at_once(certificates: Certifi
         write_token(certificates, new)
         wait_until(lambda: status(gateway, "/metrics", old) == 401, "the end of the first token")
         said = gateway.log.read_text()
-    assert "metrics refused" in said
+    assert "it has no valid token or certificate" in said
     assert old not in said
     assert new not in said
 

@@ -1,0 +1,96 @@
+"""The status page: GET / is the page, GET /events a stream of snapshots (server-sent events), for whoever has /metrics.
+
+The page is one file, without anything from elsewhere, so that it works offline; its script may run because the answer's
+Content-Security-Policy names the script's hash. It only reads: for changes it shows the commands of the control socket.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from gateway.admin.answer import HttpAnswer
+
+SNAPSHOT_INTERVAL: Final = 2.0  # s between two snapshots
+MAX_WATCHERS: Final = 8  # streams at once
+
+_FILE: Final = Path(__file__).with_name("page.html")
+_INLINE: Final = re.compile(r"<(?P<kind>script|style)>(?P<text>.*?)</(?P=kind)>", re.DOTALL)
+
+#: Returns the state of the gateway as values of JSON.
+Snapshot = Callable[[], Mapping[str, Any]]
+
+
+class StatusPage:
+    """The answers of the status page. All watchers get the same snapshots; without a watcher none is made."""
+
+    def __init__(self, snapshot: Snapshot, interval: float = SNAPSHOT_INTERVAL) -> None:
+        self._snapshot = snapshot
+        self._interval = interval
+        self._watchers = 0
+        self._made_at = float("-inf")
+        self._event = b""
+        text = _FILE.read_text(encoding="utf-8")
+        self._page = HttpAnswer(
+            HTTPStatus.OK,
+            text.encode(),
+            "text/html; charset=utf-8",
+            (("Content-Security-Policy", _policy(text)), *_SAFE),
+        )
+
+    def __repr__(self) -> str:
+        return f"<StatusPage {self._watchers} watchers>"
+
+    async def page(self) -> HttpAnswer:
+        """Return the page itself, which has nothing of the state: its script asks for that."""
+        return self._page
+
+    async def events(self) -> HttpAnswer:
+        """Return a stream of snapshots, or an error if MAX_WATCHERS watch already."""
+        if self._watchers >= MAX_WATCHERS:
+            return HttpAnswer.of(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_WATCHERS} pages watch already; close one")
+        return HttpAnswer(
+            HTTPStatus.OK, b"", "text/event-stream", (("Cache-Control", "no-store"), *_SAFE), self._stream
+        )
+
+    async def _stream(self) -> AsyncGenerator[bytes]:
+        self._watchers += 1
+        try:
+            while True:
+                yield self._current()
+                await trio.sleep_until(self._made_at + self._interval)
+        finally:
+            self._watchers -= 1
+
+    def _current(self) -> bytes:
+        """Return the snapshot as an event; it is made anew if it is as old as the interval."""
+        now = trio.current_time()
+        if now >= self._made_at + self._interval:
+            self._event = b"data: " + json.dumps(self._snapshot(), separators=(",", ":")).encode() + b"\n\n"
+            self._made_at = now
+        return self._event
+
+
+_SAFE: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+)
+
+
+def _policy(page: str) -> str:
+    """Return the Content-Security-Policy of a page: its own script and style, and connections to this port only."""
+    hashes = {
+        match["kind"]: base64.b64encode(hashlib.sha256(match["text"].encode()).digest()).decode()
+        for match in _INLINE.finditer(page)
+    }
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}';"
+        " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

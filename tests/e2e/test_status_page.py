@@ -1,0 +1,85 @@
+"""The status page in a headless Chromium: it shows a killed key manager, at the size of a desk and of a phone."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.kit.processes import (
+    Certificates,
+    GatewaySettings,
+    running_gateway,
+    running_key_manager_processes,
+)
+
+CHROMIUM: Final = shutil.which("chromium")
+SIZES: Final = {"desk": (1400, 1000, "light"), "phone": (390, 844, "dark")}
+SECONDS: Final = 1000.0  # ms
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_shows_a_killed_key_manager_and_its_return(browser: Any, tmp_path: Path, size: str) -> None:
+    width, height, scheme = SIZES[size]
+    certificates = Certificates(tmp_path)
+    health = "[health]\ninterval = 1\ntimeout = 1\nfall = 2\nrise = 1\n"
+    with (
+        running_key_manager_processes(certificates, ("kms-1", "kms-2")) as key_managers,
+        running_gateway(certificates, GatewaySettings([each.port for each in key_managers], extra=health)) as gateway,
+        gateway.client() as client,
+    ):
+        client.locate()
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        mistakes: list[str] = []
+        page.on("console", lambda message: mistakes.append(message.text))
+        page.on("pageerror", lambda error: mistakes.append(str(error)))
+        page.goto(f"http://127.0.0.1:{gateway.admin_port}/")
+        page.get_by_text("All 2 key managers are up.").wait_for(timeout=20 * SECONDS)
+        key_managers[1].kill()
+        page.get_by_text("1 of 2 key managers are up; not kms-2.").wait_for(timeout=20 * SECONDS)
+        row = page.locator("#backend-rows tr").nth(1)
+        assert re.search("down|ejected", row.inner_text())
+        assert "Connection refused" in row.inner_text()
+        assert "(!)" in page.title()
+        row.locator("summary").press("Enter")  # by keyboard
+        assert "kmip-gateway drain kms-2" in row.locator("pre").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        key_managers[1].launch()
+        page.get_by_text("All 2 key managers are up.").wait_for(timeout=30 * SECONDS)
+        assert mistakes == []
+        page.close()
+
+
+def test_the_page_asks_for_a_token_and_shows_the_state_with_it(browser: Any, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("a-token-of-some-length-0123456789\n")
+    token.chmod(0o600)
+    with (
+        running_key_manager_processes(certificates, ("kms-1",)) as key_managers,
+        running_gateway(
+            certificates, GatewaySettings([key_managers[0].port], extra=f'token_file = "{token}"\n')
+        ) as gateway,
+    ):
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{gateway.admin_port}/")
+        page.get_by_label("Token").fill("a wrong one")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_text("the token is not valid").wait_for(timeout=20 * SECONDS)
+        page.get_by_label("Token").fill(token.read_text().strip())
+        page.get_by_role("button", name="Show").click()
+        page.get_by_text("The key manager is up.").wait_for(timeout=20 * SECONDS)
+        page.close()
