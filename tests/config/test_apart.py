@@ -1,10 +1,12 @@
 """Loading in a child process: the same configuration and mistakes, and nothing of a key in this process."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,50 +50,55 @@ def test_a_child_that_dies_is_no_configuration(folder: Path, monkeypatch: pytest
         load_apart(folder)
 
 
-_SEARCH = """
-import re, sys
+_LOADING = """
+import sys
 from pathlib import Path
-from gateway.config import load, load_apart
+from gateway.config import load_apart
 
-path, how = Path(sys.argv[1]), sys.argv[2]
-config = {"load": load, "load_apart": load_apart}[how](path)
-parts = [line[8:-8] for line in sys.stdin.buffer.read().splitlines()[1:-1]]  # held by this process at least once
-memory = b""
-with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as mem:
-    for line in maps:
-        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-        if found:
-            start, end = (int(number, 16) for number in found.groups())
-            mem.seek(start)
-            try:
-                memory += mem.read(end - start)
-            except OSError:
-                pass
-print(sum(memory.count(part) for part in parts))
+path = Path(sys.argv[1])
+config = load_apart(path)
+kept = (path.parent / "gateway-client.key").read_bytes() if sys.argv[2] == "keep" else b""
+print("loaded", flush=True)
+sys.stdin.read()
 """
 
 
-def copies_in_memory(path: Path, how: str) -> int:
-    """Return how often a part of the identity's key is in the memory of a process that has loaded a configuration."""
-    done = subprocess.run(
-        [sys.executable, "-c", _SEARCH, str(path), how],
-        input=(path.parent / "gateway-client.key").read_bytes(),
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    return int(done.stdout)
+def copies_in_memory(path: Path, what: str) -> int:
+    """Return how often a line of the identity's key is in the memory of a process that has loaded a configuration.
+
+    With ``what`` "keep", the process keeps the whole key besides.
+    """
+    lines = (path.parent / "gateway-client.key").read_bytes().splitlines()[1:-1]
+    command = [sys.executable, "-c", _LOADING, str(path), what]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loaded\n"
+        memory = writable_memory(process.pid)
+        process.communicate(timeout=60)
+    return sum(memory.count(line) for line in lines)
 
 
-def test_no_part_of_a_key_stays_in_memory(folder: Path) -> None:
-    """The search finds what the process itself has read from standard input; `load` leaves more."""
+def writable_memory(process: int) -> bytes:
+    """Return the bytes of a process that it can write."""
+    parts = []
+    with Path(f"/proc/{process}/maps").open() as maps, Path(f"/proc/{process}/mem").open("rb", 0) as memory:
+        for found in re.finditer(r"(?m)^([0-9a-f]+)-([0-9a-f]+) rw", maps.read()):
+            start, end = (int(number, 16) for number in found.groups())
+            memory.seek(start)
+            with suppress(OSError):
+                parts.append(memory.read(end - start))
+    return b"".join(parts)
+
+
+def test_no_line_of_a_key_stays_in_memory(folder: Path) -> None:
     key = rsa.generate_private_key(65537, 2048)
     (folder / "gateway-client.key").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     (folder / "gateway-client.pem").write_bytes(certificate_for(key))
     path = write(folder, SMALL)
-    assert copies_in_memory(path, "load") > copies_in_memory(path, "load_apart")
+    assert copies_in_memory(path, "keep") > 0
+    assert copies_in_memory(path, "nothing") == 0
 
 
 def certificate_for(key: rsa.RSAPrivateKey) -> bytes:
