@@ -10,7 +10,7 @@ FRONT_E2E := $(addprefix tests/e2e/test_,bad_input.py chaos.py isolation.py mark
 	resumption.py rotation.py shutdown.py when_none.py)
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test test-workers check chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers fmt lock clean
+.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -20,6 +20,9 @@ test: $(VENV)/development  ## All tests, in two processes; ARGS for pytest (ARGS
 
 test-workers: $(VENV)/development  ## The end-to-end tests of what clients notice, with two TLS workers; E2E='tests/e2e' for all
 	TLS_WORKERS=2 $(BIN)/pytest -n 2 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
+
+audit: $(VENV)/development  ## 100,000 requests under faults: each has one line of the audit trail; AUDIT_REQUESTS, SEED, ARGS for pytest
+	AUDIT_REQUESTS=$(or $(AUDIT_REQUESTS),100000) $(BIN)/pytest -s tests/e2e/test_audit.py -k every_request $(ARGS)
 
 chaos: $(VENV)/development  ## A minute of it with 200 clients, and the balance; CHAOS_SECONDS, CHAOS_CLIENTS, SEED, ARGS for pytest
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) CHAOS_CLIENTS=$(or $(CHAOS_CLIENTS),200) $(BIN)/pytest -s tests/e2e/test_chaos.py $(ARGS)

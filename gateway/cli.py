@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from gateway import explain, log, tls
+from gateway.audit_cli import audit
 from gateway.config import Config, load_apart, summary, warnings
 from gateway.confinement import harden
 from gateway.control_cli import CONTROL_COMMANDS
@@ -72,7 +73,7 @@ def check(config: Path, certificate: Path | None, as_json: bool) -> None:
         click.echo(f"warning: {warning}")
 
 
-for _command in (decode, *CONTROL_COMMANDS):
+for _command in (decode, audit, *CONTROL_COMMANDS):
     main.add_command(_command)
 
 

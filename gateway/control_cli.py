@@ -153,6 +153,13 @@ def show_config(config: Path | None, **options: Any) -> None:
     _run("config", {}, _show_config, config=config, **options)
 
 
+@click.command("reopen")
+@_options
+def reopen_audit_file(**options: Any) -> None:
+    """Begin a new audit file, after the file in use was moved away, as by logrotate."""
+    _run("audit-reopen", {}, lambda result: [f"{result['file']} opened"], **options)
+
+
 CONTROL_COMMANDS: Final = (status, drain, enable, weight, reconnect, reload_config, log_level, show_config)
 
 

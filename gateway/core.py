@@ -2,12 +2,12 @@
 
 import resource
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -15,8 +15,10 @@ from gateway import log
 from gateway.admin.control import ControlServer, control_socket
 from gateway.admin.server import BACKLOG as ADMIN_BACKLOG
 from gateway.admin.server import AdminServer
+from gateway.audit.trail import Trail
 from gateway.config import Address, Config, exposed
 from gateway.dispatcher import Dispatcher
+from gateway.errors import AuditError
 from gateway.expiry import ExpiryWatch
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
@@ -33,7 +35,7 @@ from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
 from gateway.watchdog import Watchdog
 from gateway.watching import FileWatch
-from gateway.wiring import Front, Upstream, build_admin, build_dispatcher
+from gateway.wiring import Front, Upstream, build_admin, build_dispatcher, build_trail
 
 _TRUST_INTERVAL: Final = 0.2  # s between two looks at clients' CAs and CRLs, and for which they must not change
 _OTHER_DESCRIPTORS: Final = 64  # for health checks, lookups of names, and clients of the admin port
@@ -97,6 +99,7 @@ class Core:
         self._log = log.get("core")
         self.metrics = Metrics(version("kmip-gateway"))
         self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
+        self._trail: Trail | None = None  # while the core runs, if there is an audit trail
 
     def drain(self) -> None:
         """Fail /readyz; after deadlines.lame_duck accept no more clients, and answer the requests in flight.
@@ -117,6 +120,7 @@ class Core:
         if self._reloader is None:
             return ReloadReport(mistakes=["the gateway is not running from a file that could be read again"])
         report = await self._reloader.reload()
+        self._audit("reload", report.facts())
         for watch in (self._watch, self._trust_watch):
             if watch is not None:
                 watch.add_new()
@@ -125,6 +129,41 @@ class Core:
                 self._expiry.note(await trio.to_thread.run_sync(self._expiry.read))
                 self._warn_of_exposed_secrets()
         return report
+
+    @property
+    def has_audit_file(self) -> bool:
+        """True if there is an audit trail, and it is written to a file."""
+        return self._config.audit.to == "file"
+
+    async def reopen_audit_file(self) -> None:
+        """Begin a new file of the audit trail at its path. Raises AuditError."""
+        if self._trail is None:
+            raise AuditError("there is no audit trail: [audit] to is off")
+        await self._trail.reopen()
+
+    @asynccontextmanager
+    async def _audited(self) -> AsyncIterator[None]:
+        """Have an audit trail for a block, if there is one; its last line says if the block was left by an error."""
+        self._trail = trail = build_trail(self._config, version("kmip-gateway"))
+        if trail is None:
+            yield
+            return
+        trail.open()
+        reason = "failed"
+        try:
+            yield
+            reason = "drained"
+        finally:
+            with trio.CancelScope(shield=True):
+                await trail.close(reason)
+
+    async def _watch_audit_trail(self) -> None:
+        if self._trail is not None:
+            await self._trail.run()
+
+    def _audit(self, event: str, facts: Mapping[str, Any]) -> None:
+        if self._trail is not None:
+            self._trail.add_event(event, facts)
 
     async def run(self, *, task_status: trio.TaskStatus[ListenAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises ConfigError for an address in use, and for a certificate that OpenSSL refuses."""
@@ -136,11 +175,15 @@ class Core:
             path = config.admin.socket
             control = None if path is None else stack.enter_context(control_socket(path))
             bound = ListenAddresses([address_of(sock) for sock in sockets.values()], address_of(admin_socket))
-            async with trio.open_nursery() as until_finished, trio.open_nursery() as background:
+            async with (
+                self._audited(),
+                trio.open_nursery() as until_finished,
+                trio.open_nursery() as background,
+            ):
                 upstream = Upstream(config, background, self.metrics)
                 dispatcher = build_dispatcher(config, upstream, self.metrics)
                 self._watch_trust()
-                front = Front(config, dispatcher, self.metrics)
+                front = Front(config, dispatcher, self.metrics, self._trail)
                 entrance = self._build_entrance(front, handed_over)
                 workers = entrance if isinstance(entrance, TlsWorkers) else None
                 unreadiness = partial(self._unreadiness, upstream.fleet)
@@ -152,8 +195,15 @@ class Core:
                 self._build_reloader(upstream, dispatcher, front, entrance, admin, background)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 if control is not None:
-                    commands = RuntimeControl(config, upstream, status, reload=self.reload, workers=workers)
-                    server = ControlServer(commands.commands(), changing=CHANGING)
+                    commands = RuntimeControl(
+                        config,
+                        upstream,
+                        status,
+                        reload=self.reload,
+                        reopen_audit_file=self.reopen_audit_file,
+                        workers=workers,
+                    )
+                    server = ControlServer(commands.commands(), changing=CHANGING, audit=self._audit)
                     background.start_soon(server.run, control)
                 background.start_soon(upstream.run)
                 background.start_soon(self._reload_when_files_change)
@@ -162,6 +212,7 @@ class Core:
                 background.start_soon(self._expiry.run)
                 background.start_soon(self._notifier.feed_watchdog)
                 background.start_soon(Watchdog(config.gateway.watchdog, self._log).run)
+                background.start_soon(self._watch_audit_trail)
                 for address in bound.listeners:
                     self._log.info("listening", address=str(address))
                 scheme = "http" if config.admin.certificate is None else "https"
@@ -191,6 +242,7 @@ class Core:
             drain=self.drain,
             metrics=self.metrics,
             log=log.get("front"),
+            add_event=None if self._trail is None else self._trail.add_event,
         )
 
     async def _serve(self, front: Front, entrance: Entrance, fleet: Fleet) -> None:
@@ -213,6 +265,11 @@ class Core:
     def _instrument(self, upstream: Upstream, front: Front) -> None:
         collect_pools(self.metrics, lambda: upstream.fleet.backends)
         self.metrics.log_messages_dropped.set_function(lambda: [((), log.messages_dropped())])
+        if (trail := self._trail) is not None:
+            self.metrics.audit_lines.set_function(lambda: [((), trail.sequence)])
+            self.metrics.audit_records_lost.set_function(lambda: [((), trail.lost)])
+            self.metrics.audit_queued.set_function(lambda: trail.queued)
+            self.metrics.audit_failing.set_function(lambda: trail.error is not None)
         in_flight = self.metrics.requests_in_flight
         in_flight.set_function(lambda: sum(clients.requests_in_flight for clients in front.clients.values()))
         self._expiry = ExpiryWatch(

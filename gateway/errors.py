@@ -104,6 +104,10 @@ class MintingError(GatewayError):
     """No certificate may be minted for a client; the message, for the operator, says why."""
 
 
+class AuditError(GatewayError):
+    """The audit trail can't be written; the message is the reason."""
+
+
 class ControlError(GatewayError):
     """A control command that can't be done; the message is for the operator."""
 

@@ -17,7 +17,7 @@ from gateway import log
 from gateway.config import Config, ListenerConfig, load_apart
 from gateway.confinement import change_user, confine_core, confine_worker, find_user
 from gateway.core import Core, HandedOver, open_sockets
-from gateway.errors import ConfigError
+from gateway.errors import AuditError, ConfigError
 from gateway.listening import ListeningSockets, NextSockets
 from gateway.supervisor import Supervisor, unblock_signals
 from gateway.systemd import Notifier, inherited_sockets
@@ -28,6 +28,7 @@ MISTAKE: Final = 2  # exit status for a mistake in the configuration
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # scripts send these to have a service reload
 _RELOADING: Final = signal.SIGHUP
+_REOPENING: Final = signal.SIGUSR1
 
 #: Shows the mistakes of a configuration to the operator.
 ShowMistakes = Callable[[Sequence[str]], None]
@@ -70,6 +71,8 @@ def _confine_core(config: Config, *, listens: bool = False) -> None:
     if config.gateway.confinement == "off":
         return
     writable = [] if config.admin.socket is None else [config.admin.socket.parent]
+    if config.audit.to == "file":
+        writable.append(config.audit.file.parent)
     if not make_mark_key(config):
         writable.append(config.replication.mark_key_file.parent)  # so that the log says why it can't be made
     if not confine_core(writable, listens=listens):
@@ -230,12 +233,21 @@ async def _obey_signals(
                 core.drain()
             elif number == _RELOADING:
                 nursery.start_soon(core.reload)
+            elif number == _REOPENING and core.has_audit_file:
+                nursery.start_soon(_reopen_audit_file, core)
             else:
                 name = signal.Signals(number).name
                 log.get("core").warning("signal ignored: SIGHUP reloads the configuration", signal=name)
     for number in ending:
         signal.signal(number, signal.SIG_DFL)
     core.end_waiting()
+
+
+async def _reopen_audit_file(core: Core) -> None:
+    try:
+        await core.reopen_audit_file()
+    except AuditError as error:
+        log.get("audit").error("audit file not reopened", reason=str(error))
 
 
 def _mistakes(error: BaseException) -> list[str]:

@@ -236,6 +236,14 @@ class Metrics:
         "log_messages_dropped_total", "Log messages dropped: the disk was full, or standard error was not read."
     )
 
+    # The audit trail
+    audit_lines: FunctionCounter = _row("audit_lines_total", "Number of the last line of the audit trail.")
+    audit_records_lost: FunctionCounter = _row(
+        "audit_records_lost_total", "Records that got no line of the audit trail: its queue was full."
+    )
+    audit_queued: Gauge = _row("audit_queued_bytes", "Bytes of the audit trail that are not written yet.")
+    audit_failing: Gauge = _row("audit_failing", "1 while the audit trail can't be written.")
+
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)

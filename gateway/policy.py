@@ -293,6 +293,7 @@ class Refusal(Enum):
     SEVERAL_BACKENDS = "several_backends"
     CLIENT_CREDENTIAL = "client_credential"
     NOT_MINTED = "not_minted"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
 
 
 #: The Result Reasons of each refusal: in 1.x, and since 2.0.
@@ -325,6 +326,7 @@ REASONS: Final[dict[Refusal, tuple[ResultReason, ResultReason]]] = {
         ResultReason.AUTHENTICATION_NOT_SUCCESSFUL,
     ),
     Refusal.NOT_MINTED: (ResultReason.AUTHENTICATION_NOT_SUCCESSFUL, ResultReason.AUTHENTICATION_NOT_SUCCESSFUL),
+    Refusal.AUDIT_UNAVAILABLE: (ResultReason.GENERAL_FAILURE, ResultReason.INTERNAL_SERVER_ERROR),
 }
 
 #: Refusals by the policy of an identity (see ``permissions``), before anything is sent to a key manager.

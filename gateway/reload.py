@@ -45,6 +45,10 @@ NEEDS_RESTART: Final = frozenset(
     {
         "admin.bind",
         "admin.socket",
+        "audit.file",
+        "audit.key_file",
+        "audit.syslog",
+        "audit.to",
         "gateway.confinement",
         "gateway.group",
         "gateway.tls_workers",
@@ -109,6 +113,11 @@ class ReloadReport(NamedTuple):
     def succeeded(self) -> bool:
         """True if the configuration had no mistake."""
         return not self.mistakes
+
+    def facts(self) -> dict[str, Any]:
+        """Return the report for the audit trail."""
+        found = {name: list(value) for name, value in self._asdict().items() if value}
+        return {"result": "success" if self.succeeded else "failure", **found}
 
 
 def files_of(config: Config) -> Iterator[tuple[str, str, Path]]:

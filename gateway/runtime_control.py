@@ -7,7 +7,7 @@ from gateway import log
 from gateway.admin.control import Command
 from gateway.config import Address, Config
 from gateway.config.model import BackendOptions, LogConfig
-from gateway.errors import ControlError
+from gateway.errors import AuditError, ControlError
 from gateway.front.workers import TlsWorkers
 from gateway.reload import ReloadReport
 from gateway.status import Status, sessions_of
@@ -16,7 +16,7 @@ from gateway.upstream.overrides import table_of
 from gateway.wiring import Upstream
 
 #: Commands that change something, which are logged with their user.
-CHANGING: Final = frozenset({"drain", "enable", "weight", "reconnect", "reload", "log"})
+CHANGING: Final = frozenset({"drain", "enable", "weight", "reconnect", "reload", "log", "audit-reopen"})
 _RECONNECT_INTERVAL: Final = 0.25  # s between two sessions of a backend that are replaced
 
 Arguments = Mapping[str, Any]
@@ -32,9 +32,11 @@ class RuntimeControl:
         status: Status,
         *,
         reload: Callable[[], Awaitable[ReloadReport]],
+        reopen_audit_file: Callable[[], Awaitable[None]],
         workers: TlsWorkers | None = None,
     ) -> None:
         self._reload_core = reload
+        self._reopen_audit_file = reopen_audit_file
         self._config = config
         self._upstream = upstream
         self._status = status
@@ -53,6 +55,7 @@ class RuntimeControl:
             "reconnect": self._reconnect,
             "reload": self._reload,
             "log": self._log,
+            "audit-reopen": self._reopen_audit,
             "config": self._show_config,
         }
 
@@ -99,6 +102,13 @@ class RuntimeControl:
         if self._workers is not None:
             self._workers.set_log_level(level)
         return {"level": level}
+
+    async def _reopen_audit(self, _arguments: Arguments) -> Any:
+        try:
+            await self._reopen_audit_file()
+        except AuditError as error:
+            raise ControlError(f"audit file not reopened: {error}") from None
+        return {"file": str(self._config.audit.file)}
 
     def _named(self, arguments: Arguments) -> tuple[str, list[Backend]]:
         """Return the name in a request and its backends: one, or all of a table. Raises ControlError."""

@@ -4,17 +4,19 @@ It holds no credential of a key manager. Its listening sockets and TLS contexts 
 its share of the gateway's: of ``per_address`` and of the limits of half-open connections and of bytes held.
 """
 
+import json
 import math
 import socket
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import trio
 from OpenSSL import SSL
 
 from gateway import log
+from gateway.audit.refused import RefusedConnections
 from gateway.config import Config, LimitsConfig, PerAddressConfig
 from gateway.front.channel import Kind, Message
 from gateway.front.pipe import Pipe
@@ -48,6 +50,7 @@ class TlsWorker:
         self._draining = trio.Event()
         self._watchdog = Watchdog(config.gateway.watchdog, log.get("tls_worker"))
         throttle = Throttle()
+        self._refused = RefusedConnections(self._send_event)
         self._listeners = {
             settings.name: build_listener(
                 settings,
@@ -61,6 +64,7 @@ class TlsWorker:
                 admission=admission,
                 metrics=self._metrics,
                 throttle=throttle,
+                refused=None if config.audit.to == "off" else self._refused,
                 admitted_at_once=_ADMITTED_AT_ONCE,
             )
             for settings in config.listeners
@@ -98,8 +102,12 @@ class TlsWorker:
                 listener.retire()
             self._draining.set()
 
+    def _send_event(self, event: str, facts: Mapping[str, Any]) -> None:
+        self._pipe.send(Kind.AUDIT, 0, json.dumps([event, facts]).encode())
+
     async def _report(self) -> None:
         while True:
+            self._refused.flush()
             self._pipe.send(Kind.COUNTED, 0, report(self._metrics))
             await trio.sleep(_REPORT_EVERY)
 
@@ -107,6 +115,7 @@ class TlsWorker:
         await self._draining.wait()
         while self._pipe.held or any(map(len, self._listeners.values())):  # noqa: ASYNC110 - change with every request
             await trio.sleep(_LOOK_EVERY)
+        self._refused.flush()
         self._pipe.send(Kind.COUNTED, 0, report(self._metrics))
         self._pipe.close()
 

@@ -18,6 +18,8 @@ from gateway.admin.access import Access
 from gateway.admin.page import Snapshot
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminServer
+from gateway.audit.refused import RefusedConnections
+from gateway.audit.trail import Trail
 from gateway.config import (
     Address,
     AllowanceConfig,
@@ -27,7 +29,7 @@ from gateway.config import (
     ListenerConfig,
     OwnCertificate,
 )
-from gateway.config.files import certificates, mark_keys, tokens_in
+from gateway.config.files import audit_key, certificates, mark_keys, tokens_in
 from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Limit
@@ -532,6 +534,18 @@ def _write_once(path: Path, text: str) -> None:
                 plain.write(text)
 
 
+def build_trail(config: Config, version: str) -> Trail | None:
+    """Return the audit trail, which is not open yet, or None if there is none. Raises ConfigError."""
+    settings = config.audit
+    if settings.to == "off":
+        return None
+    try:
+        key = None if settings.key_file is None else audit_key(settings.key_file)
+    except ValueError as error:
+        raise ConfigError([f"audit.key_file: {error}"]) from None
+    return Trail(settings, key, log.get("audit"), version=version)
+
+
 class _Leaving(NamedTuple):
     """A listener that was removed, whose clients are still connected. ``is_back`` is set if it is added again."""
 
@@ -545,10 +559,11 @@ class Front:
     The clients of a listener that a reload has removed are in ``clients``, too, until the last one has left.
     """
 
-    def __init__(self, config: Config, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(self, config: Config, dispatcher: Dispatcher, metrics: Metrics, trail: Trail | None = None) -> None:
         self._config = config
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._trail = trail
         self._throttle = Throttle()
         self._permissions = _permissions(config)
         self._issuers = client_issuers(config)
@@ -563,6 +578,8 @@ class Front:
     def settings_changed(self, rates: Collection[str]) -> None:
         """Use the settings as they are now; ``rates`` names the identities whose rate of requests has changed."""
         self.admission.settings_changed(_allowances(self._config), rates)
+        if self._trail is not None:
+            self._trail.settings_changed()
         for clients in self.clients.values():
             clients.settings_changed()
 
@@ -654,7 +671,12 @@ class Front:
             admission=self.admission,
             metrics=self._metrics,
             throttle=self._throttle,
+            refused=self._refused,
         )
+
+    @property
+    def _refused(self) -> RefusedConnections | None:
+        return None if self._trail is None else self._trail.refused
 
     def _build_clients(self, listener: ListenerConfig, trust: Trust) -> Clients:
         logger = _front_log(listener)
@@ -665,10 +687,11 @@ class Front:
             admission=self.admission,
             dispatcher=self._dispatcher,
             limits=self._config.limits,
-            errors=ConnectionErrors(listener.name, self._metrics, logger, self._throttle),
+            errors=ConnectionErrors(listener.name, self._metrics, logger, self._throttle, self._refused),
             metrics=self._metrics,
             log=logger,
             throttle=self._throttle,
+            trail=self._trail,
         )
 
     def _identities(self, listener: ListenerConfig) -> Identities:
@@ -723,6 +746,7 @@ def build_listener(
     admission: Admission,
     metrics: Metrics,
     throttle: Throttle,
+    refused: RefusedConnections | None = None,
     admitted_at_once: int = 8,
 ) -> Listener:
     """Return a listener that passes on its clients to ``receive``."""
@@ -733,7 +757,7 @@ def build_listener(
         receive,
         limit_reached=limit_reached,
         admission=admission,
-        errors=ConnectionErrors(listener.name, metrics, logger, throttle),
+        errors=ConnectionErrors(listener.name, metrics, logger, throttle, refused),
         metrics=metrics,
         log=logger,
         admitted_at_once=admitted_at_once,

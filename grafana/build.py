@@ -254,6 +254,22 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 [Query(f"rate(kmip_gateway_log_messages_dropped_total{{{_SELECTOR}}}{_RATE})", "{{instance}}")],
             ),
             Panel(
+                "Audit trail: lines",
+                "short",
+                [
+                    Query(f"rate(kmip_gateway_audit_lines_total{{{_SELECTOR}}}{_RATE})", "{{instance}} written"),
+                    Query(f"rate(kmip_gateway_audit_records_lost_total{{{_SELECTOR}}}{_RATE})", "{{instance}} lost"),
+                ],
+            ),
+            Panel(
+                "Audit trail: bytes queued, and failing",
+                "short",
+                [
+                    Query(f"kmip_gateway_audit_queued_bytes{{{_SELECTOR}}}", "{{instance}} queued"),
+                    Query(f"kmip_gateway_audit_failing{{{_SELECTOR}}}", "{{instance}} failing"),
+                ],
+            ),
+            Panel(
                 "Reloads of the configuration",
                 "short",
                 [Query(f"increase(kmip_gateway_config_reloads_total{{{_SELECTOR}}}[1h])", "{{instance}} {{result}}")],

@@ -53,6 +53,7 @@ def test_help_names_the_products_commands_and_no_others(name: str) -> None:
     status, said, _ = call(name)
     assert status == 0
     assert re.findall(r"\n  (\w+)  ", said.partition("Commands:")[2]) == [
+        "audit",
         "check",
         "config",
         "decode",

@@ -45,6 +45,9 @@ NUMBERS = {
     "unknown_correlation_value": (0x07, 0x2E),  # Invalid Field; Invalid Correlation Value
     "unknown_ticket": (0x03, 0x19),  # Authentication Not Successful; Invalid Ticket
     "several_backends": (0x08, 0x08),  # Feature Not Supported
+    "client_credential": (0x03, 0x03),
+    "not_minted": (0x03, 0x03),
+    "audit_unavailable": (0x100, 0x2A),
 }
 
 

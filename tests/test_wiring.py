@@ -81,7 +81,8 @@ class Built:
         metrics = Metrics("test")
         self.upstream = wiring.Upstream(config, nursery, metrics)
         self.dispatcher = wiring.build_dispatcher(config, self.upstream, metrics)
-        self.front = wiring.Front(config, self.dispatcher, metrics)
+        self.trail = wiring.build_trail(config, "test")
+        self.front = wiring.Front(config, self.dispatcher, metrics, self.trail)
         self.listeners = self.front.build_listeners(listening.ListeningSockets())
         self.admin = wiring.build_admin(config, metrics, lambda: None)
 
@@ -739,6 +740,20 @@ ROWS: Final[dict[str, Row]] = {
     # log
     "log.level": row("error", lambda it: it.log_arguments()["level"]),
     "log.format": row("json", lambda it: it.log_arguments()["form"]),
+    # audit
+    "audit.to": row("stdout", lambda it: it.trail and it.trail.settings.to),
+    "audit.file": row("odd.jsonl", lambda it: it.trail and it.trail.settings.file.name, to="file"),
+    "audit.syslog": row("/dev/odd", lambda it: it.trail and str(it.trail.settings.syslog), to="syslog"),
+    "audit.requests": row(
+        "changes", lambda it: "all" if it.trail is None or it.trail.writes_all else "changes", to="file"
+    ),
+    "audit.on_failure": row(
+        "refuse", lambda it: "refuse" if it.trail is not None and it.trail.refuses else "continue", to="file"
+    ),
+    "audit.max_size": row(1_700_000, lambda it: it.trail and it.trail.settings.max_size, to="file"),
+    "audit.keep": row(17, lambda it: it.trail and it.trail.settings.keep, to="file"),
+    "audit.max_queued": row(1_700_000, lambda it: it.trail and it.trail.settings.max_queued, to="file"),
+    "audit.key_file": row("odd.marks", lambda it: it.trail and it.trail._key, found=bytes.fromhex(KEY), to="file"),
 }
 
 

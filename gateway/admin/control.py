@@ -87,7 +87,8 @@ def _remove_stale(path: Path) -> None:
 class ControlServer:
     """Serves ``commands``, by name, to root and to the user of this process.
 
-    The commands in ``changing`` are logged with the number of the user who gave them.
+    The commands in ``changing`` are logged with the number of the user who gave them. They, and refused users, get a
+    line in the audit trail: ``audit`` takes the name of the event and its members.
     """
 
     def __init__(
@@ -96,9 +97,11 @@ class ControlServer:
         *,
         changing: Collection[str] = (),
         users: frozenset[int] | None = None,
+        audit: Callable[[str, Mapping[str, Any]], None] = lambda _event, _facts: None,
     ) -> None:
         self._commands = commands
         self._changing = changing
+        self._audit = audit
         self._users = frozenset({0, os.geteuid()}) if users is None else users
         self._log = log.get("control")
         self._open = 0
@@ -132,6 +135,7 @@ class ControlServer:
     async def _answer(self, stream: trio.SocketStream, user: int) -> dict[str, Any]:
         if user not in self._users:
             self._log.warning("control request refused: its user is neither root nor the gateway's own", user=user)
+            self._audit("command", {"user": user, "result": "refused"})
             return {"error": f"user {user} may not control this gateway: become root, or the gateway's own user"}
         try:
             name, arguments = await _read_request(stream)
@@ -139,6 +143,7 @@ class ControlServer:
             if name in self._changing:
                 given = " ".join(f"{key}={value}" for key, value in arguments.items())
                 self._log.info("control command", command=name, arguments=given, user=user)
+                return {"result": await self._change(name, command, arguments, user)}
             result = await command(arguments)
         except ControlError as error:
             self._log.info("control command refused", reason=str(error), user=user)
@@ -147,6 +152,20 @@ class ControlServer:
             self._log.error("internal error: control command failed; report this bug", exc_info=error)
             return {"error": "the gateway failed to do this; its log says why"}
         return {"result": result}
+
+    async def _change(self, name: str, command: Command, arguments: Mapping[str, Any], user: int) -> Any:
+        """Carry out a command, and write its line in the audit trail."""
+        result = "failed"
+        try:
+            found = await command(arguments)
+            result = "done"
+        except ControlError:
+            result = "refused"
+            raise
+        finally:
+            facts = {"command": name, "arguments": dict(arguments), "user": user, "result": result}
+            self._audit("command", facts)
+        return found
 
     def _command(self, name: str) -> Command:
         if name not in self._commands:

@@ -89,11 +89,40 @@ def mark_keys(path: Path) -> list[bytes]:
     return [bytes.fromhex(line) for line in lines]
 
 
+def audit_key(path: Path) -> bytes:
+    """Read the key of an audit trail: 64 hexadecimal digits. Raises ValueError."""
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; make it with `openssl rand -hex 32`, or correct the path") from None
+    except OSError as error:
+        raise ValueError(
+            f"{path} can't be read ({error.strerror}); give a file that the gateway's user can read"
+        ) from None
+    except UnicodeDecodeError:
+        text = ""
+    if not _MARK_KEY.fullmatch(text):
+        raise ValueError(f"{path} holds no key; give a file of 64 hexadecimal digits (`openssl rand -hex 32`)")
+    return bytes.fromhex(text)
+
+
 def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent} to make this file in; make it, or correct the path")
     with suppress(FileNotFoundError):  # the gateway makes it at its start
         mark_keys(path)
+
+
+def _check_audit_file(path: Path, info: ValidationInfo, _now: datetime) -> None:
+    if info.data.get("to") == "file" and not path.parent.is_dir():
+        raise ValueError(f"there is no directory {path.parent} to write this file in; make it, or correct the path")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give the path of a file")
+
+
+def _check_audit_key(path: Path | None, _info: ValidationInfo, _now: datetime) -> None:
+    if path is not None:
+        audit_key(path)
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
@@ -296,6 +325,11 @@ CertificateFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_ch
 CaFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_ca)]
 #: The path of a Unix socket; "" is None.
 SocketFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_socket)]
+AuditFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_audit_file)]
+#: The file of a key; "" is None.
+AuditKeyFile = Annotated[Path | None, BeforeValidator(_path_or_none), _only_when_loading(_check_audit_key)]
+#: The path of a Unix socket of another program.
+PeerSocket = Annotated[Path, BeforeValidator(_path)]
 MarkKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_mark_keys)]
 #: Stands after settings named ``certificate`` and ``passphrase_file``.
 PrivateKeyFile = Annotated[Path, BeforeValidator(_path), _only_when_loading(_check_private_key)]

@@ -15,6 +15,8 @@ from gateway.config.credentials import (
     check_names_someone,
 )
 from gateway.config.files import (
+    AuditFile,
+    AuditKeyFile,
     BackendCrlFiles,
     CaFile,
     CertificateFile,
@@ -29,6 +31,7 @@ from gateway.config.files import (
     MaybeTokenFile,
     OwnCertificateFile,
     OwnKeyFile,
+    PeerSocket,
     PrivateKeyFile,
     SecretFile,
     SocketFile,
@@ -74,6 +77,7 @@ DEFAULT_TLS_POLICY: Final = "modern"
 DEFAULT_BACKEND_TLS_POLICY: Final = "compatible"
 DEFAULT_RESUMPTION_LIFETIME: Final = 3600  # s
 
+_SMALLEST_AUDIT_FILE: Final = 64 * 1024  # bytes
 #: s. Servers, such as PyKMIP's, refuse a request whose Time Stamp is older than a minute: a request that waited in the
 #: queue must not become too old.
 _LONGEST_REQUEST: Final = 55.0
@@ -507,6 +511,33 @@ class LogConfig(Table):
     format: Literal["text", "json"] = "text"
 
 
+class AuditConfig(Table):
+    """The audit trail: its place, the requests that get a line, and the consequence if it can't be written.
+
+    ``max_size`` and ``max_queued`` are in bytes; ``max_size`` 0 stands for no rotation by size.
+    """
+
+    to: Literal["off", "file", "stdout", "syslog"] = "off"
+    file: AuditFile = Field(default=Path("audit.jsonl"), validate_default=True)
+    syslog: PeerSocket = Path("/dev/log")
+    requests: Literal["all", "changes"] = "all"
+    on_failure: Literal["continue", "refuse"] = "continue"
+    max_size: Annotated[int, Field(strict=True, ge=0, le=1 << 40)] = 100 * 1024 * 1024
+    keep: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 10
+    max_queued: Annotated[int, Field(strict=True, ge=64 * 1024, le=1 << 30)] = 16 * 1024 * 1024
+    key_file: AuditKeyFile = Field(default="", validate_default=True)
+
+    @field_validator("max_size")
+    @classmethod
+    def _not_tiny(cls, size: int) -> int:
+        if 0 < size < _SMALLEST_AUDIT_FILE:
+            raise ValueError(
+                f"{size} is too little for a file of an audit trail; give at least {_SMALLEST_AUDIT_FILE}, or 0 for no"
+                " rotation"
+            )
+        return size
+
+
 def _at_least_one(tables: tuple[Table, ...]) -> tuple[Table, ...]:
     if not tables:
         raise ValueError("is empty; give at least one table")
@@ -530,6 +561,7 @@ class Config(Table):
     limits: LimitsConfig = LimitsConfig()
     per_address: PerAddressConfig = PerAddressConfig()
     log: LogConfig = LogConfig()
+    audit: AuditConfig = AuditConfig()
 
 
 def _table(section: str) -> type[Table]:

@@ -21,6 +21,7 @@ SECRETS: Final = {
     "identities": ("passphrase_file", "private_key", "issuing_ca_passphrase_file", "issuing_ca_key", "password_file"),
     "admin": ("private_key", "token_file"),
     "replication": ("mark_key_file",),
+    "audit": ("key_file",),
 }
 #: Settings that name a file of certificates, by section.
 CERTIFICATES: Final = {

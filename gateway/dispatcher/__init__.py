@@ -6,9 +6,18 @@ by the stage that the failed try reached. One deadline covers all tries of a req
 backends that do not all have the same objects.
 """
 
-from gateway.dispatcher.answer import UNKNOWN_OUTCOME, Answer
-from gateway.dispatcher.dispatcher import Dispatcher
-from gateway.dispatcher.job import DispatcherSettings
+from gateway.dispatcher.answer import UNKNOWN_OUTCOME, Answer, refusal
+from gateway.dispatcher.dispatcher import Dispatcher, Observer
+from gateway.dispatcher.job import DispatcherSettings, Job
 from gateway.dispatcher.replication import ReplicationPolicy
 
-__all__ = ["UNKNOWN_OUTCOME", "Answer", "Dispatcher", "DispatcherSettings", "ReplicationPolicy"]
+__all__ = [
+    "UNKNOWN_OUTCOME",
+    "Answer",
+    "Dispatcher",
+    "DispatcherSettings",
+    "Job",
+    "Observer",
+    "ReplicationPolicy",
+    "refusal",
+]

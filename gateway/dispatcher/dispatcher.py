@@ -1,7 +1,7 @@
 """The dispatcher itself: tries backends in order until a request has its answer, by policy, budget and deadline."""
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -57,6 +57,20 @@ _TOO_LARGE_WITH_MARKS: Final = BackendError(
 )
 
 
+class Observer(Protocol):
+    """Learns of each request that is forwarded. If ``refuses``, it is asked before, and may refuse the request."""
+
+    @property
+    def refuses(self) -> bool:
+        """True if ``before_forwarding`` must be asked."""
+
+    async def before_forwarding(self, job: Job) -> Answer | None:
+        """Return None if the request may be forwarded, or the refusal."""
+
+    def after_forwarding(self, job: Job) -> None:
+        """Take note of the end of a request, whether it was answered or not."""
+
+
 class Dispatcher:
     """Finds an answer to each request. Never raises for a fault of a backend or a queue: every outcome is an Answer.
 
@@ -110,12 +124,13 @@ class Dispatcher:
         principal: Principal,
         client_disconnected: Callable[[], bool] = lambda: False,
         payer: Payer | None = None,
+        observer: Observer | None = None,
     ) -> Answer:
         """Answer a request of a principal, within the request's deadline.
 
         ``client_disconnected`` returns True once the client has disconnected. It is called after a wait, before the
         request is sent, and during a read, if other requests wait for the session that the read uses. ``payer`` counts
-        the bytes of answers while they are received.
+        the bytes of answers while they are received. ``observer`` learns of the request if it is forwarded.
         """
         identity, items = principal.identity, request.items
         if len(items) > 1 or items[0].operation not in identity.permissions.free:
@@ -141,6 +156,9 @@ class Dispatcher:
             job.start_at(marked, only=not is_ticket)  # another backend may know a ticket, or asks for a new login
         retries.in_flight += 1
         try:
+            refused = None if observer is None or not observer.refuses else await observer.before_forwarding(job)
+            if refused is not None:
+                return refused
             answer = await (self._try_in_order(job) if principal.names is None else self._try_as_minted(job))
             return self._with_marks(request, job, answer) if may_carry_state else answer
         except ClientDisconnectedError:
@@ -148,10 +166,16 @@ class Dispatcher:
             return refusal(Refusal.CLIENT_DISCONNECTED, message, request)
         finally:
             retries.in_flight -= 1
-            if job.failures:  # of backends that were asked while an answer was held, or of a request without an answer
-                self._attempts.evaluate_ejection(job, is_answered=job.held > 0)
-            if job.has_token or job.held:
-                job.release()
+            if observer is not None or job.failures or job.has_token or job.held:
+                self._end(job, observer)
+
+    def _end(self, job: Job, observer: Observer | None) -> None:
+        """End a request that has an observer, has failed at a backend, or holds something."""
+        if observer is not None:
+            observer.after_forwarding(job)
+        if job.failures:  # of backends that were asked while an answer was held, or of a request without an answer
+            self._attempts.evaluate_ejection(job, is_answered=job.held > 0)
+        job.release()
 
     # Changes of the request ------------------------------------------------------------------------------------------
 

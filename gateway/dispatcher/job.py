@@ -82,6 +82,7 @@ class Job:
 
     __slots__ = (
         "_is_doubted",
+        "_tried_before",
         "client_disconnected",
         "credential",
         "deadline",
@@ -126,10 +127,11 @@ class Job:
         self.payer = payer
         self.retries = retries
         self.source: Backend | None = None
-        self.order: Iterator[Backend]  # begin_round sets it and ``tried``
+        self.order: Iterator[Backend]  # begin_round sets it
         self.preferred: Backend | None = None
         self.entries: Sequence[AffinityEntry] = ()
-        self.tried: list[Backend]
+        self.tried: list[Backend] = []
+        self._tried_before = 0  # backends, in earlier rounds
         self.rounds = 0
         self.queue_left = settings.pool.queue_timeout
         self.failures: Sequence[tuple[Backend, float]] = ()
@@ -153,7 +155,9 @@ class Job:
     def begin_round(self, route: Route) -> None:
         """Begin a round through the backends of a route."""
         self.order, self.preferred, self.entries = route
-        self.tried = []
+        if self.tried:
+            self._tried_before += len(self.tried)
+            self.tried = []
         self.rounds += 1
 
     def next_backend(self) -> Backend | None:
@@ -166,6 +170,11 @@ class Job:
     def mark_tried(self, backend: Backend) -> None:
         """Count a backend as tried that a loop has taken from ``order``."""
         self.tried.append(backend)
+
+    @property
+    def tries(self) -> int:
+        """The number of tries at backends so far, those among them that could not be reached."""
+        return self._tried_before + len(self.tried)
 
     def is_tied_to(self, backend: Backend) -> bool:
         """Return True if the request should wait for this backend, busy or slow, instead of trying another."""

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     LEFT = 5  # the client has closed or reset the connection while its request is under way
     BEGUN = 6  # the beginning of a request has arrived, and the rest has not
     COUNTED = 7  # of the worker itself: what it has counted since it last told, as JSON
+    AUDIT = 8  # of the worker itself: an event for the audit trail, as JSON: its name and its members
     # From the core to the worker.
     ANSWER = 17
     CLOSE = 18  # end the connection; the payload: see ``WorkerLink.aclose``

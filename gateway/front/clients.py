@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from gateway.audit.trail import Trail
 from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Dispatcher
 from gateway.errors import TlsError
@@ -15,6 +16,7 @@ from gateway.front.admission import Admission, Limit
 from gateway.front.client_trust import ClientTrust
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.conversation import ClientStream, Conversation, Phase
+from gateway.front.recorder import RequestRecorder
 from gateway.identity import Identities, Principal
 from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
@@ -30,7 +32,10 @@ _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to re
 
 
 class Clients:
-    """The clients of one listener. They do not know where their TLS ends: see ``conversation.ClientStream``."""
+    """The clients of one listener. They do not know where their TLS ends: see ``conversation.ClientStream``.
+
+    Without a ``trail``, their requests are in no audit trail.
+    """
 
     def __init__(
         self,
@@ -45,8 +50,11 @@ class Clients:
         metrics: Metrics,
         log: Log,
         throttle: Throttle,
+        trail: Trail | None = None,
     ) -> None:
         self._settings = settings
+        self._dispatcher = dispatcher
+        self._trail = trail
         self._identities = identities
         self._trust = ClientTrust(trust)
         self._admission = admission
@@ -178,7 +186,7 @@ class Clients:
         try:
             await self._serve(stream, peer)
         except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
-            self._errors.count("internal")
+            self._errors.count("internal", peer)
             self._log.error("internal error: client connection closed; report this bug", peer=peer, exc_info=error)
 
     async def _serve(self, stream: ClientStream, peer: str) -> None:
@@ -187,7 +195,10 @@ class Clients:
         if refusal:
             principal = None
         over = self._limit_reached(principal)
-        conversation = self._converse(stream, principal, peer=peer, over=over, refusal=refusal, chain=chain)
+        recorder = None if self._trail is None else self._make_recorder(self._trail, stream, peer)
+        conversation = self._converse(
+            stream, principal, peer=peer, over=over, refusal=refusal, chain=chain, recorder=recorder
+        )
         if principal is None or over is not None:
             await self._refuse(conversation, stream, over, peer)
             return
@@ -199,7 +210,16 @@ class Clients:
             self._clients -= 1
             self._admission.clients -= 1
         if ended not in _ORDINARY_ENDS:
-            self._errors.count(ended)
+            self._errors.count(ended, peer)
+
+    def _make_recorder(self, trail: Trail, stream: ClientStream, peer: str) -> RequestRecorder:
+        try:
+            certificate = stream.peer_certificate_der()
+        except (TlsError, *UNREADABLE_CERTIFICATE):
+            certificate = None
+        return RequestRecorder(
+            trail, self._dispatcher, listener=self._settings.name, client=peer, certificate=certificate
+        )
 
     async def _run(self, conversation: Conversation) -> str:
         if self._draining:
@@ -226,9 +246,9 @@ class Clients:
         else:
             stream.close_politely()
         if over is None:
-            self._errors.count(conversation.refusal or "not_authenticated")
+            self._errors.count(conversation.refusal or "not_authenticated", peer)
         elif conversation.requests:  # the conversation has counted the limit when it sent the error
-            self._errors.count("limit")
+            self._errors.count("limit", peer)
         else:
             self._errors.over_limit(over, peer)
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from cryptography import x509
 
+from gateway.audit.refused import RefusedConnections
 from gateway.front.admission import Limit
 from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
@@ -36,25 +37,38 @@ def certificate_fields(der: bytes | None) -> dict[str, str]:
 
 
 class ConnectionErrors:
-    """Counts and logs the errors of one listener's connections. At most one line a second is logged for each reason."""
+    """Counts and logs the errors of one listener's connections. At most one line a second is logged for each reason.
 
-    def __init__(self, listener: str, metrics: Metrics, log: Log, throttle: Throttle) -> None:
+    ``refused`` takes them for the audit trail; None: there is no audit trail.
+    """
+
+    def __init__(
+        self,
+        listener: str,
+        metrics: Metrics,
+        log: Log,
+        throttle: Throttle,
+        refused: RefusedConnections | None = None,
+    ) -> None:
         self._listener = listener
         self._metrics = metrics
         self._log = log
         self._throttle = throttle
+        self._refused = refused
 
     def __repr__(self) -> str:
         return f"<ConnectionErrors of {self._listener}>"
 
-    def count(self, reason: str) -> None:
-        """Count a connection that was refused or lost; ``reason`` is a label of a closed set."""
+    def count(self, reason: str, peer: str, detail: str = "") -> None:
+        """Count a connection that was refused or lost; ``reason`` and ``detail`` are of closed sets."""
         self._metrics.client_connection_errors.labels(self._listener, reason).inc()
+        if self._refused is not None:
+            self._refused.add(self._listener, reason, peer, detail)
 
     def over_limit(self, limit: Limit, peer: str) -> None:
         """Count a connection that is closed because of a limit, and log it."""
         self._metrics.limit_rejections.labels(limit.value).inc()
-        self.count("limit")
+        self.count("limit", peer, limit.value)
         self.warn(
             f"limit {limit.value}",
             "connection closed: limit reached",

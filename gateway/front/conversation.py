@@ -32,6 +32,7 @@ from gateway.errors import (
 )
 from gateway.front.admission import Account, Admission, Limit
 from gateway.front.connection_errors import certificate_fields
+from gateway.front.recorder import RequestRecorder
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
@@ -121,6 +122,7 @@ class Conversation:
     ``principal`` is None for a client that no identity rule matches, or whose certificate is not accepted, which is
     then ``refusal``; ``over`` is the limit that a client exceeds. Such a client gets an error for its first request,
     and is disconnected. ``peer`` is the client's address, for the log. ``chain`` has the facts of its certificates.
+    ``recorder`` writes the requests to the audit trail; None: there is no audit trail.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Conversation:
         over: Limit | None = None,
         refusal: str = "",
         chain: Chain | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
@@ -155,7 +158,8 @@ class Conversation:
         self._connected: Account | None = None  # the account that counts this connection
         self._take_turns_of(self._payer)
         self._held = 0
-        self._dispatcher = dispatcher
+        self._dispatcher = recorder or dispatcher
+        self._recorder = recorder
         self._limits = limits
         self._settings = settings
         self._metrics = metrics
@@ -479,6 +483,8 @@ class Conversation:
         self, refusal: Refusal, message: str, request: Request | None, version: tuple[int, int] | None = None
     ) -> None:
         self._note_refusal(Answer(b"", refusal=refusal, detail=message), request)
+        if self._recorder is not None:
+            self._recorder.refused(request, self._principal, refusal)
         await self._send(refuse(refusal, message, request, version=version))
         self._metrics.request_answered(request, "gateway_error", 0.0)
 

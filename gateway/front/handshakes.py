@@ -130,7 +130,7 @@ class Handshakes:
         if failed is None:
             failed = self._cut_off_reason(half_open)
         if failed:
-            self._errors.count(failed)
+            self._errors.count(failed, half_open.peer)
             return None
         seconds = half_open.handshake_seconds = time.perf_counter() - began
         self._metrics.handshake_succeeded(self._listener, stream.version, seconds, resumed=stream.resumed)
@@ -148,7 +148,7 @@ class Handshakes:
             self._refuse(half_open, "proxy_header", event, "proxy_protocol", detail=str(error))
             return False
         except GatewayError:
-            self._errors.count("client_closed")
+            self._errors.count("client_closed", half_open.peer)
             return False
         if header.source is not None:
             half_open.host, half_open.port = plain_address(header.source[0]), header.source[1]
@@ -170,7 +170,7 @@ class Handshakes:
         return "evicted"
 
     def _refuse(self, half_open: HalfOpen, reason: str, event: str, setting: str, **fields: object) -> None:
-        self._errors.count(reason)
+        self._errors.count(reason, half_open.peer)
         self._errors.warn(reason, event, peer=half_open.peer, setting=f"listeners.{setting}", **fields)
 
     def _log_failed(self, error: TlsError, peer: str, beginning: bytes) -> None:

@@ -202,7 +202,7 @@ class Listener:
                 with closing(stream):
                     await self._receive(stream, half_open.peer, half_open.handshake_seconds)
         except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
-            self._errors.count("internal")
+            self._errors.count("internal", half_open.peer)
             self._log.error(
                 "internal error: client connection closed; report this bug", peer=half_open.peer, exc_info=error
             )

@@ -194,7 +194,7 @@ class WorkerLink:
 class WorkerLinks:
     """The connections of one TLS worker. ``receive`` serves one client, from its opening to its end.
 
-    ``count`` takes what the worker has counted by itself: see ``Kind.COUNTED``.
+    ``count`` and ``add_event`` take the payloads of ``Kind.COUNTED`` and ``Kind.AUDIT``.
     """
 
     def __init__(
@@ -202,10 +202,12 @@ class WorkerLinks:
         pipe: Pipe,
         receive: Callable[[WorkerLink], Awaitable[None]],
         count: Callable[[bytes], None],
+        add_event: Callable[[bytes], None] = lambda _payload: None,
     ) -> None:
         self.pipe = pipe
         self._receive = receive
         self._count = count
+        self._add_event = add_event
         self._links: dict[int, WorkerLink] = {}
 
     def __len__(self) -> int:
@@ -232,6 +234,8 @@ class WorkerLinks:
                     nursery.start_soon(self._receive, link)
                 elif message.kind == Kind.COUNTED:
                     self._count(message.payload)
+                elif message.kind == Kind.AUDIT:
+                    self._add_event(message.payload)
 
             await self.pipe.run(handle)
             for link in list(self._links.values()):

@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from gateway.audit.refused import AddEvent
 from gateway.config import DeadlinesConfig, ListenerConfig
 from gateway.errors import ConfigError
 from gateway.front.channel import Kind
@@ -101,6 +102,7 @@ class TlsWorkers:
     ``supervisor`` is the socket over which the supervisor hands over a socket to each worker that it has started, and
     over which it is told to start others: see ``supervision``. ``sockets`` are this process's copies of the listening
     sockets. ``drain`` drains the core: it is called if the supervisor ends first.
+    ``add_event`` takes the workers' events for the audit trail, if there is one.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class TlsWorkers:
         drain: Callable[[], None],
         metrics: Metrics,
         log: Log,
+        add_event: AddEvent | None = None,
     ) -> None:
         self._supervisor = supervisor
+        self._add_event = add_event
         self._drain_core = drain
         self._clients = clients
         self._sockets = sockets
@@ -165,7 +169,7 @@ class TlsWorkers:
 
     async def _serve(self, sock: socket.socket, index: int, generation: int) -> None:
         pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
-        worker = _Worker(WorkerLinks(pipe, self._receive, counts.take), index, generation)
+        worker = _Worker(WorkerLinks(pipe, self._receive, counts.take, self._take_event), index, generation)
         self._retire_predecessors(worker)
         self._workers.append(worker)
         self._log.info("TLS worker started", worker=index)
@@ -184,6 +188,11 @@ class TlsWorkers:
             self._workers.remove(worker)
             counts.end()
             pipe.close()
+
+    def _take_event(self, payload: bytes) -> None:
+        if self._add_event is not None:
+            event, facts = json.loads(payload)
+            self._add_event(event, facts)
 
     # Reload ----------------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,11 @@ def is_answer_to(response: Response, request: Request) -> bool:
     return pairs is not None and _repeats_all(pairs, asked)
 
 
+def paired(response: Response, request: Request) -> dict[int, ResponseItem] | None:
+    """Return the items of a response by the position of their item in the request; None if one belongs to no item."""
+    return _pair(response.items, request.items)
+
+
 # Operation and Unique Batch Item ID ---------------------------------------------------------------------------------
 
 

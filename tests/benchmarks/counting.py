@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.benchmarks.parts import decode_requests, decode_responses, dispatch
-from tests.benchmarks.serving import Size, certificates, serve_fresh, serve_kept
+from tests.benchmarks.serving import Size, certificates, serve_audited, serve_fresh, serve_kept
 
 _REFERENCES: Final = re.compile(r"I +refs: +([0-9,]+)")
 
@@ -34,6 +34,7 @@ CASES: Final = {
     "decode_response": Case(decode_responses, 500, 2500),
     "dispatch": Case(dispatch, 200, 1200),
     "kept": Case(serve_kept, 200, 1000),
+    "audited": Case(serve_audited, 200, 1000),
     "fresh": Case(serve_fresh, 10, 60),
 }
 _ALL: Final = {**CASES, "large": Case(serve_kept, 20, 80)}  # as kept; large messages take their time

@@ -50,7 +50,7 @@ far section
   - [admin]
   + [zoo]
   = zoo: unknown key "zoo"; known here are listeners, backends, identities, gateway, admin, pool, balancing, failover,
-    replication, health, deadlines, limits, per_address, log
+    replication, health, deadlines, limits, per_address, log, audit
 metrics for the network
   - bind = "127.0.0.1:9696"
   + bind = "0.0.0.0:9696"

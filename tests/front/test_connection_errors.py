@@ -17,7 +17,7 @@ def test_each_connection_over_a_limit_is_counted_and_the_first_is_logged() -> No
     errors = ConnectionErrors("kmip", metrics, structlog.wrap_logger(None, processors=[log]), Throttle())
     for _ in range(3):
         errors.over_limit(Limit.ADDRESS_RATE, "192.0.2.1:8080")
-    errors.count("client_closed")
+    errors.count("client_closed", "192.0.2.1:5000")
     sample = metrics.registry.get_sample_value
     name = "kmip_gateway_client_connection_errors_total"
     assert sample(name, {"listener": "kmip", "reason": "limit"}) == 3

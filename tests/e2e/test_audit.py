@@ -1,0 +1,404 @@
+"""The audit trail of a running gateway: a line for each request under faults, a full disk, and no secrets.
+
+``make audit`` sends 100,000 requests. Environment variables: AUDIT_REQUESTS, SEED.
+"""
+
+import base64
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+from kmip_lab.faults import Fault, FaultSetting
+from kmip_lab.tools.clients import Client, connect
+from kmip_lab.tools.requests import create_key, get_key, key_value
+from OpenSSL import SSL
+
+from gateway.audit.verify import Verifier
+from gateway.errors import GatewayError
+from gateway.kmip import ttlv
+from gateway.kmip.compose import Ask, encode_request
+from gateway.kmip.decode import decode_request
+from gateway.kmip.messages import Response
+from gateway.kmip.spec import CredentialType, ObjectType, Operation, ResultStatus, Tag
+from gateway.tls import client_context
+from tests.kit import processes
+from tests.kit.processes import (
+    Certificates,
+    Gateway,
+    GatewaySettings,
+    KeyManagerProcess,
+    running_gateway,
+    running_key_manager_processes,
+    running_key_managers,
+    wait_until,
+)
+
+REQUESTS: Final = int(os.environ.get("AUDIT_REQUESTS", "3000"))
+CLIENTS: Final = 12
+TIMES: Final = """
+[failover]
+try_timeout = 0.5
+[deadlines]
+request = 3.0
+[pool]
+queue_timeout = 2.0
+[health]
+interval = 0.3
+"""
+NAMES: Final = ("atlanta-001", "atlanta-002", "london-001")
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+def audit(**settings: Any) -> str:
+    return "[audit]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+
+def context(gateway: Gateway) -> SSL.Context:
+    return client_context(*gateway.certificates.client("alice"), gateway.certificates.path("gateway_ca.pem"))
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a trail, the oldest first."""
+    moved = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: -int(file.suffix[1:]))
+    return [*moved, path]
+
+
+def lines_of(path: Path) -> list[bytes]:
+    return [line for file in files_of(path) for line in file.read_bytes().splitlines(keepends=True)]
+
+
+def fault_in(lines: Sequence[bytes]) -> str:
+    verifier = Verifier(None, from_middle=True)
+    verifier.read("trail", lines)
+    return verifier.finish(ended=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    await trio.to_thread.run_sync(wait_until, condition, "the condition")
+
+
+def stop(gateway: Gateway) -> None:
+    gateway.process.send_signal(signal.SIGTERM)
+    assert gateway.process.wait(30) == 0, gateway.log.read_text()
+
+
+# Every request has one line -------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that send numbered requests, and remember which were answered."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.numbers = iter(range(REQUESTS))
+        self.answered: set[str] = set()
+        self.left: set[str] = set()  # requests whose client did not wait, or got no answer
+        self.uids: list[str] = ["none"]
+
+    def request(self, number: int) -> bytes:
+        """Return a Create, a Get, or a batch; its Client Correlation Value is the number."""
+        header = [ttlv.text(Tag.CLIENT_CORRELATION_VALUE, f"request-{number}")]
+        uid = ttlv.text(Tag.UNIQUE_IDENTIFIER, self.rng.choice(self.uids))
+        kind = self.rng.random()
+        if kind < 0.1:
+            asks = [Ask(Operation.CREATE, _payload_of(create_key()), None)]
+        elif kind < 0.2:
+            asks = [Ask(Operation.GET, uid, bytes([index])) for index in range(self.rng.randint(2, 5))]
+        else:
+            asks = [Ask(Operation.GET, uid)]
+        return encode_request((1, 4), asks, header=header)
+
+    async def run(self, gateway: Gateway, tls: SSL.Context) -> None:
+        """Be one client after the other until all requests are sent."""
+        while True:
+            number = next(self.numbers, None)
+            if number is None:
+                return
+            try:
+                async with connect(gateway.address, tls, server_name="localhost") as client:
+                    for each in itertools.chain([number], itertools.islice(self.numbers, self.rng.randint(0, 50))):
+                        if not await self._ask(client, each):
+                            break
+            except (GatewayError, OSError):
+                self.left.add(f"request-{number}")
+
+    async def _ask(self, client: Client, number: int) -> bool:
+        """Ask; return False if the client leaves, perhaps without its answer."""
+        name, frame = f"request-{number}", self.request(number)
+        self.left.add(name)
+        if self.rng.random() < 0.02:
+            await client.stream.send_all(frame)
+            return False
+        response = None
+        with trio.move_on_after(10):
+            response = await client.ask(frame)
+        if response is None:
+            return False
+        self.left.discard(name)
+        self.answered.add(name)
+        item = response.items[0]
+        if item.operation == Operation.CREATE and item.status == ResultStatus.SUCCESS:
+            self.uids.append(item.unique_identifiers[0].decode())
+        return True
+
+
+def _payload_of(frame: bytes) -> bytes:
+    item = decode_request(frame).items[0]
+    start, end = item.fields[Tag.REQUEST_PAYLOAD]
+    return frame[start:end]
+
+
+async def disturb(key_managers: Sequence[KeyManagerProcess], rng: random.Random) -> None:
+    """Freeze or kill one key manager after the other, for ever."""
+    while True:
+        one = rng.choice(key_managers)
+        if rng.random() < 0.5:
+            one.freeze()
+            try:
+                await trio.sleep(rng.uniform(0.2, 1.0))
+            finally:
+                one.thaw()
+        else:
+            await trio.to_thread.run_sync(one.kill)
+            try:
+                await trio.sleep(0.2)
+            finally:
+                one.launch()
+            await trio.to_thread.run_sync(one.wait_ready)
+        await trio.sleep(rng.uniform(0.2, 0.6))
+
+
+@pytest.mark.timeout(120 + REQUESTS / 50)
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_every_request_has_one_line_and_any_change_is_found(
+    certificates: Certificates, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
+    print(f"SEED={seed}")
+    rng = random.Random(seed)
+    path = certificates.path("audit.jsonl")
+    load = Load(rng)
+    settings = audit(to="file", file=path.name, max_size=500_000, keep=1000) + TIMES
+    with running_key_manager_processes(certificates, NAMES) as key_managers:
+        ports = [one.port for one in key_managers]
+        with running_gateway(certificates, GatewaySettings(ports, extra=settings)) as gateway:
+            tls = context(gateway)
+            async with trio.open_nursery() as disturbing:
+                disturbing.start_soon(disturb, key_managers, rng)
+                async with trio.open_nursery() as clients:
+                    for _ in range(CLIENTS):
+                        clients.start_soon(load.run, gateway, tls)
+                disturbing.cancel_scope.cancel()
+            lost = gateway.total("kmip_gateway_audit_records_lost_total")
+            await trio.to_thread.run_sync(stop, gateway)
+    files = files_of(path)
+    lines = lines_of(path)
+    facts = [json.loads(line) for line in lines]
+    counts = Counter(line["correlation"] for line in facts if line["event"] == "request")
+    print(f"{len(lines)} lines, {len(files)} files, {len(load.answered)} answered, {len(load.left)} left, SEED={seed}")
+    assert lost == 0
+    assert {name for name in load.answered if counts[name] != 1} == set()
+    assert {name for name in load.left if counts[name] > 1} == set()
+    assert counts.keys() <= load.answered | load.left
+    assert len(load.answered) > REQUESTS * 0.8
+    results = Counter(line["result"] for line in facts if line["event"] == "request")
+    assert results["success"] > REQUESTS / 2
+    verified = [sys.executable, "-m", "gateway", "audit", "verify", "--ended", *map(str, files)]
+    ended = await trio.run_process(verified, capture_stdout=True, capture_stderr=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert_changes_are_found(lines[-5000:], rng)
+
+
+def assert_changes_are_found(lines: Sequence[bytes], rng: random.Random) -> None:
+    """Drop, swap and edit lines, each at ten places."""
+    for _ in range(10):
+        position = rng.randrange(1, len(lines) - 1)  # the hash of the first line of a part can't be checked
+        assert fault_in([*lines[:position], *lines[position + 1 :]])
+        swapped = list(lines)
+        swapped[position], swapped[position + 1] = swapped[position + 1], swapped[position]
+        assert fault_in(swapped)
+        edited = bytearray(lines[position])
+        edited[rng.randrange(len(edited) - 1)] ^= 1
+        assert fault_in([*lines[:position], bytes(edited), *lines[position + 1 :]])
+
+
+# If it can't be written -----------------------------------------------------------------------------------------------
+
+
+async def ask(gateway: Gateway, *frames: bytes) -> list[Response]:
+    async with connect(gateway.address, context(gateway), server_name="localhost") as client:
+        return [await client.ask(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_with_a_full_disk_requests_go_on_if_the_trail_may_fail(
+    certificates: Certificates, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    settings = audit(to="file", file="/dev/full", max_queued=65536)
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, extra=settings)) as gateway,
+    ):
+        answers = await ask(gateway, create_key(), *[get_key("none")] * 300)
+        assert answers[0].items[0].status == ResultStatus.SUCCESS
+        assert gateway.total("kmip_gateway_audit_failing") == 1
+        assert gateway.total("kmip_gateway_audit_records_lost_total") > 50
+        assert gateway.total("kmip_gateway_audit_queued_bytes") < 70_000
+        await trio.to_thread.run_sync(stop, gateway)
+    assert "audit trail not written to its end" in gateway.log.read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_nothing_is_forwarded_without_a_trail_that_must_be_written(
+    certificates: Certificates, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    path = certificates.path("log.sock")
+    settings = audit(to="syslog", syslog=str(path), on_failure="refuse")
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, extra=settings)) as gateway,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon,
+    ):
+        refused = await ask(gateway, create_key(), get_key("none"))
+        assert [answer.items[0].message for answer in refused] == [
+            "the gateway can't write its audit trail, and serves no request without it; try again later"
+        ] * 2
+        assert gateway.total("kmip_gateway_backend_requests_total") == 0
+
+        daemon.bind(str(path))
+        daemon.settimeout(10)
+        await until(lambda: gateway.total("kmip_gateway_audit_failing") == 0)
+        (served,) = await ask(gateway, create_key())
+        assert served.items[0].status == ResultStatus.SUCCESS
+        lines: list[bytes] = []
+        while not lines or b'"result":"success"' not in lines[-1]:
+            lines.append(daemon.recv(65536).partition(b": ")[2] + b"\n")
+    verifier = Verifier(None)
+    verifier.read("syslog", lines)
+    assert verifier.finish() == ""
+    assert [json.loads(line)["event"] for line in lines[-2:]] == ["intent", "request"]
+
+
+async def test_logrotate_moves_the_file_and_has_it_reopened(certificates: Certificates) -> None:
+    path = certificates.path("audit.jsonl")
+    settings = 'socket = "control.sock"\n' + audit(to="file", file=path.name, max_size=0)
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, extra=settings)) as gateway,
+    ):
+        for command in (True, False):
+            await ask(gateway, create_key())
+            path.rename(path.with_name("moved-1" if command else "moved-2"))
+            if command:
+                arguments = ["audit", "reopen", "--socket", str(certificates.path("control.sock"))]
+                await trio.run_process([sys.executable, "-m", "gateway", *arguments], capture_stdout=True)
+            else:
+                gateway.process.send_signal(signal.SIGUSR1)
+            await until(path.exists)
+        await ask(gateway, create_key())
+        await trio.to_thread.run_sync(stop, gateway)
+    verifier = Verifier(None)
+    for name in ("moved-1", "moved-2", "audit.jsonl"):
+        with certificates.path(name).open("rb") as file:
+            verifier.read(name, file)
+    assert verifier.finish(ended=True) == ""
+    commands = [json.loads(line) for line in lines_of(certificates.path("moved-2")) if b'"command"' in line]
+    assert [(line["command"], line["result"], line["user"]) for line in commands] == [
+        ("audit-reopen", "done", os.geteuid())
+    ]
+
+
+def test_a_gateway_without_a_writable_place_does_not_start(certificates: Certificates) -> None:
+    settings = GatewaySettings([5696], extra=audit(to="file", file="none/audit.jsonl"))
+    config = processes.write_config(certificates, settings, 20_000, 20_001)
+
+    ended = subprocess.run([sys.executable, "-m", "gateway", "run", str(config)], capture_output=True, check=False)
+
+    assert ended.returncode == 2
+    assert b"audit.file: there is no directory" in ended.stderr
+
+
+# Secrets --------------------------------------------------------------------------------------------------------------
+
+KEY_VALUE: Final = b"canary-key-value-of-32-bytes-abc"
+PASSWORD: Final = "canary-password-in-a-header"
+
+
+def forms(secret: bytes) -> list[bytes]:
+    """Return a secret as it may stand in an output: plain, in hexadecimal digits, in Base64 at any offset."""
+    encoded = [base64.b64encode(b"x" * shift + secret)[4 if shift else 0 :][:-4] for shift in range(3)]
+    return [secret, secret.hex().encode(), secret.hex().upper().encode(), *encoded]
+
+
+def register(header: Sequence[bytes]) -> bytes:
+    """Return a Register of a Secret Data with the known value (1.4 section 4.3)."""
+    material = ttlv.structure(Tag.KEY_VALUE, ttlv.octets(Tag.KEY_MATERIAL, KEY_VALUE))
+    block = ttlv.structure(Tag.KEY_BLOCK, ttlv.enumeration(Tag.KEY_FORMAT_TYPE, 1), material)
+    payload = ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY) + ttlv.structure(Tag.SYMMETRIC_KEY, block)
+    return encode_request((1, 4), [Ask(Operation.REGISTER, payload)], header=header)
+
+
+async def test_no_output_of_the_gateway_has_a_key_or_a_password(certificates: Certificates) -> None:
+    username = ttlv.structure(Tag.CREDENTIAL_VALUE, ttlv.text(Tag.USERNAME, "alice"), ttlv.text(Tag.PASSWORD, PASSWORD))
+    credential = ttlv.structure(
+        Tag.CREDENTIAL, ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.USERNAME_AND_PASSWORD), username
+    )
+    header = [ttlv.structure(Tag.AUTHENTICATION, credential)]
+    path = certificates.path("audit.jsonl")
+    settings = 'socket = "control.sock"\n' + audit(to="file", file=path.name) + '[log]\nlevel = "debug"\n' + TIMES
+    outputs: list[bytes] = []
+    with (
+        running_key_manager_processes(certificates, NAMES[:1]) as (key_manager,),
+        running_gateway(certificates, GatewaySettings([key_manager.port], extra=settings)) as gateway,
+    ):
+        (made,) = await ask(gateway, create_key())
+        (got,) = await ask(gateway, get_key(made.items[0].unique_identifiers[0].decode()))
+        key = key_value(got)
+        for faults in (
+            [],
+            [FaultSetting(Fault.GARBAGE)],
+            [FaultSetting(Fault.CUT, bytes=40)],
+            [FaultSetting(Fault.RESET_AFTER_EXECUTING)],
+            [FaultSetting(Fault.HANG_UP)],
+        ):
+            key_manager.set_faults(*faults)
+            await trio.sleep(0.2)
+            for frame in (register(header), encode_request((1, 4), [Ask(Operation.PUT)], header=header)):
+                await ask(gateway, frame)
+        broken = register(header)[:-8] + b"\xff" * 8
+        for frame in (broken, register(header)[: -len(KEY_VALUE)]):
+            async with connect(gateway.address, context(gateway), server_name="localhost") as client:
+                await client.stream.send_all(frame)
+                with trio.move_on_after(0.5):
+                    await client.stream.receive_some()
+        key_manager.kill()
+        await ask(gateway, register(header))
+        outputs.append("\n".join(gateway.metrics()).encode())
+        for command in ("status", "config"):
+            arguments = [command, "--json", "--socket", str(certificates.path("control.sock"))]
+            ended = await trio.run_process([sys.executable, "-m", "gateway", *arguments], capture_stdout=True)
+            outputs.append(ended.stdout)
+        await trio.to_thread.run_sync(stop, gateway)
+    outputs += [gateway.log.read_bytes(), *lines_of(path)]
+    assert sum(line.count(b'"operation":"Register"') for line in outputs) >= 6
+    for secret in (KEY_VALUE, key, PASSWORD.encode()):
+        for form in forms(secret):
+            assert [output for output in outputs if form in output] == [], form
