@@ -10,7 +10,7 @@ FRONT_E2E := $(addprefix tests/e2e/test_,bad_input.py chaos.py isolation.py mark
 	resumption.py rotation.py shutdown.py when_none.py)
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers fmt lock clean
+.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers cosmian fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -64,6 +64,9 @@ attacks: $(VENV)/development  ## Measure what hostile peers cost a neighbour, in
 fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZZ_SECONDS (600 in all), ARGS=--keep adds to the corpus
 	$(BIN)/python -m tests.fuzz --seconds $$(( $(FUZZ_SECONDS) * 5 / 6 )) $(ARGS)
 	MUTATED_SECONDS=$$(( $(FUZZ_SECONDS) / 6 )) $(BIN)/pytest -q tests/e2e/test_mutated_sessions.py
+
+cosmian: $(VENV)/development  ## Build Cosmian KMS, some twenty minutes: make peers then tries it, too
+	$(BIN)/python -m tests.peers.cosmian
 
 peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway: docs/compatibility.md; ARGS="--only kmip-go"
 	$(BIN)/python -m tests.peers $(or $(ARGS),--save)

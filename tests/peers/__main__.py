@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.peers import barbican, cyphera, haproxy, kmip_go, kmip_rust, mongodb, pykmip, simulated, swift
+from tests.peers import barbican, cosmian, cyphera, haproxy, kmip_go, kmip_rust, mongodb, pykmip, simulated, swift
 from tests.peers.page import page
 from tests.peers.peer import PeerError
 from tests.peers.trial import Outcome, Trial, notices, run_trial
@@ -28,6 +28,9 @@ TRIALS: Final = (
     Trial(barbican.CLIENT, pykmip.SERVER),
     Trial(mongodb.CLIENT, simulated.SERVER),
     Trial(mongodb.CLIENT, pykmip.SERVER),
+    Trial(kmip_go.CLIENT, cosmian.SERVER),
+    Trial(pykmip.CLIENT, cosmian.SERVER),
+    Trial(mongodb.CLIENT, cosmian.SERVER),
     Trial(cyphera.CLIENT, simulated.SERVER),
     Trial(cyphera.CLIENT, pykmip.SERVER),
     Trial(kmip_rust.CLIENT, simulated.SERVER),
