@@ -1,12 +1,14 @@
-"""Build the Grafana dashboard: `python grafana/build.py` writes dashboards/kmip-gateway.json.
+"""Build the dashboard and the alerts: ``python -m grafana.build`` writes all their files.
 
-A test compares the file with the result of this program. A row is a title and its panels, a panel a title, a unit and
+Tests compare the files with the results of this program. A row is a title and its panels, a panel a title, a unit and
 its queries.
 """
 
 import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from grafana.alerts import operator_rules, rules, runbook
 
 HERE: Final = Path(__file__).parent
 _SELECTOR: Final = 'job=~"$job",instance=~"$instance"'
@@ -373,5 +375,17 @@ def rendered() -> str:
     return json.dumps(dashboard(), indent=1) + "\n"
 
 
+def files() -> dict[Path, str]:
+    """Return the text of every file that is made here."""
+    root = HERE.parent
+    return {
+        HERE / "dashboards" / "kmip-gateway.json": rendered(),
+        HERE / "alerts" / "kmip-gateway.rules.yml": rules(),
+        root / "config" / "kubernetes" / "monitoring" / "prometheus-rule.yaml": operator_rules(),
+        root / "docs" / "alerts.md": runbook(),
+    }
+
+
 if __name__ == "__main__":
-    (HERE / "dashboards" / "kmip-gateway.json").write_text(rendered())
+    for path, text in files().items():
+        path.write_text(text)

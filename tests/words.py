@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_PATHS: Final = ("gateway", "lab", "tests", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
+_PATHS: Final = ("gateway", "grafana", "lab", "tests", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
 _RELATIVE: Final = re.compile(
     r"(?:^|[.:;!?]\s+|\n\n\s*(?:\* )?)[*`\"]*(What|Who|Whose|Whom|Whoever|Whatever)\b[^?.]*(\??)"
 )

@@ -1,0 +1,1 @@
+"""Dashboards and alerts, made by ``python -m grafana.build``."""
