@@ -433,8 +433,13 @@ def running_key_manager_processes(
 
 
 @contextmanager
-def running_pykmip_server(certificates: Certificates, database: Path) -> Iterator[int]:
-    """Run the server of PyKMIP in a process of its own; yield its port."""
+def running_pykmip_server(
+    certificates: Certificates, database: Path, *, before: str = "", settings: str = ""
+) -> Iterator[int]:
+    """Run the server of PyKMIP in a process of its own; yield its port.
+
+    ``before`` is Python code that runs before the server starts, ``settings`` are further lines of its configuration.
+    """
     port = free_port()
     certificate, key = certificates.pair("kms")
     log = certificates.path(f"pykmip-{port}.log")
@@ -449,9 +454,10 @@ key_path={key}
 ca_path={certificates.path("kms_clients_ca.pem")}
 auth_suite=TLS1.2
 database_path={database}
+{settings}
 """
     )
-    main = "from kmip.services.server.server import main; main()"
+    main = f"{before}\nfrom kmip.services.server.server import main; main()"
     command = [sys.executable, "-W", "ignore", "-c", main, "-f", str(config), "-l", str(log)]
     with certificates.path(f"pykmip-{port}.out").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
