@@ -1,9 +1,11 @@
 """Credentials towards the key managers: what a key manager saw of each client, under load and with kept sessions."""
 
+import signal
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +17,8 @@ from gateway.errors import ProtocolError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_response
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
-from tests.kit.authorities import Ca, common_name
-from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway
+from tests.kit.authorities import Ca, common_name, write_secret
+from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway, wait_until
 from tests.kit.witness import PlainClient, Seen, Witness, get, witness
 
 PASSWORD: Final = "correct-horse-battery-staple"
@@ -33,6 +35,7 @@ class Site:
         self.certificates.credential("shared")
         self.first, self.second = Ca.make("Storage CA"), Ca.make("Databases CA")
         issuing = [Ca.make("Issuing CA for storage"), Ca.make("Issuing CA for databases")]
+        self.spare = Ca.make("Spare CA")
         for ca, name in zip(issuing, ("issuing-1", "issuing-2"), strict=True):
             ca.write(folder / name, PASSPHRASE.encode() if name == "issuing-2" else None)
         for ca, name in ((self.first, "first-ca"), (self.second, "second-ca")):
@@ -43,7 +46,9 @@ class Site:
         for name in ("passphrase", "password"):
             (folder / name).chmod(0o600)
         trusted = folder / "trusted.pem"
-        trusted.write_bytes(folder.joinpath("kms_clients_ca.pem").read_bytes() + b"".join(ca.pem for ca in issuing))
+        trusted.write_bytes(
+            folder.joinpath("kms_clients_ca.pem").read_bytes() + b"".join(ca.pem for ca in [*issuing, self.spare])
+        )
         kms = (*self.certificates.pair("kms"), trusted)
         self.witnesses: list[Witness] = [running.enter_context(witness(*kms)) for _ in range(2)]
         own = Identity("own", '{ fingerprint_sha256 = "' + "0" * 64 + '" }', shared=False)
@@ -80,7 +85,57 @@ class Site:
 
     def seen(self) -> list[Seen]:
         """Return the requests of clients that the witnesses saw."""
-        return [each for it in self.witnesses for each in it.for_clients]
+        return sorted((each for it in self.witnesses for each in it.for_clients), key=lambda each: each.time)
+
+    def change(self, old: str, new: str) -> None:
+        """Change the configuration file, have the gateway read it again, and wait until it is in use."""
+        path = self.certificates.path(f"gateway-{self.gateway.port}.toml")
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        self.reload()
+
+    def reload(self) -> None:
+        """Have the gateway read its files again, and wait until they are in use."""
+        before = self.written().count(b"configuration reloaded")
+        self.gateway.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.written().count(b"configuration reloaded") > before, "the reload")
+
+    @contextmanager
+    def loaded(self, *names: str) -> Iterator[None]:
+        """Have clients send requests for the length of a block; assert that none fails."""
+        failures: list[str] = []
+        ended = threading.Event()
+
+        def run(name: str) -> None:
+            try:
+                with self.connect(name) as client:
+                    number = 0
+                    while not ended.is_set():
+                        number += 1
+                        answer = decode_response(client.ask(get(f"{name}-{number}")))
+                        if answer.items[0].status != ResultStatus.SUCCESS:
+                            failures.append(f"{name}: {answer.items[0].message}")
+                        time.sleep(0.002)
+            except (OSError, ProtocolError) as error:
+                failures.append(f"{name}: {error!r}")
+
+        threads = [threading.Thread(target=run, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join(30)
+        assert not failures, failures[:3]
+
+    def shown_to(self, name: str) -> tuple[str, str]:
+        """Return subject and issuer of the certificate with the latest request of a client."""
+        latest = next(it for it in reversed(self.seen()) if it.identifiers[0].startswith(name.encode()))
+        certificate = x509.load_der_x509_certificate(latest.certificate)
+        return certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
 
     def written(self) -> bytes:
         """Return everything that the gateway wrote."""
@@ -90,7 +145,7 @@ class Site:
 MINTED: Final = """
 [[identities]]
 name = "storage"
-match = { subject_cn = "*" }
+match = { subject_cn = ["alice", "bob", "admin", "client*", "eve"] }
 credential = "minted"
 client_issuer = "first-ca.pem"
 issuing_ca = "issuing-1.pem"
@@ -289,3 +344,84 @@ def test_a_request_of_the_largest_size_still_passes(passwords: Site) -> None:
     with passwords.connect("first") as client:
         assert decode_response(client.ask(frame)).items[0].status == ResultStatus.SUCCESS
     assert len(passwords.seen()[0].request.frame) > 1024 * 1024
+
+
+# Reload ---------------------------------------------------------------------------------------------------------------
+
+FIXED: Final = """
+shared = true
+certificate = "credential-shared.pem"
+private_key = "credential-shared.key"
+"""
+OF_STORAGE: Final = """
+credential = "minted"
+client_issuer = "first-ca.pem"
+issuing_ca = "issuing-1.pem"
+issuing_ca_key = "issuing-1.key"
+"""
+
+
+def test_the_kind_of_a_credential_changes_under_load(minted: Site) -> None:
+    for name in ("alice", "bob"):
+        minted.first.issue(common_name(name), path=minted.certificates.path(name))
+    with minted.loaded("alice", "bob"):
+        wait_until(lambda: len(minted.seen()) > 50, "requests")
+        minted.change(OF_STORAGE, FIXED)
+        fixed = ("CN=shared", "CN=Key Manager Clients CA")
+        wait_until(lambda: minted.shown_to("alice") == minted.shown_to("bob") == fixed, "the certificate from files")
+        time.sleep(0.3)
+        count = len(minted.seen())
+        time.sleep(0.3)
+        assert {it.certificate for it in minted.seen()[count:]} == {minted.seen()[-1].certificate}
+        minted.change(FIXED, OF_STORAGE)
+        wait_until(lambda: minted.shown_to("alice") == ("CN=alice", "CN=Issuing CA for storage"), "minted certificates")
+        wait_until(lambda: minted.shown_to("bob") == ("CN=bob", "CN=Issuing CA for storage"), "minted certificates")
+
+
+def test_another_issuing_ca_replaces_the_sessions_under_load(minted: Site) -> None:
+    for name in ("alice", "bob"):
+        minted.first.issue(common_name(name), path=minted.certificates.path(name))
+    with minted.loaded("alice", "bob"):
+        wait_until(lambda: len(minted.seen()) > 50, "requests")
+        minted.spare.write(minted.certificates.path("issuing-1"))
+        minted.reload()
+        for name in ("alice", "bob"):
+            wait_until(lambda: minted.shown_to(name) == (f"CN={name}", "CN=Spare CA"), "the other CA")  # noqa: B023
+    assert minted.gateway.total("kmip_gateway_minted_credentials") == 2
+
+
+def test_another_password_is_used_after_a_reload(passwords: Site) -> None:
+    with passwords.loaded("first"):
+        wait_until(lambda: len(passwords.seen()) > 20, "requests")
+        write_secret(passwords.certificates.path("password"), "another-" + PASSWORD)
+        passwords.reload()
+        expected = of_user("user-of-first", "another-" + PASSWORD)
+        wait_until(lambda: passwords.seen()[-1].authentication == expected, "the other password")
+    assert_unwritten(passwords)
+
+
+def test_few_principals_are_kept_and_none_is_mistaken(tmp_path: Path) -> None:
+    with ExitStack() as running:
+        site = Site(tmp_path, running, MINTED + "[pool]\nmax_principals = 2\n")
+        names = [f"client{number}" for number in range(6)]
+        for name in names:
+            site.first.issue(common_name(name), path=tmp_path / name)
+        site.load(names)
+        for each in site.seen():
+            subject = x509.load_der_x509_certificate(each.certificate).subject.rfc4514_string()
+            assert subject == f"CN={each.identifiers[0].decode().partition('-')[0]}"
+        assert site.gateway.total("kmip_gateway_minted_credentials") <= 6
+        site.load(names[:1])
+        assert site.gateway.total("kmip_gateway_minted_credentials") <= 2
+
+
+def test_a_client_that_the_ca_does_not_permit_is_refused_with_a_line(minted: Site) -> None:
+    constraints = x509.NameConstraints([x509.DNSName("storage.example.com")], None)
+    Ca.make("Constrained CA", constraints=constraints).write(minted.certificates.path("issuing-1"))
+    minted.reload()
+    minted.first.issue(common_name("eve"), [x509.DNSName("eve.example.org")], path=minted.certificates.path("eve"))
+    with minted.connect("eve") as client:
+        answer = decode_response(client.ask(get("eve-1")))
+    assert answer.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
+    assert b"CN=Constrained CA does not permit the names of the client's certificate" in minted.written()
+    assert minted.seen() == []

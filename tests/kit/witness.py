@@ -7,6 +7,7 @@ test's process, on the TLS of Python's standard library.
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from gateway.kmip.spec import Operation, ResultStatus, Tag
 
 
 class Seen(NamedTuple):
-    """One request: the session's number, its client's certificate in DER, the request, and its Authentication."""
+    """One request: when it came, the session's number, its client's certificate in DER, and its Authentication."""
+
+    time: float
 
     session: int
     certificate: bytes
@@ -88,7 +91,7 @@ def _serve(it: Witness, number: int, sock: socket.socket, context: ssl.SSLContex
             request = decode_request(frame)
             span = request.fields.get(Tag.AUTHENTICATION)
             shown = None if span is None else frame[span[0] : span[1]]
-            it.seen.append(Seen(number, certificate, request, shown))
+            it.seen.append(Seen(time.monotonic(), number, certificate, request, shown))
             stream.sendall(_answer(request))
 
 
