@@ -1,7 +1,7 @@
-"""Cost of minted credentials: certificates a second, processor time and memory for each client, and many clients at once.
+"""Cost of minted credentials: certificates a second, processor time and memory for each client, many clients at once.
 
-Run as ``python -m tests.benchmarks.minted [--clients N]``. The gateway, the key managers and the clients are processes of
-their own; processor time is that of the gateway's process, so that a busy machine changes the rates only.
+Run as ``python -m tests.benchmarks.minted [--clients N]``. The gateway, the key managers and the clients are processes
+of their own; processor time is that of the gateway's process, so that a busy machine changes the rates only.
 """
 
 import argparse
