@@ -14,6 +14,8 @@ from gateway import cli
 from gateway.config import load
 from gateway.explain import explain, read_chain
 from gateway.identity import Identities
+from tests.kit.authorities import Ca, write_secret
+from tests.kit.authorities import common_name as named
 from tests.kit.processes import Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.kit.revocation import crl_of
 
@@ -186,3 +188,52 @@ def test_json_without_explain_is_a_mistake(config: Path) -> None:
     status, said = call("--json", config)
     assert status == 2
     assert "--json needs --explain" in said[-1]
+
+
+# Credentials ----------------------------------------------------------------------------------------------------------
+
+CREDENTIALS = """
+[[identities]]
+name = "storage"
+match = { subject_cn = "*" }
+credential = "minted"
+client_issuer = "storage-ca.pem"
+issuing_ca = "issuing.pem"
+issuing_ca_key = "issuing.key"
+
+[[identities]]
+name = "by-password"
+match = { subject_cn = "app" }
+credential = "password"
+certificate = "credential-app.pem"
+private_key = "credential-app.key"
+username = "app"
+password_file = "password"
+"""
+
+
+def test_the_credential_of_a_rule_and_the_ca_that_it_is_for_are_named(tmp_path: Path) -> None:
+    certificates, folder = Certificates(tmp_path), tmp_path
+    storage = Ca.make("Storage CA")
+    storage.write(folder / "storage-ca")
+    Ca.make("Issuing CA").write(folder / "issuing")
+    storage.issue(named("array"), path=folder / "array")
+    certificates.credential("app")
+    write_secret(folder / "password", "not-to-be-seen")
+    (folder / "clients_ca.pem").write_bytes(certificates.clients_ca.certificate_pem + storage.pem)
+    own = Identity("own", '{ subject_cn = "nobody" }', shared=False)
+    settings = GatewaySettings([free_port()], [own], extra=CREDENTIALS)
+    config = write_config(certificates, settings, 25697, free_port())
+
+    _status, of_array = call("--explain", folder / "array.pem", config)
+    _status, of_app = call("--explain", certificates.client("app")[0], config)
+
+    shown = "  key managers are shown a certificate with its own names, minted by CN=Issuing CA in issuing.pem"
+    assert shown in of_array
+    refused = (
+        "  identity storage: does not match: it is for clients of the CA in storage-ca.pem only, and that CA did not"
+        " issue the certificate itself"
+    )
+    assert refused in of_app
+    assert any("CN=app in credential-app.pem, and the password of app in each request" in line for line in of_app)
+    assert not any("not-to-be-seen" in line for line in of_app)

@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.kmip import ttlv
 from gateway.kmip.messages import Request
-from gateway.kmip.spec import CredentialType, Tag
+from gateway.kmip.spec import CredentialType, ItemType, Tag
 
 _SIZE: Final = ttlv.HEADER_SIZE
 _AUTHENTICATION: Final = int(Tag.AUTHENTICATION)
@@ -18,7 +18,9 @@ _LATER: Final = tuple(
     int(tag) for tag in (Tag.BATCH_ERROR_CONTINUATION_OPTION, Tag.BATCH_ORDER_OPTION, Tag.TIME_STAMP, Tag.BATCH_COUNT)
 )
 _HEADER_BEGIN: Final = 2 * _SIZE  # position behind the heads of message and header
-_LENGTH: Final = struct.Struct(">I")
+_HEADS: Final = struct.Struct(">IIII")
+_MESSAGE: Final = ttlv.word(Tag.REQUEST_MESSAGE, ItemType.STRUCTURE)
+_HEADER: Final = ttlv.word(Tag.REQUEST_HEADER, ItemType.STRUCTURE)
 
 
 class HeaderCredential:
@@ -39,31 +41,22 @@ class HeaderCredential:
         """
         frame, fields, encoded = request.frame, request.fields, self._encoded
         own = fields.get(_AUTHENTICATION)
-        (header_length,) = _LENGTH.unpack_from(frame, _HEADER_BEGIN - 4)
-        if own is None:
-            begin = end = _position(fields, _HEADER_BEGIN + header_length)
-        else:
+        header_end = _HEADER_BEGIN + int.from_bytes(frame[_HEADER_BEGIN - 4 : _HEADER_BEGIN], "big")
+        if own is not None:
             begin, end = own[0] - _SIZE, own[1]
+        else:  # before the first field that must follow
+            begin = header_end
+            for tag in _LATER:
+                span = fields.get(tag)
+                if span is not None and span[0] - _SIZE < begin:
+                    begin = span[0] - _SIZE
+            end = begin
         growth = len(encoded) - (end - begin)
-        changed = b"".join(
-            (
-                frame[:4],
-                _LENGTH.pack(len(frame) - _SIZE + growth),
-                frame[_SIZE : _SIZE + 4],
-                _LENGTH.pack(header_length + growth),
-                frame[_HEADER_BEGIN:begin],
-                encoded,
-                frame[end:],
-            )
-        )
+        heads = _HEADS.pack(_MESSAGE, len(frame) - _SIZE + growth, _HEADER, header_end - _HEADER_BEGIN + growth)
+        changed = heads + frame[_HEADER_BEGIN:begin] + encoded + frame[end:]
         moved = {tag: span if span[0] < begin else (span[0] + growth, span[1] + growth) for tag, span in fields.items()}
         moved[_AUTHENTICATION] = (begin + _SIZE, begin + len(encoded))
         return Request(changed, moved, request.version, request.items)
-
-
-def _position(fields: dict[int, tuple[int, int]], header_end: int) -> int:
-    """Return the position before the first field that must follow Authentication."""
-    return min([fields[tag][0] - _SIZE for tag in _LATER if tag in fields], default=header_end)
 
 
 def username_and_password(username: str, password: bytes) -> HeaderCredential:

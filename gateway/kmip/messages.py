@@ -44,6 +44,7 @@ _PAYLOAD_FIELDS: Final = UNIQUE_IDENTIFIERS | {
 _OPERATION: Final = int(Tag.OPERATION)
 _UNIQUE_BATCH_ITEM_ID: Final = int(Tag.UNIQUE_BATCH_ITEM_ID)
 _RESULT_STATUS: Final = int(Tag.RESULT_STATUS)
+_AUTHENTICATION: Final = int(Tag.AUTHENTICATION)
 
 Fields = dict[int, tuple[int, int]]
 """The positions at which the value of each known field begins and ends."""
@@ -301,7 +302,7 @@ class Request(_Message):
     @property
     def has_authentication(self) -> bool:
         """True if the header has Authentication."""
-        return Tag.AUTHENTICATION in self.fields
+        return _AUTHENTICATION in self.fields
 
 
 class Response(_Message):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from gateway import policy
+from gateway.certificate_names import names_of
 from gateway.config import PolicyConfig
 from gateway.errors import ProtocolError
 from gateway.identity import Identity, Principal
@@ -163,7 +164,15 @@ def proxy_protocol(data: bytes) -> None:
         assert wanted <= whole.size
 
 
+def certificate_names(data: bytes) -> None:
+    """Find the names in a certificate; they are parts of it."""
+    with suppress(ValueError):
+        names = names_of(data)
+        assert all(part is None or part in data for part in names[:3])
+
+
 #: By name, which is also that of the target's corpus.
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (framing, request, response, marks, *([proxy_protocol] if _PROXY else []))
+    target.__name__: target
+    for target in (framing, request, response, marks, certificate_names, *([proxy_protocol] if _PROXY else []))
 }

@@ -1,5 +1,6 @@
 """Contexts: the versions and suites of each policy, and files that cannot be used."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from OpenSSL import SSL
 
 from gateway.errors import TlsError
 from gateway.tls import Policy, client_context, server_context
+from gateway.tls.minting import IssuingCa
+from tests.kit.authorities import Ca, common_name, encrypt, write_secret
 from tests.kit.handshakes import reasons
 from tests.kit.processes import Certificates
 from tests.kit.streams import (
@@ -14,7 +17,9 @@ from tests.kit.streams import (
     TLS_1_3,
     client_tls,
     server_tls,
+    shake_hands,
     shaken,
+    streams,
 )
 
 both_versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
@@ -87,3 +92,46 @@ def test_unusable_files_are_named_in_the_error(certificates: Certificates, tmp_p
 def test_resumption_lifetime_is_set(certificates: Certificates) -> None:
     ca = certificates.path("clients_ca.pem")
     assert server_context(*certificates.pair("server"), ca, resumption_lifetime=60).get_timeout() == 60
+
+
+async def test_encrypted_keys_are_used_on_both_sides(certificates: Certificates, tmp_path: Path) -> None:
+    write_secret(tmp_path / "passphrase", "a passphrase")
+    keys = {}
+    for name, key in (("server", certificates.pair("server")[1]), ("client", certificates.client("alice")[1])):
+        keys[name] = tmp_path / f"{name}.key"
+        write_secret(keys[name], encrypt(key.read_bytes(), b"a passphrase"))
+    server = server_context(
+        certificates.pair("server")[0],
+        keys["server"],
+        certificates.path("clients_ca.pem"),
+        passphrase_file=tmp_path / "passphrase",
+    )
+    client = client_context(
+        certificates.client("alice")[0],
+        keys["client"],
+        certificates.path("gateway_ca.pem"),
+        passphrase_file=tmp_path / "passphrase",
+    )
+    async with shaken(server, client) as pair:
+        assert pair.server.peer_certificate() is not None
+    (tmp_path / "passphrase").write_text("another")
+    with pytest.raises(TlsError, match="can't be decrypted with the passphrase"):
+        client_context(*certificates.client("alice")[:1], keys["client"], None, passphrase_file=tmp_path / "passphrase")
+
+
+async def test_a_connection_shows_its_own_certificate_and_the_chain(certificates: Certificates) -> None:
+    root = Ca.make("Root")
+    issuing = Ca.make("Issuing CA", issuer=root)
+    (certificates.path("root.pem")).write_bytes(root.pem)
+    minted = IssuingCa([issuing.certificate, root.certificate], issuing.key)
+    context = client_context(None, None, certificates.path("gateway_ca.pem"), chain=minted.shown_chain)
+    server = server_context(*certificates.pair("server"), certificates.path("root.pem"))
+    for name in ("alice", "bob"):
+        shown = minted.issue(Ca.make("Clients CA").issue(common_name(name)), datetime.now(UTC))
+        async with streams(server, context) as pair:
+            pair.client.connection.use_certificate(shown.certificate)
+            pair.client.connection.use_privatekey(shown.private_key)
+            await shake_hands(pair)
+            certificate = pair.server.peer_certificate()
+            assert certificate is not None
+            assert certificate.subject == common_name(name)
