@@ -135,15 +135,19 @@ class _Generations:
         """The TLS contexts by listener."""
         return {name: made.context for name, made in self._made.items()}
 
-    def prepare(self) -> Mapping[str, socket.socket]:
-        """Read the file, and make what it needs. Return the sockets that were opened. Raises ConfigError."""
-        if self._next is not None:
-            self._next.sockets.close()
-            self._next = None
+    def prepare(self) -> NextSockets:
+        """Read the file, and make what it needs. Return its sockets. Raises ConfigError."""
+        self.forget()
         config = self.config if self._path is None else load_apart(self._path)
         made = {listener.name: _Made.of(listener, self._made.get(listener.name)) for listener in config.listeners}
         self._next = _Next(config, made, self.sockets.prepare(config.listeners))
-        return self._next.sockets.opened
+        return self._next.sockets
+
+    def forget(self) -> None:
+        """Close the sockets that were prepared, and are not used."""
+        if self._next is not None:
+            self._next.sockets.close()
+            self._next = None
 
     def use(self) -> None:
         """Use what was prepared last, for the workers that start from now on."""

@@ -415,7 +415,10 @@ class Reloader:
         prepared = await trio.to_thread.run_sync(self._prepare)
         if self._concerns_entrance(prepared.changes):
             await self._entrance.prepare(prepared.config.listeners)
-        await self._apply(prepared)
+        try:
+            await self._apply(prepared)
+        finally:
+            self._entrance.forget()  # sockets that are not used must not listen
         report = ReloadReport(prepared.changes.lines(), prepared.changes.needs_restart)
         self._metrics.config_reloads.labels("success").inc()
         self._metrics.config_last_reload_success.set(time.time())

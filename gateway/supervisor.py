@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -28,6 +28,7 @@ from typing import Final, Protocol
 from gateway import log
 from gateway.errors import ConfigError
 from gateway.front.supervision import Order, receive_order, send_prepared, send_worker, socket_pair
+from gateway.listening import NextSockets
 
 FAILED: Final = 70  # exit status of a process that met a fault of the gateway (EX_SOFTWARE)
 _FIRST_PAUSE: Final = 0.2  # s before a worker that died is started again; doubled each time
@@ -45,11 +46,11 @@ RunWorker = Callable[[int, socket.socket], int]
 class Generations(Protocol):
     """The configuration that workers are started with; it changes with a reload."""
 
-    def prepare(self) -> Mapping[str, socket.socket]:
-        """Make what another generation of workers needs; return the listening sockets that were opened for it.
+    def prepare(self) -> NextSockets:
+        """Make what another generation of workers needs; return its listening sockets. Raises ConfigError."""
 
-        Raises ConfigError.
-        """
+    def forget(self) -> None:
+        """Close what was prepared, and is not used."""
 
     def use(self) -> None:
         """Have ``run_worker`` run workers of the generation that was prepared last."""
@@ -64,6 +65,16 @@ class _Slot:
     began: float = 0.0
     pause: float = _FIRST_PAUSE
     due: float = 0.0
+
+    def pause_after_end(self) -> float:
+        """Return the seconds until another process is started here. They grow while processes live for a short time."""
+        now = time.monotonic()
+        if now - self.began > _STABLE:
+            self.pause = _FIRST_PAUSE
+        pause = self.pause
+        self.due = now + pause
+        self.pause = min(pause * 2, _LONGEST_PAUSE)
+        return pause
 
 
 @dataclass
@@ -105,9 +116,10 @@ class Supervisor:
         while True:
             due = min((slot.due for slot in self._slots if not slot.process), default=None)
             if _wait(wakeup, due, to_core if hears_core else None):
-                order = receive_order(to_core)
-                hears_core = order is not None
-                self._obey(order, to_core)
+                received = receive_order(to_core)
+                hears_core = received is not None
+                if received is not None:
+                    self._obey(*received, to_core)
             for process, status in _ended():
                 if process == self._core:
                     return status
@@ -118,34 +130,45 @@ class Supervisor:
                     self._start(slot, to_core)
 
     def _start(self, slot: _Slot, to_core: socket.socket) -> None:
-        """Start a worker, and hand the core its end of their socket pair."""
-        of_worker, of_core = socket.socketpair()
-        with closing(of_worker), closing(of_core):
-            slot.process = self._fork(lambda: self.run_worker(slot.index, of_worker), to_core, of_core)
-            slot.began = time.monotonic()
-            with suppress(OSError):  # the core has gone: its end is noticed next
-                send_worker(to_core, slot.index, self._generation, of_core)
+        """Start a worker, and hand the core its end of their socket pair. If that fails, it is tried again later."""
+        slot.process, slot.began = 0, time.monotonic()
+        try:
+            of_worker, of_core = socket.socketpair()
+            with closing(of_worker), closing(of_core):
+                slot.process = self._fork(lambda: self.run_worker(slot.index, of_worker), to_core, of_core)
+                with suppress(OSError):  # the core has gone: its end is noticed next
+                    send_worker(to_core, slot.index, self._generation, of_core)
+        except OSError as error:  # out of descriptors, processes or memory: the other workers serve meanwhile
+            self._log.error(
+                "cannot start a TLS worker: raise the limit of descriptors or processes; trying again",
+                worker=slot.index,
+                reason=error.strerror,
+                seconds=slot.pause_after_end(),
+            )
 
-    def _obey(self, order: Order | None, to_core: socket.socket) -> None:
+    def _obey(self, order: Order, number: int, to_core: socket.socket) -> None:
         if order is Order.PREPARE:
-            self._prepare_workers(to_core)
+            self._prepare_workers(number, to_core)
         elif order is Order.USE:
             self._replace_workers(to_core)
+        elif order is Order.FORGET:
+            self.generations.forget()
         elif order is Order.DRAIN:
             self._is_ending = True
+            to_core.shutdown(socket.SHUT_WR)  # so that the core knows that no worker is on its way
 
-    def _prepare_workers(self, to_core: socket.socket) -> None:
+    def _prepare_workers(self, number: int, to_core: socket.socket) -> None:
         mistakes: Sequence[str] = ()
-        opened: Mapping[str, socket.socket] = {}
+        following = NextSockets({}, {})
         try:
-            opened = self.generations.prepare()
+            following = self.generations.prepare()
         except ConfigError as error:
             mistakes = error.mistakes
         except Exception as error:  # noqa: BLE001 - a fault here must not end the gateway
             self._log.error("internal error: TLS workers not replaced; report this bug", exc_info=error)
             mistakes = ["internal error: the log says more"]
         with suppress(OSError):  # the core has gone, as above
-            send_prepared(to_core, mistakes, opened)
+            send_prepared(to_core, number, mistakes, following.binds, following.opened)
 
     def _replace_workers(self, to_core: socket.socket) -> None:
         """Start a new worker for each worker. The core retires the previous ones, which end after their last client."""
@@ -158,22 +181,20 @@ class Supervisor:
             self._start(slot, to_core)
 
     def _note_death(self, process: int, status: int) -> None:
+        slot = next((slot for slot in self._slots if slot.process == process), None)
+        if slot is not None:
+            slot.process = 0
+            pause = slot.pause_after_end()
+        if slot is not None and not self._is_ending:
+            self._log.error(
+                "TLS worker ended; its clients are disconnected, and another one is started",
+                worker=slot.index,
+                status=status,
+                seconds=pause,
+            )
+        elif status and (slot is not None or process in self._leaving):
+            self._log.error("TLS worker ended before its last client; its clients are disconnected", status=status)
         self._leaving.discard(process)
-        for slot in self._slots:
-            if slot.process == process:
-                now = time.monotonic()
-                if now - slot.began > _STABLE:
-                    slot.pause = _FIRST_PAUSE
-                pause = slot.pause
-                slot.process, slot.due = 0, now + pause
-                slot.pause = min(pause * 2, _LONGEST_PAUSE)
-                if not self._is_ending:
-                    self._log.error(
-                        "TLS worker ended; its clients are disconnected, and another one is started",
-                        worker=slot.index,
-                        status=status,
-                        seconds=pause,
-                    )
 
     def _fork(self, run: Callable[[], int], *others: socket.socket) -> int:
         """Run a function in a process of its own, in which ``others`` are closed; return its process number.
@@ -182,9 +203,13 @@ class Supervisor:
         """
         sys.stdout.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
-        process = os.fork()
+        process = -1
+        try:
+            process = os.fork()
+        finally:
+            if process:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         if process:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
             return process
         status = FAILED
         try:
@@ -193,10 +218,14 @@ class Supervisor:
                 sock.close()
             status = run()
         except BaseException:  # noqa: BLE001 - nothing may return into the supervisor's stack
-            traceback.print_exc()
+            with suppress(OSError):
+                traceback.print_exc()
         finally:
-            sys.stderr.flush()
-            os._exit(status)
+            try:
+                with suppress(OSError):  # the disk is full
+                    sys.stderr.flush()
+            finally:
+                os._exit(status)
 
     def _pass_on(self, number: int) -> None:
         """Pass a signal to the core, which drains, reloads, or ignores it; SIGINT becomes a SIGTERM.

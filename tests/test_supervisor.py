@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 
 _PROGRAM = """
-import gc, json, os, select, signal, socket, sys, time
+import gc, json, os, resource, select, signal, socket, sys, time
 from pathlib import Path
 from typing import Any
 from gateway.errors import ConfigError
 from gateway.front.supervision import Order, receive_news, send_order
+from gateway.listening import NextSockets
 from gateway.supervisor import Supervisor, unblock_signals
 
 events = Path(sys.argv[1])
@@ -47,14 +49,16 @@ def core(supervisor):
             if behaviour == "lame duck":
                 return 0
             if behaviour.startswith("renew"):
-                send_order(supervisor, Order.PREPARE)
+                send_order(supervisor, Order.PREPARE, 7)
         if select.select([supervisor], [], [], 0.02)[0]:
             news = receive_news(supervisor)
             if news is None:
                 return 3
             if news.worker is None:
-                note(event="prepared", mistakes=news.mistakes, opened=[*news.sockets])
-                if not news.mistakes:
+                note(event="prepared", mistakes=news.mistakes, opened=[*news.sockets], number=news.number)
+                if behaviour == "renew and forget":
+                    send_order(supervisor, Order.FORGET)
+                elif not news.mistakes:
                     send_order(supervisor, Order.USE)
                 continue
             index = news.worker
@@ -74,15 +78,27 @@ def worker(index, link):
     note(event="worker ends", worker=index)
     return 0
 
+def fork_fails_once():
+    if not next(forks_left, True):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
 class Generations:
     def prepare(self):
         note(event="prepare")
         if behaviour == "renew fails":
             raise ConfigError(["a mistake"])
-        return {"kmip": socket.create_server(("127.0.0.1", 0))}
+        return NextSockets({}, {"kmip": socket.create_server(("127.0.0.1", 0))})
+
+    def forget(self):
+        note(event="forget")
 
     def use(self):
         note(event="use")
+
+if behaviour == "no processes":
+    fork, forks_left = os.fork, iter([True, True, True, False])  # the core, two workers, and one that is started again
+    os.fork = fork_fails_once
 
 sys.exit(Supervisor(core, worker, workers, Generations()).run())
 """
@@ -91,10 +107,10 @@ sys.exit(Supervisor(core, worker, workers, Generations()).run())
 class Program:
     """A supervisor of two workers in a process of its own, and what its processes have noted."""
 
-    def __init__(self, directory: Path, behaviour: str = "", workers: int = 2) -> None:
+    def __init__(self, directory: Path, behaviour: str = "", workers: int = 2, stderr: int | None = None) -> None:
         self._events = directory / "events.jsonl"
         command = [sys.executable, "-c", textwrap.dedent(_PROGRAM), str(self._events), str(workers), behaviour]
-        self.process = subprocess.Popen(command)
+        self.process = subprocess.Popen(command, stderr=stderr)
 
     def events(self, event: str) -> list[dict[str, Any]]:
         if not self._events.exists():
@@ -148,6 +164,28 @@ def test_a_worker_that_dies_is_started_again_and_the_core_stays(tmp_path: Path) 
     assert program.end() == 0
 
 
+def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    (first, _) = program.wait_for("worker", 2)
+    program.wait_for("link", 2)
+    before = resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE, (4, 4096))
+    os.kill(first["process"], signal.SIGKILL)
+    time.sleep(0.5)
+    assert program.process.poll() is None
+    resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE, (min(before[0], 4096), 4096))
+    assert program.wait_for("link", 3)[-1]["worker"] == first["worker"]
+    assert program.end() == 0
+
+
+def test_a_worker_for_which_there_is_no_process_is_tried_again(tmp_path: Path) -> None:
+    program = Program(tmp_path, "no processes")
+    (first, _) = program.wait_for("worker", 2)
+    program.wait_for("link", 2)
+    os.kill(first["process"], signal.SIGKILL)
+    assert program.wait_for("link", 3)[-1]["worker"] == first["worker"]
+    assert program.end() == 0  # by a signal: none is blocked
+
+
 def test_the_pause_before_a_worker_grows_while_it_keeps_dying(tmp_path: Path) -> None:
     program = Program(tmp_path, workers=1)
     for count in (1, 2, 3):
@@ -180,13 +218,23 @@ def test_new_workers_are_started_when_the_core_asks(tmp_path: Path) -> None:
     program.process.send_signal(signal.SIGHUP)
     links = program.wait_for("link", 4)
     assert sorted((link["worker"], link["generation"]) for link in links) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert program.events("prepared")[0]["opened"] == ["kmip"]
+    prepared = program.events("prepared")[0]
+    assert (prepared["opened"], prepared["number"]) == (["kmip"], 7)
     program.wait_for("worker ends", 2)  # this core drops its sockets to the old ones when the new ones come
     time.sleep(0.6)
     assert len(program.events("worker")) == 4  # no other one is started for them
     assert not any(is_running(worker["process"]) for worker in old)
     assert program.end() == 0
     assert not any(is_running(worker["process"]) for worker in program.events("worker"))
+
+
+def test_what_was_prepared_is_forgotten_when_the_core_asks(tmp_path: Path) -> None:
+    program = Program(tmp_path, "renew and forget")
+    program.wait_for("link", 2)
+    program.process.send_signal(signal.SIGHUP)
+    program.wait_for("forget", 1)
+    assert program.events("use") == []
+    assert program.end() == 0
 
 
 def test_workers_stay_if_others_cannot_be_prepared(tmp_path: Path) -> None:

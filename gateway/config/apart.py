@@ -6,6 +6,7 @@ A supervisor and its TLS workers, which are forked from it, would otherwise hold
 import os
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def load_apart(path: Path) -> Config:
     read them again at a reload.
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for file in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # the disk is full
+            file.flush()
     process = os.fork()
     if not process:
         try:

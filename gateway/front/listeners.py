@@ -89,9 +89,10 @@ class Listeners:
 
         ``contexts`` has the TLS contexts that are new, ``changed`` the listeners of which settings have changed.
         """
-        following, self._next = self._next, None
-        if following is None or self._draining.is_set():
+        if self._next is None or self._draining.is_set():
+            self.forget()
             return
+        following, self._next = self._next, None
         before = self._listeners
         self._listeners = {name: listener for name, listener in before.items() if name in following.binds}
         replaced = self._sockets.use(following)

@@ -37,6 +37,7 @@ _MOST_GENERATIONS: Final = 4  # of replaced workers; the next reload that needs 
 _LOOK_EVERY: Final = 0.1  # s between two looks at whether one of these has ended
 _LET_GO_AGAIN: Final = 1.0  # s
 _ANSWER_WITHIN: Final = 30.0  # s for the supervisor to read the file
+_LAST_NEWS_WITHIN: Final = 5.0  # s for workers that are on their way when a drain begins: they must drain, too
 
 
 def report(metrics: Metrics) -> bytes:
@@ -127,8 +128,10 @@ class TlsWorkers:
         self._log = log
         self._workers: list[_Worker] = []
         self._generation = 0
-        self._answer: News | None = None  # to PREPARE
+        self._answer: News | None = None  # to the last PREPARE
         self._answered = trio.Event()
+        self._asked = 0  # PREPARE orders so far
+        self._awaited = 0  # number of the order of which the answer is awaited; 0 if none is
         self._next: NextSockets | None = None
         self._log_level = ""  # if it was changed
         self._is_accepting = True
@@ -158,12 +161,17 @@ class TlsWorkers:
             await trio.lowlevel.wait_readable(self._supervisor)
             news = receive_news(self._supervisor)
             if news is None:
-                self._log.error("draining: the supervisor has ended")
-                self._drain_core()
+                if not self._draining:
+                    self._log.error("draining: the supervisor has ended")
+                    self._drain_core()
                 return
-            if news.worker is None:
+            if news.worker is None and news.number == self._awaited:
                 self._answer = news
                 self._answered.set()
+            elif news.worker is None:  # too late: the reload has failed
+                news.close()
+            elif news.lost:  # the worker ends, and another one is started
+                self._log.error("cannot serve a TLS worker: out of file descriptors; raise the limit of the process")
             else:
                 nursery.start_soon(self._serve, news.sockets[""], news.worker, news.generation)
 
@@ -206,27 +214,44 @@ class TlsWorkers:
             await trio.sleep(_LOOK_EVERY)
         if self._draining:
             raise ConfigError([DRAINING])
-        self._answered, self._answer = trio.Event(), None
-        with suppress(OSError):  # the supervisor has ended, which is noticed next
-            send_order(self._supervisor, Order.PREPARE)
-        with trio.move_on_after(_ANSWER_WITHIN):
-            await self._answered.wait()
-        if self._answer is None:
-            raise ConfigError(["the supervisor does not answer"])
+        answer = await self._ask_supervisor()
         binds = {listener.name: listener.bind for listener in listeners}
-        self._next = NextSockets(binds, self._answer.sockets)
-        mistakes = [*self._answer.mistakes]
-        if not mistakes and any(name not in self._next.opened and name not in self._sockets for name in binds):
+        mistakes = [*answer.mistakes]
+        if answer.lost:
+            mistakes = ["the gateway is out of file descriptors; raise the limit of the process"]
+        elif not mistakes and answer.binds != {name: str(bind) for name, bind in binds.items()}:
             mistakes = ["the configuration file has changed while it was read; reload again"]
+        self._next = NextSockets(binds, answer.sockets)
         if mistakes:
             self.forget()
             raise ConfigError(mistakes)
 
+    async def _ask_supervisor(self) -> News:
+        """Return the supervisor's answer to PREPARE. Raises ConfigError if none comes in time."""
+        self._asked += 1
+        self._awaited = self._asked
+        self._answered, self._answer = trio.Event(), None
+        self._order(Order.PREPARE, self._asked)
+        try:
+            with trio.move_on_after(_ANSWER_WITHIN):
+                await self._answered.wait()
+        finally:
+            self._awaited = 0
+        if self._answer is None:
+            self._order(Order.FORGET)  # it may answer later
+            raise ConfigError([DRAINING if self._draining else "the supervisor does not answer"])
+        return self._answer
+
+    def _order(self, order: Order, number: int = 0) -> None:
+        with suppress(OSError):  # the supervisor has ended, which is noticed next
+            send_order(self._supervisor, order, number)
+
     def forget(self) -> None:
-        """Close what was prepared and is not used."""
+        """Close what was prepared and is not used, here and in the supervisor: a port must not listen for nobody."""
         if self._next is not None:
             self._next.close()
             self._next = None
+            self._order(Order.FORGET)
 
     def use(self, _listeners: object = None, _contexts: object = None, _changed: object = None) -> None:
         """Have the supervisor start the workers that were prepared.
@@ -235,9 +260,10 @@ class TlsWorkers:
         and ends after the last one. If there are workers of more than two earlier generations, the oldest let go of
         their clients at once.
         """
-        following, self._next = self._next, None
-        if following is None or self._draining:
+        if self._next is None or self._draining:
+            self.forget()
             return
+        following, self._next = self._next, None
         before = set(self._sockets)
         replaced = self._sockets.use(following)
         for sock in replaced:
@@ -256,8 +282,7 @@ class TlsWorkers:
         for worker in self._workers:
             if worker.generation in earliest:
                 worker.dismissed.set()
-        with suppress(OSError):  # as above
-            send_order(self._supervisor, Order.USE)
+        self._order(Order.USE)
 
     def _replaced(self) -> list[int]:
         """Return the generations of workers that were replaced and have not ended, the earliest first."""
@@ -325,10 +350,10 @@ class TlsWorkers:
         """Take no new clients; each worker ends when its last client has ended."""
         self._stop_accepting([name for name in self._sockets if name not in self._sockets.inherited])
         self._draining = True
-        with suppress(OSError):  # the supervisor has ended
-            send_order(self._supervisor, Order.DRAIN)
+        self._order(Order.DRAIN)
         self._send_to_all(Kind.DRAIN)
-        self._taking.cancel()
+        self._taking.deadline = trio.current_time() + _LAST_NEWS_WITHIN
+        self._answered.set()
 
     def set_log_level(self, level: str) -> None:
         """Change the log level of all workers, also of those that start later."""

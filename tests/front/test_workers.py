@@ -1,7 +1,8 @@
 """The TLS workers of a core: counts that never go backwards, and listening sockets that all processes share."""
 
+import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import log
 from gateway.config import Address, DeadlinesConfig, ListenerConfig
 from gateway.errors import ConfigError
+from gateway.front import workers as front_workers
 from gateway.front.channel import Kind, Message
 from gateway.front.pipe import Pipe
 from gateway.front.supervision import Order, receive_order, send_prepared, send_worker, socket_pair
@@ -125,10 +127,24 @@ async def renew(supervised: Supervised) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervised.workers.prepare, [KMIP])
         await trio.lowlevel.wait_readable(supervised.supervisor)
-        assert receive_order(supervised.supervisor) is Order.PREPARE
-        send_prepared(supervised.supervisor, [], {})
+        answer(supervised)
     supervised.workers.use()
-    assert receive_order(supervised.supervisor) is Order.USE
+    assert receive_order(supervised.supervisor) == (Order.USE, 0)
+
+
+def answer(
+    supervised: Supervised,
+    mistakes: Sequence[str] = (),
+    listeners: Sequence[ListenerConfig] = (KMIP,),
+    opened: Mapping[str, socket.socket] | None = None,
+) -> None:
+    """Answer PREPARE as the supervisor does."""
+    received = receive_order(supervised.supervisor)
+    assert received is not None
+    order, number = received
+    assert order is Order.PREPARE
+    binds = {listener.name: listener.bind for listener in listeners}
+    send_prepared(supervised.supervisor, number, mistakes, binds, opened or {})
 
 
 async def test_each_worker_retires_when_its_successor_has_come(supervised: Supervised, nursery: trio.Nursery) -> None:
@@ -158,19 +174,88 @@ async def test_a_worker_started_just_before_a_reload_retires_too(supervised: Sup
 
 
 async def test_mistakes_of_the_supervisor_are_those_of_the_reload(supervised: Supervised) -> None:
-    async def answer() -> None:
+    async def answer_soon() -> None:
         await wait_all_tasks_blocked()
-        receive_order(supervised.supervisor)
-        send_prepared(supervised.supervisor, ["a mistake"], {})
+        answer(supervised, ["a mistake"])
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(answer)
+        nursery.start_soon(answer_soon)
         with pytest.raises(ConfigError) as caught:
             await supervised.workers.prepare([KMIP])
     assert caught.value.mistakes == ["a mistake"]
+    assert receive_order(supervised.supervisor) == (Order.FORGET, 0)
     supervised.workers.use()  # uses nothing
     with pytest.raises(BlockingIOError):
         supervised.supervisor.recv(100, socket.MSG_DONTWAIT)
+
+
+async def test_a_file_that_changes_while_it_is_read_opens_no_listener(supervised: Supervised) -> None:
+    """The core has read one listener, and the supervisor two: nobody would serve the second one's clients."""
+    second = ListenerConfig.model_construct(name="second", bind=Address("127.0.0.1", 0))
+    with listen("second", second.bind) as sock:
+        address = sock.getsockname()
+
+        async def answer_soon() -> None:
+            await wait_all_tasks_blocked()
+            answer(supervised, [], [KMIP, second], {"second": sock})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_soon)
+            with pytest.raises(ConfigError, match="has changed while it was read"):
+                await supervised.workers.prepare([KMIP])
+        assert receive_order(supervised.supervisor) == (Order.FORGET, 0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+async def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_workers, "_ANSWER_WITHIN", 0.05)
+    second = ListenerConfig.model_construct(name="second", bind=Address("127.0.0.1", 0))
+    with listen("second", second.bind) as sock:
+        address = sock.getsockname()
+        with pytest.raises(ConfigError, match="the supervisor does not answer"):
+            await supervised.workers.prepare([KMIP, second])
+        answer(supervised, [], [KMIP, second], {"second": sock})
+    assert receive_order(supervised.supervisor) == (Order.FORGET, 0)
+    await wait_all_tasks_blocked()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    monkeypatch.setattr(front_workers, "_ANSWER_WITHIN", 30.0)
+    await renew(supervised)
+
+
+async def test_a_core_without_descriptors_goes_on_and_another_worker_comes(
+    supervised: Supervised, nursery: trio.Nursery
+) -> None:
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lost = supervised.start(nursery)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+    try:
+        await wait_all_tasks_blocked()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    assert len(supervised.workers) == 0
+    assert lost.is_closed  # so that the worker ends
+    pipe = supervised.start(nursery)
+    await wait_all_tasks_blocked()
+    assert len(supervised.workers) == 1
+    pipe.close()
+
+
+async def test_a_worker_on_its_way_when_the_drain_begins_drains_too(
+    supervised: Supervised, nursery: trio.Nursery
+) -> None:
+    await wait_all_tasks_blocked()
+    pipe = supervised.start(nursery)
+    supervised.workers.drain()
+    supervised.supervisor.shutdown(socket.SHUT_WR)
+    await wait_all_tasks_blocked()
+    assert supervised.heard[0][-1].kind == Kind.DRAIN
+    pipe.close()
+    await wait_all_tasks_blocked()
+    assert supervised.drains == 0
 
 
 async def test_earlier_generations_let_go_of_their_clients_and_a_fifth_waits(
@@ -197,13 +282,12 @@ async def test_a_listener_that_is_added_gets_its_socket_and_a_removed_one_refuse
     with listen("second", second.bind) as sock:
         address = sock.getsockname()
 
-        async def answer() -> None:
+        async def answer_soon() -> None:
             await wait_all_tasks_blocked()
-            receive_order(supervised.supervisor)
-            send_prepared(supervised.supervisor, [], {"second": sock})
+            answer(supervised, [], [second], {"second": sock})
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer)
+            nursery.start_soon(answer_soon)
             await supervised.workers.prepare([second])
     before = supervised.listening.getsockname()
     supervised.workers.use()
