@@ -19,7 +19,7 @@ from gateway.confinement import change_user, confine_core, confine_worker, find_
 from gateway.core import Core, HandedOver, open_sockets
 from gateway.errors import AuditError, ConfigError
 from gateway.listening import ListeningSockets, NextSockets
-from gateway.supervisor import Supervisor, unblock_signals
+from gateway.supervisor import DRAIN_CORE, Supervisor, unblock_signals
 from gateway.systemd import Notifier, inherited_sockets
 from gateway.tls_worker import TlsWorker
 from gateway.wiring import make_mark_key, server_context
@@ -170,10 +170,11 @@ def _supervise(
     generations = _Generations(config, opened.sockets, path)
 
     def run_core(supervisor: socket.socket) -> int:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor sends SIGTERM
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)  # they may reach all processes: the supervisor sends DRAIN_CORE
         _confine_core(config)
         core = Core(config, opened._replace(supervisor=supervisor), path, notifier=notifier)
-        return _run_core(core, show_mistakes, [signal.SIGTERM])
+        return _run_core(core, show_mistakes, [DRAIN_CORE])
 
     def run_worker(index: int, core: socket.socket) -> int:
         opened.admin.close()

@@ -36,6 +36,10 @@ _LONGEST_PAUSE: Final = 10.0
 _STABLE: Final = 30.0  # s that a worker must have lived, for the pause to be the first one again
 _LAST_WAIT: Final = 5.0  # s for the workers to end after the core, before they are killed
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+#: The signal that drains the core. Others send SIGTERM and SIGINT to whole groups of processes (Ctrl-C, ``timeout``,
+#: systemd's KillMode=control-group): a core that obeyed these would count a first signal twice, and end the waiting.
+DRAIN_CORE: Final = signal.SIGRTMIN
+_BLOCKED: Final = (*_PASSED_ON, DRAIN_CORE)
 
 #: Runs the core, given its end of the socket pair to the supervisor; returns its exit status.
 RunCore = Callable[[socket.socket], int]
@@ -202,13 +206,13 @@ class Supervisor:
         Signals are blocked in the new process, so that none is lost: it calls ``unblock_signals`` once it handles them.
         """
         sys.stdout.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         process = -1
         try:
             process = os.fork()
         finally:
             if process:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         if process:
             return process
         status = FAILED
@@ -228,13 +232,10 @@ class Supervisor:
                 os._exit(status)
 
     def _pass_on(self, number: int) -> None:
-        """Pass a signal to the core, which drains, reloads, or ignores it; SIGINT becomes a SIGTERM.
-
-        Ctrl-C in a terminal reaches all processes, so that the core, which would count it twice, ignores SIGINT.
-        """
+        """Pass a signal to the core, which drains, reloads, or ignores it; SIGTERM and SIGINT become DRAIN_CORE."""
         if number in {signal.SIGTERM, signal.SIGINT}:
             self._has_to_end = True
-            number = signal.SIGTERM
+            number = DRAIN_CORE
         if self._core:
             with suppress(ProcessLookupError):
                 os.kill(self._core, number)
@@ -270,7 +271,7 @@ def _freeze_memory() -> None:
 
 def unblock_signals() -> None:
     """Receive the signals that the supervisor passes on, also those that came while they were blocked."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
 def _ended() -> Iterator[tuple[int, int]]:
@@ -283,7 +284,8 @@ def _ended() -> Iterator[tuple[int, int]]:
         if not process:
             return
         code = os.waitstatus_to_exitcode(status)
-        yield process, code if code >= 0 else 128 - code
+        number = signal.SIGTERM if code == -DRAIN_CORE else -code  # a third signal has ended the core
+        yield process, code if code >= 0 else 128 + number
 
 
 def _wait(wakeup: socket.socket, until: float | None, other: socket.socket | None = None) -> bool:

@@ -191,6 +191,9 @@ async def test_a_reconnect_replaces_the_sessions(config: Config, path: Path) -> 
     [
         ("drain", {"backend": "kms-9"}, "no backend is named 'kms-9'; there are kms-1, kms-2"),
         ("enable", {}, "no backend is named None"),
+        ("drain", {"backend": ["kms-1"]}, r"no backend is named \['kms-1'\]"),
+        ("drain", {"backend": {"kms-1": 1}}, "no backend is named {'kms-1': 1}"),
+        ("log", {"level": {}}, "no log level is named {}"),
         ("weight", {"backend": "kms-1", "weight": 0}, "0 is no weight"),
         ("weight", {"backend": "kms-1", "weight": True}, "True is no weight"),
         ("weight", {"backend": "kms-1"}, "None is no weight"),

@@ -20,7 +20,7 @@ from typing import Any
 from gateway.errors import ConfigError
 from gateway.front.supervision import Order, receive_news, send_order
 from gateway.listening import NextSockets
-from gateway.supervisor import Supervisor, unblock_signals
+from gateway.supervisor import DRAIN_CORE, Supervisor, unblock_signals
 
 events = Path(sys.argv[1])
 workers = int(sys.argv[2])
@@ -32,7 +32,7 @@ def note(**event):
 
 def core(supervisor):
     signals = []
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (DRAIN_CORE, signal.SIGHUP):
         signal.signal(number, lambda number, frame: signals.append(number))
     unblock_signals()
     note(event="core")
@@ -41,9 +41,9 @@ def core(supervisor):
         while signals:
             number = signals.pop(0)
             note(event="signal", number=int(number))
-            if number == signal.SIGTERM and behaviour == "lame duck":
+            if number == DRAIN_CORE and behaviour == "lame duck":
                 continue
-            if number == signal.SIGTERM:
+            if number == DRAIN_CORE:
                 send_order(supervisor, Order.DRAIN)
                 return 0
             if behaviour == "lame duck":

@@ -61,9 +61,9 @@ def control_socket(path: Path) -> Iterator[socket.socket]:
     try:
         yield sock
     finally:
-        sock.close()
         with suppress(OSError):
-            path.unlink()
+            path.unlink()  # first: once the socket has closed, the file may be that of the next gateway
+        sock.close()
 
 
 def _remove_stale(path: Path) -> None:
@@ -190,7 +190,7 @@ async def _read_request(stream: trio.SocketStream) -> tuple[str, Mapping[str, An
     try:
         request = json.loads(line)
         name, arguments = request["command"], request.get("arguments", {})
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ControlError('a request is one line of JSON: {"command": NAME, "arguments": {...}}') from None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ControlError("command is a string, and arguments is an object")

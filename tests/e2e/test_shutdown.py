@@ -1,5 +1,6 @@
 """The end of a gateway: by signals, with requests in flight; and the message of a gateway that can't start."""
 
+import os
 import random
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,23 @@ async def test_a_second_signal_ends_the_waiting_and_tells_the_client(
             assert await ended(gateway, COST / 2) == 0
         assert b"Traceback" not in gateway.log.read_bytes()
     assert drained(gateway) == {"requests_answered": 0, "requests_cut_off": 1, "connections_cut_off": 1}
+
+
+@each_signal
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_a_signal_to_all_processes_is_a_first_one(
+    certificates: Certificates, slow_key_managers: list[int], number: signal.Signals, workers: int
+) -> None:
+    """Ctrl-C, ``timeout``, and systemd's KillMode=control-group signal every process of the gateway."""
+    context = client_context(*certificates.client("alice"), certificates.path("gateway_ca.pem"))
+    varied = replace(settings(slow_key_managers), tls_workers=workers)
+    with running_gateway(certificates, varied, patch="import os; os.setpgid(0, 0)") as gateway:
+        async with connect(gateway.address, context) as busy:
+            await busy.stream.send_all(create_key())
+            await is_in_flight(gateway)
+            os.killpg(gateway.process.pid, number)
+            assert (await busy.read_response()).items[0].status == ResultStatus.SUCCESS
+        assert await ended(gateway, DRAIN / 2) == 0
 
 
 async def test_a_lame_duck_fails_readyz_first_and_serves_new_clients(
