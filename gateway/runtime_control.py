@@ -112,10 +112,10 @@ class RuntimeControl:
 
     def _named(self, arguments: Arguments) -> tuple[str, list[Backend]]:
         """Return the name in a request and its backends: one, or all of a table. Raises ControlError."""
-        name = arguments.get("backend")
-        found = [backend for backend in self._upstream.fleet.backends if name in (backend.name, table_of(backend.name))]
-        if not found:
-            known = ", ".join(backend.name for backend in self._upstream.fleet.backends)
+        name, backends = arguments.get("backend"), self._upstream.fleet.backends
+        found = [backend for backend in backends if name in (backend.name, table_of(backend.name))]
+        if not isinstance(name, str) or not found:
+            known = ", ".join(backend.name for backend in backends)
             raise ControlError(f"no backend is named {name!r}; there are {known}")
         return name, found
 
