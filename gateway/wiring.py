@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import trio
 from cryptography import x509
@@ -106,6 +107,7 @@ class Upstream:
         self._weights = _weights(config)  # as configured, by the name of the backend
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
         self._trusts: dict[str, Trust | None] = {}  # by backend; None for a backend without CRLs
+        self._observers: WeakKeyDictionary[Backend, dict[str, PoolObserver]] = WeakKeyDictionary()
         self.passwords: dict[str, Password] = {}  # by identity
         self._cas: dict[str, IssuingCa] = {}  # by identity
         self.minted = MintedCredentials(
@@ -392,12 +394,23 @@ class Upstream:
             slots=backend.slots,
             opener=self._build_opener(settings, identity, backend, credential or identity.name),
             spawn=self._spawn,
-            observer=PoolObserver(backend.name, identity.name, self._metrics, self._log),
+            observer=self._observer(backend, identity),
             idle_limit=backend.idle_limit,
             validation_request=self._validation_request(settings, identity),
             endpoint=backend.endpoint,
             keeps_warm=credential is None,
         )
+
+    def _observer(self, backend: Backend, identity: IdentityConfig) -> PoolObserver:
+        """Return an observer of its own for each pool; the pools of clients with minted credentials share one."""
+        if identity.credential != "minted":
+            return PoolObserver(backend.name, identity.name, self._metrics, self._log)
+        observers = self._observers.setdefault(backend, {})
+        if identity.name not in observers:
+            observers[identity.name] = PoolObserver(
+                backend.name, identity.name, self._metrics, self._log, is_of_many=True
+            )
+        return observers[identity.name]
 
     def _build_opener(
         self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str

@@ -21,9 +21,14 @@ _FAULTS: Final = {
 
 
 class PoolObserver:
-    """The Observer of a pool. Children of labelled metrics are looked up once, here."""
+    """The Observer of a pool. Children of labelled metrics are looked up once, here.
 
-    def __init__(self, backend: str, credential: str, metrics: Metrics, log: Log) -> None:
+    With ``is_of_many``, it is the Observer of the pools of all clients of an identity whose credentials are minted:
+    then each reason of a failure is logged once a minute, whichever client's session fails, and no recovery is logged.
+    """
+
+    def __init__(self, backend: str, credential: str, metrics: Metrics, log: Log, *, is_of_many: bool = False) -> None:
+        self._is_of_many = is_of_many
         self._backend = backend
         self._credential = credential
         self._metrics = metrics
@@ -46,6 +51,11 @@ class PoolObserver:
     def session_open_failed(self, error: BackendError) -> None:
         """Count a failed attempt; log the first in a row, each new reason, and once a minute."""
         self._metrics.session_open_failures.labels(self._backend, error.reason).inc()
+        if self._is_of_many:
+            self._fault_throttle.warn(
+                self._log, error.reason, "can't open a session", reason=error.reason, detail=error.args[0]
+            )
+            return
         now = trio.current_time()
         if error.reason != self._failing or now - self._logged_at >= _REPEAT:
             self._failing = error.reason

@@ -16,13 +16,13 @@ from tests.kit.fake_backends import in_virtual_time
 class Observed:
     """A PoolObserver with its log lines and its metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_of_many: bool = False) -> None:
         self.metrics = Metrics("test")
         self._captured = LogCapture()
         logger = structlog.wrap_logger(
             None, processors=[self._captured], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        self.observer = PoolObserver("atlanta", "red", self.metrics, logger)
+        self.observer = PoolObserver("atlanta", "red", self.metrics, logger, is_of_many=is_of_many)
 
     @property
     def logged(self) -> list[str]:
@@ -136,3 +136,15 @@ async def test_a_warning_names_the_setting_to_change() -> None:
         "key manager allows fewer sessions than max_sessions: lower backends.max_sessions",
     ]
     assert it.counted("backend_ejections_total") == {"red": 1, "all": 1}
+
+
+async def test_failures_of_many_clients_are_logged_once_for_each_reason() -> None:
+    it = Observed(is_of_many=True)
+
+    for _ in range(100):
+        it.observer.session_open_failed(failure("credential"))
+        it.observer.session_opened(0.1)
+        it.observer.session_open_failed(failure("connect"))
+
+    assert it.logged == ["can't open a session credential", "can't open a session connect"]
+    assert it.counted("session_open_failures_total") == {"credential": 100, "connect": 100}
