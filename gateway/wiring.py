@@ -239,8 +239,7 @@ class Upstream:
         self._contexts.update(credentials.contexts)
         self._own.update(credentials.own)
         self._trusts.update(credentials.trusts)
-        self.passwords.clear()
-        self.passwords.update(credentials.passwords)
+        self.passwords.update(credentials.passwords)  # those of removed identities stay for their last requests
         self._cas.update(credentials.cas)
 
     def trusts(self) -> Iterator[TrustInUse]:
@@ -266,10 +265,16 @@ class Upstream:
         self._forget_pools(name)
         self._own.pop(name, None)
         self._cas.pop(name, None)
+        self.passwords.pop(name, None)
         self._contexts = {key: context for key, context in self._contexts.items() if key[1] != name}
 
     def change_kind(self, identity: IdentityConfig) -> None:
-        """Forget the pools of an identity's previous kind of credential, once no request uses them any more."""
+        """Forget the pools of an identity's previous kind of credential, once no request uses them any more.
+
+        A password of the previous kind is not put into requests any more.
+        """
+        if identity.credential != "password":
+            self.passwords.pop(identity.name, None)
         if identity.credential == "minted":
             self._spawn(partial(self._forget_fixed, identity.name))
         else:

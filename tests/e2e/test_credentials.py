@@ -425,3 +425,22 @@ def test_a_client_that_the_ca_does_not_permit_is_refused_with_a_line(minted: Sit
     assert answer.items[0].reason == ResultReason.AUTHENTICATION_NOT_SUCCESSFUL
     assert b"CN=Constrained CA does not permit the names of the client's certificate" in minted.written()
     assert minted.seen() == []
+
+
+def test_a_password_goes_with_its_kind_of_credential(passwords: Site) -> None:
+    settings = 'username = "user-of-first"\npassword_file = "password"\nclient_credential = "replace"\n'
+    kind = 'match = { subject_cn = "first" }\ncredential = "password"\n'
+    with passwords.loaded("first", "second"):
+        wait_until(lambda: len(passwords.seen()) > 20, "requests")
+        path = passwords.certificates.path(f"gateway-{passwords.gateway.port}.toml")
+        path.write_text(path.read_text().replace(settings, "", 1))
+        passwords.change(kind, kind.replace("password", "fixed"))
+        time.sleep(0.2)
+        count = len(passwords.seen())
+        time.sleep(0.2)
+    later = passwords.seen()[count:]
+    of_first = {it.authentication for it in later if it.identifiers[0].startswith(b"first")}
+    of_second = {it.authentication for it in later if it.identifiers[0].startswith(b"second")}
+    assert of_first == {None}
+    assert len(of_second) == 1
+    assert None not in of_second
