@@ -158,7 +158,7 @@ async def test_clients_use_sessions_of_their_own_and_keep_them(nursery: trio.Nur
             clients.start_soon(site.dispatcher.dispatch, ask(f"{who.credential}-{number}"), who)
     assert len(site.executed) == 40
     assert all(key.startswith(credential) for credential, key in site.executed)
-    assert sum(len(key_manager.connections) for key_manager in site.key_managers) <= 8
+    assert sum(len(key_manager.open_connections) for key_manager in site.key_managers) <= 8
 
 
 @in_virtual_time
