@@ -110,7 +110,7 @@ class Core:
         self._notifier = notifier or Notifier({})
         self._log = log.get("core")
         self.metrics = Metrics(version("kmip-gateway"))
-        self._drain = Drain(config.deadlines, self.metrics, log.get("core"))
+        self._drain = Drain(self._config.deadlines, self.metrics, log.get("core"))
         self._trail: Trail | None = None  # while the core runs, if there is an audit trail
 
     def drain(self) -> None:

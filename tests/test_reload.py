@@ -1,5 +1,7 @@
 """Reload: the difference between two configurations, and what a running core does with it."""
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from kmip_lab.tools.requests import create_key, get_key
 
 from gateway import tls
 from gateway.config import Config, load
+from gateway.config.model import LISTS, SECTIONS
 from gateway.core import Core, ListenAddresses
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
@@ -253,6 +256,35 @@ async def test_a_bad_file_leaves_the_old_configuration(it: Running) -> None:
     assert it.total("kmip_gateway_config_reloads_total", result="failure") == 1
     async with it.client() as client:
         assert succeeded(await client.ask(create_key()))
+
+
+async def test_a_changed_lame_duck_and_drain_hold_for_the_next_drain(it: Running) -> None:
+    it.edit(adding("[deadlines]\nlame_duck = 60\ndrain = 20\n"))
+    assert set((await it.core.reload()).changed) == {"deadlines.lame_duck", "deadlines.drain"}
+    it.core.drain()
+    await it.until(lambda: it.total("kmip_gateway_draining") == 1)
+    async with it.client() as client:
+        assert succeeded(await client.ask(create_key()))
+    it.core.end_waiting()
+
+
+async def test_no_object_of_a_core_holds_a_table_that_reloads_do_not_change(
+    key_managers: tuple[Certificates, list[KeyManager]], nursery: trio.Nursery
+) -> None:
+    certificates, made = key_managers
+    path = write_config(certificates, GatewaySettings([made[0].port], [ALICE]), free_port(), free_port())
+    text = path.read_text()
+    headings = [f"[{section}]\n" for section in SECTIONS if section not in LISTS and f"[{section}]" not in text]
+    path.write_text(text + "".join(headings))  # a table that the file leaves out is one object for all configurations
+    config: Config = load(path)
+    tables = {section: weakref.ref(getattr(config, section)) for section in SECTIONS.keys() - LISTS}
+    tables |= {f"{section} 1": weakref.ref(getattr(config, section)[0]) for section in LISTS}
+    core = Core(config, path=path)
+    await nursery.start(core.run)
+    del config
+    gc.collect()
+    assert [name for name, table in sorted(tables.items()) if table() is not None] == []
+    core.drain()
 
 
 async def test_backends_come_and_go_and_the_others_keep_their_sessions(it: Running) -> None:
