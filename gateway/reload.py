@@ -490,6 +490,8 @@ class Reloader:
             self._front.settings_changed(())
         if "log" in changes.tables:
             log.set_level(self._config.log.level)
+            if isinstance(self._entrance, TlsWorkers):
+                self._entrance.set_log_level(self._config.log.level)
 
     async def _change_identities(self, new: Config, changes: Changes, issuers: ClientIssuers) -> None:
         """Add pools, then identify all clients by the new rules."""

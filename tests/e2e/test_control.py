@@ -146,6 +146,12 @@ def test_the_log_level_changes_in_all_processes(gateway: Gateway, path: Path) ->
     command(path, "log", "info")
     time.sleep(0.2)
     assert knock() > before
+    config = gateway.certificates.path(f"gateway-{gateway.port}.toml")
+    config.write_text(config.read_text() + '[log]\nlevel = "error"\n')
+    assert command(path, "reload")["changed"] == ["log.level"]
+    time.sleep(0.2)
+    before = gateway.log.read_text().count("handshake failed")
+    assert knock() == before
 
 
 def test_the_configuration_is_shown_and_the_socket_goes_with_the_gateway(
