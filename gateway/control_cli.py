@@ -20,6 +20,7 @@ from gateway.config.model import LogConfig
 from gateway.errors import ControlError
 
 _REFUSED: Final = 1
+_INSTEAD: Final = "correct it, or give --socket PATH instead of --config"
 _LEVELS: Final = get_args(LogConfig.model_fields["level"].annotation)
 
 #: Returns the lines that stand for a result, for people.
@@ -73,14 +74,14 @@ def _socket_of(socket: Path | None, config: Path | None) -> Path:
     if socket is not None and config is None:
         return socket
     if socket is not None or config is None:
-        raise click.UsageError("give the control socket by --socket PATH, or the configuration by --config FILE")
+        raise click.UsageError("give either the control socket, --socket PATH, or the configuration, --config FILE")
     try:
         document = tomllib.loads(config.read_text())
         path = document["admin"]["socket"]
     except OSError as error:
-        raise click.UsageError(f"{config}: {error.strerror}") from None
+        raise click.UsageError(f"{config}: {error.strerror}; {_INSTEAD}") from None
     except ValueError as error:
-        raise click.UsageError(f"{config}: is not TOML: {error}") from None
+        raise click.UsageError(f"{config}: is not TOML: {error}; {_INSTEAD}") from None
     except (KeyError, TypeError):
         path = ""
     if not isinstance(path, str) or not path:
@@ -110,7 +111,10 @@ def drain(backend: str, **options: Any) -> None:
 @click.argument("backend")
 @_options
 def enable(backend: str, **options: Any) -> None:
-    """Send BACKEND requests again after a drain."""
+    """Send BACKEND requests again after a drain.
+
+    BACKEND as for drain.
+    """
     _run("enable", {"backend": backend}, _show_backends, **options)
 
 
@@ -119,7 +123,10 @@ def enable(backend: str, **options: Any) -> None:
 @click.argument("weight", type=click.IntRange(1, 100))
 @_options
 def weight(backend: str, weight: int, **options: Any) -> None:
-    """Change the share of BACKEND to WEIGHT, from 1 to 100."""
+    """Change the share of BACKEND to WEIGHT, from 1 to 100.
+
+    BACKEND as for drain. The change lasts until the gateway ends, or until a reload finds another weight in the file.
+    """
     _run("weight", {"backend": backend, "weight": weight}, _show_backends, **options)
 
 
@@ -127,7 +134,10 @@ def weight(backend: str, weight: int, **options: Any) -> None:
 @click.argument("backend")
 @_options
 def reconnect(backend: str, **options: Any) -> None:
-    """Replace all sessions to BACKEND, one after the other."""
+    """Replace all sessions to BACKEND, four a second.
+
+    BACKEND as for drain.
+    """
     _run("reconnect", {"backend": backend}, _show_reconnect, **options)
 
 
@@ -175,7 +185,9 @@ def _show_backends(result: Any) -> list[str]:
 
 
 def _show_reconnect(result: Any) -> list[str]:
-    return [f"{result['sessions']} sessions are replaced within {result['seconds']:g} s, busy ones after their request"]
+    return [
+        f"sessions to be replaced: {result['sessions']}, within {result['seconds']:g} s; busy ones after their request"
+    ]
 
 
 def _show_reload(result: Any) -> list[str]:
@@ -192,7 +204,10 @@ def _counts(sessions: Mapping[str, int]) -> str:
 
 def _show_status(result: Any) -> list[str]:
     gateway, clients = result["gateway"], result["clients"]
-    lines = [f"kmip-gateway {gateway['version']}, process {gateway['process']}, started {gateway['started']}"]
+    process = f"process {gateway['process']}"
+    if gateway["supervisor"] is not None:
+        process = f"processes {gateway['supervisor']} (supervisor) and {gateway['process']} (core)"
+    lines = [f"kmip-gateway {gateway['version']}, {process}, started {gateway['started']}"]
     lines += ["", "backends"]
     for backend in result["backends"]:
         lines.append(
@@ -218,7 +233,10 @@ def _show_status(result: Any) -> list[str]:
     lines += [f"  {each['connections']} {each['identity']} {each['address']}" for each in clients["most"]]
     if result["workers"]:
         lines += ["", "TLS workers"]
-        lines += [f"  {worker['worker']}: {worker['clients']} clients" for worker in result["workers"]]
+        lines += [
+            f"  {worker['worker']}: {worker['clients']} clients{', replaced by a reload' * worker['replaced']}"
+            for worker in result["workers"]
+        ]
     lines += ["", "certificates"]
     lines += [f"  {each['ends']} {each['role']} {each['name']}" for each in result["certificates"]]
     return lines
@@ -229,6 +247,14 @@ def _show_config(result: Any) -> list[str]:
     for section, value in result.items():
         for table in value if isinstance(value, list) else [value]:
             lines.append(f"[[{section}]]" if isinstance(value, list) else f"[{section}]")
-            lines += [f"{key} = {json.dumps(each)}" for key, each in table.items()]
+            lines += [f"{key} = {_toml(each)}" for key, each in table.items()]
             lines.append("")
     return lines[:-1]
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML has it; "" for None. A table within a table has its settings that are not empty."""
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{key} = {_toml(each)}" for key, each in value.items() if each)
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return json.dumps("" if value is None else value, ensure_ascii=False)

@@ -368,7 +368,11 @@ class Core:
     def _unreadiness(self, fleet: Fleet) -> str | None:
         if self._drain.has_begun:
             return "draining"
-        return None if _is_reachable(fleet) else "no key manager can be reached"
+        if _is_reachable(fleet):
+            return None
+        if all(backend.state == "drained" for backend in fleet.backends):
+            return "all key managers are drained: see kmip-gateway enable"
+        return "no key manager can be reached"
 
 
 def _is_reachable(fleet: Fleet) -> bool:

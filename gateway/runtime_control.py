@@ -90,7 +90,7 @@ class RuntimeControl:
     async def _reload(self, _arguments: Arguments) -> Any:
         report = await self._reload_core()
         if not report.succeeded:
-            raise ControlError("configuration not reloaded: " + "; ".join(report.mistakes))
+            raise ControlError("\n".join(["configuration not reloaded, the old one stays:", *report.mistakes]))
         return {"changed": list(report.changed), "needs_restart": list(report.needs_restart)}
 
     async def _log(self, arguments: Arguments) -> Any:

@@ -49,19 +49,21 @@ class Status:
 
     def current(self) -> dict[str, Any]:
         """Return the state of the gateway as values of JSON: the answer to ``kmip-gateway status``."""
+        workers = [] if self._workers is None else self._workers.clients_by_worker()
         return {
             "gateway": {
                 "version": version("kmip-gateway"),
                 "process": os.getpid(),
+                "supervisor": None if self._workers is None else os.getppid(),
                 "started": _time(self._started),
-                "tls_workers": 0 if self._workers is None else len(self._workers),
+                "tls_workers": sum(not is_replaced for _index, is_replaced, _clients in workers),
             },
             "backends": [_status_of(backend) for backend in self._upstream.fleet.backends],
             "pools": self._pools(),
             "clients": self._clients(),
             "workers": [
-                {"worker": index, "clients": clients}
-                for index, clients in (self._workers.clients_by_worker() if self._workers else {}).items()
+                {"worker": index, "replaced": is_replaced, "clients": clients}
+                for index, is_replaced, clients in workers
             ],
             "certificates": self._certificates(),
         }

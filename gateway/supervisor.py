@@ -126,6 +126,8 @@ class Supervisor:
                     self._obey(*received, to_core)
             for process, status in _ended():
                 if process == self._core:
+                    if status >= FAILED:
+                        self._log.error("core ended; all processes end with its status", status=status)
                     return status
                 self._note_death(process, status)
             now = time.monotonic()

@@ -15,7 +15,13 @@ from gateway.errors import ControlError
 SESSIONS = {"idle": 3, "busy": 1, "opening": 0, "limit": 64}
 BACKEND = {"name": "atlanta", "state": "drained", "weight": 5, "in_flight": 1, "sessions": SESSIONS}
 STATUS = {
-    "gateway": {"version": "0.1.0", "process": 7, "started": "2026-01-01T00:00:00+00:00", "tls_workers": 2},
+    "gateway": {
+        "version": "0.1.0",
+        "process": 7,
+        "supervisor": 6,
+        "started": "2026-01-01T00:00:00+00:00",
+        "tls_workers": 2,
+    },
     "backends": [
         {
             **BACKEND,
@@ -36,7 +42,7 @@ STATUS = {
         "requests_in_flight": 1,
         "most": [{"identity": "storage", "address": "192.0.2.9", "connections": 9}],
     },
-    "workers": [{"worker": 0, "clients": 9}],
+    "workers": [{"worker": 0, "replaced": False, "clients": 2}, {"worker": 0, "replaced": True, "clients": 7}],
     "certificates": [{"role": "listener", "name": "kmip", "ends": "2027-01-01T00:00:00+00:00"}],
 }
 
@@ -81,7 +87,7 @@ def call(*arguments: str | Path) -> tuple[int, str, str]:
             ["reconnect", "atlanta"],
             {"backend": "atlanta"},
             {"sessions": 8, "seconds": 2.0},
-            "8 sessions are replaced within 2 s, busy ones after their request\n",
+            "sessions to be replaced: 8, within 2 s; busy ones after their request\n",
         ),
         (["log", "debug"], {"level": "debug"}, {"level": "debug"}, "log level debug\n"),
         (["enable", "atlanta"], {"backend": "atlanta"}, {"backends": []}, ""),
@@ -109,14 +115,15 @@ def test_the_status_is_printed_for_people(answers: Callable[[Any], Sent]) -> Non
     status, said, _ = call("status", "--socket", "control.sock")
     assert status == 0
     for line in (
-        "kmip-gateway 0.1.0, process 7, started 2026-01-01T00:00:00+00:00",
+        "kmip-gateway 0.1.0, processes 6 (supervisor) and 7 (core), started 2026-01-01T00:00:00+00:00",
         "  atlanta at atlanta:5696: drained since 2026-01-01T00:00:01+00:00, rw, priority 0, weight 5",
         "    sessions: 3 idle, 1 busy, 0 opening of 64; 1 requests in flight",
         "    last error 2026-01-01T00:00:02+00:00: can't connect",
         "  storage: 3 idle, 1 busy, 0 opening, 2 requests waiting",
         "clients: 9 connections of 1 identities from 1 addresses; 1 requests in flight",
         "  9 storage 192.0.2.9",
-        "  0: 9 clients",
+        "  0: 2 clients",
+        "  0: 7 clients, replaced by a reload",
         "  2027-01-01T00:00:00+00:00 listener kmip",
     ):
         assert line in said.splitlines()

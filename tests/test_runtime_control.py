@@ -80,6 +80,14 @@ async def client_of(certificates: Certificates, bound: ListenAddresses) -> Async
         yield client
 
 
+async def readiness(bound: ListenAddresses) -> str:
+    """Return the text of /readyz."""
+    async with await trio.open_tcp_stream(bound.admin.host, bound.admin.port) as stream:
+        await stream.send_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join([part async for part in stream])
+    return answer.rpartition(b"\r\n\r\n")[2].decode().strip()
+
+
 async def create(client: Client, number: int) -> None:
     for _ in range(number):
         assert (await client.ask(create_key())).items[0].status == ResultStatus.SUCCESS
@@ -159,6 +167,7 @@ async def test_a_drained_backend_gets_no_request_until_it_is_enabled(
         await request(path, "drain", {"backend": "kms-2"})
         refused = (await client.ask(create_key())).items[0]
         assert refused.status == ResultStatus.OPERATION_FAILED
+        assert await readiness(bound) == "all key managers are drained: see kmip-gateway enable"
         await request(path, "enable", {"backend": "kms-1"})
         await create(client, 3)
         assert backend(await request(path, "status"), "kms-1")["sessions"]["idle"] >= 1

@@ -110,7 +110,9 @@ class Program:
     def __init__(self, directory: Path, behaviour: str = "", workers: int = 2, stderr: int | None = None) -> None:
         self._events = directory / "events.jsonl"
         command = [sys.executable, "-c", textwrap.dedent(_PROGRAM), str(self._events), str(workers), behaviour]
-        self.process = subprocess.Popen(command, stderr=stderr)
+        self.log = directory / "log"
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(command, stderr=stderr or output)
 
     def events(self, event: str) -> list[dict[str, Any]]:
         if not self._events.exists():
@@ -199,6 +201,7 @@ def test_the_pause_before_a_worker_grows_while_it_keeps_dying(tmp_path: Path) ->
 def test_the_death_of_the_core_ends_everything_with_its_status(tmp_path: Path) -> None:
     program = Program(tmp_path, "core dies")
     assert program.process.wait(20) == 128 + signal.SIGKILL
+    assert "core ended; all processes end with its status" in program.log.read_text()
     for worker in program.events("worker"):
         assert not is_running(worker["process"])
 

@@ -60,6 +60,7 @@ from gateway.config.values import (
     Seconds,
     ServerName,
     Size,
+    TlsWorkerCount,
 )
 from gateway.kmip.decode import MAX_BATCH_ITEMS, MAX_DEPTH, MAX_FIELDS, MAX_RESPONSE_FIELDS
 
@@ -356,7 +357,7 @@ class GatewayConfig(Table):
     in seconds; 0 turns it off.
     """
 
-    tls_workers: Annotated[int, Field(strict=True, ge=0, le=64)] | Literal["auto"] = 0
+    tls_workers: TlsWorkerCount = 0
     watch_files: bool = Field(default=True, strict=True)
     user: str = Field(default="", strict=True)
     group: str = Field(default="", strict=True)

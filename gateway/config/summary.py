@@ -37,6 +37,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
     yield from map(_certificate, _certificates(config))
+    yield _processes(config.gateway.tls_workers)
     yield _admin(config.admin)
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
     yield (
@@ -51,6 +52,13 @@ def _lines(config: Config) -> Iterator[str]:
     yield _when_none(config.failover)
     yield _replication(config.replication)
     yield f"log: level {config.log.level} and above, as {config.log.format}"
+
+
+def _processes(tls_workers: int | str) -> str:
+    if tls_workers == 0:
+        return "processes: one"
+    workers = "one TLS worker for each processor but one" if tls_workers == "auto" else f"{tls_workers} TLS worker(s)"
+    return f"processes: a supervisor, a core, and {workers}"
 
 
 def _admin(admin: AdminConfig) -> str:

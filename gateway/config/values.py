@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -22,6 +22,7 @@ _SHOWN: Final = 60  # characters of a value that a message repeats
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256_DIGITS: Final = 64
+_MOST_WORKERS: Final = 64
 _LONGEST_CREDENTIAL: Final = 255  # characters of a name in a KMIP Credential
 
 
@@ -235,6 +236,12 @@ def _credential_text(value: object) -> str:
     return text
 
 
+def _tls_workers(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_WORKERS):
+        return value
+    raise ValueError(f'is {shown(value)}; give a whole number from 0 to {_MOST_WORKERS}, or "auto"')
+
+
 Name = Annotated[str, BeforeValidator(_name)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(_name))]
 Bind = Annotated[Address, BeforeValidator(_address)]
@@ -259,6 +266,7 @@ Pins = Annotated[tuple[str, ...], BeforeValidator(_one_or_many(fingerprint))]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)]
 #: Whole seconds, as the kernel takes them. Firewalls forget a silent connection within an hour.
 KeepAlive = Annotated[int, Field(strict=True, ge=1, le=3600)]
+TlsWorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_tls_workers)]
 Size = Annotated[int, Field(strict=True, ge=1024, le=64 * 1024 * 1024)]
 #: The least is enough for an answer to a health check. The most is above that of a request, because the object that
 #: a request registers comes back in an answer.

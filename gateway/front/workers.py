@@ -360,12 +360,12 @@ class TlsWorkers:
         self._log_level = level
         self._send_to_all(Kind.LOG, level.encode())
 
-    def clients_by_worker(self) -> dict[int, int]:
-        """Return the number of clients by the worker's index; a worker and its retired predecessors have the same."""
-        clients: dict[int, int] = {}
-        for worker in self._workers:
-            clients[worker.index] = clients.get(worker.index, 0) + len(worker.links)
-        return dict(sorted(clients.items()))
+    def clients_by_worker(self) -> list[tuple[int, bool, int]]:
+        """Return, for each worker, its index, if it was replaced by a reload, and its number of clients, in this order.
+
+        A worker and its predecessors have the same index.
+        """
+        return sorted((worker.index, worker.retired.is_set(), len(worker.links)) for worker in self._workers)
 
     def _send_to_all(self, kind: Kind, payload: bytes = b"") -> None:
         for worker in self._workers:

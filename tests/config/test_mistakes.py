@@ -51,6 +51,18 @@ far section
   + [zoo]
   = zoo: unknown key "zoo"; known here are listeners, backends, identities, gateway, admin, pool, balancing, failover,
     replication, health, deadlines, limits, per_address, log, audit
+fewer than no TLS workers
+  - [admin]
+  + [gateway]
+  + tls_workers = -1
+  + [admin]
+  = gateway.tls_workers: is -1; give a whole number from 0 to 64, or "auto"
+TLS workers in words
+  - [admin]
+  + [gateway]
+  + tls_workers = "two"
+  + [admin]
+  = gateway.tls_workers: is "two"; give a whole number from 0 to 64, or "auto"
 metrics for the network
   - bind = "127.0.0.1:9696"
   + bind = "0.0.0.0:9696"

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from gateway.config import (
     advice,
     load,
@@ -38,6 +40,17 @@ def test_the_readers_of_the_metrics_are_summed_up(folder: Path) -> None:
     assert "admin on 0.0.0.0:9696 over TLS; metrics for clients with a token and a client certificate" in summary(
         config
     )
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ("2", "processes: a supervisor, a core, and 2 TLS worker(s)"),
+        ('"auto"', "processes: a supervisor, a core, and one TLS worker for each processor but one"),
+    ],
+)
+def test_tls_workers_are_told(folder: Path, workers: str, expected: str) -> None:
+    assert expected in summary(load(write(folder, SMALL + f"[gateway]\ntls_workers = {workers}\n")))
 
 
 def test_the_listeners_of_a_rule_are_named(folder: Path) -> None:
@@ -89,6 +102,7 @@ def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
             1 pinned certificate(s)
         identity everyone for subject_cn *: many clients, one client to the key managers, shown as gateway-client.pem
         identity second for san_dns second.example.com: one client, shown as second.pem
+        processes: one
         admin on 127.0.0.1:9696
         limits: requests of 1 MiB, responses of 2 MiB, 1000 batch items, 32 levels
         deadlines: 30 s for a request, of which 3 s to connect and 5 s in the queue; 10 s to drain

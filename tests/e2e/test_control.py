@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,10 @@ def test_the_configuration_is_shown_and_the_socket_goes_with_the_gateway(
     shown = command(path, "config")
     assert shown["gateway"]["tls_workers"] == workers
     assert shown["admin"]["socket"] == str(path)
+    words = [sys.executable, "-m", "gateway", "config", "--socket", str(path)]
+    printed = tomllib.loads(subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout)
+    assert printed["listeners"][0]["bind"] == shown["listeners"][0]["bind"]
+    assert printed["identities"][0]["match"] == {"subject_cn": shown["identities"][0]["match"]["subject_cn"]}
     gateway.process.terminate()
     assert gateway.process.wait(20) == 0
     assert not path.exists()
@@ -181,11 +186,12 @@ def test_a_reload_says_what_has_changed_and_keeps_a_weight_set_by_hand(
     file.write_text(text.replace('name = "kms-1"', 'name = "kms-1"\nweight = 3'))
     command(path, "reload")
     assert weights() == [3, 1]
-    file.write_text(text.replace("kms_ca.pem", "missing.pem"))
+    file.write_text(text.replace("kms_ca.pem", "missing.pem") + "[limits]\nmax_depth = 0\n")
     words = [sys.executable, "-m", "gateway", "reload", "--socket", str(path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
-    assert "configuration not reloaded" in done.stderr
-    assert "missing.pem" in done.stderr
+    heading, *mistakes = done.stderr.splitlines()
+    assert "configuration not reloaded" in heading
+    assert "max_depth" in " ".join(mistakes)
     assert weights() == [3, 1]
     assert command(path, "status")["gateway"]["tls_workers"] == workers

@@ -304,14 +304,14 @@ async def test_the_end_of_the_supervisor_drains_the_core(supervised: Supervised)
     assert supervised.drains == 1
 
 
-async def test_clients_of_a_retired_worker_are_counted_with_its_successors(
+async def test_clients_of_a_replaced_worker_are_counted_apart_from_its_successor(
     supervised: Supervised, nursery: trio.Nursery
 ) -> None:
-    pipes = [supervised.start(nursery) for _ in range(2)]
+    pipes = [supervised.start(nursery, generation=generation) for generation in range(2)]
     await wait_all_tasks_blocked()
     for worker, clients in zip(supervised.workers._workers, (3, 4), strict=True):
         worker.links._links = dict.fromkeys(range(clients))  # type: ignore[assignment]
-    assert supervised.workers.clients_by_worker() == {0: 7}
+    assert supervised.workers.clients_by_worker() == [(0, False, 4), (0, True, 3)]
     for worker in supervised.workers._workers:
         worker.links._links = {}
     for pipe in pipes:
