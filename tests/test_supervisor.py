@@ -112,7 +112,7 @@ class Program:
         command = [sys.executable, "-c", textwrap.dedent(_PROGRAM), str(self._events), str(workers), behaviour]
         self.log = directory / "log"
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(command, stderr=stderr or output)
+            self.process = subprocess.Popen(command, stdout=output, stderr=stderr or output)
 
     def events(self, event: str) -> list[dict[str, Any]]:
         if not self._events.exists():
