@@ -5,6 +5,7 @@ A supervisor and its TLS workers, which are forked from it, would otherwise hold
 
 import os
 import pickle
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,15 @@ def load_apart(path: Path) -> Config:
     for file in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the disk is full
             file.flush()
-    process = os.fork()
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, signal.valid_signals()
+    )  # the caller's handlers are not the child's
+    process = -1
+    try:
+        process = os.fork()
+    finally:
+        if process:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if not process:
         try:
             os.close(reading)

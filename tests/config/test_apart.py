@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from gateway.config import Config, load, load_apart
 from gateway.config import apart as module
-from gateway.config import load, load_apart
 from gateway.errors import ConfigError
 from tests.kit.config_files import SMALL, changed, mistakes_in, put_certificates, write
 
@@ -48,6 +49,27 @@ def test_a_child_that_dies_is_no_configuration(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "load", lambda _path: os._exit(1))
     with pytest.raises(RuntimeError, match="without a result"):
         load_apart(folder)
+
+
+def test_a_signal_to_the_child_does_not_run_the_callers_handler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to all processes of a supervisor must reach its core once."""
+    path = write(folder, SMALL)
+    reading, writing = os.pipe()
+
+    def signalled(path: Path) -> Config:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(path)
+
+    monkeypatch.setattr(module, "load", signalled)
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: os.write(writing, b"handled"))
+    try:
+        assert load_apart(path) == load(path)
+        os.kill(os.getpid(), signal.SIGTERM)  # and this process goes on to receive signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        assert file.read() == b"handled"
 
 
 _LOADING = """
