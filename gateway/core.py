@@ -18,7 +18,7 @@ from gateway.admin.server import AdminServer
 from gateway.audit.trail import Trail
 from gateway.config import Address, Config, exposed
 from gateway.dispatcher import Dispatcher
-from gateway.errors import AuditError, ConfigError
+from gateway.errors import AuditError
 from gateway.expiry import ExpiryWatch
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
@@ -26,11 +26,13 @@ from gateway.front.listeners import Listeners
 from gateway.front.reachability import refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
 from gateway.listening import ListeningSockets, address_of, listen, listening_sockets
+from gateway.loop_lag import measure_loop_lag
 from gateway.metrics import Metrics
 from gateway.reload import Reloader, ReloadReport, trust_files_of
 from gateway.runtime_control import CHANGING, RuntimeControl
 from gateway.status import Status
 from gateway.systemd import Notifier
+from gateway.tls import openssl_version
 from gateway.upstream.collector import collect_pools
 from gateway.upstream.fleet import Fleet
 from gateway.watchdog import Watchdog
@@ -61,22 +63,10 @@ class HandedOver(NamedTuple):
 
 @contextmanager
 def open_sockets(config: Config, inherited: Mapping[str, socket.socket]) -> Iterator[HandedOver]:
-    """Open the listening sockets for the length of a block, for a core without TLS workers.
-
-    Raises ConfigError with all addresses that can't be had.
-    """
+    """Open the listening sockets for the length of a block, for a core without TLS workers. Raises ConfigError."""
     with ExitStack() as stack:
-        mistakes: list[str] = []
-        try:
-            sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
-        except ConfigError as error:
-            mistakes += error.mistakes
-        try:
-            admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
-        except ConfigError as error:
-            mistakes += error.mistakes
-        if mistakes:
-            raise ConfigError(mistakes)
+        sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
+        admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
         yield HandedOver(sockets, admin)
 
 
@@ -109,7 +99,7 @@ class Core:
         self._handed_over = handed_over
         self._notifier = notifier or Notifier({})
         self._log = log.get("core")
-        self.metrics = Metrics(version("kmip-gateway"))
+        self.metrics = Metrics(version("kmip-gateway"), openssl_version())
         self._drain = Drain(self._config.deadlines, self.metrics, log.get("core"))
         self._trail: Trail | None = None  # while the core runs, if there is an audit trail
 
@@ -203,7 +193,7 @@ class Core:
                     upstream, front, self.metrics, workers=workers, unreadiness=unreadiness, control=config.admin.socket
                 )
                 admin = build_admin(config, self.metrics, unreadiness, status.snapshot)
-                self._instrument(upstream, front)
+                self._instrument(upstream, front, entrance)
                 self._build_reloader(upstream, dispatcher, front, entrance, admin, background)
                 until_finished.start_soon(admin.run, admin_socket, finished)
                 if control is not None:
@@ -225,14 +215,8 @@ class Core:
                 background.start_soon(self._notifier.feed_watchdog)
                 background.start_soon(Watchdog(config.gateway.watchdog, self._log).run)
                 background.start_soon(self._watch_audit_trail)
-                for address in bound.listeners:
-                    self._log.info("listening", address=str(address))
-                scheme = "http" if config.admin.certificate is None else "https"
-                self._log.info("metrics", url=f"{scheme}://{bound.admin}/metrics")
-                self._warn_of_few_descriptors()
-                with suppress(OSError, ValueError):  # as in ``reload``
-                    self._expiry.note(self._expiry.read())
-                self._warn_of_exposed_secrets()
+                background.start_soon(measure_loop_lag, self.metrics.event_loop_lag.labels("core"))
+                self._announce(bound)
                 self._notifier.ready()
                 task_status.started(bound)
                 try:
@@ -242,6 +226,17 @@ class Core:
                         backend.close()
                 finished.set()
                 background.cancel_scope.cancel()
+
+    def _announce(self, bound: ListenAddresses) -> None:
+        """Log the addresses that the core listens on, and what the operator should know at the start."""
+        for address in bound.listeners:
+            self._log.info("listening", address=str(address))
+        scheme = "http" if self._config.admin.certificate is None else "https"
+        self._log.info("metrics", url=f"{scheme}://{bound.admin}/metrics")
+        self._warn_of_few_descriptors()
+        with suppress(OSError, ValueError):  # as in ``reload``
+            self._expiry.note(self._expiry.read())
+        self._warn_of_exposed_secrets()
 
     def _build_entrance(self, front: Front, handed_over: HandedOver) -> Entrance:
         if handed_over.supervisor is None:
@@ -274,9 +269,17 @@ class Core:
             files = partial(trust_files_of, self._config)
             self._trust_watch = FileWatch(files, interval=_TRUST_INTERVAL, settled=_TRUST_INTERVAL)
 
-    def _instrument(self, upstream: Upstream, front: Front) -> None:
-        collect_pools(self.metrics, lambda: upstream.fleet.backends)
-        self.metrics.log_messages_dropped.set_function(lambda: [((), log.messages_dropped())])
+    def _instrument(self, upstream: Upstream, front: Front, entrance: Entrance) -> None:
+        collect_pools(
+            self.metrics,
+            lambda: upstream.fleet.backends,
+            lambda: [identity.name for identity in self._config.identities],
+        )
+        workers = entrance if isinstance(entrance, TlsWorkers) else None
+        self.metrics.workers.set_function(lambda: [((), 0 if workers is None else len(workers))])
+        self.metrics.log_messages_dropped.set_function(
+            lambda: [((), log.messages_dropped() + (0 if workers is None else workers.log_messages_dropped))]
+        )
         if (trail := self._trail) is not None:
             self.metrics.audit_lines.set_function(lambda: [((), trail.sequence)])
             self.metrics.audit_records_lost.set_function(lambda: [((), trail.lost)])

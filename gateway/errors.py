@@ -31,6 +31,10 @@ class MessageTooLargeError(ProtocolError):
     """A message exceeds a limit of the gateway: its declared length, or the number of its fields."""
 
 
+class TruncatedError(ProtocolError):
+    """The client has closed the connection in the middle of a request."""
+
+
 class BuffersFullError(ProtocolError):
     """The message is well-formed, but the gateway already holds as many bytes of messages as it may (max_buffered)."""
 
@@ -72,17 +76,13 @@ class Stage(IntEnum):
 
 
 class BackendError(GatewayError):
-    """An attempt at a backend failed at ``stage``; ``reason`` is a short word of a closed set, fit for a label.
+    """An attempt at a backend failed at ``stage``; ``reason`` is a short word of a closed set, fit for a label."""
 
-    ``cause`` is the reason of the TlsError, if the attempt failed in TLS; there are more of these than labels.
-    """
-
-    def __init__(self, message: str, *, backend: str, stage: Stage, reason: str, cause: str = "") -> None:
+    def __init__(self, message: str, *, backend: str, stage: Stage, reason: str) -> None:
         super().__init__(message)
         self.backend = backend
         self.stage = stage
         self.reason = reason
-        self.cause = cause or reason
 
     def __str__(self) -> str:
         return f"{self.backend}: {super().__str__()} ({self.stage.name.lower()}: {self.reason})"

@@ -1,8 +1,11 @@
 """Counters and histograms that cost the hot path an addition, and metrics that are read only when they are scraped.
 
 The classes of prometheus-client take a lock at each call, for threads that this process does not have, and check their
-arguments. The classes here keep plain numbers, and turn them into prometheus-client's samples during a scrape. All of
-them are made with the arguments of the library's classes: name, help text, names of labels, and the registry.
+arguments. The classes here keep plain numbers. All of them are made with the arguments of the library's classes: name,
+help text, names of labels, and the registry.
+
+A scrape has their samples as text from ``text``, the same text as prometheus-client's ``generate_latest``, in a tenth
+of its time: labels are written once for each child. The samples of ``collect`` are for everything else.
 """
 
 from bisect import bisect_left
@@ -15,6 +18,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 _INFINITY: Final = float("inf")
+_PLAIN: Final = 1e6  # numbers below it are written without an exponent
+_LINES: Final = 200  # of one text: some 0.2 ms
 
 
 class FastCounter:
@@ -23,51 +28,93 @@ class FastCounter:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value = 0
+        self.value = 0.0
 
-    def inc(self) -> None:
-        """Add 1."""
-        self.value += 1
+    def inc(self, amount: float = 1) -> None:
+        """Add ``amount``."""
+        self.value += amount
 
 
 class FastHistogram:
-    """A histogram of a FastHistogramFamily, in seconds; each bucket includes its upper bound."""
+    """A histogram of a FastHistogramFamily, in seconds; each bucket includes its upper bound.
 
-    __slots__ = ("_bounds", "_buckets", "sum")
+    ``counts`` are the numbers of values by bucket, not added up.
+    """
+
+    __slots__ = ("_bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self._buckets = [0] * (len(bounds) + 1)
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
         """Add a duration to its bucket and to the sum."""
-        self._buckets[bisect_left(self._bounds, seconds)] += 1
+        self.counts[bisect_left(self._bounds, seconds)] += 1
         self.sum += seconds
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Add what another histogram with the same bounds has counted."""
+        self.counts = [one + other for one, other in zip(self.counts, counts, strict=True)]
+        self.sum += total
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return each upper bound, as Prometheus writes it, and how many durations did not exceed it."""
         bounds = (*self._bounds, _INFINITY)
-        return [(_written(bound), count) for bound, count in zip(bounds, accumulate(self._buckets), strict=True)]
+        return [(_written(bound), count) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
 
 
-def _written(bound: float) -> str:
-    text: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
+def _written(number: float) -> str:
+    if 0 <= number < _PLAIN:
+        return repr(float(number))
+    text: str = floatToGoString(number)  # type: ignore[no-untyped-call]
     return text
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 _Child = TypeVar("_Child")
 
 
-class _Family(Collector, Generic[_Child]):
+class Rendered(Collector):
+    """A metric that writes the text of its samples itself."""
+
+    kind = ""
+
+    def __init__(self, name: str, documentation: str, labelnames: Sequence[str]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labelnames = tuple(labelnames)
+
+    def text(self) -> Iterator[str]:
+        """Yield the text of a scrape, in parts of a few hundred lines."""
+        documentation = self._documentation.replace("\\", r"\\").replace("\n", r"\n")
+        part = [f"# HELP {self._name} {documentation}\n# TYPE {self._name} {self.kind}\n"]
+        for line in self._lines():
+            part.append(line)
+            if len(part) >= _LINES:
+                yield "".join(part)
+                part.clear()
+        yield "".join(part)
+
+    def _lines(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def _labels(self, values: Sequence[str], *more: tuple[str, str]) -> str:
+        """Return the labels of a sample as text, in the order of their names."""
+        pairs = sorted([*zip(self._labelnames, values, strict=True), *more])
+        return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs) + "}" if pairs else ""
+
+
+class _Family(Rendered, Generic[_Child]):
     """The metrics of one name: a child for each combination of label values, made at the first ``labels`` call."""
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str], *, registry: CollectorRegistry
     ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labelnames = labelnames
+        super().__init__(name, documentation, labelnames)
         self._children: dict[tuple[str, ...], _Child] = {}
         registry.register(self)
 
@@ -78,18 +125,45 @@ class _Family(Collector, Generic[_Child]):
         """Return the child with these label values, in the order of the labels' names. Keep it on the hot path."""
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = self._make()
+            if len(values) != len(self._labelnames):
+                raise ValueError(f"{self._name} has the labels {self._labelnames}, not {values}")
+            child = self._children[values] = self._make(values)
         return child
 
-    def _make(self) -> _Child:
+    def forget(self, label: str, value: str) -> None:
+        """Forget the children whose label has this value, if the metric has the label."""
+        if label in self._labelnames:
+            index = self._labelnames.index(label)
+            self._children = {key: child for key, child in self._children.items() if key[index] != value}
+
+    def children(self) -> Iterable[tuple[tuple[str, ...], _Child]]:
+        """Return the label values and the child of each combination."""
+        return self._children.items()
+
+    def _make(self, values: Sequence[str]) -> _Child:
         raise NotImplementedError
 
 
-class FastCounterFamily(_Family[FastCounter]):
+class _WrittenCounter(FastCounter):
+    """A counter, and the beginning of its line."""
+
+    __slots__ = ("line",)
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        self.line = line
+
+
+class FastCounterFamily(_Family[_WrittenCounter]):
     """The fast counters of a name, by label values."""
 
-    def _make(self) -> FastCounter:
-        return FastCounter()
+    kind = "counter"
+
+    def _make(self, values: Sequence[str]) -> _WrittenCounter:
+        return _WrittenCounter(f"{self._name}{self._labels(values)} ")
+
+    def _lines(self) -> Iterable[str]:
+        return [f"{child.line}{_written(child.value)}\n" for child in self._children.values()]
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counters as prometheus-client's samples."""
@@ -99,14 +173,32 @@ class FastCounterFamily(_Family[FastCounter]):
         yield family
 
 
-class FastHistogramFamily(_Family[FastHistogram]):
+class _WrittenHistogram(FastHistogram):
+    """A histogram, and the beginnings of its lines: of its buckets, of the count and of the sum."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, bounds: Sequence[float], lines: Sequence[str]) -> None:
+        super().__init__(bounds)
+        self.lines = lines
+
+    def written(self) -> str:
+        """Return its lines."""
+        counts = list(accumulate(self.counts))
+        numbers = [*map(_written, counts), _written(counts[-1]), _written(self.sum)]
+        return "".join(f"{line}{number}\n" for line, number in zip(self.lines, numbers, strict=True))
+
+
+class FastHistogramFamily(_Family[_WrittenHistogram]):
     """The fast histograms of a name, by label values; ``buckets`` are upper bounds in seconds, without infinity."""
+
+    kind = "histogram"
 
     def __init__(
         self,
         name: str,
         documentation: str,
-        labelnames: Sequence[str],
+        labelnames: Sequence[str] = (),
         *,
         registry: CollectorRegistry,
         buckets: Sequence[float],
@@ -114,8 +206,15 @@ class FastHistogramFamily(_Family[FastHistogram]):
         self._buckets = buckets
         super().__init__(name, documentation, labelnames, registry=registry)
 
-    def _make(self) -> FastHistogram:
-        return FastHistogram(self._buckets)
+    def _make(self, values: Sequence[str]) -> _WrittenHistogram:
+        bounds = [("le", _written(bound)) for bound in (*self._buckets, _INFINITY)]
+        lines = [f"{self._name}_bucket{self._labels(values, bound)} " for bound in bounds]
+        labels = self._labels(values)
+        lines += [f"{self._name}_count{labels} ", f"{self._name}_sum{labels} "]
+        return _WrittenHistogram(self._buckets, lines)
+
+    def _lines(self) -> Iterable[str]:
+        return (child.written() for child in self._children.values())
 
     def collect(self) -> Iterator[Metric]:
         """Yield the histograms as prometheus-client's samples."""
@@ -129,7 +228,7 @@ class FastHistogramFamily(_Family[FastHistogram]):
 Reading = tuple[Sequence[str], float]
 
 
-class _Function(Collector):
+class _Function(Rendered):
     """A metric whose numbers are kept elsewhere, and read during a scrape. It has no samples before set_function."""
 
     _family: type[CounterMetricFamily | GaugeMetricFamily]
@@ -137,9 +236,7 @@ class _Function(Collector):
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str] = (), *, registry: CollectorRegistry
     ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labelnames = labelnames
+        super().__init__(name, documentation, labelnames)
         self._read: Callable[[], Iterable[Reading]] = tuple
         registry.register(self)
 
@@ -149,6 +246,9 @@ class _Function(Collector):
     def set_function(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Call ``read`` at each scrape for all samples of this metric."""
         self._read = read
+
+    def _lines(self) -> Iterable[str]:
+        return (f"{self._name}{self._labels(values)} {_written(number)}\n" for values, number in self._read())
 
     def collect(self) -> Iterator[Metric]:
         """Yield what the function returns as prometheus-client's samples."""
@@ -161,10 +261,12 @@ class _Function(Collector):
 class FunctionCounter(_Function):
     """A counter that is kept elsewhere: prometheus-client's own Counter has no ``set_function``."""
 
+    kind = "counter"
     _family = CounterMetricFamily
 
 
 class FunctionGauge(_Function):
     """A gauge that is read for all its labels at once, so that a label disappears with the thing it stands for."""
 
+    kind = "gauge"
     _family = GaugeMetricFamily

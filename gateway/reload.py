@@ -325,6 +325,15 @@ class _Prepared(NamedTuple):
     contexts: dict[str, SSL.Context]  # by listener
     trusts: dict[str, Trust]  # by listener
     admin: AdminAccess | None  # if it has changed
+    digest: str
+
+
+def _digest_of(path: Path) -> str:
+    """Return the beginning of a file's SHA-256, or "" if the file has gone."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 class Reloader:
@@ -362,6 +371,10 @@ class Reloader:
         for result in ("success", "failure"):
             metrics.config_reloads.labels(result)
         metrics.config_last_reload_success.set(time.time())  # of the start
+        self._failures: set[str] = set()  # of the configuration and the CRLs, which are read apart
+        metrics.config_last_reload_successful.set(1)
+        self._digest = _digest_of(path)
+        metrics.config_info.set_function(lambda: [((self._digest,), 1)])
 
     @property
     def files(self) -> set[Path]:
@@ -385,11 +398,12 @@ class Reloader:
             try:
                 trusts = await trio.to_thread.run_sync(self._load_trusts)
             except ConfigError as error:
-                self._metrics.config_reloads.labels("failure").inc()
+                self._count("crls", "failure")
                 for mistake in error.mistakes:
                     self._log.error("CRLs not read again: one has a mistake, and the old ones stay", detail=mistake)
                 return False
             await self._front.trust_changed(trusts)
+        self._note_result("crls", "success")
         entries = {name: sum(len(crl.serials) for crl in trust.lists or ()) for name, trust in trusts.items()}
         self._log.info("CRLs read again", entries=entries)
         return True
@@ -411,6 +425,15 @@ class Reloader:
                 self._log.error("internal error: reload not finished; report this bug", exc_info=error)
                 return self._failed(["internal error: the log says more"])
 
+    def _count(self, what: str, result: str) -> None:
+        self._metrics.config_reloads.labels(result).inc()
+        self._note_result(what, result)
+
+    def _note_result(self, what: str, result: str) -> None:
+        """Keep the gauge of the last result: 0 while the configuration, or the CRLs, could not be read."""
+        (self._failures.add if result == "failure" else self._failures.discard)(what)
+        self._metrics.config_last_reload_successful.set(not self._failures)
+
     async def _reload(self) -> ReloadReport:
         prepared = await trio.to_thread.run_sync(self._prepare)
         if self._concerns_entrance(prepared.changes):
@@ -420,7 +443,9 @@ class Reloader:
         finally:
             self._entrance.forget()  # sockets that are not used must not listen
         report = ReloadReport(prepared.changes.lines(), prepared.changes.needs_restart)
-        self._metrics.config_reloads.labels("success").inc()
+        self._digest = prepared.digest
+        self._note_result("crls", "success")  # they were read, too
+        self._count("configuration", "success")
         self._metrics.config_last_reload_success.set(time.time())
         self._log.info("configuration reloaded", changed=report.changed or "nothing")
         if report.needs_restart:
@@ -431,7 +456,7 @@ class Reloader:
         return report
 
     def _failed(self, mistakes: Sequence[str]) -> ReloadReport:
-        self._metrics.config_reloads.labels("failure").inc()
+        self._count("configuration", "failure")
         for mistake in mistakes:
             self._log.error("configuration not reloaded: it has a mistake, and the old one stays", detail=mistake)
         return ReloadReport(mistakes=mistakes)
@@ -458,7 +483,17 @@ class Reloader:
             if listener.name in changes.judging_listeners | changes.listeners.added
         }
         admin = admin_access(config) if changes.admin else None
-        return _Prepared(config, contents, changes, credentials, client_issuers(config), contexts, trusts, admin)
+        return _Prepared(
+            config,
+            contents,
+            changes,
+            credentials,
+            client_issuers(config),
+            contexts,
+            trusts,
+            admin,
+            _digest_of(self._path),
+        )
 
     async def _apply(self, prepared: _Prepared) -> None:
         new, changes = prepared.config, prepared.changes
@@ -521,6 +556,7 @@ class Reloader:
                 await trio.sleep(_LOOK_EVERY)
             await self._upstream.minted.retire(name)
             self._upstream.remove_identity(name)
+            self._metrics.forget_identity(name)
 
     def _change_backends(self, new: Config, changes: Changes) -> None:
         """Change the options of backends in place; build the added and replaced ones, remove the others."""

@@ -21,8 +21,9 @@ from gateway.config import Config, LimitsConfig, PerAddressConfig
 from gateway.front.channel import Kind, Message
 from gateway.front.pipe import Pipe
 from gateway.front.relay import Relay, RelayLimits
-from gateway.front.workers import report
+from gateway.front.worker_report import ProcessFacts, report
 from gateway.log import Throttle
+from gateway.loop_lag import measure_loop_lag
 from gateway.metrics import Metrics
 from gateway.watchdog import Watchdog
 from gateway.wiring import build_admission, build_listener
@@ -44,6 +45,7 @@ class TlsWorker:
         workers: int,
     ) -> None:
         self._metrics = Metrics(version("kmip-gateway"))
+        self._facts = ProcessFacts()
         self._pipe = Pipe(core, log.get("tls_worker"))
         admission = build_admission(share_of(config, workers))
         self._relay = Relay(self._pipe, admission)
@@ -78,6 +80,7 @@ class TlsWorker:
             nursery.start_soon(self._relay.look_for_left_clients)
             nursery.start_soon(self._report)
             nursery.start_soon(self._watchdog.run)
+            nursery.start_soon(measure_loop_lag, self._metrics.event_loop_lag.labels("worker"))
             nursery.start_soon(self._end_when_drained)
             await self._pipe.run(self._handle)
             nursery.cancel_scope.cancel()
@@ -105,10 +108,13 @@ class TlsWorker:
     def _send_event(self, event: str, facts: Mapping[str, Any]) -> None:
         self._pipe.send(Kind.AUDIT, 0, json.dumps([event, facts]).encode())
 
+    def _reported(self) -> bytes:
+        return report(self._metrics, self._facts.read(), log.messages_dropped())
+
     async def _report(self) -> None:
         while True:
             self._refused.flush()
-            self._pipe.send(Kind.COUNTED, 0, report(self._metrics))
+            self._pipe.send(Kind.COUNTED, 0, self._reported())
             await trio.sleep(_REPORT_EVERY)
 
     async def _end_when_drained(self) -> None:
@@ -116,7 +122,7 @@ class TlsWorker:
         while self._pipe.held or any(map(len, self._listeners.values())):  # noqa: ASYNC110 - change with every request
             await trio.sleep(_LOOK_EVERY)
         self._refused.flush()
-        self._pipe.send(Kind.COUNTED, 0, report(self._metrics))
+        self._pipe.send(Kind.COUNTED, 0, self._reported())
         self._pipe.close()
 
 

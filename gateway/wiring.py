@@ -118,7 +118,13 @@ class Upstream:
             self._read_credential(identity)
         self._restarts: dict[Backend, trio.Event] = {}  # set to restart the periodic work of a backend
         configured = [self._configure(settings) for settings in config.backends]
-        self.fleet = Fleet(configured, self._maintain, self._replace_backends, self._log)
+        self.fleet = Fleet(
+            configured,
+            self._maintain,
+            self._replace_backends,
+            self._log,
+            lambda backend, result: metrics.dns_resolutions.labels(backend, result).inc(),
+        )
         self.balancer = Balancer(self.fleet.backends, policy=config.balancing.policy)
 
     def _read_credential(self, identity: IdentityConfig) -> None:
@@ -227,7 +233,7 @@ class Upstream:
             ca = made.cas.get(identity.name)
             for settings in config.backends:
                 if settings.name in backends or identity.name in identities:
-                    contexts[settings.name, identity.name] = backend_context(settings, identity, ca)
+                    contexts[settings.name, identity.name] = _client_context(settings, identity, ca)
             for name in leaving if identity.name in identities else ():
                 contexts[name, identity.name] = contexts[config.backends[0].name, identity.name]
         trusts = {settings.name: backend_trust(settings) for settings in config.backends if settings.name in backends}
@@ -420,22 +426,10 @@ class Upstream:
     def _build_opener(
         self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str
     ) -> Opener:
-        """Return a function that opens a session."""
-        target = self.session_target(settings, identity, backend.name, backend.endpoint)
-        if identity.credential == "minted":
-            return partial(open_minted_session, target, self.minted[credential])
-        return partial(open_session, target)
-
-    def session_target(
-        self, settings: BackendConfig, identity: IdentityConfig, backend: str, endpoint: Endpoint
-    ) -> SessionTarget:
-        """Return the parameters of the sessions of an identity to an endpoint; ``backend`` is its name.
-
-        A pinned certificate without a CA has no name to be verified.
-        """
-        return SessionTarget(
-            backend=backend,
-            endpoint=endpoint,
+        """Return a function that opens a session. A pinned certificate without a CA has no name to be verified."""
+        target = SessionTarget(
+            backend=backend.name,
+            endpoint=backend.endpoint,
             context=self._context(settings, identity),
             server_name=settings.server_name if settings.ca is not None else None,
             pinned_sha256=frozenset(settings.pinned_sha256),
@@ -445,6 +439,9 @@ class Upstream:
             own=self._own[identity.name],
             tcp=self._config.pool,
         )
+        if identity.credential == "minted":
+            return partial(open_minted_session, target, self.minted[credential])
+        return partial(open_session, target)
 
     def _trust(self, settings: BackendConfig) -> Trust | None:
         if settings.name not in self._trusts:
@@ -454,16 +451,12 @@ class Upstream:
     def _context(self, settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
         key = (settings.name, identity.name)
         if key not in self._contexts:
-            self._contexts[key] = backend_context(settings, identity, self._cas.get(identity.name))
+            self._contexts[key] = _client_context(settings, identity, self._cas.get(identity.name))
             self._own.setdefault(identity.name, OwnCertificate.of(identity))
         return self._contexts[key]
 
 
-def backend_context(settings: BackendConfig, identity: IdentityConfig, ca: IssuingCa | None) -> SSL.Context:
-    """Return the TLS context of an identity's sessions to a backend; ``ca`` issues its certificates, if it is minted.
-
-    Raises ConfigError for a file that OpenSSL refuses.
-    """
+def _client_context(settings: BackendConfig, identity: IdentityConfig, ca: IssuingCa | None) -> SSL.Context:
     make_context = partial(
         tls.client_context,
         certificate=identity.certificate,
@@ -599,12 +592,25 @@ class Front:
         self._permissions = _permissions(config)
         self._issuers = client_issuers(config)
         self.admission = build_admission(config)
-        metrics.memory_buffered.set_function(lambda: self.admission.buffered)
-        metrics.client_connections_queued.set_function(lambda: self.admission.turns.waiting)
+        self._instrument()
         self.clients = {
             listener.name: self._build_clients(listener, client_trust(listener)) for listener in config.listeners
         }
         self._leaving: dict[str, _Leaving] = {}
+
+    def _instrument(self) -> None:
+        """Read gauges from here at each scrape."""
+        metrics, admission = self._metrics, self.admission
+        metrics.memory_buffered.set_function(lambda: admission.buffered)
+        metrics.memory_budget.set_function(lambda: [((), admission.max_buffered)])
+        metrics.client_connections_queued.set_function(lambda: admission.turns.waiting)
+        metrics.clients.set_function(lambda: [((), admission.clients)])
+        metrics.clients_max.set_function(lambda: [((), admission.max_clients)])
+        metrics.requests_max.set_function(lambda: [((), admission.max_requests)])
+        metrics.client_half_open_max.set_function(lambda: [((), admission.half_open.max_half_open)])
+        metrics.client_connections_max.set_function(
+            lambda: [((listener.name,), listener.max_clients) for listener in self._config.listeners]
+        )
 
     def settings_changed(self, rates: Collection[str]) -> None:
         """Use the settings as they are now; ``rates`` names the identities whose rate of requests has changed."""
@@ -849,7 +855,7 @@ def build_admin(
     ``snapshot`` returns the state of the gateway for the status page.
     """
     it = admin_access(config)
-    return AdminServer(Routes(metrics.exposition, unreadiness, it.names, it.access, snapshot), context=it.context)
+    return AdminServer(Routes(metrics.exposition_parts, unreadiness, it.names, it.access, snapshot), context=it.context)
 
 
 def _checked(setting: str, make_context: Callable[[], SSL.Context]) -> SSL.Context:

@@ -102,12 +102,60 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             ),
             Panel("Failed operations by Result Reason", "reqps", [rate("kmip_gateway_result_reasons_total", "reason")]),
             Panel("Request duration", "s", quantiles("kmip_gateway_request_duration_seconds")),
-            Panel("Requests in flight", "short", [Query(total("kmip_gateway_requests_in_flight"), "requests")]),
+            Panel(
+                "Requests in flight",
+                "short",
+                [
+                    Query(total("kmip_gateway_requests_in_flight"), "requests"),
+                    Query(total("kmip_gateway_requests_max"), "max"),
+                ],
+            ),
             Panel(
                 "Answers of the gateway itself, by operation",
                 "reqps",
                 [rate("kmip_gateway_local_answers_total", "operation")],
             ),
+        ],
+    ),
+    (
+        "Identities",
+        [
+            Panel("Requests by identity", "reqps", [rate("kmip_gateway_identity_requests_total", "identity")]),
+            Panel(
+                "Errors of the gateway itself, by identity",
+                "reqps",
+                [rate("kmip_gateway_local_errors_total", "identity")],
+            ),
+            Panel(
+                "Key managers that can serve the identity",
+                "short",
+                [Query(f"sum by (identity) (kmip_gateway_backend_identity_up{{{_SELECTOR}}})", "{{identity}}")],
+                description="At 0, the clients of the identity get errors: look at its failures to open a session.",
+            ),
+            Panel(
+                "Failures to open a session, by identity",
+                "ops",
+                [rate("kmip_gateway_session_open_failures_total", "identity", _BACKEND)],
+            ),
+            Panel("Rejected because of a limit", "ops", [rate("kmip_gateway_limit_rejections_total", "identity")]),
+            Panel(
+                "Request duration, p99, by identity",
+                "s",
+                [
+                    Query(
+                        "histogram_quantile(0.99, sum by (le, identity)"
+                        f" (rate(kmip_gateway_identity_request_duration_seconds_bucket{{{_SELECTOR}}}{_RATE})))",
+                        "{{identity}}",
+                    )
+                ],
+            ),
+            Panel(
+                "Open connections by identity",
+                "short",
+                [Query(f"sum by (identity) (kmip_gateway_identity_connections{{{_SELECTOR}}})", "{{identity}}")],
+            ),
+            Panel("Bytes of requests", "Bps", [rate("kmip_gateway_client_received_bytes_total", "identity")]),
+            Panel("Bytes of answers", "Bps", [rate("kmip_gateway_client_sent_bytes_total", "identity")]),
         ],
     ),
     (
@@ -125,6 +173,28 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 "Requests waiting for a session",
                 "short",
                 [Query(f"sum by (backend) (kmip_gateway_pool_waiters{{{_BACKEND}}})", "{{backend}}")],
+            ),
+            Panel(
+                "Longest wait for a session, now",
+                "s",
+                [Query(f"max by (backend) (kmip_gateway_pool_oldest_waiter_seconds{{{_BACKEND}}})", "{{backend}}")],
+            ),
+            Panel("Waits for a session", "s", quantiles("kmip_gateway_request_queue_duration_seconds", _BACKEND)),
+            Panel(
+                "Requests on sessions that were open before",
+                "percentunit",
+                [
+                    Query(
+                        f"sum by (backend) (rate(kmip_gateway_session_reuses_total{{{_BACKEND}}}{_RATE}))"
+                        f" / sum by (backend) (rate(kmip_gateway_backend_requests_total{{{_BACKEND}}}{_RATE}))",
+                        "{{backend}}",
+                    )
+                ],
+            ),
+            Panel(
+                "Stale sessions, found at checkout or in flight",
+                "ops",
+                [rate("kmip_gateway_session_stale_total", "when", _BACKEND)],
             ),
             Panel(
                 "Sessions opened by backend", "ops", [rate("kmip_gateway_sessions_opened_total", "backend", _BACKEND)]
@@ -172,6 +242,25 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                 quantiles("kmip_gateway_backend_health_check_duration_seconds", _BACKEND),
             ),
             Panel("Retries by reason", "reqps", [rate("kmip_gateway_retries_total", "reason")]),
+            Panel("Retries by outcome", "reqps", [rate("kmip_gateway_retries_total", "outcome")]),
+            Panel(
+                "Weights",
+                "short",
+                [Query(f"kmip_gateway_backend_weight{{{_BACKEND}}}", "{{backend}}")],
+            ),
+            Panel(
+                "Time since the last successful health check",
+                "s",
+                [
+                    Query(
+                        f"time() - kmip_gateway_backend_last_health_check_success_timestamp_seconds{{{_BACKEND}}}",
+                        "{{backend}}",
+                    )
+                ],
+            ),
+            Panel(
+                "Lookups of names by result", "ops", [rate("kmip_gateway_dns_resolutions_total", "result", _BACKEND)]
+            ),
             Panel("Retries denied, by reason", "reqps", [rate("kmip_gateway_retries_denied_total", "reason")]),
             Panel("Fallback lookups by result", "reqps", [rate("kmip_gateway_fallback_lookups_total", "result")]),
             Panel(
@@ -210,8 +299,23 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel(
                 "Half-open connections",
                 "short",
-                [Query(f"kmip_gateway_client_half_open_connections{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
+                [
+                    Query(f"kmip_gateway_client_half_open_connections{{{_SELECTOR}}}", "{{instance}} {{listener}}"),
+                    Query(f"kmip_gateway_client_half_open_connections_max{{{_SELECTOR}}}", "{{instance}} max"),
+                ],
             ),
+            Panel(
+                "Clients, of all listeners",
+                "short",
+                [Query(total("kmip_gateway_clients"), "clients"), Query(total("kmip_gateway_clients_max"), "max")],
+            ),
+            Panel(
+                "Most clients by listener",
+                "short",
+                [Query(f"kmip_gateway_client_connections_max{{{_SELECTOR}}}", "{{instance}} {{listener}}")],
+            ),
+            Panel("Duration of connections", "s", quantiles("kmip_gateway_client_connection_duration_seconds")),
+            Panel("Requests whose client left, by phase", "reqps", [rate("kmip_gateway_client_aborts_total", "phase")]),
             Panel("Duration of TLS handshakes", "s", quantiles("kmip_gateway_client_handshake_duration_seconds")),
             Panel(
                 "Time until a CRL becomes stale",
@@ -243,7 +347,10 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
             Panel(
                 "Requests and answers held",
                 "bytes",
-                [Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}")],
+                [
+                    Query(f"kmip_gateway_memory_buffered_bytes{{{_SELECTOR}}}", "{{instance}}"),
+                    Query(f"kmip_gateway_memory_budget_bytes{{{_SELECTOR}}}", "{{instance}} max"),
+                ],
             ),
             Panel(
                 "Connections waiting for their turn",
@@ -285,6 +392,30 @@ ROWS: Final[list[tuple[str, list[Panel]]]] = [
                         "{{instance}}",
                     )
                 ],
+            ),
+            Panel(
+                "Last reload succeeded",
+                "short",
+                [Query(f"kmip_gateway_config_last_reload_successful{{{_SELECTOR}}}", "{{instance}}")],
+            ),
+            Panel(
+                "Configuration file in use",
+                "short",
+                [Query(f"kmip_gateway_config_info{{{_SELECTOR}}}", "{{instance}} {{sha256}}")],
+            ),
+            Panel("Delay of the event loop", "s", quantiles("kmip_gateway_event_loop_lag_seconds")),
+            Panel("TLS workers", "short", [Query(f"kmip_gateway_workers{{{_SELECTOR}}}", "{{instance}}")]),
+            Panel("TLS workers started again", "ops", [rate("kmip_gateway_worker_restarts_total", "worker")]),
+            Panel("CPU by TLS worker", "percentunit", [rate("kmip_gateway_worker_cpu_seconds_total", "worker")]),
+            Panel(
+                "Memory by TLS worker",
+                "bytes",
+                [Query(f"kmip_gateway_worker_resident_memory_bytes{{{_SELECTOR}}}", "{{instance}} {{worker}}")],
+            ),
+            Panel(
+                "Open descriptors by TLS worker",
+                "short",
+                [Query(f"kmip_gateway_worker_open_fds{{{_SELECTOR}}}", "{{instance}} {{worker}}")],
             ),
             Panel("Draining", "short", [Query(f"kmip_gateway_draining{{{_SELECTOR}}}", "{{instance}}")]),
             Panel(

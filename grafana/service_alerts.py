@@ -189,7 +189,7 @@ _REQUESTS: Final = [
         " against a client that runs wild, or be too low for the load of today.",
         "The log lines `connection closed: limit reached` and `request refused` name the clients; `kmip-gateway"
         " status` lists identities and addresses with most connections. Stop a client that runs wild. Otherwise raise"
-        " the setting (docs/operations.md, `limit_rejections_total`, has the names), after a look at the dashboard of"
+        " the setting (docs/metrics.md, `limit_rejections_total`, has the names), after a look at the dashboard of"
         " capacity.",
     ),
 ]

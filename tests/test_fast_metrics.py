@@ -1,5 +1,6 @@
 """The fast metrics are exposed exactly as prometheus-client's own metrics are."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -21,7 +22,7 @@ def test_counters_are_exposed_as_the_librarys(labels: list[str]) -> None:
         fast.labels(label).inc()
         counter.labels(label).inc()
 
-    assert generate_latest(ours) == generate_latest(theirs)
+    assert generate_latest(ours) == generate_latest(theirs) == "".join(fast.text()).encode()
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), seconds), max_size=20))
@@ -34,7 +35,7 @@ def test_histograms_are_exposed_as_the_librarys(observed: list[tuple[str, float]
         fast.labels(label).observe(value)
         histogram.labels(label).observe(value)
 
-    assert generate_latest(ours) == generate_latest(theirs)
+    assert generate_latest(ours) == generate_latest(theirs) == "".join(fast.text()).encode()
     assert repr(fast) == f"<FastHistogramFamily work_seconds: {len({label for label, _ in observed})} children>"
 
 
@@ -57,3 +58,38 @@ def test_a_function_counter_needs_no_labels() -> None:
     FunctionCounter("things_total", "About things.", registry=registry).set_function(lambda: [((), 3)])
 
     assert registry.get_sample_value("things_total") == 3
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.floats() | st.integers(-(10**9), 10**9)), unique_by=lambda it: it[0]))
+def test_text_of_a_function_gauge_is_the_librarys(readings: list[tuple[str, float]]) -> None:
+    registry = CollectorRegistry()
+    gauge = FunctionGauge("things", "About \\ things\nand more.", ["kind"], registry=registry)
+    gauge.set_function(lambda: [([kind], number) for kind, number in readings])
+
+    assert "".join(gauge.text()).encode("utf-8", "surrogatepass") == generate_latest(registry)
+
+
+def test_a_metric_with_several_labels_has_them_in_alphabetical_order() -> None:
+    registry = CollectorRegistry()
+    fast = FastCounterFamily("things_total", "About things.", ["zone", "kind"], registry=registry)
+    fast.labels("z", "k").inc(2)
+
+    assert "".join(fast.text()).splitlines()[-1] == 'things_total{kind="k",zone="z"} 2.0'
+    assert "".join(fast.text()).encode() == generate_latest(registry)
+
+
+def test_a_forgotten_label_value_has_no_series() -> None:
+    fast = FastCounterFamily("things_total", "About things.", ["kind", "zone"], registry=CollectorRegistry())
+    for kind in ("a", "b"):
+        fast.labels(kind, "z").inc()
+
+    fast.forget("kind", "a")
+    fast.forget("colour", "b")
+
+    assert [labels for labels, _ in fast.children()] == [("b", "z")]
+
+
+def test_a_wrong_number_of_labels_is_a_mistake() -> None:
+    fast = FastCounterFamily("things_total", "About things.", ["kind"], registry=CollectorRegistry())
+    with pytest.raises(ValueError, match="things_total has the labels"):
+        fast.labels("a", "b")

@@ -1,27 +1,24 @@
-"""Metrics: names by Prometheus' conventions, bounded labels, documentation, and an exposition that Prometheus reads."""
+"""Metrics: bounded labels, and an exposition that Prometheus reads, whose cost does not grow with the traffic."""
 
+import platform
 import random
-import re
-from pathlib import Path
 
 import pytest
-from prometheus_client import Counter, Histogram
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.fast_metrics import FastCounterFamily, FastHistogramFamily, FunctionCounter
 from gateway.kmip import compose
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
-from gateway.metrics import TABLE, Metrics, Row
+from gateway.metrics import Metrics
 
-OPERATIONS = Path(__file__).parents[1] / "docs" / "operations.md"
 SUCCESS, FAILED, PENDING, UNDONE = 0, 1, 2, 3
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics("1.2.3")
+    return Metrics("1.2.3", "OpenSSL 3.5")
 
 
 def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
@@ -48,58 +45,20 @@ def response(*items: tuple[int, int | None]) -> Response:
 
 
 def test_the_exposition_names_the_running_version(metrics: Metrics) -> None:
-    assert samples(metrics, "kmip_gateway_build_info") == {("1.2.3",): 1}
+    python = platform.python_version()
+    assert samples(metrics, "kmip_gateway_build_info") == {("OpenSSL 3.5", python, "1.2.3"): 1}
 
 
-@pytest.mark.parametrize(("kind", "row"), TABLE.values(), ids=lambda each: getattr(each, "name", ""))
-def test_a_metric_follows_the_conventions(kind: type, row: Row) -> None:
-    assert re.fullmatch(r"kmip_gateway(_[a-z]+)+", row.name)
-    assert row.help.endswith(".")
-    assert all(re.fullmatch(r"[a-z_]+", label) and label != "le" for label in row.labels)
-    assert row.name.endswith("_total") == (kind in {Counter, FastCounterFamily, FunctionCounter})
-    assert bool(row.buckets) == (kind in {Histogram, FastHistogramFamily})
-    if row.buckets:
-        assert row.name.endswith("_seconds") or "_per_" in row.name
+def test_the_parts_of_an_exposition_are_the_exposition(metrics: Metrics) -> None:
+    for number in range(300):
+        metrics.identity(f"tenant {number}").result("success").inc()
 
+    parts = list(metrics.exposition_parts())
 
-def test_the_exposition_is_the_table_and_the_process(metrics: Metrics) -> None:
-    families = {family.name for family in text_string_to_metric_families(metrics.exposition().decode())}
-
-    rows = {row.name.removesuffix("_total") for _, row in TABLE.values()}
-    assert len(rows) == len(TABLE)
-    assert {name for name in families if not name.startswith("process_")} == rows
-
-
-# Documentation -----------------------------------------------------------------------------------------------------
-
-
-def documented() -> dict[str, set[str]]:
-    """Return the labels of each metric that docs/operations.md lists, by its full name."""
-    section = OPERATIONS.read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
-    names: dict[str, set[str]] = {}
-    for line in section.splitlines():
-        for name, labels in re.findall(
-            r"`([a-z_]+)(?:\{([a-z_,]+)\})?`", line.split(" | ")[0] if line[:1] == "|" else ""
-        ):
-            assert f"kmip_gateway_{name}" not in names, f"{name} is documented twice"
-            names[f"kmip_gateway_{name}"] = set(labels.split(",")) - {""}
-    return names
-
-
-def test_every_metric_is_documented_with_its_labels_and_no_other() -> None:
-    assert documented() == {row.name: set(row.labels) for _, row in TABLE.values()}
-
-
-def test_documents_name_no_metric_that_does_not_exist() -> None:
-    series = {row.name + suffix for _, row in TABLE.values() for suffix in ("", "_bucket", "_count", "_sum")}
-
-    paths = [OPERATIONS.parents[1] / "README.md", *OPERATIONS.parent.glob("*.md")]
-    for path in (path for path in paths if path.name != "decisions.md"):  # it tells of names that were not taken
-        named = set(re.findall(r"\bkmip_gateway_[a-z_]*[a-z]\b", path.read_text()))
-        named |= {
-            f"kmip_gateway_{name}" for name in re.findall(r"`(?:kmip_gateway_)?([a-z_]+_total)\b", path.read_text())
-        }
-        assert named - series == set(), path.name
+    whole = generate_latest(metrics.registry)
+    plain = [line for line in b"".join(parts).splitlines() if b"process_" not in line]
+    assert sorted(plain) == sorted(line for line in whole.splitlines() if b"process_" not in line)
+    assert max(part.count(b"\n") for part in parts) < 2000
 
 
 def test_two_objects_share_no_counts() -> None:
@@ -157,6 +116,57 @@ def test_the_number_of_series_is_bounded(metrics: Metrics) -> None:
 
     assert set(samples(metrics, "kmip_gateway_requests_total")) == {("Unknown", "other", "success")}
     assert set(samples(metrics, "kmip_gateway_result_reasons_total")) == {("Unknown",)}
+
+
+def test_an_identitys_requests_are_counted_and_timed(metrics: Metrics) -> None:
+    acme = metrics.identity("acme")
+    acme.connections += 1
+    metrics.request_answered(request(Operation.GET), "success", 0.1, acme)
+    metrics.request_answered(request(Operation.CREATE), "success", 0.1, acme)
+    metrics.request_answered(request(Operation.GET), "gateway_error", 0.1, metrics.identity("globex"))
+
+    assert samples(metrics, "kmip_gateway_identity_requests_total") == {
+        ("acme", "success"): 2,
+        ("globex", "gateway_error"): 1,
+    }
+    assert samples(metrics, "kmip_gateway_identity_request_duration_seconds_count") == {("acme",): 2, ("globex",): 1}
+    assert samples(metrics, "kmip_gateway_identity_connections") == {("acme",): 1, ("globex",): 0}
+
+
+def test_an_identity_that_is_forgotten_leaves_no_series(metrics: Metrics) -> None:
+    for name in ("acme", "globex"):
+        metrics.request_answered(request(Operation.GET), "success", 0.1, metrics.identity(name))
+        metrics.local_errors.labels("no_backend", name).inc()
+        metrics.session_open_failures.labels("atlanta", name, "connect").inc()
+
+    metrics.forget_identity("acme")
+
+    exposition = metrics.exposition()
+    assert b"acme" not in exposition
+    assert exposition.count(b'identity="globex"') > 8
+
+
+def test_two_hundred_identities_make_no_explosion_of_series(metrics: Metrics) -> None:
+    """No more requests make more series; see docs/metrics.md for the number."""
+    numbers = random.Random(7)
+    backends = [f"backend {number}" for number in range(4)]
+    identities = [f"tenant {number}" for number in range(200)]
+    lines = []
+    for _ in range(2):
+        for identity in identities:
+            for operation in list(Operation):
+                for version in ((1, 4), (2, 1)):
+                    for result in ("success", "operation_failed", "gateway_error"):
+                        counts = metrics.identity(identity)
+                        metrics.request_answered(request(operation, version=version), result, numbers.random(), counts)
+            metrics.local_errors.labels("no_backend", identity).inc()
+            metrics.limit_rejections.labels("max_requests", identity).inc()
+            for backend in backends:
+                metrics.session_open_failures.labels(backend, identity, "connect").inc()
+        lines.append(metrics.exposition().count(b"\n"))
+
+    assert lines[0] == lines[1]
+    assert lines[0] < 12_000
 
 
 # Answers -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from gateway.admin.answer import HttpAnswer
 from gateway.admin.page import Snapshot, StatusPage
 
 _EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
-RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics, which stop the event loop for milliseconds each
+RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics
+_STEP: Final = 0.001  # s of one step of a rendering
 #: RFC 9110 section 7.2: a host, in brackets if it is an IPv6 address, and perhaps a port.
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
 
@@ -26,22 +27,35 @@ class Rendering:
     """The exposition of /metrics, rendered at most once in RENDERING_INTERVAL seconds.
 
     An earlier request waits for the next rendering, which serves all waiting requests. So an answer is never older than
-    its request.
+    its request. The exposition comes in parts, between which other tasks run.
     """
 
-    def __init__(self, exposition: Callable[[], bytes]) -> None:
+    def __init__(self, exposition: Callable[[], Iterable[bytes]]) -> None:
         self._exposition = exposition
-        self._rendered_at = float("-inf")
+        self._lock = trio.Lock()
+        self._began_at = float("-inf")  # of the last rendering
         self._bytes = b""
 
     async def current(self) -> bytes:
         """Return an exposition that is no older than this call."""
         asked_at = trio.current_time()
-        await trio.sleep_until(self._rendered_at + RENDERING_INTERVAL)
-        if self._rendered_at < asked_at:
-            self._bytes = self._exposition()
-            self._rendered_at = trio.current_time()
+        async with self._lock:
+            if self._began_at < asked_at:
+                await trio.sleep_until(self._began_at + RENDERING_INTERVAL)
+                began_at = trio.current_time()
+                self._bytes = await self._render()
+                self._began_at = began_at
         return self._bytes
+
+    async def _render(self) -> bytes:
+        parts: list[bytes] = []
+        since = trio.current_time()
+        for part in self._exposition():
+            parts.append(part)
+            if trio.current_time() - since > _STEP:
+                await trio.lowlevel.checkpoint()
+                since = trio.current_time()
+        return b"".join(parts)
 
 
 class Routes:
@@ -56,7 +70,7 @@ class Routes:
 
     def __init__(
         self,
-        exposition: Callable[[], bytes],
+        exposition: Callable[[], Iterable[bytes]],
         unreadiness: Callable[[], str | None],
         names: Iterable[str] = (),
         access: Access | None = None,

@@ -103,7 +103,7 @@ class Attempts:
         if error.stage > Stage.CONNECT:
             if not (may_repeat(job.effect, error.stage) and await job.get_token()):
                 return False
-            self._metrics.retries.labels(error.reason).inc()
+            job.sends_again(error.reason)
         return True
 
     # Exchanging ------------------------------------------------------------------------------------------------------
@@ -119,6 +119,7 @@ class Attempts:
     ) -> Response:
         began = trio.current_time()
         result = "cancelled"
+        is_reused = session.is_reused
         backend.in_flight += 1
         self._set_timer(backend, pool, session, job, began, until, hedge)
         try:
@@ -128,7 +129,9 @@ class Attempts:
             result = ""  # the task ``_finish`` counts the result and gives the session back
             session.timer.stop()
             pool.abandon(session)
-            pool.spawn(partial(self._finish, backend, pool, session, job, began, is_race=until is None))
+            pool.spawn(
+                partial(self._finish, backend, pool, session, job, began, is_race=until is None, is_reused=is_reused)
+            )
             raise
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
@@ -142,7 +145,7 @@ class Attempts:
                 backend.in_flight -= 1
                 ended = trio.current_time()
                 pool.give_back(session, ended)
-                pool.observer.exchanged(result, ended - began)
+                pool.observer.exchanged(result, ended - began, is_reused=is_reused)
         pool.answered_at = ended
         if not backend.breaker.is_quiet:
             self._answered(backend, job, response)
@@ -161,6 +164,7 @@ class Attempts:
         began: float,
         *,
         is_race: bool,
+        is_reused: bool,
     ) -> None:
         """End an exchange whose answer is not needed any more, so that the session is kept. Runs in a task.
 
@@ -190,7 +194,7 @@ class Attempts:
             self._not_overdue(backend, session, job)
             backend.in_flight -= 1
             pool.give_back(session)
-            pool.observer.exchanged(result, trio.current_time() - began)
+            pool.observer.exchanged(result, trio.current_time() - began, is_reused=is_reused)
 
     # Overdue ---------------------------------------------------------------------------------------------------------
 
@@ -335,7 +339,7 @@ class Attempts:
                     pool.give_back(session)
                     return
                 hedge.sends(pool, session)
-                self._metrics.retries.labels("overdue").inc()
+                job.sends_again("overdue")
                 response = await self._exchange(backend, pool, session, job, hedge=hedge)
                 hedge.race.answered(backend, response)
         except (BackendError, PoolBusyError):
@@ -383,6 +387,7 @@ class Attempts:
             return
         if _was_closed_unanswered(error):
             if session.is_reused:
+                pool.observer.found_stale("checkout" if error.stage is Stage.CONNECT else "in_flight")
                 return
             pool.opening.closed_by_peer(session, trio.current_time())
             if error.stage is Stage.CONNECT:
@@ -418,11 +423,11 @@ class Attempts:
         A read waits for the budget until its deadline. Raises ClientDisconnectedError.
         """
         if error.reason == "interrupted" and job.client_disconnected():
-            raise ClientDisconnectedError
+            raise ClientDisconnectedError(is_sent=True)
         if not may_repeat(job.effect, error.stage) or error.reason in NOT_TAKEN:
             denied = "unsafe"
         elif error.reason == "interrupted" or await job.get_token():
-            self._metrics.retries.labels(error.reason).inc()
+            job.sends_again(error.reason)
             return True
         else:
             denied = "budget"

@@ -155,26 +155,31 @@ class Dispatcher:
         if marked is not None:
             job.start_at(marked, only=not is_ticket)  # another backend may know a ticket, or asks for a new login
         retries.in_flight += 1
+        outcome = "abandoned"
         try:
             refused = None if observer is None or not observer.refuses else await observer.before_forwarding(job)
             if refused is not None:
                 return refused
             answer = await (self._try_in_order(job) if principal.names is None else self._try_as_minted(job))
+            outcome = "failed" if answer.response is None else "answered"
             return self._with_marks(request, job, answer) if may_carry_state else answer
-        except ClientDisconnectedError:
+        except ClientDisconnectedError as error:
+            self._metrics.client_aborts.labels("sent" if error.is_sent else "queued").inc()
             message = "the client closed its side of the connection while the request waited"
             return refusal(Refusal.CLIENT_DISCONNECTED, message, request)
         finally:
             retries.in_flight -= 1
-            if observer is not None or job.failures or job.has_token or job.held:
-                self._end(job, observer)
+            if observer is not None or job.failures or job.has_token or job.held or job.retried:
+                self._end(job, observer, outcome)
 
-    def _end(self, job: Job, observer: Observer | None) -> None:
-        """End a request that has an observer, has failed at a backend, or holds something."""
+    def _end(self, job: Job, observer: Observer | None, outcome: str) -> None:
+        """End a request that has an observer, has failed at a backend, was sent again, or holds something."""
         if observer is not None:
             observer.after_forwarding(job)
         if job.failures:  # of backends that were asked while an answer was held, or of a request without an answer
             self._attempts.evaluate_ejection(job, is_answered=job.held > 0)
+        for reason in job.retried:
+            self._metrics.retries.labels(reason, outcome).inc()
         job.release()
 
     # Changes of the request ------------------------------------------------------------------------------------------
@@ -371,7 +376,7 @@ class Dispatcher:
         elif busy is not None or failure.reason in REFUSED or not await self._outlasts_outage(job):
             return False
         if job.client_disconnected():
-            raise ClientDisconnectedError
+            raise ClientDisconnectedError(is_sent=failure.stage > Stage.CONNECT)
         return True
 
     async def _outlasts_outage(self, job: Job) -> bool:

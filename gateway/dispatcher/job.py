@@ -77,7 +77,8 @@ class Job:
     tried in this round; ``rounds`` begun; ``queue_left``, seconds that may still go into waiting for sessions;
     ``failures``, exchanges that broke, with the time at which each began, until they are counted; ``race``, once more
     than one try was under way; ``has_token``, True if the request holds a token of ``retries``; ``held``, bytes of an
-    answer that the payer holds while other backends are asked.
+    answer that the payer holds while other backends are asked; ``retried``, the reasons for which the request was sent
+    again.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class Job:
         "queue_left",
         "race",
         "request",
+        "retried",
         "retries",
         "rounds",
         "source",
@@ -139,6 +141,7 @@ class Job:
         self.race: Race | None = None
         self.has_token = False
         self.held = 0
+        self.retried: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return f"<Job {self.request!r}: round {self.rounds}>"
@@ -189,6 +192,10 @@ class Job:
     def add_failure(self, backend: Backend, began: float) -> None:
         """Remember an exchange that broke, until it is known if another backend answers the request."""
         self.failures = [*self.failures, (backend, began)]
+
+    def sends_again(self, reason: str) -> None:
+        """Note that the request is sent again, because of the failure with this reason."""
+        self.retried = [*self.retried, reason]
 
     def take_failures(self) -> Sequence[tuple[Backend, float]]:
         """Return the failures, and forget them."""
@@ -242,4 +249,8 @@ class Job:
 
 
 class ClientDisconnectedError(Exception):
-    """The client has disconnected while its request was waiting."""
+    """The client has disconnected while its request was waiting; ``is_sent`` if a key manager may have seen it."""
+
+    def __init__(self, *, is_sent: bool = False) -> None:
+        super().__init__()
+        self.is_sent = is_sent

@@ -19,6 +19,7 @@ from gateway.errors import (
     ProtocolError,
     StreamClosedError,
     TlsError,
+    TruncatedError,
 )
 
 HEAD: Final = struct.Struct(">BII")
@@ -122,6 +123,7 @@ class MessageReader:
 #: The errors with which reading from a client may end; each keeps its class on the way to the core.
 _ERRORS: Final[dict[str, type[GatewayError]]] = {
     "protocol": ProtocolError,
+    "truncated": TruncatedError,
     "too_large": MessageTooLargeError,
     "buffers": BuffersFullError,
     "closed": StreamClosedError,

@@ -60,6 +60,7 @@ class Clients:
         self._admission = admission
         self._errors = errors
         self._metrics = metrics
+        self._connection_duration = metrics.client_connection_duration.labels()
         self._log = log
         self._converse: Callable[..., Conversation] = partial(
             Conversation,
@@ -225,10 +226,12 @@ class Clients:
         if self._draining:
             conversation.drain()
         self._conversations.add(conversation)
+        began = trio.current_time()
         try:
             return await conversation.run()
         finally:
             self._conversations.discard(conversation)
+            self._connection_duration.observe(trio.current_time() - began)
             self._metrics.client_requests_per_connection.observe(conversation.requests)
 
     async def _refuse(self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str) -> None:
@@ -250,7 +253,7 @@ class Clients:
         elif conversation.requests:  # the conversation has counted the limit when it sent the error
             self._errors.count("limit", peer)
         else:
-            self._errors.over_limit(over, peer)
+            self._errors.over_limit(over, peer, conversation.identity_name)
 
     def _judge(self, stream: ClientStream) -> tuple[Chain | None, str]:
         """Return the chain of a client's certificate, and why it is not accepted, or ""."""

@@ -8,6 +8,7 @@ from cryptography import x509
 from gateway.audit.refused import RefusedConnections
 from gateway.front.admission import Limit
 from gateway.log import Log, Throttle, quoted
+from gateway.metric_table import UNIDENTIFIED
 from gateway.metrics import Metrics
 from gateway.tls import UNREADABLE_CERTIFICATE
 
@@ -37,7 +38,7 @@ def certificate_fields(der: bytes | None) -> dict[str, str]:
 
 
 class ConnectionErrors:
-    """Counts and logs the errors of one listener's connections. At most one line a second is logged for each reason.
+    """Counts and logs the errors of one listener's connections. At most one line a second is logged for a reason.
 
     ``refused`` takes them for the audit trail; None: there is no audit trail.
     """
@@ -65,16 +66,17 @@ class ConnectionErrors:
         if self._refused is not None:
             self._refused.add(self._listener, reason, peer, detail)
 
-    def over_limit(self, limit: Limit, peer: str) -> None:
+    def over_limit(self, limit: Limit, peer: str, identity: str = UNIDENTIFIED) -> None:
         """Count a connection that is closed because of a limit, and log it."""
-        self._metrics.limit_rejections.labels(limit.value).inc()
+        self._metrics.limit_rejections.labels(limit.value, identity).inc()
         self.count("limit", peer, limit.value)
         self.warn(
-            f"limit {limit.value}",
+            f"limit {limit.value} {identity}",
             "connection closed: limit reached",
             peer=peer,
             reason=limit.value,
             setting=_SETTINGS[limit],
+            **({} if identity == UNIDENTIFIED else {"identity": identity}),
         )
 
     def warn(self, key: str, event: str, **fields: object) -> None:

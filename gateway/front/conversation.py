@@ -29,6 +29,7 @@ from gateway.errors import (
     ProtocolError,
     StreamClosedError,
     TlsError,
+    TruncatedError,
 )
 from gateway.front.admission import Account, Admission, Limit
 from gateway.front.connection_errors import certificate_fields
@@ -39,8 +40,9 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import Tag
 from gateway.log import Log, Throttle, quoted
+from gateway.metric_table import UNIDENTIFIED
 from gateway.metrics import Metrics, operation_label
-from gateway.policy import POLICY_REFUSALS, Refusal, refuse
+from gateway.policy import Refusal, refuse
 from gateway.revocation import REFUSALS, Chain
 
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
@@ -50,7 +52,6 @@ _TURN_BYTES: Final = 32768  # bytes of an answer that take one turn to send
 _DEADLINE_SLACK: Final = 0.01  # share of the idle timeout by which it may end early
 _LONGEST_ANSWER: Final = 120.0  # s; the configuration allows a request no more than a minute
 _LINGER: Final = 1.0  # s for a client to read its last answer before the connection is closed
-_UNIDENTIFIED: Final = "unidentified"  # identity in log lines about a client that no identity rule matches
 
 
 class Phase(Enum):
@@ -163,12 +164,14 @@ class Conversation:
         self._limits = limits
         self._settings = settings
         self._metrics = metrics
+        self._counts = metrics.identity(self.identity_name)
         self._log = log
         self._throttle = throttle
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._scope = trio.CancelScope()
         self._deadline = float("inf")  # a copy: to read it from the scope costs a call
         self._draining = False
+        self._is_counted = False  # as a connection of its identity
         self.settings_changed()
 
     def __repr__(self) -> str:
@@ -177,7 +180,7 @@ class Conversation:
     @property
     def identity_name(self) -> str:
         """The name of the client's identity, or "unidentified"."""
-        return _UNIDENTIFIED if self._principal is None else self._principal.identity.name
+        return UNIDENTIFIED if self._principal is None else self._principal.identity.name
 
     def settings_changed(self) -> None:
         """Use the settings as they are now; the deadlines of the next phase are the first to change."""
@@ -196,6 +199,11 @@ class Conversation:
         if principal == self._principal:
             return
         self._principal = principal
+        counts = self._metrics.identity(self.identity_name)
+        if self._is_counted:
+            self._counts.connections -= 1
+            counts.connections += 1
+        self._counts = counts
         account = None if principal is None else self._admission.account(principal)
         if account is self._account:
             return
@@ -236,7 +244,7 @@ class Conversation:
         self.stream.cut()
         self._throttle.warn(
             self._log,
-            f"cut {refusal}",
+            f"cut {refusal} {self.identity_name}",
             "client disconnected: its certificate is no longer accepted",
             reason=refusal,
             peer=self.peer,
@@ -255,6 +263,8 @@ class Conversation:
             if self._over is None:
                 self._connected = self._account
             self._idle = self._idle_times()
+        self._counts.connections += 1
+        self._is_counted = True
         try:
             with self._scope:
                 ended = await self._converse()
@@ -265,6 +275,8 @@ class Conversation:
         finally:
             self.stream.close()
             self._hold(0)
+            self._counts.connections -= 1
+            self._is_counted = False
             if self._connected is not None:
                 self._connected.disconnect()
         return ended
@@ -283,11 +295,16 @@ class Conversation:
         except ProtocolError as error:
             return await self._refuse_message(error)
         except StreamClosedError:  # between requests, unread session tickets are enough for a reset: no error
-            return "client" if self.phase is Phase.IDLE else "client_closed"
+            return "client" if self.phase is Phase.IDLE else self._client_closed()
         except ClientAbandonedError as error:
-            return str(error)
+            return self._client_closed() if str(error) == "client_closed" else str(error)
         except GatewayError as error:
             return self._break_off(error)
+
+    def _client_closed(self) -> str:
+        """Count a request whose client has disconnected. Return why the conversation ended."""
+        self._metrics.client_aborts.labels("reading" if self.phase is Phase.READING else "sending").inc()
+        return "client_closed"
 
     def _break_off(self, error: GatewayError) -> str:
         """Log the error if the client's TLS records exceeded a bound. Return why the conversation ended."""
@@ -295,7 +312,7 @@ class Conversation:
             return "client_closed"
         self._throttle.warn(
             self._log,
-            "records",
+            f"records {self.identity_name}",
             "client connection closed",
             reason=error.reason,
             detail=str(error),
@@ -383,7 +400,7 @@ class Conversation:
             return
         limit = self._payer.hold(size - self._held)
         if limit is not None:
-            self._metrics.limit_rejections.labels(limit.value).inc()
+            self._metrics.limit_rejections.labels(limit.value, self.identity_name).inc()
             raise BuffersFullError(
                 f"the gateway holds too many bytes of messages (limit {limit.value}); try again later"
             )
@@ -396,7 +413,7 @@ class Conversation:
         """
         limit = self._payer.hold(size)
         if limit is not None:
-            self._metrics.limit_rejections.labels(limit.value).inc()
+            self._metrics.limit_rejections.labels(limit.value, self.identity_name).inc()
             raise ClientAbandonedError("unread")
         self._held += size
 
@@ -419,7 +436,7 @@ class Conversation:
     def _check_whole(self) -> None:
         """Raise ProtocolError if the client has closed in the middle of a request."""
         if len(self._reader):
-            raise ProtocolError("the connection ended in the middle of a request")
+            raise TruncatedError("the connection ended in the middle of a request")
 
     async def _send_answer(self, answer: Answer, request: Request, began: float) -> None:
         if answer.response is not None:
@@ -433,7 +450,10 @@ class Conversation:
             result = "gateway_error"
             self._note_refusal(answer, request)
         await self._send(answer.frame)
-        self._metrics.request_answered(request, result, trio.current_time() - began)
+        counts = self._counts
+        counts.received.value += len(request.frame)
+        counts.sent.value += len(answer.frame)
+        self._metrics.request_answered(request, result, trio.current_time() - began, counts)
 
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
@@ -466,13 +486,15 @@ class Conversation:
         return "not_authenticated"
 
     async def _refuse_over(self, limit: Limit, request: Request) -> None:
-        self._metrics.limit_rejections.labels(limit.value).inc()
+        self._metrics.limit_rejections.labels(limit.value, self.identity_name).inc()
         await self._refuse(
             Refusal.OVERLOADED, f"the gateway's limit {limit.value} is reached; try again later", request
         )
 
     async def _refuse_message(self, error: ProtocolError) -> str:
         refusal = _REFUSALS.get(type(error), Refusal.INVALID_MESSAGE)
+        if isinstance(error, TruncatedError):
+            self._metrics.client_aborts.labels("reading").inc()
         try:
             await self._refuse(refusal, str(error), None, error.version)
         except GatewayError:
@@ -485,22 +507,25 @@ class Conversation:
         self._note_refusal(Answer(b"", refusal=refusal, detail=message), request)
         if self._recorder is not None:
             self._recorder.refused(request, self._principal, refusal)
-        await self._send(refuse(refusal, message, request, version=version))
-        self._metrics.request_answered(request, "gateway_error", 0.0)
+        frame = refuse(refusal, message, request, version=version)
+        await self._send(frame)
+        if request is not None:
+            self._counts.received.value += len(request.frame)
+        self._counts.sent.value += len(frame)
+        self._metrics.request_answered(request, "gateway_error", 0.0, self._counts)
 
     def _note_refusal(self, answer: Answer, request: Request | None) -> None:
         """Count an error of the gateway's own, and log it with its client.
 
-        At most one line a second is logged for each reason; of refusals by policy, for each reason and identity.
+        At most one line a second is logged for each reason and identity.
         """
         if answer.refusal is None:
             return
         reason = answer.refusal.value
-        self._metrics.local_errors.labels(reason).inc()
-        is_by_policy = answer.refusal in POLICY_REFUSALS
+        self._metrics.local_errors.labels(reason, self.identity_name).inc()
         self._throttle.warn(
             self._log,
-            f"{reason} {self.identity_name}" if is_by_policy else reason,
+            f"{reason} {self.identity_name}",
             "request refused",
             reason=reason,
             detail=answer.detail,

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from gateway.errors import BuffersFullError, ClientAbandonedError, GatewayError, ProtocolError, StreamClosedError
+from gateway.errors import BuffersFullError, ClientAbandonedError, GatewayError, StreamClosedError, TruncatedError
 from gateway.front.admission import Account, Admission
 from gateway.front.channel import Kind, Message, Opening, encode_error
 from gateway.front.pipe import Pipe
@@ -146,7 +146,7 @@ class RelayedClient:
                 self.stream.acknowledge()
                 data = await self.stream.receive_some()
                 if not data:
-                    raise ProtocolError("the connection ended in the middle of a request")
+                    raise TruncatedError("the connection ended in the middle of a request")
                 frame = self._reader.feed(data)
                 if frame is not None:
                     self._hold(len(frame) + len(self._reader))

@@ -11,12 +11,14 @@ import trio
 from gateway.audit.refused import AddEvent
 from gateway.config import DeadlinesConfig, ListenerConfig
 from gateway.errors import ConfigError
+from gateway.fast_metrics import Reading
 from gateway.front.channel import Kind
 from gateway.front.clients import Clients
 from gateway.front.listeners import DRAINING
 from gateway.front.pipe import Pipe
 from gateway.front.supervision import News, Order, receive_news, send_order
 from gateway.front.worker_link import WorkerLink, WorkerLinks
+from gateway.front.worker_report import WorkerCounts
 from gateway.listening import (
     ListeningSockets,
     NextSockets,
@@ -28,10 +30,6 @@ from gateway.listening import (
 from gateway.log import Log
 from gateway.metrics import Metrics
 
-#: Counters and gauges of a worker's own metrics that it reports to the core, by the names of their attributes.
-REPORTED_COUNTERS: Final = ("client_connection_errors", "limit_rejections")
-REPORTED_GAUGES: Final = ("client_connections", "client_half_open")
-
 _KEPT_GENERATIONS: Final = 2  # of replaced workers that keep their clients; earlier ones let go of them
 _MOST_GENERATIONS: Final = 4  # of replaced workers; the next reload that needs new workers waits
 _LOOK_EVERY: Final = 0.1  # s between two looks at whether one of these has ended
@@ -40,54 +38,15 @@ _ANSWER_WITHIN: Final = 30.0  # s for the supervisor to read the file
 _LAST_NEWS_WITHIN: Final = 5.0  # s for workers that are on their way when a drain begins: they must drain, too
 
 
-def report(metrics: Metrics) -> bytes:
-    """Return a worker's counts as the payload of COUNTED: [[attribute, label values, total], ...]."""
-    found: list[tuple[str, list[str], float]] = []
-    for name in (*REPORTED_COUNTERS, *REPORTED_GAUGES):
-        for family in getattr(metrics, name).collect():
-            found += [
-                (name, list(sample.labels.values()), sample.value)
-                for sample in family.samples
-                if not sample.name.endswith("_created")
-            ]
-    return json.dumps(found).encode()
-
-
-class WorkerCounts:
-    """Adds what one worker has counted to the metrics of the core."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._last: dict[tuple[str, tuple[str, ...]], float] = {}
-
-    def take(self, payload: bytes) -> None:
-        """Take a report; see ``report``."""
-        for name, labels, value in json.loads(payload):
-            key = (name, tuple(labels))
-            self._add(key, value - self._last.get(key, 0.0))
-            self._last[key] = value
-
-    def end(self) -> None:
-        """Take back the gauges of a worker that has ended. Its counters stay: no counter goes backwards."""
-        for (name, labels), value in self._last.items():
-            if name in REPORTED_GAUGES:
-                self._add((name, labels), -value)
-        self._last.clear()
-
-    def _add(self, key: tuple[str, tuple[str, ...]], difference: float) -> None:
-        name, labels = key
-        if difference:
-            getattr(self._metrics, name).labels(*labels).inc(difference)
-
-
 class _Worker:
     """One TLS worker: its connections, its place, and how far it is from its end.
 
     ``generation`` counts the times that all workers were replaced before it was started.
     """
 
-    def __init__(self, links: WorkerLinks, index: int, generation: int) -> None:
+    def __init__(self, links: WorkerLinks, counts: WorkerCounts, index: int, generation: int) -> None:
         self.links = links
+        self.counts = counts
         self.index = index
         self.generation = generation
         self.retired = trio.Event()  # its successor has come
@@ -137,6 +96,10 @@ class TlsWorkers:
         self._is_accepting = True
         self._draining = False
         self._taking = trio.CancelScope()  # of new workers
+        self._last_generations: dict[int, int] = {}  # of the worker that was started last, by index
+        self.log_messages_dropped = 0  # by all workers since the start
+        metrics.worker_memory.set_function(lambda: self._by_index("memory"))
+        metrics.worker_descriptors.set_function(lambda: self._by_index("descriptors"))
         for name in sockets:
             metrics.accepting.labels(name).set(1)
 
@@ -175,9 +138,24 @@ class TlsWorkers:
             else:
                 nursery.start_soon(self._serve, news.sockets[""], news.worker, news.generation)
 
+    def _add_dropped(self, number: int) -> None:
+        self.log_messages_dropped += number
+
+    def _by_index(self, fact: str) -> list[Reading]:
+        """Return a fact about the processes of workers; that of a worker includes its predecessors with clients."""
+        sums: dict[str, float] = {}
+        for worker in self._workers:
+            index = str(worker.index)
+            sums[index] = sums.get(index, 0.0) + worker.counts.process.get(fact, 0.0)
+        return [((index,), number) for index, number in sums.items()]
+
     async def _serve(self, sock: socket.socket, index: int, generation: int) -> None:
-        pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics)
-        worker = _Worker(WorkerLinks(pipe, self._receive, counts.take, self._take_event), index, generation)
+        pipe, counts = Pipe(sock, self._log), WorkerCounts(self._metrics, index, self._add_dropped)
+        worker = _Worker(WorkerLinks(pipe, self._receive, counts.take, self._take_event), counts, index, generation)
+        restarts = self._metrics.worker_restarts.labels(str(index))
+        if self._last_generations.get(index) == generation:
+            restarts.inc()
+        self._last_generations[index] = generation
         self._retire_predecessors(worker)
         self._workers.append(worker)
         self._log.info("TLS worker started", worker=index)

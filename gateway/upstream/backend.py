@@ -43,7 +43,8 @@ class Backend:
     key managers. ``versions`` are the protocol versions that the backend reported, or None before the first report.
     ``in_flight`` counts the exchanges for clients that are under way; ``turn`` belongs to the balancer. ``since`` is
     the time of the last change of the state, and ``last_error`` the latest error with its time, in Unix seconds;
-    ``watch`` keeps both. ``is_drained`` is True after ``drain``.
+    ``watch`` keeps both. ``last_health_check_success`` is in Unix seconds, too; 0 before the first. ``is_drained`` is
+    True after ``drain``.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Backend:
         self.is_drained = False
         self.since = time.time()
         self.last_error: tuple[str, float] | None = None
+        self.last_health_check_success = 0.0
 
     def __repr__(self) -> str:
         return f"<Backend {self.name} {self.state}: {self.slots!r}>"

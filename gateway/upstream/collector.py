@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+import trio
+
 from gateway.fast_metrics import Reading
 from gateway.metrics import Metrics
 from gateway.upstream.backend import Backend
@@ -10,13 +12,24 @@ from gateway.upstream.backend import Backend
 _STATES: Final = ("up", "standby", "down", "ejected", "half_open", "drained")
 
 
-def collect_pools(metrics: Metrics, backends: Callable[[], Sequence[Backend]]) -> None:
-    """Read the gauges from ``backends()`` at each scrape, so that requests need not update them."""
+def collect_pools(
+    metrics: Metrics, backends: Callable[[], Sequence[Backend]], identities: Callable[[], Iterable[str]] = tuple
+) -> None:
+    """Read the gauges from ``backends()`` at each scrape, so that requests need not update them.
+
+    ``identities`` returns the names of the identities in the configuration.
+    """
 
     def each(read: Callable[[Backend], Iterable[Reading]]) -> Callable[[], Iterable[Reading]]:
         return lambda: [reading for backend in backends() for reading in read(backend)]
 
     metrics.backend_up.set_function(each(lambda backend: [([backend.name], float(backend.is_live))]))
+    metrics.backend_identity_up.set_function(each(lambda backend: _identities_up(backend, identities())))
+    metrics.backend_weight.set_function(each(lambda backend: [([backend.name], backend.options.weight)]))
+    metrics.backend_last_health_check.set_function(
+        each(lambda backend: [([backend.name], backend.last_health_check_success)])
+    )
+    metrics.pool_oldest_waiter.set_function(each(_oldest_waiter))
     metrics.backend_state.set_function(
         each(lambda backend: [([backend.name, state], float(backend.state == state)) for state in _STATES])
     )
@@ -28,6 +41,16 @@ def collect_pools(metrics: Metrics, backends: Callable[[], Sequence[Backend]]) -
     metrics.session_idle_limit.set_function(
         each(lambda backend: [([backend.name, backend.idle_limit.source], backend.idle_limit.effective)])
     )
+
+
+def _identities_up(backend: Backend, identities: Iterable[str]) -> list[Reading]:
+    return [([backend.name, name], float(backend.is_reachable_with(name))) for name in identities]
+
+
+def _oldest_waiter(backend: Backend) -> list[Reading]:
+    now = trio.current_time()
+    waits = [pool.waiters.longest_wait(now) for pool in backend.pools.values()]
+    return [([backend.name], max(waits, default=0.0))]
 
 
 def _sessions(backend: Backend) -> list[Reading]:

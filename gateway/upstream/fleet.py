@@ -106,7 +106,10 @@ class ConfiguredBackend:
 
 
 class Fleet:
-    """All backends. ``maintain`` runs for each until it is removed; ``changed`` gets the new list when it changes."""
+    """All backends. ``maintain`` runs for each until it is removed; ``changed`` gets the new list when it changes.
+
+    ``count_lookup`` gets the name of the entry and the result, "success" or "failure", of each lookup of an address.
+    """
 
     def __init__(
         self,
@@ -114,11 +117,13 @@ class Fleet:
         maintain: Maintain,
         changed: Callable[[list[Backend]], None],
         log: Log,
+        count_lookup: Callable[[str, str], None] = lambda _backend, _result: None,
     ) -> None:
         self._configured = configured
         self._maintain = maintain
         self._changed = changed
         self._log = log
+        self._count_lookup = count_lookup
         self._scopes: dict[Backend, trio.CancelScope] = {}
         self._lookups: dict[ConfiguredBackend, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None  # while ``run`` runs
@@ -195,8 +200,10 @@ class Fleet:
         try:
             hosts = await look_up(configured.address)
         except OSError as error:
+            self._count_lookup(configured.name, "failure")
             self._not_found(configured, error.strerror or str(error))
             return
+        self._count_lookup(configured.name, "success")
         if configured.lookup_error:
             configured.lookup_error = ""
             self._log.info("name resolved again", backend=configured.name, addresses=hosts)

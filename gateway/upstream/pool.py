@@ -56,8 +56,17 @@ class Observer(Protocol):
     def session_closed(self, reason: str) -> None:
         """Take note of a closed session; ``reason`` is of a closed set."""
 
-    def exchanged(self, result: str, seconds: float) -> None:
-        """Take note of the end of a client's exchange: ``answered``, or stage and reason of the failure."""
+    def waited(self, seconds: float) -> None:
+        """Take note of the end of a request's wait for a session."""
+
+    def found_stale(self, when: str) -> None:
+        """Take note of a session that the key manager had closed: found at ``checkout``, or ``in_flight``."""
+
+    def exchanged(self, result: str, seconds: float, *, is_reused: bool) -> None:
+        """Take note of the end of a client's exchange: ``answered``, or stage and reason of the failure.
+
+        ``is_reused`` is True if the session had been used, or idle, before.
+        """
 
     def ejected(self, credential: str, effect: Effect) -> None:
         """Take note of an ejection for requests of this kind; the credential "" stands for all credentials."""
@@ -221,6 +230,7 @@ class Pool:
                     session.principal = principal
                     self._reserve.note(principal)
                 return session
+            self.observer.found_stale("checkout")
             self._closed_by_peer(session, trio.current_time())
         return None
 
@@ -248,6 +258,8 @@ class Pool:
             elif waiter in self.waiters:
                 self.waiters.remove(waiter)
             raise
+        finally:
+            self.observer.waited(trio.current_time() - waiter.since)
         if waiter.session is None:
             raise waiter.error or self._error("no session", "drain")
         return waiter.session

@@ -35,6 +35,8 @@ class PoolObserver:
         self._log = log.bind(backend=backend, credential=credential)
         self._answered = metrics.backend_requests.labels(backend, "answered")
         self._duration = metrics.backend_request_duration.labels(backend)
+        self._reused = metrics.session_reuses.labels(backend)
+        self._waits = metrics.request_queue_duration.labels(backend)
         self._throttle = Throttle()
         self._fault_throttle = Throttle(_REPEAT)
         self._failing: str | None = None
@@ -50,7 +52,7 @@ class PoolObserver:
 
     def session_open_failed(self, error: BackendError) -> None:
         """Count a failed attempt; log the first in a row, each new reason, and once a minute."""
-        self._metrics.session_open_failures.labels(self._backend, error.reason).inc()
+        self._metrics.session_open_failures.labels(self._backend, self._credential, error.reason).inc()
         if self._is_of_many:
             self._fault_throttle.warn(
                 self._log, error.reason, "can't open a session", reason=error.reason, detail=error.args[0]
@@ -91,8 +93,18 @@ class PoolObserver:
             now_used=ceiling,
         )
 
-    def exchanged(self, result: str, seconds: float) -> None:
+    def waited(self, seconds: float) -> None:
+        """Count a wait for a session, and its duration."""
+        self._waits.observe(seconds)
+
+    def found_stale(self, when: str) -> None:
+        """Count a session that the key manager had closed, found at ``checkout`` or ``in_flight``."""
+        self._metrics.session_stale.labels(self._backend, when).inc()
+
+    def exchanged(self, result: str, seconds: float, *, is_reused: bool) -> None:
         """Count an exchange, and the duration of an answered one."""
+        if is_reused:
+            self._reused.value += 1
         if result == "answered":
             self._answered.inc()
             self._duration.observe(seconds)

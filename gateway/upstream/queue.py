@@ -95,6 +95,10 @@ class FairQueue(Generic[_T]):
         """Return the principals of the waiting requests."""
         return self._turns.keys()
 
+    def longest_wait(self, now: float) -> float:
+        """Return how long the waiter that has waited longest has waited, in seconds; 0 if none waits."""
+        return max(0.0, now - self.since(0)) if self._all else 0.0
+
     def oldest(self) -> _T:
         """Return the waiter that has waited longest."""
         return next(iter(self._all))

@@ -1,5 +1,7 @@
 """The answers of the admin port, the Hosts that get them, and how often /metrics is rendered."""
 
+import time
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
@@ -10,7 +12,7 @@ from tests.kit.fake_backends import in_virtual_time
 
 
 def _routes(*names: str) -> Routes:
-    return Routes(lambda: b"answer 42\n", lambda: None, names)
+    return Routes(lambda: [b"answer 42\n"], lambda: None, names)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +54,9 @@ async def test_a_malformed_host_is_a_bad_request(host: str) -> None:
 async def test_metrics_are_rendered_at_most_once_a_second() -> None:
     rendered: list[float] = []
 
-    def render() -> bytes:
+    def render() -> list[bytes]:
         rendered.append(trio.current_time())
-        return b"%d" % len(rendered)
+        return [b"%d" % len(rendered)]
 
     rendering = Rendering(render)
     began = trio.current_time()
@@ -73,7 +75,7 @@ async def test_metrics_are_rendered_at_most_once_a_second() -> None:
 @in_virtual_time
 async def test_an_exposition_is_never_older_than_its_request() -> None:
     values = [1]
-    rendering = Rendering(lambda: b"%d" % values[0])
+    rendering = Rendering(lambda: [b"%d" % values[0]])
 
     assert await rendering.current() == b"1"
     await trio.sleep(0.2)
@@ -83,7 +85,7 @@ async def test_an_exposition_is_never_older_than_its_request() -> None:
 
 @in_virtual_time
 async def test_the_first_scrape_after_a_second_does_not_wait() -> None:
-    rendering = Rendering(lambda: b"")
+    rendering = Rendering(list)
     await rendering.current()
     await trio.sleep(1.5)
     began = trio.current_time()
@@ -91,3 +93,36 @@ async def test_the_first_scrape_after_a_second_does_not_wait() -> None:
     await rendering.current()
 
     assert trio.current_time() == began
+
+
+async def test_other_tasks_run_during_a_long_rendering() -> None:
+    turns = [0]
+
+    def render() -> Iterator[bytes]:
+        for number in range(5):
+            until = time.perf_counter() + 0.002
+            while time.perf_counter() < until:
+                pass
+            yield b"%d" % number
+
+    async def other() -> None:
+        while True:
+            turns[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    rendering = Rendering(render)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        assert await rendering.current() == b"01234"
+        nursery.cancel_scope.cancel()
+    assert turns[0] >= 5
+
+
+@in_virtual_time
+async def test_a_rendering_that_fails_does_not_spoil_the_next() -> None:
+    parts: list[bytes] = []
+    rendering = Rendering(lambda: iter(parts) if parts else 1 / 0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ZeroDivisionError):
+        await rendering.current()
+    parts.append(b"good")
+    assert await rendering.current() == b"good"

@@ -1,7 +1,7 @@
 """The admin port over plain HTTP: its answers, and its bounds against strangers."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -23,10 +23,10 @@ class Admin:
     listening: socket.socket
     until: trio.Event = field(default_factory=trio.Event)
     unreadiness: str | None = None
-    exposition: Callable[[], bytes] = lambda: b"answer 42\n"
+    exposition: Callable[[], Iterable[bytes]] = lambda: [b"answer ", b"42\n"]
 
-    def expose(self) -> bytes:
-        """Return the body of /metrics."""
+    def expose(self) -> Iterable[bytes]:
+        """Return the parts of the body of /metrics."""
         return self.exposition()
 
     async def send(self, data: bytes) -> bytes:
@@ -110,12 +110,12 @@ async def test_a_head_of_a_stream_ends(admin: Admin) -> None:
 
 
 async def test_a_route_that_fails_costs_one_answer(admin: Admin) -> None:
-    def fail() -> bytes:
+    def fail() -> Iterable[bytes]:
         raise ZeroDivisionError
 
     admin.exposition = fail
     assert (await admin.ask("/metrics")).startswith(b"HTTP/1.1 500")
-    admin.exposition = lambda: b"again\n"
+    admin.exposition = lambda: [b"again\n"]
     assert (await admin.ask("/metrics")).endswith(b"again\n")
 
 
@@ -229,7 +229,7 @@ Memory = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 
 
 @asynccontextmanager
-async def connected(exposition: Callable[[], bytes] = lambda: b"") -> AsyncIterator[Memory]:
+async def connected(exposition: Callable[[], Iterable[bytes]] = list) -> AsyncIterator[Memory]:
     """Yield the client's side of a connection in memory, in virtual time."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:

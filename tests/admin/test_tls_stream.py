@@ -33,7 +33,7 @@ async def running(
     context = admin_context(
         *certificates.pair("server"), client_ca=None if client_ca is None else certificates.path(client_ca)
     )
-    server = AdminServer(Routes(lambda: b"answer 42\n", lambda: None, access=access), limits, context)
+    server = AdminServer(Routes(lambda: [b"answer 42\n"], lambda: None, access=access), limits, context)
     until = trio.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening, trio.fail_after(20):
         async with trio.open_nursery() as nursery:

@@ -363,7 +363,7 @@ async def test_reads_move_to_another_backend_when_theirs_goes_down() -> None:
 
         assert name_of(got["read"]) == "read"
         assert "mutation" not in got  # the key manager may be working on it
-        assert it.metrics.retries.labels("interrupted")._value.get() == 1
+        assert it.metrics.retries.labels("interrupted", "answered").value == 1
 
 
 @in_virtual_time

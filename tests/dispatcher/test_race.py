@@ -49,7 +49,7 @@ async def test_an_overdue_read_is_hedged_and_the_first_good_answer_wins() -> Non
         assert (name_of(answer), answer.backend) == ("key", it.backends[1])
         assert 5 <= trio.current_time() < 6
         assert len(it.executed) == 2
-        assert it.metrics.retries.labels("overdue")._value.get() == 1
+        assert it.metrics.retries.labels("overdue", "answered").value == 1
 
 
 @in_virtual_time

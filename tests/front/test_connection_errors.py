@@ -22,7 +22,8 @@ def test_each_connection_over_a_limit_is_counted_and_the_first_is_logged() -> No
     name = "kmip_gateway_client_connection_errors_total"
     assert sample(name, {"listener": "kmip", "reason": "limit"}) == 3
     assert sample(name, {"listener": "kmip", "reason": "client_closed"}) == 1
-    assert sample("kmip_gateway_limit_rejections_total", {"limit": "address_handshakes_per_second"}) == 3
+    labels = {"limit": "address_handshakes_per_second", "identity": "unidentified"}
+    assert sample("kmip_gateway_limit_rejections_total", labels) == 3
     assert log.entries == [
         {
             "event": "connection closed: limit reached",

@@ -1,4 +1,4 @@
-"""The TLS workers of a core: counts that never go backwards, and listening sockets that all processes share."""
+"""The TLS workers of a core: their starts and ends, and listening sockets that all processes share."""
 
 import resource
 import socket
@@ -15,7 +15,7 @@ from gateway.front import workers as front_workers
 from gateway.front.channel import Kind, Message
 from gateway.front.pipe import Pipe
 from gateway.front.supervision import Order, receive_order, send_prepared, send_worker, socket_pair
-from gateway.front.workers import TlsWorkers, WorkerCounts, report
+from gateway.front.workers import TlsWorkers
 from gateway.listening import ListeningSockets, listen, listening_sockets
 from gateway.metrics import Metrics
 
@@ -25,22 +25,6 @@ KMIP = ListenerConfig.model_construct(name="kmip", bind=Address("127.0.0.1", 0))
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     found: float | None = metrics.registry.get_sample_value(f"kmip_gateway_{name}", labels)
     return found
-
-
-def test_counts_of_two_workers_are_added_and_survive_their_ends() -> None:
-    core, workers = Metrics("test"), [Metrics("test"), Metrics("test")]
-    counts = [WorkerCounts(core), WorkerCounts(core)]
-    for worker, count in zip(workers, counts, strict=True):
-        for _ in range(2):
-            worker.client_connection_errors.labels("kmip", "certificate").inc()
-            worker.client_connections.labels("kmip").inc()
-            count.take(report(worker))
-    errors = {"listener": "kmip", "reason": "certificate"}
-    assert value(core, "client_connection_errors_total", **errors) == 4
-    assert value(core, "client_connections", listener="kmip") == 4
-    counts[0].end()
-    assert value(core, "client_connection_errors_total", **errors) == 4
-    assert value(core, "client_connections", listener="kmip") == 2
 
 
 class Supervised:

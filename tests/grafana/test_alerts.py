@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from gateway.metrics import TABLE
+from gateway.metric_table import TABLE
 from grafana.alert_types import Alert
 from grafana.alerts import annotations, every_alert, rules
 from grafana.service_alerts import RECORDS

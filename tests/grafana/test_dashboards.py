@@ -7,7 +7,9 @@ import pytest
 from prometheus_client import Histogram
 
 from gateway.fast_metrics import FastHistogramFamily
-from gateway.metrics import TABLE, Metrics, Row
+from gateway.metric_rows import Row
+from gateway.metric_table import TABLE
+from gateway.metrics import Metrics
 from grafana import build
 from tests.kit.metric_names import metrics_in
 

@@ -299,6 +299,9 @@ class FakeObserver:
         self.failed: list[str] = []
         self.closed: Counter[str] = Counter()
         self.results: Counter[str] = Counter()
+        self.reused = 0
+        self.stale: Counter[str] = Counter()
+        self.waits: list[float] = []
         self.ejections: list[tuple[str, Effect]] = []
         self.learned: list[float] = []
         self.ceilings: list[int] = []
@@ -314,9 +317,16 @@ class FakeObserver:
     def session_closed(self, reason: str) -> None:
         self.closed[reason] += 1
 
-    def exchanged(self, result: str, seconds: float) -> None:
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def found_stale(self, when: str) -> None:
+        self.stale[when] += 1
+
+    def exchanged(self, result: str, seconds: float, *, is_reused: bool) -> None:
         assert seconds >= 0
         self.results[result] += 1
+        self.reused += is_reused
 
     def ejected(self, credential: str, effect: Effect) -> None:
         self.ejections.append((credential, effect))

@@ -119,8 +119,13 @@ class Front:
         self.served.drain()
 
     def count(self, family: str, **labels: str) -> float:
-        """Return the value of a metric, or 0 if it does not exist."""
-        return self.metrics.registry.get_sample_value(f"kmip_gateway_{family}", labels) or 0.0
+        """Return the sum of the samples of this name that have these labels, or 0 if there is none."""
+        return sum(
+            sample.value
+            for found in self.metrics.registry.collect()
+            for sample in found.samples
+            if sample.name == f"kmip_gateway_{family}" and labels.items() <= sample.labels.items()
+        )
 
     @property
     def errors(self) -> dict[str, float]:
@@ -135,12 +140,10 @@ class Front:
     @property
     def refusals(self) -> dict[str, float]:
         """The gateway's own answers, by reason."""
-        return {
-            sample.labels["reason"]: sample.value
-            for family in self.metrics.local_errors.collect()
-            for sample in family.samples
-            if sample.name.endswith("_total")
-        }
+        found: dict[str, float] = {}
+        for (reason, _identity), counter in self.metrics.local_errors.children():
+            found[reason] = found.get(reason, 0.0) + counter.value
+        return found
 
     @property
     def clients(self) -> float:

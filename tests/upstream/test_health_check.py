@@ -609,4 +609,4 @@ async def test_a_backend_that_goes_down_is_logged_and_its_sessions_closed(
             "detail": "no answer to the health check within 2 s",
         }
     ]
-    assert metrics.backend_state_changes.labels("atlanta", "down")._value.get() == 1
+    assert metrics.backend_state_changes.labels("atlanta", "down").value == 1

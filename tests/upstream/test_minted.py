@@ -61,7 +61,7 @@ class Held:
         )
 
     def minted_total(self, result: str) -> float:
-        return float(self.metrics.certificates_minted.labels("storage", result)._value.get())
+        return self.metrics.certificates_minted.labels("storage", result).value
 
 
 def principal(name: str, *sans: x509.GeneralName) -> Principal:

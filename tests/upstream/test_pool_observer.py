@@ -67,7 +67,7 @@ async def test_sessions_are_counted() -> None:
     assert it.counted("sessions_opened_total") == {"": 3}
     assert it.counted("session_open_duration_seconds_sum") == {"": 0.75}
     assert it.counted("sessions_closed_total") == {"idle": 2, "lifetime": 1}
-    assert it.counted("session_open_failures_total") == {"timeout": 1}
+    assert it.counted("session_open_failures_total") == {"redtimeout": 1}
     assert len(it.logged) == 1  # the failure
 
 
@@ -88,12 +88,23 @@ async def test_a_session_with_a_fault_is_counted_and_logged_once_per_fault() -> 
 async def test_exchanges_are_counted_and_answers_are_timed() -> None:
     it = Observed()
 
-    it.observer.exchanged("answered", 0.25)
-    it.observer.exchanged("wait_closed", 30.0)
+    it.observer.exchanged("answered", 0.25, is_reused=True)
+    it.observer.exchanged("wait_closed", 30.0, is_reused=False)
 
     assert it.counted("backend_requests_total") == {"answered": 1, "wait_closed": 1}
     assert it.counted("backend_request_duration_seconds_sum") == {"": 0.25}
+    assert it.counted("session_reuses_total") == {"": 1}
     assert it.logged == ["exchange failed"]
+
+
+async def test_waits_and_stale_sessions_are_counted() -> None:
+    it = Observed()
+
+    it.observer.waited(0.25)
+    it.observer.found_stale("in_flight")
+
+    assert it.counted("request_queue_duration_seconds_sum") == {"": 0.25}
+    assert it.counted("session_stale_total") == {"in_flight": 1}
 
 
 @in_virtual_time
@@ -147,4 +158,4 @@ async def test_failures_of_many_clients_are_logged_once_for_each_reason() -> Non
         it.observer.session_open_failed(failure("connect"))
 
     assert it.logged == ["can't open a session credential", "can't open a session connect"]
-    assert it.counted("session_open_failures_total") == {"credential": 100, "connect": 100}
+    assert it.counted("session_open_failures_total") == {"redcredential": 100, "redconnect": 100}
