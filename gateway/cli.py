@@ -11,14 +11,17 @@ from typing import NoReturn
 
 import click
 
-from gateway import explain, log, tls
+from gateway import connection_check, explain, log, tls
 from gateway.audit_cli import audit
-from gateway.config import Config, load_apart, summary, warnings
+from gateway.build_check import build_mistakes
+from gateway.config import Config, advice, load_apart, summary, warnings
 from gateway.confinement import harden
 from gateway.control_cli import CONTROL_COMMANDS
 from gateway.decode_cli import decode
 from gateway.errors import ConfigError, TlsError
 from gateway.launch import MISTAKE, launch
+
+_NOT_WELL = 1  # exit status if a session can't be opened
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,25 +54,91 @@ def run(config: Path) -> None:
     type=click.Path(path_type=Path, readable=False),
     help="Print which identity a client with this certificate gets, and why no earlier rule matches it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --explain: print JSON.")
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Open a session to every address of every backend with every identity's credential, and print a table.",
+)
+@click.option(
+    "--certificate",
+    "client",
+    metavar="CLIENT.pem",
+    type=click.Path(path_type=Path, readable=False),
+    help="With --connect: a client's certificate, whose names are shown for identities with minted credentials.",
+)
+@click.option("--strict", is_flag=True, help="Take warnings for mistakes, also those of --connect.")
+@click.option("--json", "as_json", is_flag=True, help="With --explain or --connect: print JSON.")
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
-def check(config: Path, certificate: Path | None, as_json: bool) -> None:
+def check(
+    config: Path,
+    certificate: Path | None,
+    client: Path | None,
+    *,
+    connect: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
     """Check the configuration file CONFIG.
 
     Prints a summary and warnings; or every mistake, with exit status 2. With --explain, the exit status is 0 if a
     listener serves a client with the certificate, and 1 if none does; CERT.pem may also hold the chain that the client
-    sends.
+    sends. With --connect, the exit status is 1 if a session can't be opened.
     """
+    _check_options(certificate, client, connect=connect, strict=strict, as_json=as_json)
     settings = _load(config)
     if certificate is not None:
         _explain(settings, certificate, as_json=as_json)
         return
-    if as_json:
-        raise click.UsageError("--json needs --explain")
+    if mistakes := build_mistakes(settings):
+        _exit_with([f"{config}: {mistake}" for mistake in mistakes])
+    now = datetime.now(UTC)
+    found = [*advice(settings, now), *warnings(settings, now)]
+    if connect:
+        sys.exit(_connect(settings, client, found, strict=strict, as_json=as_json))
     for line in summary(settings):
         click.echo(line)
-    click.echo(f"{config}: no mistakes")
-    for warning in warnings(settings, datetime.now(UTC)):
+    click.echo(
+        f"{config}: {'no mistakes' if not (found and strict) else 'warnings, which --strict takes for mistakes'}"
+    )
+    _show_warnings(found)
+    if found and strict:
+        sys.exit(MISTAKE)
+
+
+def _check_options(
+    certificate: Path | None, client: Path | None, *, connect: bool, strict: bool, as_json: bool
+) -> None:
+    """Raise UsageError for options of ``check`` that don't go together."""
+    if certificate is not None and (connect or strict):
+        raise click.UsageError("give --explain alone, or with --json")
+    if as_json and certificate is None and not connect:
+        raise click.UsageError("--json needs --explain or --connect")
+    if client is not None and not connect:
+        raise click.UsageError("--certificate needs --connect; did you mean --explain?")
+
+
+def _connect(settings: Config, client: Path | None, found: Sequence[str], *, strict: bool, as_json: bool) -> int:
+    """Try all backends, and print the outcome. Return the exit status."""
+    try:
+        chain = [] if client is None else explain.read_chain(client)
+        attempts = connection_check.check_connections(settings, chain)
+    except ConfigError as error:
+        _exit_with(error.mistakes)
+    counts = connection_check.counts(attempts)
+    if as_json:
+        tries = [attempt.as_json() for attempt in attempts]
+        click.echo(json.dumps({"counts": counts, "attempts": tries, "warnings": found}, indent=2))
+    else:
+        for line in connection_check.table(attempts):
+            click.echo(line)
+        click.echo("sessions: " + ", ".join(f"{count} {result}" for result, count in counts.items()))
+        _show_warnings(found)
+    is_well = counts[connection_check.OK] == len(attempts) and not found
+    return 0 if is_well or (not strict and not counts[connection_check.FAILED]) else _NOT_WELL
+
+
+def _show_warnings(found: Sequence[str]) -> None:
+    for warning in found:
         click.echo(f"warning: {warning}")
 
 

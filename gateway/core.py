@@ -18,7 +18,7 @@ from gateway.admin.server import AdminServer
 from gateway.audit.trail import Trail
 from gateway.config import Address, Config, exposed
 from gateway.dispatcher import Dispatcher
-from gateway.errors import AuditError
+from gateway.errors import AuditError, ConfigError
 from gateway.expiry import ExpiryWatch
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
@@ -63,10 +63,22 @@ class HandedOver(NamedTuple):
 
 @contextmanager
 def open_sockets(config: Config, inherited: Mapping[str, socket.socket]) -> Iterator[HandedOver]:
-    """Open the listening sockets for the length of a block, for a core without TLS workers. Raises ConfigError."""
+    """Open the listening sockets for the length of a block, for a core without TLS workers.
+
+    Raises ConfigError with all addresses that can't be had.
+    """
     with ExitStack() as stack:
-        sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
-        admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+        mistakes: list[str] = []
+        try:
+            sockets = stack.enter_context(listening_sockets(config.listeners, inherited))
+        except ConfigError as error:
+            mistakes += error.mistakes
+        try:
+            admin = stack.enter_context(listen("admin.bind", config.admin.bind, ADMIN_BACKLOG))
+        except ConfigError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
         yield HandedOver(sockets, admin)
 
 

@@ -76,13 +76,17 @@ class Stage(IntEnum):
 
 
 class BackendError(GatewayError):
-    """An attempt at a backend failed at ``stage``; ``reason`` is a short word of a closed set, fit for a label."""
+    """An attempt at a backend failed at ``stage``; ``reason`` is a short word of a closed set, fit for a label.
 
-    def __init__(self, message: str, *, backend: str, stage: Stage, reason: str) -> None:
+    ``cause`` is the reason of the TlsError, if the attempt failed in TLS; there are more of these than labels.
+    """
+
+    def __init__(self, message: str, *, backend: str, stage: Stage, reason: str, cause: str = "") -> None:
         super().__init__(message)
         self.backend = backend
         self.stage = stage
         self.reason = reason
+        self.cause = cause or reason
 
     def __str__(self) -> str:
         return f"{self.backend}: {super().__str__()} ({self.stage.name.lower()}: {self.reason})"

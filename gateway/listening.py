@@ -81,14 +81,21 @@ class ListeningSockets(Mapping[str, socket.socket]):
         return f"<ListeningSockets {', '.join(self)}>"
 
     def prepare(self, listeners: Sequence[ListenerConfig]) -> NextSockets:
-        """Open the sockets that these listeners lack. Raises ConfigError, and opens none, if one can't be had."""
+        """Open the sockets that these listeners lack. Raises ConfigError, and opens none, if any can't be had."""
         _check_inherited(listeners, self.inherited)
         opened: dict[str, socket.socket] = {}
+        mistakes: list[str] = []
         with ExitStack() as stack:
             for listener in listeners:
-                sock = self._opened_for(listener)
+                try:
+                    sock = self._opened_for(listener)
+                except ConfigError as error:
+                    mistakes += error.mistakes
+                    continue
                 if sock is not None:
                     opened[listener.name] = stack.enter_context(sock)
+            if mistakes:
+                raise ConfigError(mistakes)
             stack.pop_all()
         return NextSockets({listener.name: listener.bind for listener in listeners}, opened)
 

@@ -233,7 +233,7 @@ class Upstream:
             ca = made.cas.get(identity.name)
             for settings in config.backends:
                 if settings.name in backends or identity.name in identities:
-                    contexts[settings.name, identity.name] = _client_context(settings, identity, ca)
+                    contexts[settings.name, identity.name] = backend_context(settings, identity, ca)
             for name in leaving if identity.name in identities else ():
                 contexts[name, identity.name] = contexts[config.backends[0].name, identity.name]
         trusts = {settings.name: backend_trust(settings) for settings in config.backends if settings.name in backends}
@@ -426,10 +426,22 @@ class Upstream:
     def _build_opener(
         self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str
     ) -> Opener:
-        """Return a function that opens a session. A pinned certificate without a CA has no name to be verified."""
-        target = SessionTarget(
-            backend=backend.name,
-            endpoint=backend.endpoint,
+        """Return a function that opens a session."""
+        target = self.session_target(settings, identity, backend.name, backend.endpoint)
+        if identity.credential == "minted":
+            return partial(open_minted_session, target, self.minted[credential])
+        return partial(open_session, target)
+
+    def session_target(
+        self, settings: BackendConfig, identity: IdentityConfig, backend: str, endpoint: Endpoint
+    ) -> SessionTarget:
+        """Return the parameters of the sessions of an identity to an endpoint; ``backend`` is its name.
+
+        A pinned certificate without a CA has no name to be verified.
+        """
+        return SessionTarget(
+            backend=backend,
+            endpoint=endpoint,
             context=self._context(settings, identity),
             server_name=settings.server_name if settings.ca is not None else None,
             pinned_sha256=frozenset(settings.pinned_sha256),
@@ -439,9 +451,6 @@ class Upstream:
             own=self._own[identity.name],
             tcp=self._config.pool,
         )
-        if identity.credential == "minted":
-            return partial(open_minted_session, target, self.minted[credential])
-        return partial(open_session, target)
 
     def _trust(self, settings: BackendConfig) -> Trust | None:
         if settings.name not in self._trusts:
@@ -451,12 +460,16 @@ class Upstream:
     def _context(self, settings: BackendConfig, identity: IdentityConfig) -> SSL.Context:
         key = (settings.name, identity.name)
         if key not in self._contexts:
-            self._contexts[key] = _client_context(settings, identity, self._cas.get(identity.name))
+            self._contexts[key] = backend_context(settings, identity, self._cas.get(identity.name))
             self._own.setdefault(identity.name, OwnCertificate.of(identity))
         return self._contexts[key]
 
 
-def _client_context(settings: BackendConfig, identity: IdentityConfig, ca: IssuingCa | None) -> SSL.Context:
+def backend_context(settings: BackendConfig, identity: IdentityConfig, ca: IssuingCa | None) -> SSL.Context:
+    """Return the TLS context of an identity's sessions to a backend; ``ca`` issues its certificates, if it is minted.
+
+    Raises ConfigError for a file that OpenSSL refuses.
+    """
     make_context = partial(
         tls.client_context,
         certificate=identity.certificate,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,36 @@ def test_check_prints_warnings_last(certificates: Certificates) -> None:
     assert said.splitlines()[-1].startswith('warning: identities["lapsed"].certificate: ')
 
 
+def test_strict_takes_warnings_for_mistakes(certificates: Certificates, config: Path) -> None:
+    assert call("check", "--strict", config)[0] == 0
+    identities = [lapsed_identity(certificates), Identity("app-1")]
+    lapsed = write_config(certificates, GatewaySettings([free_port()], identities), free_port(), free_port())
+    status, said, _ = call("check", "--strict", lapsed)
+    assert status == 2
+    assert said.splitlines()[-2] == f"{lapsed}: warnings, which --strict takes for mistakes"
+    assert said.splitlines()[-1].startswith("warning: ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--json"], ["--explain", "x.pem", "--connect"], ["--explain", "x.pem", "--strict"], ["--certificate", "x.pem"]],
+)
+def test_options_of_check_that_do_not_go_together(config: Path, options: list[str]) -> None:
+    status, _, said = call("check", *options, config)
+    assert status == 2
+    assert "Usage: " in said
+
+
+def test_run_names_all_ports_in_use(certificates: Certificates) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+        status, _, mistakes = call("run", write_config(certificates, GatewaySettings([free_port()]), *ports))
+    assert status == 2
+    lines = mistakes.splitlines()[-2:]
+    assert f'listeners["kmip"].bind: cannot listen on 127.0.0.1:{ports[0]}: Address already in use' in lines[0]
+    assert f"admin.bind: cannot listen on 127.0.0.1:{ports[1]}: Address already in use" in lines[1]
+
+
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_all_mistakes_are_printed(config: Path, command: str) -> None:
     wrong = config.with_name("wrong.toml")
@@ -128,14 +159,15 @@ def test_a_file_that_is_no_configuration_is_a_mistake_of_one_line(tmp_path: Path
     assert mistakes.startswith(f"{path}: ")
 
 
-def test_a_weak_key_is_a_mistake_of_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_weak_key_is_a_mistake(tmp_path: Path, command: str) -> None:
     certificates = Certificates(tmp_path)
     write_weak_key(certificates)
     config = write_config(certificates, GatewaySettings([free_port()]), free_port(), free_port())
-    status, _, mistakes = call("run", config)
+    status, _, mistakes = call(command, config)
     assert status == 2
-    first, line = mistakes.splitlines()
-    assert "OpenSSL 4" in first  # the log
+    *logged, line = mistakes.splitlines()
+    assert len(logged) == (command == "run")
     assert line.startswith(f'{config}: listeners["kmip"].certificate: ')
 
 

@@ -38,7 +38,7 @@ from gateway.config.model import (
     matches_many,
 )
 from gateway.config.secrecy import ExposedFile, exposed
-from gateway.config.summary import summary
+from gateway.config.summary import advice, summary
 from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
 
@@ -72,6 +72,7 @@ __all__ = [
     "Probe",
     "ReplicationConfig",
     "TlsPolicy",
+    "advice",
     "exposed",
     "lapsed",
     "load",

@@ -1,7 +1,7 @@
 """Summary: a Config in a few lines, for ``kmip-gateway check``."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -67,17 +67,16 @@ def _admin(admin: AdminConfig) -> str:
     tls = " over TLS" if admin.certificate else ""
     readers = f"; metrics for clients with {' and '.join(needed)}" if needed else ""
     if admin.anonymous_metrics and not is_loopback(admin.bind):
-        readers = ", which other machines can reach, with metrics for everybody: restrict access to it"
+        readers = ", with metrics for everybody"
     return f"admin on {admin.bind}{tls}{readers}"
 
 
 def _listener(listener: ListenerConfig) -> str:
-    warned = ", which accepts insecure versions of TLS" if listener.tls_policy == "legacy" else ""
     revoked = f", CRLs in {_file_names(listener.client_crl)}" if listener.client_crl else ""
     behind = f", behind PROXY protocol from {', '.join(listener.proxy_from)}" if listener.proxy_protocol else ""
     return (
         f"listener {listener.name} on {listener.bind}: at most {listener.max_clients} clients,"
-        f" TLS policy {listener.tls_policy}{warned}{behind}{revoked}"
+        f" TLS policy {listener.tls_policy}{behind}{revoked}"
     )
 
 
@@ -149,16 +148,46 @@ def _certificates(config: Config) -> list[Path]:
 
 
 def _certificate(file: Path) -> str:
-    """Return the end of the first certificate in a file to expire, with a warning if that is within 30 days."""
+    """Return the end of the first certificate in a file to expire."""
+    return f"certificates in {file.name} until {_validity(file)[1]:%Y-%m-%d}"
+
+
+def _validity(file: Path) -> tuple[datetime, datetime]:
+    """Return the time from which, and the time until which, all certificates in a file are valid."""
     certificates = x509.load_pem_x509_certificates(file.read_bytes())
-    ends = min(certificate.not_valid_after_utc for certificate in certificates)
-    begins = max(certificate.not_valid_before_utc for certificate in certificates)
-    now = datetime.now(UTC)
-    days = (ends - now).days
-    warned = f": NOT VALID before {begins:%Y-%m-%d %H:%M} UTC" if begins > now else ""
-    warned = warned or (": ENDED, renew it" if ends < now else "")
-    warned = warned or (f": ENDS IN {days} DAYS, renew it" if days < _SOON else "")
-    return f"certificates in {file.name} until {ends:%Y-%m-%d}{warned}"
+    return (
+        max(certificate.not_valid_before_utc for certificate in certificates),
+        min(certificate.not_valid_after_utc for certificate in certificates),
+    )
+
+
+def advice(config: Config, now: datetime) -> list[str]:
+    """Return what an operator should change soon, one line each: certificates that end, and access that is wide."""
+    lines = []
+    own = {identity.own_file for identity in config.identities}
+    for file in _certificates(config):
+        begins, ends = _validity(file)
+        if now < ends and (ends - now).days < _SOON:
+            lines.append(f"{file}: ends in {(ends - now).days} days, on {ends:%Y-%m-%d}; renew it")
+        elif file in own:
+            continue  # ``warnings`` has it
+        elif begins > now:
+            lines.append(f"{file}: is not valid before {begins:%Y-%m-%d %H:%M} UTC; check this machine's clock")
+        elif ends < now:
+            lines.append(f"{file}: has a certificate that ended on {ends:%Y-%m-%d}; renew it")
+    lines += [
+        f'listeners["{listener.name}"].tls_policy: "legacy" accepts versions of TLS that are insecure; set "compatible"'
+        ' or "modern" once no client needs them'
+        for listener in config.listeners
+        if listener.tls_policy == "legacy"
+    ]
+    admin = config.admin
+    if admin.anonymous_metrics and not is_loopback(admin.bind):
+        lines.append(
+            f"admin.anonymous_metrics: everybody who can reach {admin.bind} can read the metrics; give a token_file, or"
+            " have a firewall keep strangers away"
+        )
+    return lines
 
 
 def _match(match: MatchConfig) -> str:

@@ -26,7 +26,7 @@ from gateway.upstream.health import Verdict
 from gateway.upstream.passwords import Password
 from gateway.upstream.session import Session
 
-_DISCOVER: Final = decode_request(compose.discover_versions())
+DISCOVER_VERSIONS: Final = decode_request(compose.discover_versions())
 _HANDSHAKES: Final = 3  # credentials tried in one check at most: no handshake storm if many are refused
 #: Reasons of a session that could not be opened, for which the next credential may succeed. If the credential was not
 #: the cause, the next credential fails in the same way.
@@ -161,8 +161,8 @@ class HealthChecker:
                 self._close_session()
         self._session = await self._open()
         if self._asks_versions:
-            discover = self._with_credential(_DISCOVER)
-            self._backend.versions = _versions(await self._session.exchange(discover)) or self._backend.versions
+            discover = self._with_credential(DISCOVER_VERSIONS)
+            self._backend.versions = offered_versions(await self._session.exchange(discover)) or self._backend.versions
         return await self._session.exchange(self._with_credential(self._request))
 
     def _with_credential(self, request: Request) -> Request:
@@ -251,7 +251,7 @@ def _refused_to(credentials: Sequence[str], error: BackendError) -> str:
     return f"no session with the credential of any of {', '.join(credentials)}: {error.args[0]}"
 
 
-def _versions(response: Response) -> frozenset[Version] | None:
+def offered_versions(response: Response) -> frozenset[Version] | None:
     """Return the versions that an answer to Discover Versions names, or None if it names none."""
     item = response.items[0]
     span = item.fields.get(Tag.RESPONSE_PAYLOAD)

@@ -52,7 +52,8 @@ _TLS_REASONS: Final = frozenset(
 class SessionTarget(NamedTuple):
     """The parameters of sessions to one backend with one credential. ``own`` is the certificate in ``context``.
 
-    ``context`` shows no certificate if the credential is ``minted``.
+    ``context`` shows no certificate if the credential is ``minted``. ``handshaken`` is called after each handshake,
+    before the key manager's certificate is checked further.
     """
 
     backend: str
@@ -66,6 +67,7 @@ class SessionTarget(NamedTuple):
     tcp: TcpTimeouts | None = None
     trust: Trust | None = None  # None for a backend without CRLs
     minted: MintedCertificate | None = None
+    handshaken: Callable[[tls.TlsStream], None] | None = None
 
 
 async def open_session(target: SessionTarget) -> Session:
@@ -86,6 +88,7 @@ async def open_session(target: SessionTarget) -> Session:
             f"the gateway's own certificate {own.file} for identity {own.identity} {lapse}; the gateway uses a new file"
             f" by itself ({error.args[0]})",
             error.reason,
+            cause="lapsed",
         ) from None
 
 
@@ -98,6 +101,8 @@ async def _open(target: SessionTarget) -> Session:
             stream.connection.use_certificate(target.minted.certificate)
             stream.connection.use_privatekey(target.minted.private_key)
         await stream.handshake()
+        if target.handshaken is not None:
+            target.handshaken(stream)
         tls.check_server(stream, target.server_name, target.pinned_sha256)
         _check_revocation(stream, target.trust)
         session = Session(
@@ -109,7 +114,8 @@ async def _open(target: SessionTarget) -> Session:
         await _validate(session, target)
     except TlsError as error:
         stream.close()
-        raise _refused(target, str(error), error.reason if error.reason in _TLS_REASONS else "tls") from None
+        reason = error.reason if error.reason in _TLS_REASONS else "tls"
+        raise _refused(target, str(error), reason, cause=error.reason) from None
     except StreamClosedError as error:
         stream.close()
         raise _refused(target, str(error), "tls") from None
@@ -166,5 +172,5 @@ async def _validate(session: Session, target: SessionTarget) -> None:
     session.requests = 0
 
 
-def _refused(target: SessionTarget, message: str, reason: str) -> BackendError:
-    return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason)
+def _refused(target: SessionTarget, message: str, reason: str, cause: str = "") -> BackendError:
+    return BackendError(message, backend=target.backend, stage=Stage.CONNECT, reason=reason, cause=cause)

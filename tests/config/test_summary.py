@@ -1,10 +1,12 @@
 """The summary of ``kmip-gateway check``."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gateway.config import (
+    advice,
     load,
     summary,
 )
@@ -21,7 +23,13 @@ from tests.kit.config_files import (
 
 def test_an_admin_port_open_to_the_network_is_pointed_out(folder: Path) -> None:
     text = changed('"127.0.0.1:9696"', '"0.0.0.0:9696"\nanonymous_metrics = true')
-    assert "other machines can reach, with metrics for everybody" in "\n".join(summary(load(write(folder, text))))
+    config = load(write(folder, text))
+    assert "admin on 0.0.0.0:9696, with metrics for everybody" in summary(config)
+    (line,) = [line for line in advice(config, datetime.now(UTC)) if line.startswith("admin.")]
+    assert line == (
+        "admin.anonymous_metrics: everybody who can reach 0.0.0.0:9696 can read the metrics; give a token_file, or have"
+        " a firewall keep strangers away"
+    )
 
 
 def test_the_readers_of_the_metrics_are_summed_up(folder: Path) -> None:
@@ -70,7 +78,8 @@ max_batch_items = 7"""
 def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
     text = changed('ca = "kms-ca.pem"', f'ca = "kms-ca.pem"\npinned_sha256 = "{PIN}"') + SECOND_IDENTITY
     legacy = SECOND_LISTENER + 'tls_policy = "legacy"\n'
-    lines = summary(load(write(folder, text + legacy)))
+    config = load(write(folder, text + legacy))
+    lines = summary(config)
     certificates = [line for line in lines if line.startswith("certificates in ")]
     assert [line.split()[2] for line in certificates] == [
         "server.pem",
@@ -79,11 +88,16 @@ def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
         "gateway-client.pem",
         "second.pem",
     ]
-    assert all(line.endswith(": ENDS IN 0 DAYS, renew it") for line in certificates)
+    *ending, other = advice(config, datetime.now(UTC))
+    assert [line.partition(":")[0] for line in ending] == [str(folder / line.split()[2]) for line in certificates]
+    assert all(": ends in 0 days, on " in line and line.endswith("; renew it") for line in ending)
+    assert other == (
+        'listeners["second"].tls_policy: "legacy" accepts versions of TLS that are insecure; set "compatible" or'
+        ' "modern" once no client needs them'
+    )
     assert [line for line in lines if line not in certificates] == unfolded("""
         listener kmip on 127.0.0.1:5696: at most 10000 clients, TLS policy modern
-        listener second on 127.0.0.1:5697: at most 10000 clients, TLS policy legacy, which accepts insecure versions
-            of TLS
+        listener second on 127.0.0.1:5697: at most 10000 clients, TLS policy legacy
         backend atlanta-001 at 127.0.0.1:15696: at most 64 sessions, verified by name localhost, CA in kms-ca.pem,
             1 pinned certificate(s)
         identity everyone for subject_cn *: many clients, one client to the key managers, shown as gateway-client.pem
