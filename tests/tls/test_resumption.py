@@ -1,13 +1,18 @@
 """Resumption: which sessions can be resumed, for how long, and how many are stored."""
 
+import os
 import socket
 import ssl
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 import trio
 from OpenSSL import SSL
 
 from gateway.tls import ServerContext, TlsStream, server_context
+from gateway.tls.verification import Verification
 from tests.kit.handshakes import common_name
 from tests.kit.processes import Certificates
 from tests.kit.streams import (
@@ -168,3 +173,32 @@ async def test_sessions_with_tickets_are_not_stored(certificates: Certificates, 
     for _ in range(3):
         await resume(server, client, None)
     assert not server._expiry
+
+
+def test_a_full_handshake_issues_one_ticket(certificates: Certificates) -> None:
+    server = SSL.Connection(server_tls(certificates), None)
+    client = SSL.Connection(client_tls(certificates, version=TLS_1_3), None)
+    server.set_accept_state()
+    client.set_connect_state()
+    for side in (server, client):
+        side.set_app_data(Verification())
+    written = b""
+    for _ in range(3):
+        for side, other in ((client, server), (server, client)):
+            with suppress(SSL.WantReadError):
+                side.do_handshake()
+            with suppress(SSL.WantReadError):
+                written = side.bio_read(1 << 16)
+                other.bio_write(written)
+    assert client.get_finished()
+    assert len(written) == 5 + int.from_bytes(written[3:5], "big")  # the server's last bytes are one record: a ticket
+
+
+def test_a_configuration_of_openssl_in_the_environment_counts() -> None:
+    program = (
+        "import os; os.environ['OPENSSL_CONF'] = '/nonexistent'; import gateway; assert os.environ['OPENSSL_CONF']"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    program = "import os, gateway; assert 'OPENSSL_CONF' not in os.environ"
+    without = {name: value for name, value in os.environ.items() if name != "OPENSSL_CONF"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=without)
