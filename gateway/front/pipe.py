@@ -3,12 +3,14 @@
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
 
 from gateway.front.channel import HEAD, Kind, Message, MessageReader
 from gateway.log import Log
+from gateway.readiness import Readiness, readiness
 
 _SENT_AT_ONCE: Final = 64 * 1024  # bytes of messages that are collected before they are sent
 _MOST_PARTS: Final = 512  # of one sendmsg; the kernel's limit is 1,024
@@ -30,6 +32,8 @@ class Pipe:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         self._socket = sock
+        self._ready: Readiness | None = None  # once ``run`` runs
+        self._reader = MessageReader()
         self._log = log
         self._parts: list[bytes] = []  # heads and payloads of this round
         self._size = 0  # bytes of these
@@ -93,45 +97,44 @@ class Pipe:
 
     async def run(self, handle: Callable[[Message], None]) -> None:
         """Read and write until either process closes its end; give ``handle`` each message."""
+        if self.is_closed:
+            return
+        self._ready = ready = readiness(self._socket.fileno())
         self._flusher = _Flusher(self, trio.lowlevel.current_trio_token())
         trio.lowlevel.add_instrument(self._flusher)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._write, ready)
                 with suppress(trio.ClosedResourceError):
-                    await self._read(handle)
+                    await ready.serve(partial(self._read, handle))
                 nursery.cancel_scope.cancel()
         finally:
             trio.lowlevel.remove_instrument(self._flusher)
             self._flusher = None
             self._flush_last()
 
-    async def _read(self, handle: Callable[[Message], None]) -> None:
-        reader = MessageReader()
-        while not self.is_closed:
-            await trio.lowlevel.wait_readable(self._socket)
+    def _read(self, handle: Callable[[Message], None]) -> None:
+        """Read what has arrived, and give each message to the handler. Closes the pipe at its end."""
+        try:
+            data = self._socket.recv(_READ_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        for message in self._reader.feed(data):
             try:
-                data = self._socket.recv(_READ_AT_ONCE)
-            except BlockingIOError:
-                continue
-            except OSError:
-                data = b""
-            if not data:
-                self.close()
-                return
-            for message in reader.feed(data):
-                try:
-                    handle(message)
-                except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
-                    self._log.error(
-                        "internal error: a message between processes was lost; report this bug", exc_info=error
-                    )
+                handle(message)
+            except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
+                self._log.error("internal error: a message between processes was lost; report this bug", exc_info=error)
 
-    async def _write(self) -> None:
+    async def _write(self, ready: Readiness) -> None:
         while not self.is_closed:
             await self._has_held.wait()
             with suppress(trio.ClosedResourceError):
-                await trio.lowlevel.wait_writable(self._socket)
+                await ready.writable()
             if self.is_closed:
                 return
             try:
@@ -153,7 +156,8 @@ class Pipe:
         self.is_closed = True
         self._held.clear()
         if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
+            if self._ready is not None:
+                self._ready.close()
             self._socket.close()
         self._has_room.unpark_all()
 

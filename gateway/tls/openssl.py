@@ -8,6 +8,21 @@ from OpenSSL import SSL
 from gateway.errors import StreamClosedError, TlsError
 
 CLOSED_HERE: Final = "closed on this side"
+RECORD: Final = 16384  # bytes in one TLS record, and so in one read
+
+_ffi: Final = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001 - see below
+_lib: Final = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001
+# OpenSSL's own functions for the hot path, without pyOpenSSL, which costs as much as OpenSSL does. The result of a read
+# or write is a number of bytes; if it is not positive, ``raise_error`` raises pyOpenSSL's exception for it.
+ssl_read: Final = _lib.SSL_read
+ssl_write: Final = _lib.SSL_write
+ssl_pending: Final = _lib.SSL_pending
+raise_error: Final = SSL.Connection._raise_ssl_error  # noqa: SLF001
+to_bytes: Final = _ffi.unpack
+from_buffer: Final = _ffi.from_buffer
+#: Makes the buffer of one ``ssl_read``. No buffer is kept: two threads may read at a time.
+allocate: Final = _ffi.new_allocator(should_clear_after_alloc=False)
+READ_BUFFER: Final = _ffi.typeof(f"char[{RECORD}]")
 
 _OPENSSL_4: Final = 0x4000_0000
 

@@ -15,23 +15,31 @@ from typing import Final
 import trio
 from cryptography import x509
 from OpenSSL import SSL, crypto
-from trio.lowlevel import wait_readable, wait_writable
 
 from gateway import tcp
 from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
+from gateway.readiness import readiness
 from gateway.tls import records
 from gateway.tls.openssl import (
     CLOSED_HERE,
+    READ_BUFFER,
+    RECORD,
+    allocate,
     connection_lost,
+    from_buffer,
     handshake_reason,
     is_about_certificate,
+    raise_error,
     record_reason,
+    ssl_pending,
+    ssl_read,
+    ssl_write,
     text_of,
+    to_bytes,
 )
 from gateway.tls.resumption import ServerContext
 from gateway.tls.verification import LARGE_HANDSHAKE, MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
 
-_RECORD: Final = 16384  # bytes in one TLS record, and so in one read
 _LINGER_BYTES: Final = 1 << 20  # read and discarded at most, while a refused client finishes sending
 _WRITTEN_AT_ONCE: Final = 32768  # bytes that OpenSSL writes during the handshake
 _RECORDS_AT_ONCE: Final = 16  # of one connection, before other tasks run
@@ -57,6 +65,8 @@ class TlsStream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once closed
+        self._ready = readiness(self._descriptor)
+        self._is_fresh = False  # True after the handshake, until the first read: a client's request has often arrived
         self._poll: select.poll | None = None
         self._close_poll: select.poll | None = None
         self.before_read: Callable[[], Awaitable[None] | None] | None = None  # called when bytes can be read
@@ -70,6 +80,7 @@ class TlsStream:
         #: True once the peer has sent more records without data than allowed; the stream can only be closed.
         self.is_flooded = False
         self.connection = SSL.Connection(context)
+        self._ssl = self.connection._ssl  # noqa: SLF001 - for the functions of OpenSSL itself
         records.return_after_each_message(self.connection)
         self._context = context
         self.connection.set_app_data(self._verification)
@@ -143,6 +154,7 @@ class TlsStream:
         await self._flush()
         records.attach(self.connection, self._descriptor)
         if self._server_side:
+            self._is_fresh = True
             self.acknowledge()
             if self._verification.ran and isinstance(self._context, ServerContext):
                 self._context.completed(self.connection)
@@ -154,7 +166,7 @@ class TlsStream:
             try:
                 data = data[self._socket.send(data) :]
             except BlockingIOError:
-                await self._wait(wait_writable)
+                await self._wait(self._ready.writable)
             except OSError as error:
                 raise connection_lost("closed during the handshake", error) from None
 
@@ -184,7 +196,7 @@ class TlsStream:
             try:
                 data = self._socket.recv(size - len(received))
             except BlockingIOError:
-                await self._wait(wait_readable)
+                await self._wait(self._ready.readable)
                 continue
             except OSError as error:
                 raise connection_lost("closed during the handshake", error) from None
@@ -215,33 +227,48 @@ class TlsStream:
         An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
         an alert.
         """
-        ready = wait_readable
-        while True:
-            self._check_open()
+        ready: Callable[[], Awaitable[None]] | None = self._ready.readable
+        while ready is not None:
+            if self._descriptor < 0:
+                raise StreamClosedError(CLOSED_HERE)
             try:
-                await ready(self._descriptor)
+                if self._is_fresh:
+                    self._is_fresh = False
+                else:
+                    await ready()
                 if self.before_read is not None and (turn := self.before_read()) is not None:
                     self.is_read_delayed = True
                     await turn
                     self.is_read_delayed = False
-                self._check_open()
-                return self.connection.recv(_RECORD)
+                if self._descriptor < 0:
+                    raise StreamClosedError(CLOSED_HERE)
+                buffer = allocate(READ_BUFFER)
+                size = ssl_read(self._ssl, buffer, RECORD)
+                if size > 0:
+                    return to_bytes(buffer, size)  # type: ignore[no-any-return]
+                raise_error(self.connection, self._ssl, size)
             except trio.ClosedResourceError:
                 raise self._woken() from None
-            except SSL.WantReadError:  # a part of a record, or a message without data
+            except SSL.Error as error:
+                ready = await self._wait_after(error)
+        return b""
+
+    async def _wait_after(self, error: SSL.Error) -> Callable[[], Awaitable[None]] | None:
+        """Return the wait after which to read again, or None at the end of the stream. Raises as ``receive_some``."""
+        match error:
+            case SSL.WantReadError():  # a part of a record, or a message without data
                 if self._count_record():
                     await self._read_message()
-                ready = wait_readable
                 if self._server_side:
                     self.acknowledge()
-            except SSL.WantWriteError:
-                ready = wait_writable
-            except SSL.ZeroReturnError:
-                return b""
-            except SSL.SysCallError as error:
+                return self._ready.readable
+            case SSL.WantWriteError():
+                return self._ready.writable
+            case SSL.ZeroReturnError():
+                return None
+            case SSL.SysCallError():
                 raise StreamClosedError(f"connection lost: {text_of(error)}") from None
-            except SSL.Error as error:
-                raise TlsError(f"connection broken: {text_of(error)}", reason=record_reason(error)) from None
+        raise TlsError(f"connection broken: {text_of(error)}", reason=record_reason(error)) from None
 
     def _count_record(self) -> bool:
         """Count a message without data, if the last read has found any. Return True if further records belong to it.
@@ -279,7 +306,7 @@ class TlsStream:
                     self.close()
                     raise StreamClosedError(CLOSED_HERE) from None
                 with suppress(SSL.WantReadError):
-                    self.connection.recv(_RECORD)
+                    self.connection.recv(RECORD)
 
     @contextmanager
     def _noting_flood(self) -> Iterator[None]:
@@ -305,13 +332,17 @@ class TlsStream:
 
         If bytes are left, the caller must send the rest with ``send_all``. Raises StreamClosedError as that does.
         """
-        self._check_open()
+        if self._descriptor < 0:
+            raise StreamClosedError(CLOSED_HERE)
         try:
-            return self.connection.send(data)
+            sent: int = ssl_write(self._ssl, data if isinstance(data, bytes) else from_buffer(data), len(data))
+            if sent <= 0:
+                raise_error(self.connection, self._ssl, sent)
         except (SSL.WantWriteError, SSL.WantReadError):
             return 0  # a part of the record may be on its way
         except SSL.Error as error:
             raise StreamClosedError(f"connection broken: {text_of(error)}", nothing_sent=True) from None
+        return sent
 
     async def _send_some(self, data: memoryview) -> int:
         while True:
@@ -319,17 +350,17 @@ class TlsStream:
             try:
                 return self.connection.send(data)
             except SSL.WantWriteError:
-                await self._wait(wait_writable)
+                await self._wait(self._ready.writable)
             except SSL.WantReadError:
-                await self._wait(wait_readable)
+                await self._wait(self._ready.readable)
             except SSL.Error as error:
                 raise StreamClosedError(f"connection broken: {text_of(error)}") from None
 
-    async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
+    async def _wait(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Wait for the socket to be ready. Raises StreamClosedError if this side closes it first."""
         self._check_open()
         try:
-            await ready(self._descriptor)
+            await ready()
         except trio.ClosedResourceError:
             raise self._woken() from None
         self._check_open()
@@ -344,7 +375,7 @@ class TlsStream:
         The task may wait for bytes again afterwards, but must not go on sending.
         """
         if self._descriptor >= 0:
-            trio.lowlevel.notify_closing(self._descriptor)
+            self._ready.interrupt()
 
     def is_readable(self) -> bool:
         """Return True if unread bytes, or the end, have arrived. Reads nothing."""
@@ -352,10 +383,13 @@ class TlsStream:
             return False
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
-        return bool(self.connection.pending() or poll.poll(0))
+        return bool(ssl_pending(self._ssl) or poll.poll(0))
 
     def _check_open(self) -> None:
-        """Raise StreamClosedError once closed: OpenSSL would use the descriptor, which may be a new connection's."""
+        """Raise StreamClosedError once closed: OpenSSL would use the descriptor, which may be a new connection's.
+
+        ``receive_some`` and ``send_now`` have these lines in them, which every request needs.
+        """
         if self._descriptor < 0:
             raise StreamClosedError(CLOSED_HERE)
 
@@ -368,7 +402,7 @@ class TlsStream:
         """
         if self._descriptor < 0:
             return False
-        if self.connection.pending():
+        if ssl_pending(self._ssl):
             self.spoke_unasked = True
             return False
         if self._poll is None:
@@ -449,7 +483,7 @@ class TlsStream:
     async def _discard(self) -> None:
         discarded = 0
         while discarded < _LINGER_BYTES:
-            await wait_readable(self._socket)
+            await self._ready.readable()
             try:
                 data = self._socket.recv(65536)
             except OSError:
@@ -470,7 +504,7 @@ class TlsStream:
     def close(self) -> None:
         """Close at once, without close_notify. May be called again."""
         if self._descriptor >= 0:
-            trio.lowlevel.notify_closing(self._descriptor)
+            self._ready.close()
             self._descriptor = -1
             self._socket.close()
 
