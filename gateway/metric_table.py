@@ -320,7 +320,7 @@ class MetricTable:
         detail='0 while no key manager has been reachable for 5 s (`when_none = "close"`), or while the gateway'
         " drains.",
     )
-    client_handshakes: Counter = row(
+    client_handshakes: FastCounterFamily = row(
         "client_handshakes_total",
         "Client TLS handshakes completed.",
         "listener",
@@ -328,7 +328,7 @@ class MetricTable:
         "resumed",
         detail="If the share of resumed handshakes falls, clients or balancers in front have changed.",
     )
-    client_handshake_duration: Histogram = row(
+    client_handshake_duration: FastHistogramFamily = row(
         "client_handshake_duration_seconds",
         "Time from accepting a client to its completed TLS handshake.",
         "resumed",

@@ -70,7 +70,7 @@ class Metrics(MetricTable):
         for attribute, (kind, row) in TABLE.items():
             setattr(self, attribute, row.make(kind, self.registry))
         self.build_info.labels(version, platform.python_version(), openssl).set(1)
-        self._handshakes: dict[tuple[str, str, bool], tuple[Counter, Histogram]] = {}
+        self._handshakes: dict[tuple[str, str, bool], tuple[FastCounter, FastHistogram]] = {}
         self._answered: dict[tuple[str, str, str], tuple[FastCounter, FastHistogram]] = {}
         self._identities: dict[str, IdentityCounts] = {}
         self.identity_connections.set_function(self._connections_by_identity)

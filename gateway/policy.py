@@ -102,8 +102,8 @@ REPEATABLE: Final[dict[Stage, Effect]] = {
 def effect_of(request: Request) -> Effect:
     """Return the effect of a request: that of its strictest item, since a batch is never split."""
     items = request.items
-    if len(items) == 1:
-        return _effect_of_item(items[0])
+    if len(items) == 1 and items[0].operation not in _BY_PAYLOAD:
+        return EFFECTS.get(items[0].operation, _WORST)
     return max(_effect_of_item(item) for item in items)
 
 

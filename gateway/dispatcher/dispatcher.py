@@ -125,12 +125,14 @@ class Dispatcher:
         client_disconnected: Callable[[], bool] = lambda: False,
         payer: Payer | None = None,
         observer: Observer | None = None,
+        now: float | None = None,
     ) -> Answer:
         """Answer a request of a principal, within the request's deadline.
 
         ``client_disconnected`` returns True once the client has disconnected. It is called after a wait, before the
         request is sent, and during a read, if other requests wait for the session that the read uses. ``payer`` counts
-        the bytes of answers while they are received. ``observer`` learns of the request if it is forwarded.
+        the bytes of answers while they are received. ``observer`` learns of the request if it is forwarded. ``now`` is
+        trio's time, if the caller has just looked.
         """
         identity, items = principal.identity, request.items
         if len(items) > 1 or items[0].operation not in identity.permissions.free:
@@ -151,7 +153,8 @@ class Dispatcher:
                 return prepared
             bare, marked, is_ticket = prepared
         retries = self._budgets.retries[identity.name]
-        job = Job(bare, principal, effect, self._settings, retries, client_disconnected, payer)
+        now = trio.current_time() if now is None else now
+        job = Job(bare, principal, effect, self._settings, retries, client_disconnected, payer, now)
         if marked is not None:
             job.start_at(marked, only=not is_ticket)  # another backend may know a ticket, or asks for a new login
         retries.in_flight += 1
@@ -275,7 +278,7 @@ class Dispatcher:
                     items = response.items
                     has_no_failure = len(items) == 1 and _RESULT_REASON not in items[0].fields
                     if has_no_failure and not job.failures and not self._sticky.may_miss_objects:
-                        return Answer.of(response, answered_by)
+                        return Answer(response.frame, response, None, "", answered_by)
                     return await self._answer(job, answered_by, response)
                 if trio.current_time() >= job.deadline:
                     break

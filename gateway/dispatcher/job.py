@@ -117,6 +117,7 @@ class Job:
         retries: RetryBudget,
         client_disconnected: Callable[[], bool],
         payer: Payer | None,
+        now: float,
     ) -> None:
         self.request = request
         self.principal = principal
@@ -124,7 +125,7 @@ class Job:
         self.credential = self.identity if principal.names is None else principal.names.credential
         self.effect = effect
         self.is_read = effect.is_read
-        self.deadline = trio.current_time() + settings.deadlines.request
+        self.deadline = now + settings.deadlines.request
         self.client_disconnected = client_disconnected
         self.payer = payer
         self.retries = retries

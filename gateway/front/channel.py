@@ -7,7 +7,6 @@ meanwhile is ignored. Number 0 is the worker's own.
 
 import json
 import struct
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +22,11 @@ from gateway.errors import (
 )
 
 HEAD: Final = struct.Struct(">BII")
-_META: Final = struct.Struct(">I")
+_HEAD_SIZE: Final = HEAD.size
+_unpack_head = HEAD.unpack_from
+#: Of Opening: seconds, if resumed, the lengths of listener, peer, version and certificate, the number of issuers.
+_FACTS: Final = struct.Struct(">d?HHHIB")
+_LENGTH: Final = struct.Struct(">I")
 
 
 class Kind(IntEnum):
@@ -33,7 +36,7 @@ class Kind(IntEnum):
     OPENED = 1  # a client has shaken hands: Opening
     FRAME = 2  # one whole request; the worker reads no further until it is answered
     FAILED = 3  # nothing more can be read: an error, as ``encode_error`` writes it
-    ENDED = 4  # the client has closed between two requests
+    ENDED = 4  # the client has closed between two requests, and so has the worker
     LEFT = 5  # the client has closed or reset the connection while its request is under way
     BEGUN = 6  # the beginning of a request has arrived, and the rest has not
     COUNTED = 7  # of the worker itself: what it has counted since it last told, as JSON
@@ -73,21 +76,33 @@ class Opening(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the payload of OPENED."""
-        sizes = [len(self.certificate), *map(len, self.issuers)]
-        meta = json.dumps([self.listener, self.peer, self.version, self.resumed, self.seconds, sizes]).encode()
-        return b"".join([_META.pack(len(meta)), meta, self.certificate, *self.issuers])
+        listener, peer, version = (text.encode() for text in (self.listener, self.peer, self.version))
+        lengths = len(listener), len(peer), len(version), len(self.certificate), len(self.issuers)
+        facts = _FACTS.pack(self.seconds, self.resumed, *lengths)
+        issuers = b"".join([_LENGTH.pack(len(issuer)) + issuer for issuer in self.issuers])
+        return b"".join([facts, listener, peer, version, self.certificate, issuers])
 
     @classmethod
     def decode(cls, payload: bytes) -> "Opening":
         """Read what ``encode`` wrote."""
-        (size,) = _META.unpack_from(payload)
-        end = _META.size + size
-        listener, peer, version, resumed, seconds, sizes = json.loads(payload[_META.size : end])
-        certificates = []
-        for each in sizes:
-            certificates.append(payload[end : end + each])
-            end += each
-        return cls(listener, peer, version, resumed, seconds, certificates[0], tuple(certificates[1:]))
+        seconds, resumed, listener, peer, version, certificate, issuers = _FACTS.unpack_from(payload)
+        peer += (listener := listener + _FACTS.size)
+        certificate += (version := version + peer)
+        found: list[bytes] = []
+        position = certificate
+        for _ in range(issuers):
+            (length,) = _LENGTH.unpack_from(payload, position)
+            position += _LENGTH.size + length
+            found.append(payload[position - length : position])
+        return cls(
+            payload[_FACTS.size : listener].decode(),
+            payload[listener:peer].decode(),
+            payload[peer:version].decode(),
+            resumed,
+            seconds,
+            payload[version:certificate],
+            tuple(found),
+        )
 
 
 def encode(kind: Kind, connection: int = 0, payload: bytes = b"") -> bytes:
@@ -100,24 +115,36 @@ class MessageReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._wanted = HEAD.size  # bytes that must be held for the next message, as far as is known
 
     def __len__(self) -> int:
         """Bytes that are held: the beginning of one message."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Take a chunk; yield the messages that are whole with it. To be exhausted before the next chunk is fed."""
-        buffer = self._buffer
-        buffer += data
-        position = 0
-        while len(buffer) - position >= HEAD.size:
-            kind, connection, length = HEAD.unpack_from(buffer, position)
-            end = position + HEAD.size + length
-            if end > len(buffer):
+    def feed(self, data: bytes) -> list[Message]:
+        """Take a chunk; return the messages that are whole with it."""
+        held = len(self._buffer)
+        if held:
+            self._buffer += data
+            if held + len(data) < self._wanted:
+                return []
+            data = bytes(self._buffer)
+            self._buffer = bytearray()
+        messages = []
+        position, size = 0, len(data)
+        while size - position >= _HEAD_SIZE:
+            kind, connection, length = _unpack_head(data, position)
+            end = position + _HEAD_SIZE + length
+            if end > size:
+                self._wanted = end - position
                 break
-            yield Message(kind, connection, bytes(buffer[position + HEAD.size : end]))
+            messages.append(Message(kind, connection, data[position + _HEAD_SIZE : end]))
             position = end
-        del buffer[:position]
+        else:
+            self._wanted = _HEAD_SIZE
+        if position < size:
+            self._buffer += data[position:]
+        return messages
 
 
 #: The errors with which reading from a client may end; each keeps its class on the way to the core.

@@ -170,6 +170,7 @@ class Conversation:
         self._reader = FrameReader(Tag.REQUEST_MESSAGE, limits.max_request_size)
         self._scope = trio.CancelScope()
         self._deadline = float("inf")  # a copy: to read it from the scope costs a call
+        self._now = 0.0  # trio's time at the last look at the clock, which is nearly the time between two requests
         self._draining = False
         self._is_counted = False  # as a connection of its identity
         self.settings_changed()
@@ -282,6 +283,7 @@ class Conversation:
         return ended
 
     async def _converse(self) -> str:
+        self._now = trio.current_time()
         try:
             while True:
                 request = await self._next_request()
@@ -329,12 +331,14 @@ class Conversation:
         if self._over is not None:
             await self._refuse_over(self._over, request)
             return "limit"
-        began = trio.current_time()
+        began = self._now = trio.current_time()
         self._enter(_ANSWERING_TIMES, began)
         limit = account.begin(began)
         if limit is None:
             try:
-                answer = await self._dispatcher.dispatch(request, principal, self.stream.peer_has_left, account)
+                answer = await self._dispatcher.dispatch(
+                    request, principal, self.stream.peer_has_left, account, now=began
+                )
             except trio.Cancelled:
                 await self._send_outcome_unknown(request)
                 raise
@@ -349,12 +353,13 @@ class Conversation:
         """Return the next request, or None if the client has closed. Raises ProtocolError for any other bytes."""
         limits = self._limits
         frame = data = None
-        if len(self._reader):
-            frame = self._reader.next_frame()
-        if frame is None and len(self._reader):
-            self._enter(self._reading, trio.current_time())
+        reader = self._reader
+        if reader.beginning:
+            frame = reader.next_frame()
+        if frame is None and reader.beginning:
+            self._enter(self._reading, self._now)
         else:
-            self._enter(self._idle, trio.current_time())
+            self._enter(self._idle, self._now)
             if frame is not None and (turn := self._take_turn()) is not None:
                 self.phase = Phase.READING  # a drain must not end the conversation before this request is answered
                 await turn
@@ -364,14 +369,14 @@ class Conversation:
             if not data:
                 self._check_whole()
                 return None
-            frame = self._reader.feed(data)
+            frame = reader.feed(data)
             if frame is None:
                 self.stream.acknowledge()
                 if self.phase is Phase.IDLE:
                     self._enter(self._reading, trio.current_time())
-                self._hold(len(self._reader))
+                self._hold(len(reader))
         if self._held or frame is not data or len(frame) > _SMALL:
-            self._hold(len(frame) + len(self._reader))
+            self._hold(len(frame) + len(reader))
             if len(frame) > _LONG:
                 return await self._decode_long(frame)
         return decode_request(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
@@ -449,11 +454,14 @@ class Conversation:
         else:
             result = "gateway_error"
             self._note_refusal(answer, request)
-        await self._send(answer.frame)
+        sent = self.stream.send_now(answer.frame)
+        if sent < len(answer.frame) or self._held:
+            await self._send_rest(answer.frame, sent)
         counts = self._counts
         counts.received.value += len(request.frame)
         counts.sent.value += len(answer.frame)
-        self._metrics.request_answered(request, result, trio.current_time() - began, counts)
+        self._now = trio.current_time()
+        self._metrics.request_answered(request, result, self._now - began, counts)
 
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
@@ -465,7 +473,10 @@ class Conversation:
         self._note_refusal(Answer(frame, refusal=Refusal.OUTCOME_UNKNOWN, detail=detail), request)
 
     async def _send(self, frame: bytes) -> None:
-        sent = self.stream.send_now(frame)
+        await self._send_rest(frame, self.stream.send_now(frame))
+
+    async def _send_rest(self, frame: bytes, sent: int) -> None:
+        """Send an answer of which TLS has taken ``sent`` bytes, and release the bytes held."""
         if sent < len(frame):
             self._enter(self._sending, trio.current_time())
             self._hold_answer(len(frame))

@@ -69,20 +69,25 @@ class RequestRecorder:
     # Between a conversation and the dispatcher -----------------------------------------------------------------------
 
     async def dispatch(
-        self, request: Request, principal: Principal, client_disconnected: Callable[[], bool], payer: Payer | None
+        self,
+        request: Request,
+        principal: Principal,
+        client_disconnected: Callable[[], bool],
+        payer: Payer | None,
+        *,
+        now: float,
     ) -> Answer:
         """Have the dispatcher answer a request, and write its line."""
         if principal is not self._principal:
             self._about_client = self._describe(principal)
         self._tries, self._backend, self._intent = 0, "", 0
-        began = trio.current_time()
         answer: Answer | None = None
         try:
-            answer = await self._dispatcher.dispatch(request, principal, client_disconnected, payer, self)
+            answer = await self._dispatcher.dispatch(request, principal, client_disconnected, payer, self, now=now)
             return answer
         finally:
             if self._trail.writes_all or self._is_recorded(request, answer):
-                seconds = trio.current_time() - began
+                seconds = trio.current_time() - now
                 line = None if answer is None else self._usual_line(request, answer)
                 self._trail.add(self._line(request, answer, seconds) if line is None else f"{line}{seconds:.6f}")
 

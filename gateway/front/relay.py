@@ -86,10 +86,11 @@ class RelayedClient:
         self._linger = 0.0  # s for which the client may finish sending, as the core says when it closes
 
     async def run(self) -> None:
-        """Relay until the core closes the connection. The stream is closed then."""
+        """Relay until the client or the core closes the connection. The stream is closed then."""
         try:
             with self._closing:
-                await self._relay()
+                if await self._relay_until_ended():
+                    return
                 self._closing.deadline = trio.current_time() + _CLOSE_WITHIN  # the core knows, and closes
                 await trio.sleep_forever()
             with suppress(GatewayError):
@@ -100,13 +101,15 @@ class RelayedClient:
             self.stream.close()
             self._hold(0)
 
-    async def _relay(self) -> None:
+    async def _relay_until_ended(self) -> bool:
+        """Return True if the client has ended the connection, and False if the core must end it."""
         try:
             while True:
                 frame = await self._next_frame()
                 if frame is None:
+                    self.stream.close_politely()
                     self._pipe.send(Kind.ENDED, self.number)
-                    return
+                    return True
                 self._answered = trio.Event()
                 self.asked_at = trio.current_time()
                 self._under_way.add(self)
@@ -119,13 +122,14 @@ class RelayedClient:
                 self._hold(0)
         except GatewayError as error:
             self._pipe.send(Kind.FAILED, self.number, encode_error(error))
+            return False
 
     async def _next_frame(self) -> bytes | None:
         """Return the next request, whole; None if the client has closed. Raises ProtocolError for anything else."""
         frame = data = None
-        if len(self._reader):
+        if self._reader.beginning:
             frame = self._reader.next_frame()
-        if frame is None and len(self._reader):
+        if frame is None and self._reader.beginning:
             return await self._rest_of_frame()
         if frame is None:
             data = await self.stream.receive_some()

@@ -131,7 +131,7 @@ class WorkerLink:
     def _check_open(self) -> None:
         if self.is_closed:
             raise StreamClosedError(_CLOSED_HERE, nothing_sent=True)
-        if self._pipe.is_closed or isinstance(self._failure, StreamClosedError):
+        if self._ended or self._pipe.is_closed or isinstance(self._failure, StreamClosedError):
             raise StreamClosedError(str(self._failure or _WORKER_ENDED), nothing_sent=True)
 
     async def aclose(self, *, linger: float = 0.0) -> None:
@@ -158,7 +158,8 @@ class WorkerLink:
     def _end_with(self, kind: Kind, payload: bytes) -> None:
         if not self.is_closed:
             self.is_closed = True
-            self._pipe.send(kind, self.number, payload)
+            if not self._ended:
+                self._pipe.send(kind, self.number, payload)
             self._remove(self.number)
             self._wake()
 

@@ -29,7 +29,7 @@ class FrameReader:
         self._tag = tag
         self._word = ttlv.word(tag, ttlv.STRUCTURE)
         self.max_size = max_size
-        self._buffer = bytearray()  # the first bytes held
+        self.beginning = bytearray()  # the first bytes held; empty if none are held
         self._size = 0  # of the message at the beginning of the buffer; 0 if its head was not read yet
         self._parts: list[bytearray] = []  # further bytes of a long message: to grow one buffer would copy it
         self._in_parts = 0
@@ -39,7 +39,7 @@ class FrameReader:
 
     def __len__(self) -> int:
         """The number of bytes held: fed, and not yet returned."""
-        return len(self._buffer) + self._in_parts
+        return len(self.beginning) + self._in_parts
 
     def feed(self, data: bytes) -> bytes | None:
         """Add a chunk. Return the first whole message now held, or None. Raises ProtocolError as ``next_frame`` does.
@@ -48,9 +48,9 @@ class FrameReader:
         """
         if self._size:
             return self._go_on(data)
-        if not self._buffer and len(data) >= ttlv.HEADER_SIZE and self._frame_size(data) == len(data):
+        if not self.beginning and len(data) >= ttlv.HEADER_SIZE and self._frame_size(data) == len(data):
             return data
-        self._buffer += data
+        self.beginning += data
         return self.next_frame()
 
     def next_frame(self) -> bytes | None:
@@ -61,15 +61,15 @@ class FrameReader:
         """
         if self._size:  # the last ``feed`` found the message incomplete
             return None
-        if len(self._buffer) < ttlv.HEADER_SIZE:
+        if len(self.beginning) < ttlv.HEADER_SIZE:
             self._check_beginning()
             return None
-        size = self._frame_size(self._buffer)
-        if len(self._buffer) < size:
+        size = self._frame_size(self.beginning)
+        if len(self.beginning) < size:
             self._size = size
             return None
-        frame = bytes(self._buffer[:size])
-        del self._buffer[:size]
+        frame = bytes(self.beginning[:size])
+        del self.beginning[:size]
         return frame
 
     def _go_on(self, data: bytes) -> bytes | None:
@@ -85,8 +85,8 @@ class FrameReader:
         excess = len(self) - self._size  # no more than the last chunk
         rest = parts[-1][len(parts[-1]) - excess :]
         del parts[-1][len(parts[-1]) - excess :]
-        frame = b"".join([self._buffer, *parts])
-        self._buffer, self._size = rest, 0
+        frame = b"".join([self.beginning, *parts])
+        self.beginning, self._size = rest, 0
         self._parts, self._in_parts = [], 0
         return frame
 
@@ -104,7 +104,7 @@ class FrameReader:
         return size
 
     def _check_beginning(self) -> None:
-        held = bytes(self._buffer[:4])
+        held = bytes(self.beginning[:4])
         if not self._word.to_bytes(4, "big").startswith(held):
             raise ProtocolError(self._wrong_kind(held))
 

@@ -45,6 +45,7 @@ _OPERATION: Final = int(Tag.OPERATION)
 _UNIQUE_BATCH_ITEM_ID: Final = int(Tag.UNIQUE_BATCH_ITEM_ID)
 _RESULT_STATUS: Final = int(Tag.RESULT_STATUS)
 _AUTHENTICATION: Final = int(Tag.AUTHENTICATION)
+_FAILED: Final = int(ResultStatus.OPERATION_FAILED)
 
 Fields = dict[int, tuple[int, int]]
 """The positions at which the value of each known field begins and ends."""
@@ -198,8 +199,8 @@ class ResponseItem(_Item):
     @property
     def status(self) -> int:
         """Result Status, which every decoded response has."""
-        status = self._number(_RESULT_STATUS)
-        return ResultStatus.OPERATION_FAILED if status is None else status
+        span = self.fields.get(_RESULT_STATUS)
+        return _FAILED if span is None else int.from_bytes(self.frame[span[0] : span[1]], "big")
 
     @property
     def reason(self) -> int | None:

@@ -179,9 +179,9 @@ class Session:
 
     def is_quiet(self) -> bool:
         """Return True if the key manager has neither closed this idle session nor sent bytes. Bytes are a fault."""
-        if not len(self._reader) and self._stream.is_quiet():
+        if not self._reader.beginning and self._stream.is_quiet():
             return True
-        if len(self._reader) or self._stream.spoke_unasked:
+        if self._reader.beginning or self._stream.spoke_unasked:
             self.fault = "unasked"
         return False
 
@@ -242,7 +242,7 @@ class Session:
             raise self._error("the answer belongs to another request", "mismatch")
         self._is_superseded = False
         self.requests += 1
-        if len(self._reader):
+        if self._reader.beginning:
             self.fault = "unasked"
             return response  # whole and right, but more bytes follow that no request asked for: the session stays BUSY
         self.state = _IDLE

@@ -41,7 +41,8 @@ def job(
 ) -> Job:
     request = request or ask("key")
     retries = retries or RetryBudget(retry_ratio=0.2, min_retries=3)
-    return Job(request, principal("red"), effect_of(request), DispatcherSettings(), retries, lambda: False, payer)
+    settings, now = DispatcherSettings(), trio.current_time()
+    return Job(request, principal("red"), effect_of(request), settings, retries, lambda: False, payer, now)
 
 
 @pytest.mark.parametrize(

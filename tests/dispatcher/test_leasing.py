@@ -20,7 +20,7 @@ SETTINGS = DispatcherSettings()
 def job_of(it: Deployment, operation: Operation, *, left: bool = False, prefers: int | None = None) -> Job:
     request = ask("key", operation)
     retries = it.dispatcher._budgets.retries["red"]
-    job = Job(request, principal("red"), effect_of(request), SETTINGS, retries, lambda: left, None)
+    job = Job(request, principal("red"), effect_of(request), SETTINGS, retries, lambda: left, None, trio.current_time())
     job.begin_round((iter(it.backends), None if prefers is None else it.backends[prefers], ()))
     return job
 

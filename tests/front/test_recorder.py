@@ -76,7 +76,7 @@ class Recorded:
         )
 
     async def ask(self, request: Request) -> Answer:
-        return await self.recorder.dispatch(request, PRINCIPAL, lambda: False, None)
+        return await self.recorder.dispatch(request, PRINCIPAL, lambda: False, None, now=trio.current_time())
 
     async def lines(self, event: str = "request") -> list[dict[str, Any]]:
         """Return the lines of an event; the trail is closed."""
