@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,

@@ -12,11 +12,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.benchmarks.parts import decode_requests, decode_responses, dispatch
-from tests.benchmarks.serving import Size, certificates, serve_audited, serve_fresh, serve_kept
+from tests.benchmarks.serving import Role, Size, certificates, serve_audited, serve_fresh, serve_kept
 
 _REFERENCES: Final = re.compile(r"I +refs: +([0-9,]+)")
 
@@ -33,9 +34,13 @@ CASES: Final = {
     "decode_request": Case(decode_requests, 500, 2500),
     "decode_response": Case(decode_responses, 500, 2500),
     "dispatch": Case(dispatch, 200, 1200),
-    "kept": Case(serve_kept, 200, 1000),
-    "audited": Case(serve_audited, 200, 1000),
-    "fresh": Case(serve_fresh, 10, 60),
+    "kept": Case(serve_kept, 200, 4200),
+    "audited": Case(serve_audited, 200, 4200),
+    "fresh": Case(serve_fresh, 10, 210),
+    "kept_core": Case(partial(serve_kept, role=Role.CORE), 200, 4200),
+    "kept_worker": Case(partial(serve_kept, role=Role.WORKER), 200, 4200),
+    "fresh_core": Case(partial(serve_fresh, role=Role.CORE), 10, 410),
+    "fresh_worker": Case(partial(serve_fresh, role=Role.WORKER), 10, 210),
 }
 _ALL: Final = {**CASES, "large": Case(serve_kept, 20, 80)}  # as kept; large messages take their time
 

@@ -13,25 +13,30 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from enum import Enum
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import trio
 from OpenSSL import SSL
 
-from gateway import log
+from gateway import log, tls_worker, watchdog, wiring
 from gateway.audit import writer
-from gateway.config import load
-from gateway.core import Core
+from gateway.config import Config, load
+from gateway.core import Core, open_sockets
+from gateway.front import reachability
+from gateway.front.supervision import send_worker, socket_pair
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import ObjectType, Operation, ResultStatus, Tag
+from gateway.tls_worker import TlsWorker
 from gateway.upstream import maintenance
+from gateway.wiring import server_context
 from tests.kit.processes import Certificates, GatewaySettings, Identity, write_config
 
 UNIQUE_IDENTIFIER = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"  # of the object that all requests are about
@@ -103,14 +108,22 @@ def certificates() -> Certificates:
     return made
 
 
-def serve_kept(count: int, size: Size) -> None:
+class Role(Enum):
+    """The part of the gateway that this process is: all of it, or one of a core and a TLS worker."""
+
+    ALL = 0
+    CORE = 1
+    WORKER = 2
+
+
+def serve_kept(count: int, size: Size, role: Role = Role.ALL) -> None:
     """Run a gateway while a client sends ``count`` requests over one kept connection."""
-    _serve(count, size, fresh=False)
+    _serve(count, size, role, fresh=False)
 
 
-def serve_fresh(count: int, size: Size) -> None:
+def serve_fresh(count: int, size: Size, role: Role = Role.ALL) -> None:
     """Run a gateway while a client sends ``count`` requests, each over a new connection."""
-    _serve(count, size, fresh=True)
+    _serve(count, size, role, fresh=True)
 
 
 def serve_audited(count: int, size: Size) -> None:
@@ -120,12 +133,16 @@ def serve_audited(count: int, size: Size) -> None:
     that they are written in as large batches as under load.
     """
     setattr(writer, "_COLLECT", 1.0)  # noqa: B010 - it is final everywhere else
-    _serve(count, size, fresh=False, extra='[audit]\nto = "file"\n')
+    _serve(count, size, Role.ALL, fresh=False, extra='[audit]\nto = "file"\n')
 
 
-def _serve(count: int, size: Size, *, fresh: bool, extra: str = "") -> None:
+def _serve(count: int, size: Size, role: Role, *, fresh: bool, extra: str = "") -> None:
     log.configure("error", "text")
     setattr(maintenance, "_ROUND", _NEVER)  # noqa: B010 - it is final everywhere else
+    setattr(tls_worker, "_REPORT_EVERY", _NEVER)  # noqa: B010
+    setattr(reachability, "_INTERVAL", _NEVER)  # noqa: B010
+    setattr(watchdog, "_LOOK_EVERY", _NEVER)  # noqa: B010
+    setattr(wiring, "_JUDGE_EVERY", _NEVER)  # noqa: B010
     identities = [Identity("everyone")] + [
         Identity(f"unused-{index}", f'{{ san_dns = "unused-{index}" }}') for index in range(1, size.identities)
     ]
@@ -139,7 +156,33 @@ def _serve(count: int, size: Size, *, fresh: bool, extra: str = "") -> None:
     read_end, write_end = os.pipe()
     _fork(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
     os.close(write_end)
-    trio.run(_run, Core(config), size, write_port, read_end)
+    if role is Role.ALL:
+        trio.run(_run, Core(config), size, write_port, read_end)
+    else:
+        _serve_apart(config, role, partial(_run, size=size, write_port=write_port, read_end=read_end))
+
+
+def _serve_apart(config: Config, role: Role, run: Callable[[Core], Awaitable[None]]) -> None:
+    """Run a core and a TLS worker: one of them in this process, the other in a forked process."""
+    to_core, of_core = socket_pair()
+    of_worker, to_worker = socket.socketpair()
+    contexts = {listener.name: server_context(listener) for listener in config.listeners}
+    with open_sockets(config, {}) as opened:
+
+        def be_core() -> None:
+            of_worker.close()
+            send_worker(to_core, 0, 0, to_worker)
+            to_worker.close()
+            trio.run(run, Core(config, opened._replace(supervisor=of_core)))
+
+        def be_worker() -> None:
+            for sock in (to_core, of_core, to_worker):
+                sock.close()
+            trio.run(TlsWorker(config, contexts, of_worker, workers=1).run, opened.sockets)
+
+        here, elsewhere = (be_core, be_worker) if role is Role.CORE else (be_worker, be_core)
+        _fork(elsewhere)
+        here()
 
 
 async def _run(core: Core, size: Size, write_port: int, read_end: int) -> None:
