@@ -59,9 +59,10 @@ class Readiness:
 
         Raises the exception of ``action``, and trio.ClosedResourceError if ``interrupt`` is called.
         """
-        while True:
+        while self._descriptor >= 0:
             await self.readable()
             action()
+        raise trio.ClosedResourceError("the descriptor was closed")
 
     def interrupt(self) -> None:
         """Raise trio.ClosedResourceError in the tasks that wait."""
@@ -70,6 +71,7 @@ class Readiness:
     def close(self) -> None:
         """End all waits, as ``interrupt`` does. To be called before the descriptor is closed, and once."""
         self.interrupt()
+        self._descriptor = -1
 
 
 def readiness(descriptor: int) -> Readiness:

@@ -192,6 +192,18 @@ class TestBothWays:
         assert received == [b"1", b"2", b"end"]
         ready.close()
 
+    async def test_a_callback_may_close(self, ends: Ends) -> None:
+        here, there = ends
+        ready = readiness(here.fileno())
+
+        def act() -> None:
+            ready.close()
+            here.close()
+
+        there.send(b"1")
+        with pytest.raises(trio.ClosedResourceError):
+            await ready.serve(act)
+
     async def test_closing_ends_the_callbacks(self, ends: Ends) -> None:
         here, there = ends
         ready = readiness(here.fileno())
