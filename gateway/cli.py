@@ -20,6 +20,7 @@ from gateway.control_cli import CONTROL_COMMANDS
 from gateway.decode_cli import decode
 from gateway.errors import ConfigError, TlsError
 from gateway.launch import MISTAKE, launch
+from gateway.tap_cli import tap
 
 _NOT_WELL = 1  # exit status if a session can't be opened
 
@@ -142,7 +143,7 @@ def _show_warnings(found: Sequence[str]) -> None:
         click.echo(f"warning: {warning}")
 
 
-for _command in (decode, audit, *CONTROL_COMMANDS):
+for _command in (decode, audit, tap, *CONTROL_COMMANDS):
     main.add_command(_command)
 
 

@@ -19,7 +19,7 @@ from gateway.admin.control import request
 from gateway.config.model import LogConfig
 from gateway.errors import ControlError
 
-_REFUSED: Final = 1
+REFUSED: Final = 1
 _INSTEAD: Final = "correct it, or give --socket PATH instead of --config"
 _LEVELS: Final = get_args(LogConfig.model_fields["level"].annotation)
 
@@ -50,7 +50,7 @@ def _run(
     as_json: bool,
 ) -> None:
     """Send a command, print its result, and end the process with the status."""
-    path = _socket_of(socket, config)
+    path = socket_of(socket, config)
     try:
         result = trio.run(partial(request, path, name, arguments))
     except ControlError as error:
@@ -58,7 +58,7 @@ def _run(
             click.echo(json.dumps({"error": str(error)}))
         else:
             click.echo(str(error), err=True)
-        sys.exit(_REFUSED)
+        sys.exit(REFUSED)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
@@ -66,7 +66,7 @@ def _run(
             click.echo(line)
 
 
-def _socket_of(socket: Path | None, config: Path | None) -> Path:
+def socket_of(socket: Path | None, config: Path | None) -> Path:
     """Return the path of the control socket. Raises UsageError.
 
     Only this setting of the file is read, so that the rest may be in the middle of a change.

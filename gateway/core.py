@@ -215,6 +215,7 @@ class Core:
                         status,
                         reload=self.reload,
                         reopen_audit_file=self.reopen_audit_file,
+                        taps=front.taps,
                         workers=workers,
                     )
                     server = ControlServer(commands.commands(), changing=CHANGING, audit=self._audit)

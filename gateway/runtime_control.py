@@ -1,6 +1,6 @@
 """Runtime control: the commands of the control socket, carried out in the core."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from gateway import log
@@ -8,6 +8,7 @@ from gateway.admin.control import Command
 from gateway.config import Address, Config
 from gateway.config.model import BackendOptions, LogConfig
 from gateway.errors import AuditError, ControlError
+from gateway.front.taps import TapFilter, Taps
 from gateway.front.workers import TlsWorkers
 from gateway.reload import ReloadReport
 from gateway.status import Status, sessions_of
@@ -33,6 +34,7 @@ class RuntimeControl:
         *,
         reload: Callable[[], Awaitable[ReloadReport]],
         reopen_audit_file: Callable[[], Awaitable[None]],
+        taps: Taps,
         workers: TlsWorkers | None = None,
     ) -> None:
         self._reload_core = reload
@@ -40,6 +42,7 @@ class RuntimeControl:
         self._config = config
         self._upstream = upstream
         self._status = status
+        self._taps = taps
         self._workers = workers
 
     def __repr__(self) -> str:
@@ -57,6 +60,7 @@ class RuntimeControl:
             "log": self._log,
             "audit-reopen": self._reopen_audit,
             "config": self._show_config,
+            "tap": self._tap,
         }
 
     # Changes ---------------------------------------------------------------------------------------------------------
@@ -110,6 +114,14 @@ class RuntimeControl:
             raise ControlError(f"audit file not reopened: {error}") from None
         return {"file": str(self._config.audit.file)}
 
+    async def _tap(self, arguments: Arguments) -> Any:
+        wanted = TapFilter.of(arguments)
+        _check_known("identity", wanted.identity, [each.name for each in self._config.identities] + ["unidentified"])
+        backends = [each.name for each in self._upstream.fleet.backends]
+        tables = [each.name for each in self._config.backends]
+        _check_known("backend", wanted.backend, list(dict.fromkeys([*tables, *backends])))
+        return self._taps.open(wanted)
+
     def _named(self, arguments: Arguments) -> tuple[str, list[Backend]]:
         """Return the name in a request and its backends: one, or all of a table. Raises ControlError."""
         name, backends = arguments.get("backend"), self._upstream.fleet.backends
@@ -159,3 +171,8 @@ def _plain(value: Any) -> Any:
         if isinstance(value, (bool, int, float, str, type(None))) and not isinstance(value, Address)
         else str(value)
     )
+
+
+def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
+    if name and name not in known:
+        raise ControlError(f"no {kind} is named {name}; there are {', '.join(known)}")

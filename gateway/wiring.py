@@ -38,6 +38,7 @@ from gateway.front.clients import Clients
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
 from gateway.front.listeners import Listeners
+from gateway.front.taps import Taps
 from gateway.identity import Identities, Principal
 from gateway.kmip.messages import Request
 from gateway.listening import ListeningSockets
@@ -597,6 +598,7 @@ class Front:
     """
 
     def __init__(self, config: Config, dispatcher: Dispatcher, metrics: Metrics, trail: Trail | None = None) -> None:
+        self.taps = Taps()
         self._config = config
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -742,6 +744,7 @@ class Front:
             log=logger,
             throttle=self._throttle,
             trail=self._trail,
+            taps=self.taps,
         )
 
     def _identities(self, listener: ListenerConfig) -> Identities:

@@ -65,6 +65,7 @@ def test_help_names_the_products_commands_and_no_others(name: str) -> None:
         "reload",
         "run",
         "status",
+        "tap",
         "weight",
     ]
 

@@ -5,6 +5,9 @@ One request and one answer on each connection, each one line of JSON:
     {"command": "drain", "arguments": {"backend": "atlanta-001"}}
     {"result": {...}}   or   {"error": "no backend is named atlanta-009; there are atlanta-001, atlanta-002"}
 
+The answer to ``tap`` is ``{"result": "lines follow"}``; then comes a line of JSON for each request of a client, until
+one side closes.
+
 The socket's mode is 0600, and the kernel tells the peer's user: root and the gateway's own user are served. So the
 socket may operate the gateway; the TCP admin port only reads.
 """
@@ -17,12 +20,13 @@ import struct
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import trio
 
 from gateway import log
 from gateway.errors import ConfigError, ControlError
+from gateway.log import quoted
 
 _MAX_REQUEST: Final = 64 * 1024  # bytes
 _MAX_CONNECTIONS: Final = 8
@@ -32,7 +36,20 @@ _CONNECT_DEADLINE: Final = 5.0  # s
 _BACKLOG: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: process, user, group
 
-#: Takes the arguments of a request; returns what JSON can hold. Raises ControlError for a request that can't be done.
+
+@runtime_checkable
+class Subscription(Protocol):
+    """Lines that arrive as long as the client stays."""
+
+    async def receive(self) -> bytes:
+        """Wait for lines, and return them."""
+
+    def close(self) -> None:
+        """End the subscription."""
+
+
+#: Takes the arguments of a request; returns what JSON can hold, or a Subscription. Raises ControlError for a request
+#: that can't be done.
 Command = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 
@@ -127,12 +144,15 @@ class ControlServer:
             async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     answer = await self._answer(stream, _user_of(sock))
+                    if isinstance(answer, Subscription):
+                        await _pass_on(answer, stream)
+                        return
                     with trio.move_on_after(_SEND_DEADLINE):
                         await stream.send_all(json.dumps(answer).encode() + b"\n")
         finally:
             self._open -= 1
 
-    async def _answer(self, stream: trio.SocketStream, user: int) -> dict[str, Any]:
+    async def _answer(self, stream: trio.SocketStream, user: int) -> dict[str, Any] | Subscription:
         if user not in self._users:
             self._log.warning("control request refused: its user is neither root nor the gateway's own", user=user)
             self._audit("command", {"user": user, "result": "refused"})
@@ -141,10 +161,12 @@ class ControlServer:
             name, arguments = await _read_request(stream)
             command = self._command(name)
             if name in self._changing:
-                given = " ".join(f"{key}={value}" for key, value in arguments.items())
-                self._log.info("control command", command=name, arguments=given, user=user)
+                self._log.info("control command", command=name, arguments=_given(arguments), user=user)
                 return {"result": await self._change(name, command, arguments, user)}
             result = await command(arguments)
+            if isinstance(result, Subscription):
+                self._log.info("control command", command=name, arguments=_given(arguments), user=user)
+                return result
         except ControlError as error:
             self._log.info("control command refused", reason=str(error), user=user)
             return {"error": str(error)}
@@ -171,6 +193,28 @@ class ControlServer:
         if name not in self._commands:
             raise ControlError(f"no command is named {name!r}; there are {', '.join(sorted(self._commands))}")
         return self._commands[name]
+
+
+def _given(arguments: Mapping[str, Any]) -> str:
+    return quoted(" ".join(f"{key}={value}" for key, value in arguments.items()))
+
+
+async def _pass_on(subscription: Subscription, stream: trio.SocketStream) -> None:
+    """Send the lines of a subscription until the client closes."""
+
+    async def wait_for_end(scope: trio.CancelScope) -> None:
+        while await stream.receive_some(_MAX_REQUEST):
+            pass  # a client has nothing more to say
+        scope.cancel()
+
+    try:
+        await stream.send_all(b'{"result": "lines follow"}\n')
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_end, nursery.cancel_scope)
+            while True:
+                await stream.send_all(await subscription.receive())
+    finally:
+        subscription.close()
 
 
 def _user_of(sock: socket.socket) -> int:
@@ -214,23 +258,78 @@ async def request(path: Path, command: str, arguments: Mapping[str, Any] | None 
 
     ``deadline`` is in seconds. Raises ControlError, with the gateway's own words if it refuses.
     """
+    async with await _connect(path) as stream:
+        return await _ask(path, stream, command, arguments or {}, deadline)
+
+
+async def subscribe(
+    path: Path, command: str, arguments: Mapping[str, Any], take: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Send a command whose answer is lines, and ``take`` each line, until ``take`` returns False.
+
+    Raises ControlError if the gateway refuses, or closes the connection.
+    """
+    async with await _connect(path) as stream:
+        lines = _Lines(stream)
+        await _ask(path, stream, command, arguments, 60.0, lines)
+        while line := await lines.next():
+            if not take(json.loads(line)):
+                return
+    raise ControlError(f"the gateway on {path} closed the connection: it ends")
+
+
+class _Lines:
+    """Reads lines of any length from a stream."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._received = bytearray()
+
+    async def next(self) -> bytes:
+        """Return the next line; empty at the end."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            try:
+                chunk = await self._stream.receive_some(65536)
+            except trio.BrokenResourceError:
+                chunk = b""
+            if not chunk:
+                return b""
+            self._received += chunk
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
+
+
+async def _connect(path: Path) -> trio.SocketStream:
     try:
         with trio.fail_after(_CONNECT_DEADLINE):
-            stream = await trio.open_unix_socket(str(path))
+            return await trio.open_unix_socket(str(path))
     except trio.TooSlowError:
         raise ControlError(f"no gateway answers on {path}") from None
     except OSError as error:
         raise ControlError(f"no gateway can be reached on {path}: {error.strerror or error}") from None
+
+
+async def _ask(
+    path: Path,
+    stream: trio.SocketStream,
+    command: str,
+    arguments: Mapping[str, Any],
+    deadline: float,
+    lines: _Lines | None = None,
+) -> Any:
+    """Send a command, and return the result in the first line of the answer."""
     line = b""
-    async with stream:
-        try:
-            with trio.fail_after(deadline):
-                await stream.send_all(json.dumps({"command": command, "arguments": arguments or {}}).encode() + b"\n")
-                line = await _read_line(stream)
-        except trio.TooSlowError:
-            raise ControlError(f"the gateway on {path} did not answer within {deadline:g} s") from None
-        except trio.BrokenResourceError:
-            raise ControlError(f"the gateway on {path} closed the connection") from None
+    try:
+        with trio.fail_after(deadline):
+            await stream.send_all(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
+            line = await (_read_line(stream) if lines is None else lines.next())
+    except trio.TooSlowError:
+        raise ControlError(f"the gateway on {path} did not answer within {deadline:g} s") from None
+    except trio.BrokenResourceError:
+        raise ControlError(f"the gateway on {path} closed the connection") from None
     if not line:
         raise ControlError(
             f"the gateway on {path} closed the connection without an answer: it has too many, or it ends"

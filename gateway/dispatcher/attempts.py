@@ -146,6 +146,8 @@ class Attempts:
                 ended = trio.current_time()
                 pool.give_back(session, ended)
                 pool.observer.exchanged(result, ended - began, is_reused=is_reused)
+                if job.exchanges is not None:
+                    job.add_exchange(began, ended)
         pool.answered_at = ended
         if not backend.breaker.is_quiet:
             self._answered(backend, job, response)

@@ -61,6 +61,10 @@ class Observer(Protocol):
     """Learns of each request that is forwarded. If ``refuses``, it is asked before, and may refuse the request."""
 
     @property
+    def measures(self) -> bool:
+        """True if the job is to keep the times of its exchanges."""
+
+    @property
     def refuses(self) -> bool:
         """True if ``before_forwarding`` must be asked."""
 
@@ -159,6 +163,8 @@ class Dispatcher:
             job.start_at(marked, only=not is_ticket)  # another backend may know a ticket, or asks for a new login
         retries.in_flight += 1
         outcome = "abandoned"
+        if observer is not None and observer.measures:
+            job.measure()
         try:
             refused = None if observer is None or not observer.refuses else await observer.before_forwarding(job)
             if refused is not None:

@@ -78,7 +78,8 @@ class Job:
     ``failures``, exchanges that broke, with the time at which each began, until they are counted; ``race``, once more
     than one try was under way; ``has_token``, True if the request holds a token of ``retries``; ``held``, bytes of an
     answer that the payer holds while other backends are asked; ``retried``, the reasons for which the request was sent
-    again.
+    again; ``exchanges``, the begin and the end of each exchange that was not superseded, if somebody has the job
+    ``measure`` them, else None.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Job:
         "deadline",
         "effect",
         "entries",
+        "exchanges",
         "failures",
         "has_token",
         "held",
@@ -143,6 +145,7 @@ class Job:
         self.has_token = False
         self.held = 0
         self.retried: Sequence[str] = ()
+        self.exchanges: list[tuple[float, float]] | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.request!r}: round {self.rounds}>"
@@ -218,6 +221,17 @@ class Job:
         if self.race is None or self.race.is_over:
             self.race = Race(first)
         return self.race
+
+    # Times -----------------------------------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Keep the times of exchanges from now on."""
+        self.exchanges = []
+
+    def add_exchange(self, began: float, ended: float) -> None:
+        """Keep the times of an exchange, if they are kept."""
+        if self.exchanges is not None:
+            self.exchanges.append((began, ended))
 
     # Resources -------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from gateway.front.client_trust import ClientTrust
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.conversation import ClientStream, Conversation, Phase
 from gateway.front.recorder import RequestRecorder
+from gateway.front.taps import Taps
 from gateway.identity import Identities, Principal
 from gateway.log import Log, Throttle, quoted
 from gateway.metrics import Metrics
@@ -34,7 +35,7 @@ _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to re
 class Clients:
     """The clients of one listener. They do not know where their TLS ends: see ``conversation.ClientStream``.
 
-    Without a ``trail``, their requests are in no audit trail.
+    Without a ``trail``, their requests are in no audit trail. ``taps`` are shown the requests.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Clients:
         log: Log,
         throttle: Throttle,
         trail: Trail | None = None,
+        taps: Taps | None = None,
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
@@ -71,6 +73,7 @@ class Clients:
             metrics=metrics,
             log=log,
             throttle=throttle,
+            taps=taps,
         )
         self._conversations: set[Conversation] = set()
         self._draining = False

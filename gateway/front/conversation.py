@@ -34,6 +34,7 @@ from gateway.errors import (
 from gateway.front.admission import Account, Admission, Limit
 from gateway.front.connection_errors import certificate_fields
 from gateway.front.recorder import RequestRecorder
+from gateway.front.taps import TappedRequest, Taps
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
 from gateway.kmip.framing import FrameReader
@@ -123,7 +124,7 @@ class Conversation:
     ``principal`` is None for a client that no identity rule matches, or whose certificate is not accepted, which is
     then ``refusal``; ``over`` is the limit that a client exceeds. Such a client gets an error for its first request,
     and is disconnected. ``peer`` is the client's address, for the log. ``chain`` has the facts of its certificates.
-    ``recorder`` writes the requests to the audit trail; None: there is no audit trail.
+    ``recorder`` writes the requests to the audit trail; None: there is no audit trail. ``taps`` are shown the requests.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Conversation:
         refusal: str = "",
         chain: Chain | None = None,
         recorder: RequestRecorder | None = None,
+        taps: Taps | None = None,
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
@@ -161,6 +163,7 @@ class Conversation:
         self._held = 0
         self._dispatcher = recorder or dispatcher
         self._recorder = recorder
+        self._taps = taps or Taps()
         self._limits = limits
         self._settings = settings
         self._metrics = metrics
@@ -336,9 +339,12 @@ class Conversation:
         limit = account.begin(began)
         if limit is None:
             try:
-                answer = await self._dispatcher.dispatch(
-                    request, principal, self.stream.peer_has_left, account, now=began
-                )
+                if self._taps.is_open:
+                    answer = await self._dispatch_tapped(request, principal, account, began)
+                else:
+                    answer = await self._dispatcher.dispatch(
+                        request, principal, self.stream.peer_has_left, account, now=began
+                    )
             except trio.Cancelled:
                 await self._send_outcome_unknown(request)
                 raise
@@ -348,6 +354,12 @@ class Conversation:
         else:
             await self._refuse_over(limit, request)
         return "drain" if self._draining else ""
+
+    async def _dispatch_tapped(self, request: Request, principal: Principal, account: Account, now: float) -> Answer:
+        """Have a request answered while somebody taps."""
+        tapped = TappedRequest(self._settings.name, self.peer, principal, request)
+        gone = self.stream.peer_has_left
+        return await self._taps.dispatch(self._dispatcher, tapped, request, principal, gone, account, now=now)
 
     async def _next_request(self) -> Request | None:
         """Return the next request, or None if the client has closed. Raises ProtocolError for any other bytes."""
@@ -518,6 +530,8 @@ class Conversation:
         self._note_refusal(Answer(b"", refusal=refusal, detail=message), request)
         if self._recorder is not None:
             self._recorder.refused(request, self._principal, refusal)
+        if self._taps.is_open:
+            self._taps.refused(TappedRequest(self._settings.name, self.peer, self._principal, request), refusal)
         frame = refuse(refusal, message, request, version=version)
         await self._send(frame)
         if request is not None:

@@ -23,7 +23,7 @@ from gateway.audit.lines import (
     text,
 )
 from gateway.audit.trail import Trail
-from gateway.dispatcher import Answer, Dispatcher, Job, refusal
+from gateway.dispatcher import Answer, Dispatcher, Job, Observer, refusal
 from gateway.errors import AuditError, ProtocolError
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_response
@@ -50,6 +50,7 @@ class RequestRecorder:
         self._client = client
         self._fingerprint = None if certificate is None else hashlib.sha256(certificate).hexdigest()
         self._principal: Principal | None = None
+        self._also: Observer | None = None
         self._usual: dict[tuple[int, Version, object], tuple[str, str]] = {}
         self._about_client = self._describe(None)
         # Of the request under way: a conversation has one at a time.
@@ -74,13 +75,15 @@ class RequestRecorder:
         principal: Principal,
         client_disconnected: Callable[[], bool],
         payer: Payer | None,
+        observer: Observer | None = None,
         *,
         now: float,
     ) -> Answer:
-        """Have the dispatcher answer a request, and write its line."""
+        """Have the dispatcher answer a request, and write its line. ``observer``, a tap's, learns of it, too."""
         if principal is not self._principal:
             self._about_client = self._describe(principal)
         self._tries, self._backend, self._intent = 0, "", 0
+        self._also = observer
         answer: Answer | None = None
         try:
             answer = await self._dispatcher.dispatch(request, principal, client_disconnected, payer, self, now=now)
@@ -109,6 +112,11 @@ class RequestRecorder:
         )
 
     @property
+    def measures(self) -> bool:
+        """True if a tap wants the times of exchanges."""
+        return self._also is not None
+
+    @property
     def refuses(self) -> bool:
         """True if no request may be forwarded without its line."""
         return self._trail.refuses
@@ -134,6 +142,8 @@ class RequestRecorder:
         self._tries = job.tries
         if job.tried:
             self._backend = job.tried[-1].name
+        if self._also is not None:
+            self._also.after_forwarding(job)
 
     # Lines -----------------------------------------------------------------------------------------------------------
 
@@ -171,7 +181,7 @@ class RequestRecorder:
         return around
 
     def _line(self, request: Request, answer: Answer | None, seconds: float) -> str:
-        items, result = self._outcome(request, answer)
+        items, result = outcome(request, answer)
         backend = self._backend if answer is None or answer.backend is None else answer.backend.name
         return (
             f'"event":"request",{self._about_client},{request_fields(request)},"items":[{items}],{result},'
@@ -179,19 +189,20 @@ class RequestRecorder:
             f"{f',{chr(34)}intent{chr(34)}:{self._intent}' if self._intent else ''}"
         )
 
-    def _outcome(self, request: Request, answer: Answer | None) -> tuple[str, str]:
-        """Return the items of a request's line, and its members ``policy``, ``result`` and ``refusal``."""
-        if answer is None:
-            return asked_items(request), '"policy":"allowed","result":"cut_off"'
-        response = answer.response
-        if response is not None:
-            return answered_items(request, response), f'"policy":"allowed","result":"{_result_of(response)}"'
-        why = answer.refusal
-        if why is None:
-            return served_items(request), '"policy":"allowed","result":"success"'
-        policy = "refused" if why in POLICY_REFUSALS else "allowed"
-        result = "client_disconnected" if why is Refusal.CLIENT_DISCONNECTED else "gateway_error"
-        return _own_error(request, answer), f'"policy":"{policy}","result":"{result}","refusal":"{why.value}"'
+
+def outcome(request: Request, answer: Answer | None) -> tuple[str, str]:
+    """Return the items of a request's line, and its members ``policy``, ``result`` and ``refusal``."""
+    if answer is None:
+        return asked_items(request), '"policy":"allowed","result":"cut_off"'
+    response = answer.response
+    if response is not None:
+        return answered_items(request, response), f'"policy":"allowed","result":"{result_of(response)}"'
+    why = answer.refusal
+    if why is None:
+        return served_items(request), '"policy":"allowed","result":"success"'
+    policy = "refused" if why in POLICY_REFUSALS else "allowed"
+    result = "client_disconnected" if why is Refusal.CLIENT_DISCONNECTED else "gateway_error"
+    return _own_error(request, answer), f'"policy":"{policy}","result":"{result}","refusal":"{why.value}"'
 
 
 def _own_error(request: Request, answer: Answer) -> str:
@@ -202,7 +213,7 @@ def _own_error(request: Request, answer: Answer) -> str:
         return asked_items(request)
 
 
-def _result_of(response: Response) -> str:
+def result_of(response: Response) -> str:
     """Return the result of a whole answer, in the words of the metric ``requests_total``."""
     items = response.items
     if len(items) == 1:
