@@ -1,6 +1,8 @@
 """Command line: ``kmip-gateway run`` and ``check``; further commands are in control_cli.py and decode_cli.py."""
 
+import hashlib
 import json
+import platform
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -43,7 +45,17 @@ def run(config: Path) -> None:
     """
     settings = _load(config)
     log.configure(settings.log.level, settings.log.format)
-    log.get("gateway").info("starting", version=version("kmip-gateway"), openssl=tls.openssl_version())
+    log.get("gateway").info(
+        "starting",
+        version=version("kmip-gateway"),
+        python=platform.python_version(),
+        openssl=tls.openssl_version(),
+        configuration=str(config.absolute()),
+        sha256=_digest_of(config),
+        listeners=[f"{listener.name} {listener.bind}" for listener in settings.listeners],
+        backends=[f"{backend.name} {backend.address}" for backend in settings.backends],
+        identities=len(settings.identities),
+    )
     sys.exit(launch(settings, partial(_show_mistakes, config), config))
 
 
@@ -170,6 +182,14 @@ def _load(config: Path) -> Config:
         _exit_with([str(error)])
     except ConfigError as error:
         _exit_with(error.mistakes)
+
+
+def _digest_of(config: Path) -> str:
+    """Return the beginning of a file's SHA-256, as the metric ``config_info`` has it; "" for a pipe or a lost file."""
+    try:
+        return hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.is_file() else ""
+    except OSError:
+        return ""
 
 
 def _show_mistakes(config: Path, mistakes: Sequence[str]) -> None:

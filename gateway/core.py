@@ -23,7 +23,7 @@ from gateway.expiry import ExpiryWatch
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
 from gateway.front.listeners import Listeners
-from gateway.front.reachability import refuse_while_unreachable
+from gateway.front.reachability import log_while_unreachable, refuse_while_unreachable
 from gateway.front.workers import TlsWorkers
 from gateway.listening import ListeningSockets, address_of, listen, listening_sockets
 from gateway.loop_lag import measure_loop_lag
@@ -270,6 +270,7 @@ class Core:
             serving.start_soon(entrance.run)
             async with trio.open_nursery() as until_drained:
                 until_drained.start_soon(refuse_while_unreachable, [entrance], partial(self._accepts, fleet), self._log)
+                until_drained.start_soon(log_while_unreachable, partial(self._serves, fleet), self._log)
                 await self._drain.wait()
                 until_drained.cancel_scope.cancel()
             entrance.drain()
@@ -380,6 +381,10 @@ class Core:
     def _accepts(self, fleet: Fleet) -> bool:
         """Return True if new connections should be accepted."""
         return self._config.failover.when_none == "answer" or _is_reachable(fleet)
+
+    def _serves(self, fleet: Fleet) -> bool:
+        """Return False if no key manager can be reached although connections are accepted."""
+        return self._config.failover.when_none != "answer" or _is_reachable(fleet)
 
     def _unreadiness(self, fleet: Fleet) -> str | None:
         if self._drain.has_begun:

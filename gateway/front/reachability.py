@@ -64,6 +64,19 @@ async def refuse_while_unreachable(listeners: Iterable[Acceptor], is_reachable: 
                 listener.stop_accepting()
 
 
+async def log_while_unreachable(is_reachable: Callable[[], bool], log: Log) -> None:
+    """Log when no key manager could be reached for 5 s, and when one can be reached again. Runs for ever."""
+    reachability = Reachability()
+    while True:
+        await trio.sleep(_INTERVAL)
+        if not reachability.update(trio.current_time(), reachable=is_reachable()):
+            continue
+        if reachability.accepts:
+            log.info("a key manager can be reached again: clients are served")
+        else:
+            log.error("no key manager can be reached: clients get errors", seconds=UNREACHABLE_FOR)
+
+
 def _log_change(reachability: Reachability, log: Log) -> None:
     if reachability.accepts:
         log.info("accepting new connections again: a key manager can be reached")

@@ -115,6 +115,9 @@ class HealthChecker:
         else:
             self._backend.reached()
         if found.verdict is Verdict.SERVES:
+            if not self._backend.last_health_check_success:
+                seconds = round(time.time() - self._backend.since, 3)
+                self._log.info("key manager reached", address=str(self._backend.endpoint.address), seconds=seconds)
             self._backend.last_health_check_success = time.time()
         self._backend.health.checked(*found)
         self._metrics.health_checked(self._backend.name, found.verdict.value, time.perf_counter() - began)

@@ -46,6 +46,7 @@ class PoolObserver:
         """Count an opened session; log if sessions could not be opened before."""
         self._metrics.sessions_opened.labels(self._backend).inc()
         self._metrics.session_open_duration.labels(self._backend).observe(seconds)
+        self._log.debug("session opened", seconds=round(seconds, 6))
         if self._failing is not None:
             self._failing = None
             self._log.info("key manager reached again")
@@ -67,6 +68,7 @@ class PoolObserver:
     def session_closed(self, reason: str) -> None:
         """Count a closed session; log if it was closed because of a fault of the key manager."""
         self._metrics.sessions_closed.labels(self._backend, reason).inc()
+        self._log.debug("session closed", reason=reason)
         if reason in _FAULTS:
             self._fault_throttle.warn(self._log, reason, _FAULTS[reason])
 

@@ -262,5 +262,6 @@ async def test_a_request_whose_client_left_while_it_waited_is_not_sent() -> None
             ask("key", Operation.CREATE), principal("red"), client_disconnected=lambda: True
         )
         assert answer.refusal is Refusal.CLIENT_DISCONNECTED
+        assert {labels: counter.value for labels, counter in it.metrics.client_aborts.children()} == {("queued",): 1}
         assert len(it.executed) == 0
         assert it.backends[0].pools["red"].statistics().busy == 0

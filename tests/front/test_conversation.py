@@ -436,6 +436,9 @@ async def test_client_without_identity_gets_an_error(certificates: Certificates,
         assert {item.unique_batch_item_id for item in answer.items} == {bytes([0] * 7 + [1])}
     assert front.errors == {"not_authenticated": 1}
     assert front.refusals == {"not_authenticated": 1}
+    assert front.count("local_errors_total", identity="unidentified", reason="not_authenticated") == 1
+    assert front.count("identity_requests_total", identity="unidentified", result="gateway_error") == 1
+    assert front.count("identity_connections", identity="unidentified") == 0
     assert front.dispatcher.asked == []
 
 

@@ -11,7 +11,7 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.front.reachability import UNREACHABLE_FOR, Reachability, refuse_while_unreachable
+from gateway.front.reachability import UNREACHABLE_FOR, Reachability, log_while_unreachable, refuse_while_unreachable
 from tests.kit.front import NAME, Front, number_of, open_front, request
 from tests.kit.processes import Certificates
 
@@ -65,6 +65,29 @@ def test_only_a_change_is_reported() -> None:
         False,
     ]
     assert repr(reachability) == "<Reachability accepts, none since None>"
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_an_outage_is_logged_as_an_error_and_its_end() -> None:
+    captured = structlog.testing.LogCapture()
+    is_reachable = [True]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            log_while_unreachable, lambda: is_reachable[0], structlog.wrap_logger(None, processors=[captured])
+        )
+        await trio.sleep(20)
+        assert captured.entries == []
+        is_reachable[0] = False
+        await trio.sleep(4)
+        assert captured.entries == []
+        await trio.sleep(20)
+        is_reachable[0] = True
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [(entry["log_level"], entry["event"]) for entry in captured.entries] == [
+        ("error", "no key manager can be reached: clients get errors"),
+        ("info", "a key manager can be reached again: clients are served"),
+    ]
 
 
 # Listeners ------------------------------------------------------------------------------------------------------------

@@ -97,6 +97,23 @@ async def test_waiting_requests_are_served_in_turn(nursery: trio.Nursery, atlant
 
 
 @in_virtual_time
+async def test_waits_are_timed_and_the_longest_is_known(nursery: trio.Nursery, atlanta: FakeKeyManager) -> None:
+    pool, observer = make_pool(atlanta, nursery.start_soon, slots=Slots(1))
+    session = await lease(pool)
+    observer.waits.clear()
+    assert pool.waiters.longest_wait(trio.current_time()) == 0
+    await waiting(pool, nursery, 1)
+    await trio.sleep(1.5)
+    assert pool.waiters.longest_wait(trio.current_time()) == pytest.approx(1.5)
+
+    pool.give_back(session)
+    await wait_all_tasks_blocked()
+
+    assert observer.waits == [pytest.approx(1.5)]
+    assert pool.waiters.longest_wait(trio.current_time()) == 0
+
+
+@in_virtual_time
 async def test_a_waiting_request_gets_a_session_that_is_given_back_first(
     nursery: trio.Nursery, atlanta: FakeKeyManager
 ) -> None:
@@ -446,6 +463,7 @@ async def test_a_session_that_the_peer_closed_is_not_lent(nursery: trio.Nursery,
 
     assert pool.take() is sessions[0]
     assert observer.closed == {"remote_idle": 2}
+    assert observer.stale == {"checkout": 2}
     assert slots.used == 1
 
 

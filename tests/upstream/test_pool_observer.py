@@ -28,7 +28,8 @@ class Observed:
     def logged(self) -> list[str]:
         """Events and their reasons. Asserts that each names the backend and the credential."""
         assert {(entry["backend"], entry["credential"]) for entry in self._captured.entries} <= {("atlanta", "red")}
-        return [" ".join(filter(None, (entry["event"], entry.get("reason")))) for entry in self._captured.entries]
+        entries = [entry for entry in self._captured.entries if entry["log_level"] != "debug"]
+        return [" ".join(filter(None, (entry["event"], entry.get("reason")))) for entry in entries]
 
     def counted(self, name: str) -> dict[str, float]:
         """Return the values of a sample, by the label besides the backend."""
