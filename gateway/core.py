@@ -348,7 +348,9 @@ class Core:
             if not self._config.gateway.watch_files:
                 continue
             if reloader.crl_files.issuperset(changed):  # a mistake elsewhere must not stop a revocation
-                if await reloader.read_crls():
+                report = await reloader.read_crls(changed)
+                self._audit("reload", report.facts())
+                if report.succeeded:
                     self._expiry.note_crls()
             else:
                 self._log.info("files changed: reloading the configuration", files=[str(path) for path in changed])

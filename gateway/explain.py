@@ -5,6 +5,7 @@ For ``kmip-gateway check --explain``. The rules, the trust in CAs and the polici
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ from gateway import tls
 from gateway.config import Config, IdentityConfig, ListenerConfig
 from gateway.config.files import certificates
 from gateway.config.summary import policy_text
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, MintingError
 from gateway.identity import Facts, first_mismatch, has_signed, read_facts
 from gateway.kmip.groups import spelled_operation
 from gateway.permissions import Permissions
 from gateway.revocation import REFUSALS, verified_chain
+from gateway.tls.minting import IssuingCa
 from gateway.wiring import client_trust, server_context
 
 _SHOWN = 200  # characters of a value of the certificate
@@ -43,13 +45,15 @@ class RuleOutcome(NamedTuple):
 class ListenerOutcome(NamedTuple):
     """A certificate on one listener: ``refusal`` is why it is not trusted, or ""; then ``rules`` are those tried.
 
-    ``identity`` is the rule that counts, or None.
+    ``identity`` is the rule that counts, or None. ``not_minted`` is why its issuing CA can't issue a certificate with
+    the client's names, or "".
     """
 
     listener: ListenerConfig
     refusal: str
     rules: Sequence[RuleOutcome]
     identity: IdentityConfig | None
+    not_minted: str = ""
 
 
 class Explanation(NamedTuple):
@@ -63,7 +67,7 @@ class Explanation(NamedTuple):
     @property
     def is_served(self) -> bool:
         """True if a client with the certificate is served on at least one listener."""
-        return any(outcome.identity is not None for outcome in self.listeners)
+        return any(outcome.identity is not None and not outcome.not_minted for outcome in self.listeners)
 
 
 def read_chain(path: Path) -> list[x509.Certificate]:
@@ -110,7 +114,7 @@ def _on_listener(
         outcome = _beside(identity, listener.name, facts, chain[0])
         rules.append(outcome)
         if not outcome.reason:
-            return ListenerOutcome(listener, "", rules, identity)
+            return ListenerOutcome(listener, "", rules, identity, _why_not_minted(identity, chain[0]))
     return ListenerOutcome(listener, "", rules, None)
 
 
@@ -122,6 +126,17 @@ def _refusal(listener: ListenerConfig, chain: Sequence[x509.Certificate]) -> str
     leaf, *issuers = (each.public_bytes(Encoding.DER) for each in verified)
     verdict = client_trust(listener).judge(verified_chain(leaf, tuple(issuers)), time.time())
     return f"after the handshake: {REFUSALS[verdict.refusal]}" if verdict.refusal else ""
+
+
+def _why_not_minted(identity: IdentityConfig, certificate: x509.Certificate) -> str:
+    """Try to issue the certificate that key managers are shown; return why that fails, or ""."""
+    if identity.credential != "minted":
+        return ""
+    try:
+        IssuingCa.of(identity).issue(certificate.public_bytes(Encoding.DER), datetime.now(UTC))
+    except (MintingError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _beside(identity: IdentityConfig, listener: str, facts: Facts, certificate: x509.Certificate) -> RuleOutcome:
@@ -137,7 +152,7 @@ def _beside(identity: IdentityConfig, listener: str, facts: Facts, certificate: 
         reason = f"it is for clients of the CA in {pinned.name} only, and that CA did not issue the certificate itself"
         return RuleOutcome(identity.name, reason, "client_issuer")
     patterns, values = getattr(identity.match, key), [value[:_SHOWN] for value in getattr(facts, key)]
-    has = _quoted(values) if values else f"no {key} that counts"
+    has = _quoted(values) if values else f"no usable {key}"
     return RuleOutcome(
         identity.name, f"{key} is {_quoted(patterns)}, and the certificate has {has}", key, patterns, values
     )
@@ -176,6 +191,9 @@ def _listener_lines(outcome: ListenerOutcome) -> Iterator[str]:
         yield f"  identity {rule.identity}: " + (f"does not match: {rule.reason}" if rule.reason else "matches")
     if identity is None:
         yield "  REFUSED: no identity matches; its first request is answered Authentication Not Successful"
+        return
+    if outcome.not_minted:
+        yield f"  REFUSED: each request is answered Authentication Not Successful: {outcome.not_minted}"
         return
     shared = "; all clients of this identity are one client to them" if identity.shared else ""
     yield f"  key managers are shown {_credential(identity)}{shared}"
@@ -232,6 +250,7 @@ def _listener_as_json(outcome: ListenerOutcome) -> dict[str, Any]:
             for rule in outcome.rules
         ],
         "identity": None if identity is None else identity.name,
+        "not_minted": outcome.not_minted,
     }
     if identity is not None:
         found["shared"] = identity.shared

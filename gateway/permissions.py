@@ -96,7 +96,10 @@ class Permissions:
         """Return a denial for each item that is refused; a single denial for a batch that is too long."""
         items = request.items
         if len(items) > self.max_items:
-            message = f"the batch has {len(items)} operations, and this client may send {self.max_items} in one request"
+            message = (
+                f"the batch has {len(items)} operations, and this client may send {self.max_items} in one request; send"
+                " smaller batches"
+            )
             detail = f"batch of {len(items)} operations: max_batch_items = {self.max_items}"
             return [Denial(None, -1, ResultReason.PERMISSION_DENIED, message, detail)]
         free = self.free

@@ -392,8 +392,11 @@ class Reloader:
         """The CAs and CRLs of clients in use."""
         return trust_files_of(self._config)
 
-    async def read_crls(self) -> bool:
-        """Read the CRLs of the listeners as configured, and use them. Return False if one has a mistake: all stay."""
+    async def read_crls(self, changed: Collection[Path]) -> ReloadReport:
+        """Read the CRLs of the listeners as configured, and use them. If one has a mistake, all stay.
+
+        ``changed`` are the files that are reported as changed.
+        """
         async with self._lock:
             try:
                 trusts = await trio.to_thread.run_sync(self._load_trusts)
@@ -401,12 +404,12 @@ class Reloader:
                 self._count("crls", "failure")
                 for mistake in error.mistakes:
                     self._log.error("CRLs not read again: one has a mistake, and the old ones stay", detail=mistake)
-                return False
+                return ReloadReport(mistakes=error.mistakes)
             await self._front.trust_changed(trusts)
         self._note_result("crls", "success")
         entries = {name: sum(len(crl.serials) for crl in trust.lists or ()) for name, trust in trusts.items()}
         self._log.info("CRLs read again", entries=entries)
-        return True
+        return ReloadReport(changed=[f"file {path}" for path in sorted(changed)])
 
     def _load_trusts(self) -> dict[str, Trust]:
         return {listener.name: client_trust(listener) for listener in self._config.listeners if listener.client_crl}

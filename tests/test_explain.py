@@ -96,7 +96,7 @@ def test_a_trusted_certificate_without_a_rule_is_refused(certificates: Certifica
     status, said = call("--explain", certificates.client("app-1")[0], config)
     assert status == 1
     assert said[-2:] == [
-        '  identity admin: does not match: san_uri is "spiffe://admin", and the certificate has no san_uri that counts',
+        '  identity admin: does not match: san_uri is "spiffe://admin", and the certificate has no usable san_uri',
         "  REFUSED: no identity matches; its first request is answered Authentication Not Successful",
     ]
 
@@ -237,3 +237,30 @@ def test_the_credential_of_a_rule_and_the_ca_that_it_is_for_are_named(tmp_path: 
     assert refused in of_app
     assert any("CN=app in credential-app.pem, and the password of app in each request" in line for line in of_app)
     assert not any("not-to-be-seen" in line for line in of_app)
+
+
+def test_a_client_whose_names_the_issuing_ca_does_not_permit_is_refused(tmp_path: Path) -> None:
+    certificates, folder = Certificates(tmp_path), tmp_path
+    storage = Ca.make("Storage CA")
+    storage.write(folder / "storage-ca")
+    constraints = x509.NameConstraints([x509.DirectoryName(named("array"))], None)
+    Ca.make("Issuing CA", constraints=constraints).write(folder / "issuing")
+    certificates.credential("app")
+    write_secret(folder / "password", "not-to-be-seen")
+    (folder / "clients_ca.pem").write_bytes(certificates.clients_ca.certificate_pem + storage.pem)
+    own = Identity("own", '{ subject_cn = "nobody" }', shared=False)
+    settings = GatewaySettings([free_port()], [own], extra=CREDENTIALS)
+    config = write_config(certificates, settings, 25697, free_port())
+    for name in ("array", "admin"):
+        storage.issue(named(name), path=folder / name)
+
+    assert call("--explain", folder / "array.pem", config)[0] == 0
+    status, said = call("--explain", folder / "admin.pem", config)
+    assert status == 1
+    assert said[-1].startswith(
+        "  REFUSED: each request is answered Authentication Not Successful: the issuing CA CN=Issuing CA does not"
+        " permit the names of the client's certificate: permitted subtree violation"
+    )
+    _status, as_json = call("--explain", folder / "admin.pem", "--json", config)
+    found = json.loads("\n".join(as_json))
+    assert (found["served"], "permitted subtree" in found["listeners"][0]["not_minted"]) == (False, True)

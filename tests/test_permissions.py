@@ -246,7 +246,7 @@ def test_all_items_of_a_batch_are_answered_in_order_with_their_ids(version: Vers
 
 def test_a_batch_that_is_too_long_is_answered_for_each_item() -> None:
     items = answered(policy(max_batch_items=1), request(Operation.GET, Operation.LOCATE))
-    message = "the batch has 2 operations, and this client may send 1 in one request"
+    message = "the batch has 2 operations, and this client may send 1 in one request; send smaller batches"
     assert [(item.reason, item.message) for item in items] == [(DENIED, message)] * 2
 
 

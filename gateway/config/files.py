@@ -261,7 +261,8 @@ def _path_or_none(value: object, info: ValidationInfo) -> Path | None:
 def tokens_in(path: Path) -> list[str]:
     """Read a file of tokens, one a line. Raises ValueError with a text for the operator."""
     try:
-        lines = path.read_text("ascii").split("\n")
+        # not read_text: it loads Python's module of the codec, which a changed user may be unable to read
+        lines = path.read_bytes().decode("ascii").split("\n")
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}; make it with `openssl rand -hex 32`, or correct the path") from None
     except OSError as error:

@@ -1,14 +1,17 @@
 """Summary: a Config in a few lines, for ``kmip-gateway check``."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 
+from gateway.config.files import certificates
 from gateway.config.model import (
     DEFAULT_BACKEND_TLS_POLICY,
     AdminConfig,
+    AuditConfig,
     BackendConfig,
     Config,
     FailoverConfig,
@@ -37,7 +40,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
     yield from map(_certificate, _certificates(config))
-    yield _processes(config.gateway.tls_workers)
+    yield _processes(config.gateway.tls_workers) + (f"; as user {config.gateway.user}" if config.gateway.user else "")
     yield _admin(config.admin)
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
     yield (
@@ -52,6 +55,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield _when_none(config.failover)
     yield _replication(config.replication)
     yield f"log: level {config.log.level} and above, as {config.log.format}"
+    yield _audit(config.audit)
 
 
 def _processes(tls_workers: int | str) -> str:
@@ -69,6 +73,15 @@ def _admin(admin: AdminConfig) -> str:
     if admin.anonymous_metrics and not is_loopback(admin.bind):
         readers = ", with metrics for everybody"
     return f"admin on {admin.bind}{tls}{readers}"
+
+
+def _audit(audit: AuditConfig) -> str:
+    if audit.to == "off":
+        return "audit trail: off"
+    kinds = "all requests" if audit.requests == "all" else "changes, and reads that were not answered"
+    to = audit.file.name if audit.to == "file" else audit.to
+    failing = "served" if audit.on_failure == "continue" else "refused"
+    return f"audit trail: {kinds}, to {to}; requests are {failing} while it can't be written"
 
 
 def _listener(listener: ListenerConfig) -> str:
@@ -119,9 +132,24 @@ def _identity(identity: IdentityConfig) -> str:
     shown = f"shown as {identity.own_file.name}"
     if identity.credential == "minted":
         clients, shown = "each client with its own names", f"in certificates of {identity.own_file.name}"
+        shown += f", which may have {permitted_subjects(certificates(identity.own_file))}"
     elif identity.credential == "password":
         shown += " and by a password"
     return f"identity {identity.name} for {_match(identity.match)}{where}: {clients}, {shown}{may_use}"
+
+
+def permitted_subjects(chain: Iterable[x509.Certificate]) -> str:
+    """Return in words the subjects that a CA may give to certificates, by the name constraints of its chain."""
+    permitted = []
+    for authority in chain:
+        with suppress(x509.ExtensionNotFound):
+            constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
+            names = (
+                each.value for each in constraints.permitted_subtrees or () if isinstance(each, x509.DirectoryName)
+            )
+            if subjects := [name.rfc4514_string() for name in names]:
+                permitted.append(f"subjects under {' or '.join(subjects)}")
+    return " and ".join(permitted) or "any subject"
 
 
 def has_no_policy(policy: PolicyConfig) -> bool:
@@ -144,6 +172,7 @@ def _certificates(config: Config) -> list[Path]:
     files = [file for listener in config.listeners for file in (listener.certificate, listener.client_ca)]
     files += [backend.ca for backend in config.backends if backend.ca is not None]
     files += [identity.own_file for identity in config.identities]
+    files += [file for file in (config.admin.certificate, config.admin.client_ca) if file is not None]
     return list(dict.fromkeys(files))
 
 
@@ -154,10 +183,10 @@ def _certificate(file: Path) -> str:
 
 def _validity(file: Path) -> tuple[datetime, datetime]:
     """Return the time from which, and the time until which, all certificates in a file are valid."""
-    certificates = x509.load_pem_x509_certificates(file.read_bytes())
+    found = certificates(file)
     return (
-        max(certificate.not_valid_before_utc for certificate in certificates),
-        min(certificate.not_valid_after_utc for certificate in certificates),
+        max(certificate.not_valid_before_utc for certificate in found),
+        min(certificate.not_valid_after_utc for certificate in found),
     )
 
 

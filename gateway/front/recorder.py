@@ -101,14 +101,14 @@ class RequestRecorder:
         if request is None:
             self._trail.add(
                 f'"event":"request",{self._about_client},"items":[],"result":"gateway_error",'
-                f'"refusal":"{why.value}","tries":0,"duration":0'
+                f'"refusal":"{why.value}","backend":null,"tries":0,"duration":0'
             )
             return
         reason = REASONS[why][request.version >= (2, 0)]
         self._trail.add(
             f'"event":"request",{self._about_client},{request_fields(request)},'
             f'"items":[{refused_items(request, reason)}],"result":"gateway_error","refusal":"{why.value}",'
-            '"tries":0,"duration":0'
+            '"backend":null,"tries":0,"duration":0'
         )
 
     @property

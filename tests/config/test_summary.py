@@ -4,12 +4,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from gateway.config import (
     advice,
     load,
     summary,
 )
+from gateway.config.summary import permitted_subjects
+from tests.kit.authorities import Ca, common_name
 from tests.kit.config_files import (
     PIN,
     SECOND_IDENTITY,
@@ -109,6 +112,7 @@ def test_the_summary_has_a_line_for_each_table(folder: Path) -> None:
         while no key manager can be reached: new connections are refused
         replication: shared, all key managers have the same objects at any time; marks with the key in mark.key
         log: level info and above, as text
+        audit trail: off
     """)
 
 
@@ -127,3 +131,37 @@ def test_when_none_answer_is_summed_up(folder: Path) -> None:
         "while no key manager can be reached: new connections are accepted, and requests are answered with an error"
         in summary(config)
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ('to = "file"', "audit trail: all requests, to audit.jsonl; requests are served while it can't be written"),
+        (
+            'to = "syslog"\nrequests = "changes"\non_failure = "refuse"',
+            (
+                "audit trail: changes, and reads that were not answered, to syslog; requests are refused while it can't"
+                " be written"
+            ),
+        ),
+    ],
+)
+def test_the_audit_trail_is_summed_up(folder: Path, settings: str, expected: str) -> None:
+    assert summary(load(write(folder, f"{SMALL}[audit]\n{settings}\n")))[-1] == expected
+
+
+def test_the_certificates_of_the_admin_port_are_told(folder: Path) -> None:
+    (folder / "admin.pem").write_bytes((folder / "server.pem").read_bytes())
+    admin = '"127.0.0.1:9696"\ncertificate = "admin.pem"\nprivate_key = "server.key"'
+    config = load(write(folder, changed('"127.0.0.1:9696"', admin)))
+    assert any(line.startswith("certificates in admin.pem until ") for line in summary(config))
+    assert any(line.startswith(f"{folder}/admin.pem: ends in 0 days") for line in advice(config, datetime.now(UTC)))
+
+
+def test_the_subjects_that_an_issuing_ca_permits_are_told() -> None:
+    storage, dns = x509.DirectoryName(common_name("storage")), x509.DNSName("example.com")
+    by_dns = Ca.make("issuing", constraints=x509.NameConstraints([dns], None)).certificate
+    by_subject = Ca.make("issuing", constraints=x509.NameConstraints([storage, dns], None)).certificate
+    assert permitted_subjects([Ca.make("issuing").certificate]) == "any subject"
+    assert permitted_subjects([by_dns]) == "any subject"
+    assert permitted_subjects([by_dns, by_subject]) == "subjects under CN=storage"

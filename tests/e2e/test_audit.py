@@ -43,6 +43,7 @@ from tests.kit.processes import (
     running_key_managers,
     wait_until,
 )
+from tests.kit.revocation import crl_of
 
 REQUESTS: Final = int(os.environ.get("AUDIT_REQUESTS", "3000"))
 CLIENTS: Final = 12
@@ -324,6 +325,23 @@ async def test_logrotate_moves_the_file_and_has_it_reopened(certificates: Certif
     assert [(line["command"], line["result"], line["user"]) for line in commands] == [
         ("audit-reopen", "done", os.geteuid())
     ]
+
+
+async def test_a_change_of_a_crl_and_a_mistake_in_it_have_a_line(certificates: Certificates) -> None:
+    path, crl = certificates.path("audit.jsonl"), certificates.path("clients.crl")
+    crl.write_bytes(crl_of(certificates.clients_ca))
+    settings = GatewaySettings([processes.free_port()], listener='client_crl = "clients.crl"', extra=audit(to="file"))
+    with running_gateway(certificates, settings) as gateway:
+        for number, content in enumerate((crl_of(certificates.clients_ca), b"no list"), 1):
+            new = certificates.path("new.crl")
+            new.write_bytes(content)
+            new.rename(crl)
+            await until(lambda number=number: path.read_bytes().count(b'"event":"reload"') == number)  # type: ignore[misc]
+        await trio.to_thread.run_sync(stop, gateway)
+    used, refused = (json.loads(line) for line in lines_of(path) if b'"reload"' in line)
+    assert (used["result"], used["changed"]) == ("success", [f"file {crl}"])
+    assert refused["result"] == "failure"
+    assert "clients.crl" in refused["mistakes"][0]
 
 
 def test_a_gateway_without_a_writable_place_does_not_start(certificates: Certificates) -> None:

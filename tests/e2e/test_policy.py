@@ -162,7 +162,7 @@ async def test_an_asynchronous_or_continuing_batch_is_refused_at_once(gateway: G
 
 async def test_a_batch_longer_than_the_policy_allows_is_refused(gateway: Gateway) -> None:
     items = await answered(gateway, "maker", batch((1, 4), *[Operation.GET] * 4))
-    message = "the batch has 4 operations, and this client may send 3 in one request"
+    message = "the batch has 4 operations, and this client may send 3 in one request; send smaller batches"
     assert [(item.reason, item.message) for item in items] == [(ResultReason.PERMISSION_DENIED, message)] * 4
 
 

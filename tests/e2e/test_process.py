@@ -20,6 +20,7 @@ from gateway.confinement import landlock_version
 from gateway.kmip.spec import ResultStatus
 from gateway.tls import client_context
 from tests.kit import processes
+from tests.kit.authorities import write_secret
 from tests.kit.processes import (
     Certificates,
     Gateway,
@@ -112,7 +113,11 @@ def test_started_by_root_it_serves_and_reloads_as_its_user(
     ports = [next(port for port in range(701, 1000) if not processes.is_listening(port))]
     monkeypatch.setattr(processes, "free_port", lambda: ports.pop() if ports else free_port())
     control = run_directory / "control.sock"
-    extra = f'socket = "{control}"\n[replication]\nmark_key_file = "{run_directory}/mark.key"\n'
+    token = run_directory / "token"
+    write_secret(token, "0" * 64)
+    os.chown(token, 65534, 65534)
+    extra = f'socket = "{control}"\ntoken_file = "{token}"\n'
+    extra += f'[replication]\nmark_key_file = "{run_directory}/mark.key"\n'
     settings = GatewaySettings(key_managers, extra=extra, gateway='user = "nobody"')
     with as_nobody(certificates), running_gateway(certificates, settings) as gateway:
         assert gateway.port < 1024

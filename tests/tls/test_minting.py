@@ -1,6 +1,10 @@
 """Minted certificates: a client's names byte for byte, never more, and only as the issuing CA permits."""
 
+import ipaddress
+import re
+import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -14,6 +18,7 @@ from gateway.errors import MintingError
 from gateway.tls.minting import IssuingCa
 from tests.kit.authorities import Ca, common_name
 
+ROOT = Path(__file__).parents[2]
 CLIENTS = Ca.make("Clients CA")
 NOW = datetime.now(UTC)
 
@@ -114,6 +119,53 @@ def test_a_name_constrained_ca_issues_only_what_it_permits(depth: int) -> None:
     ca.issue(inside, NOW)
     with pytest.raises(MintingError, match=r"does not permit the names .*permitted subtree violation"):
         ca.issue(outside, NOW)
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory: pytest.TempPathFactory) -> Ca:
+    """The issuing CA that docs/certificates.md makes."""
+    folder = tmp_path_factory.mktemp("documented")
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "certificates.md").read_text(), re.DOTALL)
+    (functions,) = (block.partition("key()")[2].partition("\nca gateway-ca")[0] for block in blocks if "key()" in block)
+    (commands,) = (block for block in blocks if block.startswith("key storage-at-kms-ca"))
+    script = f"set -e\nkey(){functions}\n{commands}"
+    subprocess.run(["bash", "-c", script], cwd=folder, check=True, capture_output=True)
+    key = serialization.load_pem_private_key((folder / "storage-at-kms-ca.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return Ca(x509.load_pem_x509_certificate((folder / "storage-at-kms-ca.pem").read_bytes()), key)
+
+
+def of_storage(name: str) -> x509.Name:
+    """Return a subject that begins as docs/certificates.md has it."""
+    return x509.Name.from_rfc4514_string(f"CN={name},OU=Storage,O=Example")
+
+
+@pytest.mark.parametrize("name", ["array-3.storage.example.com", "any-name-without-a-dot"])
+def test_the_documented_ca_issues_for_its_clients(documented: Ca, name: str) -> None:
+    client = CLIENTS.issue(of_storage(name), [x509.DNSName("array-3.storage.example.com")])
+    issuing(documented).issue(client, datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    ("subject", "names"),
+    [
+        (common_name("admin"), []),
+        (x509.Name.from_rfc4514_string("CN=admin,O=Example"), []),
+        (x509.Name.from_rfc4514_string("OU=Storage,O=Example,CN=admin"), []),
+        (of_storage("admin.example.com"), []),
+        (of_storage("a"), [x509.DNSName("admin.example.com")]),
+        (of_storage("a"), [x509.RFC822Name("admin@example.com")]),
+        (of_storage("a"), [x509.UniformResourceIdentifier("spiffe://example.com/admin")]),
+        (of_storage("a"), [x509.IPAddress(ipaddress.ip_address("10.0.0.1"))]),
+        (of_storage("a"), [x509.IPAddress(ipaddress.ip_address("2001:db8::1"))]),
+        (of_storage("a"), [x509.DirectoryName(common_name("admin"))]),
+    ],
+)
+def test_the_documented_ca_issues_only_the_documented_names(
+    documented: Ca, subject: x509.Name, names: list[x509.GeneralName]
+) -> None:
+    with pytest.raises(MintingError, match="subtree violation"):
+        issuing(documented).issue(CLIENTS.issue(subject, names), datetime.now(UTC))
 
 
 def test_an_excluded_name_is_refused() -> None:
