@@ -68,6 +68,8 @@ class Metrics(MetricTable):
         for attribute, (kind, row) in TABLE.items():
             setattr(self, attribute, row.make(kind, self.registry))
         self.build_info.labels(version, platform.python_version(), openssl).set(1)
+        for reason in ("unsafe", "budget"):
+            self.retries_denied.labels(reason)  # 0 at first: a counter that begins at 1 shows Prometheus no increase
         self._handshakes: dict[tuple[str, str, bool], tuple[FastCounter, FastHistogram]] = {}
         self._answered: dict[tuple[str, str, str], tuple[FastCounter, FastHistogram]] = {}
         self._identities: dict[str, IdentityCounts] = {}

@@ -61,6 +61,10 @@ def test_the_parts_of_an_exposition_are_the_exposition(metrics: Metrics) -> None
     assert max(part.count(b"\n") for part in parts) < 2000
 
 
+def test_counters_of_alerts_begin_at_zero(metrics: Metrics) -> None:
+    assert samples(metrics, "kmip_gateway_retries_denied_total") == {("unsafe",): 0, ("budget",): 0}
+
+
 def test_two_objects_share_no_counts() -> None:
     Metrics("1").request_answered(request(Operation.GET), "success", 0.1)
 

@@ -97,8 +97,7 @@ class WorkerCounts:
 
     def _add(self, key: tuple[str, tuple[str, ...]], difference: float) -> None:
         name, labels = key
-        if difference:
-            getattr(self._metrics, name).labels(*labels).inc(difference)
+        getattr(self._metrics, name).labels(*labels).inc(difference)  # also 0: a scrape should show that it is 0
 
     def _add_histogram(self, key: tuple[str, tuple[str, ...]], counts: list[int], total: float) -> None:
         name, labels = key

@@ -90,6 +90,8 @@ async def watch(backend: Backend, *, balancer: Balancer, metrics: Metrics, log: 
     state = backend.state
     silent: set[str] = set()
     throttle = Throttle(_REPEAT)
+    for to in ("up", "down"):
+        metrics.backend_state_changes.labels(backend.name, to)  # 0 at first, so that Prometheus sees the first change
     while True:
         await trio.sleep(_ROUND)
         try:

@@ -37,6 +37,8 @@ class PoolObserver:
         self._duration = metrics.backend_request_duration.labels(backend)
         self._reused = metrics.session_reuses.labels(backend)
         self._waits = metrics.request_queue_duration.labels(backend)
+        for fault in _FAULTS:
+            metrics.sessions_closed.labels(backend, fault)  # 0 at first, so that an alert sees the first fault
         self._throttle = Throttle()
         self._fault_throttle = Throttle(_REPEAT)
         self._failing: str | None = None
