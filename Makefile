@@ -10,7 +10,7 @@ FRONT_E2E := $(addprefix tests/e2e/test_,bad_input.py chaos.py isolation.py mark
 	resumption.py rotation.py shutdown.py when_none.py)
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants instructions growth outages attacks fuzz peers cosmian fmt lock clean
+.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants dashboard-values instructions growth outages attacks fuzz peers cosmian fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -48,6 +48,9 @@ check: $(VENV)/development  ## Format, lint, types, layers, language
 
 mutants: $(VENV)/development  ## Flip each row of the policy tables: a test must notice
 	$(BIN)/python -m tests.mutants
+
+dashboard-values: $(VENV)/development  ## The values that a real Prometheus returns for all panels: docs/dashboard-values.md
+	DASHBOARD_VALUES=docs/dashboard-values.md $(BIN)/pytest -q tests/e2e/test_prometheus.py $(ARGS)
 
 instructions: $(VENV)/development  ## Instructions per request against the baseline, under valgrind; ARGS=--update takes them as the new one
 	$(BIN)/python -m tests.benchmarks instructions $(ARGS)

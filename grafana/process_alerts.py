@@ -38,6 +38,29 @@ _CLIENTS: Final = [
         " certificate, `client_ca` or `tls_policy` of the listener changed? After a change the share recovers by"
         " itself.",
     ),
+    Alert(
+        "KmipGatewayClientsNearLimit",
+        "warning",
+        "10m",
+        "kmip_gateway_clients / kmip_gateway_clients_max",
+        "> 0.8",
+        "{{ $labels.instance }} has {{ $value | humanizePercentage }} of the clients that it may have",
+        "At `limits.max_clients`, further clients get an error.",
+        "Raise `limits.max_clients` together with the limit of descriptors, add a gateway, or find the client that"
+        " leaks connections: `kmip-gateway status` lists those with most of them.",
+    ),
+    Alert(
+        "KmipGatewayListenerNearLimit",
+        "warning",
+        "10m",
+        "kmip_gateway_client_connections / kmip_gateway_client_connections_max",
+        "> 0.8",
+        "listener {{ $labels.listener }} of {{ $labels.instance }} has {{ $value | humanizePercentage }} of its"
+        " clients",
+        "At `listeners.max_clients`, further clients of this listener get an error.",
+        "Raise `listeners.max_clients`, add a gateway, or find the client that leaks connections: `kmip-gateway"
+        " status` lists those with most of them.",
+    ),
 ]
 
 
@@ -52,7 +75,8 @@ def _expires(name: str, severity: Severity, hold: str, days: int) -> Alert:
         " $labels.instance }})",
         f"A certificate in use ends within {days} day{'s' * (days > 1)}. When it ends, handshakes with it fail."
         " `role` is listener (shown to clients), client_ca and backend_ca (trusted CAs), backend_client (shown to"
-        " key managers for the identity `name`), admin or admin_client_ca (the admin port).",
+        " key managers for the identity `name`), admin or admin_client_ca (the admin port). If your certificates"
+        " live for days only, lower the threshold.",
         "Renew the file; the log line `certificate ends soon: renew it` names it, and `kmip-gateway status` lists all"
         " dates. The gateway uses a renewed file within seconds, without a restart. If it was renewed already, see"
         " KmipGatewayConfigReloadFailed.",
@@ -130,14 +154,61 @@ _PROCESS: Final = [
     Alert(
         "KmipGatewayConfigReloadFailed",
         "warning",
-        "",
-        f'sum by ({_BY}) (increase(kmip_gateway_config_reloads_total{{result="failure"}}[15m]))',
-        "> 0",
+        "1m",
+        "kmip_gateway_config_last_reload_successful",
+        "== 0",
         "{{ $labels.instance }} could not reload its configuration",
         "The configuration, or a file that it names, has a mistake. The old one stays in use, certificates included;"
         " the next start would fail.",
         "Run `kmip-gateway check CONFIG`: it prints each mistake with its remedy. The log line `configuration not"
         " reloaded` has the same.",
+    ),
+    Alert(
+        "KmipGatewayConfigDiffers",
+        "info",
+        "30m",
+        "count by (job) (count by (job, sha256) (kmip_gateway_config_info))",
+        "> 1",
+        "the gateways of {{ $labels.job }} run with {{ $value }} different configurations",
+        "Gateways of one job have different configuration files in use, for half an hour. If each has a file of its"
+        " own, with its own addresses, remove this alert.",
+        'The panel "Configuration in use" shows which gateway has which. Bring the current file to all of them, and'
+        " reload (`kmip-gateway reload`).",
+    ),
+    Alert(
+        "KmipGatewayWorkerRestarted",
+        "warning",
+        "",
+        f"sum by ({_BY}) (increase(kmip_gateway_worker_restarts_total[15m]))",
+        "> 0",
+        "a TLS worker of {{ $labels.instance }} has ended and was started again",
+        "A TLS worker has died, or was killed. Its clients were disconnected and had to connect again.",
+        "The log line `TLS worker ended` has its exit status. 137 is a kill, often for want of memory (`dmesg`); 70"
+        " is the watchdog. If it repeats, report it.",
+    ),
+    Alert(
+        "KmipGatewayEventLoopLag",
+        "warning",
+        "10m",
+        f"histogram_quantile(0.99, sum by ({_BY}, process, le) (rate(kmip_gateway_event_loop_lag_seconds_bucket[5m])))",
+        "> 0.1",
+        "the {{ $labels.process }} of {{ $labels.instance }} is delayed by {{ $value | humanizeDuration }}",
+        "The event loop of the process runs late: every request waits as long. The process does not get the processor"
+        " time that its load needs.",
+        'See "CPU" on the dashboard. Near 100 %: add TLS workers (docs/scaling.md) or a gateway. If it is far below,'
+        " the machine is busy with other work, or the container's CPU limit throttles the gateway.",
+    ),
+    Alert(
+        "KmipGatewayMemoryNearLimit",
+        "warning",
+        "5m",
+        "kmip_gateway_memory_buffered_bytes / kmip_gateway_memory_budget_bytes",
+        "> 0.8",
+        "{{ $labels.instance }} holds {{ $value | humanizePercentage }} of the messages that it may hold",
+        "At `limits.max_buffered`, requests get errors, and connections that do not read are closed.",
+        'See "Bytes by identity" for whose messages they are. A client that asks for much and does not read, or a key'
+        " manager that does not answer, fills the memory; otherwise raise `limits.max_buffered` if the machine has"
+        " memory.",
     ),
     Alert(
         "KmipGatewayDescriptorsNearLimit",
@@ -161,6 +232,29 @@ _PROCESS: Final = [
         "The reader of the log did not keep up, or its disk was full. The gateway does not wait for it: messages are"
         " lost.",
         "Look at the log's disk and at the collector that reads standard error.",
+    ),
+    Alert(
+        "KmipGatewayAuditFailing",
+        "critical",
+        "1m",
+        "kmip_gateway_audit_failing",
+        "== 1",
+        "{{ $labels.instance }} can't write its audit trail",
+        'The audit trail can not be written. With `on_failure = "refuse"` clients get errors; otherwise lines are'
+        " kept up to `audit.max_queued`, and then lost.",
+        "The log line `audit trail cannot be written` has the reason: make room on the disk, or start the syslog"
+        " daemon. The gateway tries again every second.",
+    ),
+    Alert(
+        "KmipGatewayAuditRecordsLost",
+        "critical",
+        "",
+        f"sum by ({_BY}) (increase(kmip_gateway_audit_records_lost_total[15m]))",
+        "> 0",
+        "{{ $labels.instance }} has lost records of its audit trail",
+        "Requests were served that have no line in the audit trail: its queue was full.",
+        "Make the disk or the daemon that takes the trail faster, or raise `audit.max_queued`. If no request may go"
+        ' without its line, set `audit.on_failure` to "refuse".',
     ),
 ]
 

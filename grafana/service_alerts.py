@@ -14,6 +14,11 @@ _OWN_ERRORS: Final = 'reason=~"no_backend|deadline|overloaded|backend_failed|out
 _OWN_LIMITS: Final = 'limit=~"principal_.*|requests_per_second"'
 #: Operations that take seconds in a hardware module in good order, or whose length the client chooses.
 _SLOW: Final = 'operation!~"Create Key Pair|Re-key Key Pair|Batch"'
+#: Requests a second of each key manager that gets any, for each unit of its weight.
+_SHARES: Final = (
+    f"(sum by ({_BY}, backend) (rate(kmip_gateway_backend_requests_total[15m])) > 0)"
+    " / on (job, instance, backend) kmip_gateway_backend_weight"
+)
 _OBJECTIVE: Final = 0.001  # share of requests that may get an error
 
 
@@ -129,6 +134,30 @@ _KEY_MANAGERS: Final = [
         "Look at the log lines `session closed: the key manager ...`. Take the key manager out (`kmip-gateway drain"
         " BACKEND`), ask its vendor, and look for a TLS-terminating device or a load balancer in between.",
     ),
+    Alert(
+        "KmipGatewayTrafficImbalance",
+        "info",
+        "30m",
+        f"max by ({_BY}) ({_SHARES}) / avg by ({_BY}) ({_SHARES})",
+        "> 1.5",
+        "one key manager gets {{ $value | humanize }} times its share of the requests of {{ $labels.instance }}",
+        "Requests are spread less evenly over the key managers than their weights say. Key managers that get none"
+        " (standbys, a lower priority) are not counted.",
+        'See who gets more on "Requests by backend". With `replication.mode = "async"`, clients that change much keep'
+        ' their reads at one key manager, and `balancing.policy = "least-outstanding"` follows the speed: both are'
+        " meant to be. Otherwise look for a key manager that is slow, or at its `backends.max_sessions`.",
+        (f"and sum by ({_BY}) (rate(kmip_gateway_backend_requests_total[15m])) > 1",),
+    ),
+    Alert(
+        "KmipGatewayNameLookupFailing",
+        "warning",
+        "10m",
+        f'sum by ({_BY}, backend) (increase(kmip_gateway_dns_resolutions_total{{result="failure"}}[5m]))',
+        "> 0",
+        "{{ $labels.instance }} can't look up the name of {{ $labels.backend }}",
+        "The resolver fails. Sessions are still opened to the known addresses, but a key manager that moves is lost.",
+        "The log line `can't resolve a name` has the error. Check the resolver, and `backends.address`.",
+    ),
 ]
 
 _IDENTITIES: Final = [
@@ -136,15 +165,45 @@ _IDENTITIES: Final = [
         "KmipGatewayCredentialRefused",
         "warning",
         "2m",
-        f"sum by ({_BY}, backend) (increase(kmip_gateway_session_open_failures_total"
+        f"sum by ({_BY}, backend, identity) (increase(kmip_gateway_session_open_failures_total"
         '{reason=~"credential|alert"}[5m]))',
         "> 0",
-        "{{ $labels.backend }} refuses a certificate of {{ $labels.instance }}",
+        "{{ $labels.backend }} refuses the certificate of {{ $labels.identity }} ({{ $labels.instance }})",
         "The key manager ends sessions before or at the first answer: it does not accept the certificate that the"
         " gateway shows for an identity. Clients of that identity use the other key managers; if all refuse it, they"
         " get errors.",
         "The log line `can't open a session` names the identity (`credential`) and what the key manager said."
         " Register the certificate at the key manager, or renew it if it has expired; a renewed file is used at once.",
+    ),
+    Alert(
+        "KmipGatewayIdentityCutOff",
+        "critical",
+        "1m",
+        f"max by ({_BY}, identity) (kmip_gateway_backend_identity_up)",
+        "== 0",
+        "no key manager serves {{ $labels.identity }} at {{ $labels.instance }}",
+        "All key managers refuse this identity, or fail for it alone: its clients get errors, although other"
+        " identities are served.",
+        'Look at "Failures to open a session, by identity and reason". credential, alert: the key managers do not'
+        " accept its certificate: see if it has expired (`kmip-gateway status`) or is not registered there. Other"
+        " reasons: see KmipGatewayBackendDown.",
+        (f"unless on ({_BY}) sum by ({_BY}) (kmip_gateway_backend_up) == 0",),
+    ),
+    Alert(
+        "KmipGatewayIdentityErrors",
+        "warning",
+        "10m",
+        f"sum by ({_BY}, identity) (rate(kmip_gateway_local_errors_total{{{_OWN_ERRORS}}}[10m]))"
+        f" / (sum by ({_BY}, identity) (rate(kmip_gateway_identity_requests_total[10m])) > 0)",
+        "> 0.05",
+        "{{ $value | humanizePercentage }} of the requests of {{ $labels.identity }} get errors of {{"
+        " $labels.instance }}",
+        "The clients of one identity get errors of the gateway's own, which may be too few to show in the ratio of"
+        " all requests.",
+        "The log lines `request refused` with this identity have the reasons. If other identities are served: its"
+        " certificate (KmipGatewayCredentialRefused), its limits (KmipGatewayLimitReached), or its partition of the"
+        " HSM.",
+        (f"and sum by ({_BY}, identity) (increase(kmip_gateway_local_errors_total{{{_OWN_ERRORS}}}[10m])) >= 10",),
     ),
 ]
 
@@ -182,7 +241,7 @@ _REQUESTS: Final = [
         "KmipGatewayLimitReached",
         "warning",
         "5m",
-        f"sum by ({_BY}, limit) (increase(kmip_gateway_limit_rejections_total[5m]))",
+        f"sum by ({_BY}, limit, identity) (increase(kmip_gateway_limit_rejections_total[5m]))",
         "> 0",
         "{{ $labels.instance }} has rejected clients or requests for five minutes: {{ $labels.limit }} is reached",
         "A limit of the configuration is reached, and what exceeds it is rejected. The limit may be doing its work"
@@ -206,9 +265,36 @@ _SESSIONS: Final = [
         " $labels.instance }}",
         "Nearly all sessions to the key manager are busy. Beyond `max_sessions`, requests wait, and after"
         " `pool.queue_timeout` they get errors.",
-        'If the key manager answers more slowly than usual ("Duration of answered requests"), look there first.'
+        'If the key manager answers more slowly than usual ("Duration by backend, p99"), look there first.'
         " Otherwise the load has grown: raise `backends.max_sessions` if the key manager's license and memory allow"
         " it, or add a key manager.",
+    ),
+    Alert(
+        "KmipGatewayRequestsWait",
+        "warning",
+        "1m",
+        "kmip_gateway_pool_oldest_waiter_seconds",
+        "> 1",
+        "requests to {{ $labels.backend }} wait {{ $value | humanizeDuration }} for a session at {{ $labels.instance"
+        " }}",
+        "Requests have waited for a session for longer than a second, all the time for a minute. After"
+        " `pool.queue_timeout` they get errors.",
+        "If KmipGatewayPoolSaturated fires, too, follow it. Otherwise sessions can't be opened fast enough: look at"
+        ' "Failures to open a session, by backend", and at connect on "Stages, 99th percentile".',
+    ),
+    Alert(
+        "KmipGatewayStaleSessions",
+        "warning",
+        "15m",
+        f'sum by ({_BY}, backend) (rate(kmip_gateway_session_stale_total{{when="in_flight"}}[15m]))'
+        f" / (sum by ({_BY}, backend) (rate(kmip_gateway_session_reuses_total[15m])) > 0.1)",
+        "> 0.01",
+        "{{ $value | humanizePercentage }} of requests to {{ $labels.backend }} meet a closed session ({{"
+        " $labels.instance }})",
+        "The key manager closes idle sessions just when requests are sent on them. Reads are sent again, changes end"
+        ' with "the outcome is unknown".',
+        "Lower `pool.idle_timeout` below the time after which the key manager, or a firewall before it, closes idle"
+        " sessions; or lower `pool.validate_after`.",
     ),
 ]
 

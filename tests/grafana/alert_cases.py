@@ -91,6 +91,53 @@ def _handshakes(full: str, resumed: str) -> dict[str, str]:
     }
 
 
+def _identity_up(identity: str, backend: str = "kms-1") -> str:
+    return own("backend_identity_up", f'backend="{backend}",identity="{identity}"')
+
+
+def _identity_errors(reason: str, requests: str, errors: str) -> dict[str, str]:
+    return {
+        own("identity_requests_total", 'identity="app-1",result="success"'): requests,
+        own("local_errors_total", f'reason="{reason}",identity="app-1"'): errors,
+    }
+
+
+def _shares(first: str, second: str, weight: int = 1) -> dict[str, str]:
+    return {
+        own("backend_requests_total", 'backend="kms-1",result="answered"'): first,
+        own("backend_requests_total", 'backend="kms-2",result="answered"'): second,
+        own("backend_weight", 'backend="kms-1"'): f"{weight}x80",
+        own("backend_weight", 'backend="kms-2"'): "1x80",
+    }
+
+
+def _stale(stale: str, reuses: str) -> dict[str, str]:
+    return {
+        own("session_stale_total", 'backend="kms-1",when="in_flight"'): stale,
+        own("session_stale_total", 'backend="kms-1",when="checkout"'): "0+50x40",
+        own("session_reuses_total", 'backend="kms-1"'): reuses,
+    }
+
+
+def _lag(below_10_ms: str, below_250_ms: str) -> dict[str, str]:
+    return {
+        own("event_loop_lag_seconds_bucket", f'process="core",le="{bound}"'): values
+        for bound, values in (("0.01", below_10_ms), ("0.25", below_250_ms), ("+Inf", below_250_ms))
+    }
+
+
+_LIMITED: Final = own("limit_rejections_total", 'limit="max_clients",identity="app-1"')
+
+
+def _near(part: str, whole: str, labels: str = "", *, listener: str = "") -> list[Case]:
+    """Return cases of a gauge that is near its limit, and far from it."""
+    firing = Firing({"listener": listener} if listener else {}, "85%")
+    return [
+        Case(20, {own(part, labels): "85x30", own(whole, labels): "100x30"}, [firing]),
+        Case(20, {own(part, labels): "70x30", own(whole, labels): "100x30"}),
+    ]
+
+
 CASES: Final[dict[str, list[Case]]] = {
     "KmipGatewayNoBackend": [
         Case(5, {_UP: "1 0x9", _UP_2: "1 0x9"}, [Firing()]),
@@ -149,10 +196,25 @@ CASES: Final[dict[str, list[Case]]] = {
     "KmipGatewayCredentialRefused": [
         Case(
             9,
-            {own("session_open_failures_total", 'backend="kms-1",reason="credential"'): "0+2x20"},
-            [Firing({"backend": "kms-1"})],
+            {own("session_open_failures_total", 'backend="kms-1",identity="app-1",reason="credential"'): "0+2x20"},
+            [Firing({"backend": "kms-1", "identity": "app-1"})],
         ),
-        Case(9, {own("session_open_failures_total", 'backend="kms-1",reason="connect"'): "0+2x20"}),
+        Case(9, {own("session_open_failures_total", 'backend="kms-1",identity="app-1",reason="connect"'): "0+2x20"}),
+    ],
+    "KmipGatewayIdentityCutOff": [
+        Case(
+            5,
+            {_UP: "1x9", _identity_up("app-1"): "1 0x9", _identity_up("app-2"): "1x9"},
+            [Firing({"identity": "app-1"})],
+        ),
+        Case(5, {_UP: "1x9", _identity_up("app-1"): "0x9", _identity_up("app-1", "kms-2"): "1x9"}),
+        Case(5, {_UP: "0x9", _identity_up("app-1"): "0x9"}),
+    ],
+    "KmipGatewayIdentityErrors": [
+        Case(30, _identity_errors("no_backend", "0+100x40", "0+10x40"), [Firing({"identity": "app-1"}, "10%")]),
+        Case(30, _identity_errors("not_permitted", "0+100x40", "0+10x40")),
+        Case(30, _identity_errors("no_backend", "0+1000x40", "0+10x40")),
+        Case(30, _identity_errors("no_backend", "0+1x40", "0+0.5x40")),
     ],
     "KmipGatewayErrorsFast": _burn(70, "5%"),
     "KmipGatewayErrorsSlow": _burn(370, "5%"),
@@ -166,8 +228,12 @@ CASES: Final[dict[str, list[Case]]] = {
         Case(20, {own("retries_denied_total", 'reason="unsafe"'): "0+9x30"}),
     ],
     "KmipGatewayLimitReached": [
-        Case(20, {own("limit_rejections_total", 'limit="max_clients"'): "0+1x30"}, [Firing({"limit": "max_clients"})]),
-        Case(20, {own("limit_rejections_total", 'limit="max_clients"'): "0x10 5+0x30"}),
+        Case(
+            20,
+            {_LIMITED: "0+1x30"},
+            [Firing({"limit": "max_clients", "identity": "app-1"})],
+        ),
+        Case(20, {_LIMITED: "0x10 5+0x30"}),
     ],
     "KmipGatewayPoolSaturated": [
         Case(
@@ -229,8 +295,8 @@ CASES: Final[dict[str, list[Case]]] = {
         Case(20, {series("process_start_time_seconds"): "0 0 0 1x30"}),
     ],
     "KmipGatewayConfigReloadFailed": [
-        Case(9, {own("config_reloads_total", 'result="failure"'): "0 0 1x20"}, [Firing()]),
-        Case(9, {own("config_reloads_total", 'result="success"'): "0+1x20"}),
+        Case(9, {own("config_last_reload_successful"): "1 1 0x20"}, [Firing()]),
+        Case(9, {own("config_last_reload_successful"): "1 0 1x20"}),
     ],
     "KmipGatewayDescriptorsNearLimit": [
         Case(
@@ -241,5 +307,66 @@ CASES: Final[dict[str, list[Case]]] = {
     "KmipGatewayLogMessagesDropped": [
         Case(9, {own("log_messages_dropped_total"): "0 0 7x20"}, [Firing()]),
         Case(9, {own("log_messages_dropped_total"): "0x20"}),
+    ],
+    "KmipGatewayTrafficImbalance": [
+        Case(70, _shares("0+900x80", "0+100x80"), [Firing(value="1.8")]),
+        Case(70, _shares("0+900x80", "0+100x80", weight=9)),
+        Case(70, _shares("0+900x80", "0x80")),
+        Case(70, _shares("0+9x80", "0+1x80")),
+    ],
+    "KmipGatewayNameLookupFailing": [
+        Case(
+            20,
+            {own("dns_resolutions_total", 'backend="kms-1",result="failure"'): "0+2x30"},
+            [Firing({"backend": "kms-1"})],
+        ),
+        Case(20, {own("dns_resolutions_total", 'backend="kms-1",result="success"'): "0+2x30"}),
+    ],
+    "KmipGatewayRequestsWait": [
+        Case(5, {own("pool_oldest_waiter_seconds", 'backend="kms-1"'): "0 2x9"}, [Firing({"backend": "kms-1"}, "2s")]),
+        Case(5, {own("pool_oldest_waiter_seconds", 'backend="kms-1"'): "0 2 0 2 0 2 0 2"}),
+    ],
+    "KmipGatewayStaleSessions": [
+        Case(40, _stale("0+10x50", "0+200x50"), [Firing({"backend": "kms-1"}, "5%")]),
+        Case(40, _stale("0+1x50", "0+200x50")),
+        Case(40, _stale("0+1x50", "0+2x50")),
+    ],
+    "KmipGatewayClientsNearLimit": _near("clients", "clients_max"),
+    "KmipGatewayListenerNearLimit": _near(
+        "client_connections", "client_connections_max", 'listener="kmip"', listener="kmip"
+    ),
+    "KmipGatewayMemoryNearLimit": _near("memory_buffered_bytes", "memory_budget_bytes"),
+    "KmipGatewayConfigDiffers": [
+        Case(
+            40,
+            {
+                own("config_info", 'sha256="aa"'): "1x50",
+                'kmip_gateway_config_info{job="kmip-gateway",instance="gw-2:9696",sha256="bb"}': "1x50",
+            },
+            [Firing({"job": "kmip-gateway"}, "2", has_target=False)],
+        ),
+        Case(
+            40,
+            {
+                own("config_info", 'sha256="aa"'): "1x50",
+                'kmip_gateway_config_info{job="kmip-gateway",instance="gw-2:9696",sha256="aa"}': "1x50",
+            },
+        ),
+    ],
+    "KmipGatewayWorkerRestarted": [
+        Case(9, {own("worker_restarts_total", 'worker="1"'): "0 0 1x20"}, [Firing()]),
+        Case(9, {own("worker_restarts_total", 'worker="1"'): "0x20"}),
+    ],
+    "KmipGatewayEventLoopLag": [
+        Case(30, _lag("0+90x40", "0+100x40"), [Firing({"process": "core"}, "226ms")]),
+        Case(30, _lag("0+100x40", "0+100x40")),
+    ],
+    "KmipGatewayAuditFailing": [
+        Case(9, {own("audit_failing"): "0 1x20"}, [Firing()]),
+        Case(9, {own("audit_failing"): "0x20"}),
+    ],
+    "KmipGatewayAuditRecordsLost": [
+        Case(9, {own("audit_records_lost_total"): "0 0 3x20"}, [Firing()]),
+        Case(9, {own("audit_records_lost_total"): "0x20"}),
     ],
 }

@@ -12,6 +12,7 @@ import pytest
 from gateway.metric_table import TABLE
 from grafana.alert_types import Alert
 from grafana.alerts import annotations, every_alert, rules
+from grafana.dashboards import DASHBOARDS
 from grafana.service_alerts import RECORDS
 from tests.grafana.alert_cases import CASES, TARGET, Case
 from tests.kit.metric_names import metrics_in
@@ -67,7 +68,7 @@ def _unit_test(alert: Alert, case: Case) -> dict[str, Any]:
     for firing in case.fires:
         labels = {**(TARGET if firing.has_target else {}), **firing.labels}
         texts = annotations(alert)
-        texts["summary"] = re.sub(r"\{\{ \$value [^}]*\}\}", firing.value, texts["summary"])
+        texts["summary"] = re.sub(r"\{\{ \$value( \|[^}]*)? \}\}", firing.value, texts["summary"])
         for name, value in labels.items():
             texts["summary"] = texts["summary"].replace(f"{{{{ $labels.{name} }}}}", value)
         expected.append({"exp_labels": {"severity": alert.severity, **labels}, "exp_annotations": texts})
@@ -130,6 +131,14 @@ def test_log_lines_that_an_alert_names_exist(alert: Alert) -> None:
     for line in re.findall(r"log lines? `([^`]+)`(?: and `([^`]+)`)?", alert.remedy):
         for name in filter(None, line):
             assert f"`{name.removesuffix(' ...')}" in documented, f"no log line begins with {name}"
+
+
+@each_alert
+def test_panels_that_an_alert_names_exist(alert: Alert) -> None:
+    titles = {row.title for each in DASHBOARDS for row in each.rows}
+    titles |= {panel.title for each in DASHBOARDS for row in each.rows for panel in row.panels}
+    titles |= {"accept", "refuse", "async", "least-outstanding", "the outcome is unknown"}  # settings, and messages
+    assert set(re.findall(r'"([^"]+)"', alert.meaning + alert.remedy)) <= titles
 
 
 @each_alert
