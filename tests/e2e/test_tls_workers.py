@@ -163,6 +163,23 @@ def test_counts_of_handshakes_and_errors_reach_the_metrics(gateway: Gateway) -> 
     wait_until(lambda: gateway.total(name) == 5, "the counts of the workers")
 
 
+def test_restarts_cpu_time_and_memory_of_workers_reach_the_metrics(gateway: Gateway) -> None:
+    def total(name: str, **labels: str) -> float:
+        return gateway.total(f"kmip_gateway_{name}", **labels)
+
+    wait_until(lambda: total("worker_cpu_seconds_total") > 0, "the reports of the workers")
+    wait_until(lambda: total("event_loop_lag_seconds_count", process="worker") > 4, "the lag of the workers")
+    assert total("workers") == WORKERS
+    assert total("worker_resident_memory_bytes") > WORKERS * 10_000_000
+    assert total("worker_restarts_total") == 0
+    before = total("worker_cpu_seconds_total")
+
+    os.kill(workers_of(gateway)[0], signal.SIGKILL)
+
+    wait_until(lambda: total("worker_restarts_total") == 1 and total("workers") == WORKERS, "the next worker")
+    assert total("worker_cpu_seconds_total") >= before
+
+
 @pytest.mark.parametrize("taken", ["listener", "admin"])
 def test_an_address_in_use_is_a_mistake_of_one_line(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch, taken: str
