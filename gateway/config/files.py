@@ -118,6 +118,11 @@ def _check_audit_file(path: Path, info: ValidationInfo, _now: datetime) -> None:
         raise ValueError(f"there is no directory {path.parent} to write this file in; make it, or correct the path")
     if path.is_dir():
         raise ValueError(f"{path} is a directory; give the path of a file")
+    if info.data.get("to") == "file":
+        target, name = (path, "it") if path.exists() else (path.parent, path.parent)
+        # a disk that became read-only must not stop the reload of a certificate: on_failure says what happens then
+        if not os.access(target, os.W_OK) and not os.statvfs(target).f_flag & os.ST_RDONLY:
+            raise ValueError(f"{path} can't be written; let the gateway's user write {name}")
 
 
 def _check_audit_key(path: Path | None, _info: ValidationInfo, _now: datetime) -> None:

@@ -155,3 +155,23 @@ def test_files_are_read_as_the_gateways_user(open_folder: Path) -> None:
         os.chown(folder / name, 65534, 65534)
     assert load_apart(path).gateway.user == "nobody"
     assert os.geteuid() == 0
+
+
+def test_an_audit_file_that_the_gateways_user_cannot_write_is_a_mistake(open_folder: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can change its user")
+    folder = open_folder
+    for name in ("server.key", "gateway-client.key"):
+        os.chown(folder / name, 65534, 65534)
+    trail = folder / "audit.jsonl"
+    path = write(folder, SMALL + '[gateway]\nuser = "nobody"\n[audit]\nto = "file"\n')
+    expected = f"audit.file: {trail} can't be written; let the gateway's user write {{}}"
+    with pytest.raises(ConfigError) as refused:
+        load_apart(path)
+    assert [mistake.partition(": ")[2] for mistake in refused.value.mistakes] == [expected.format(folder)]
+    trail.touch()
+    with pytest.raises(ConfigError) as refused:
+        load_apart(path)
+    assert [mistake.partition(": ")[2] for mistake in refused.value.mistakes] == [expected.format("it")]
+    os.chown(trail, 65534, 65534)
+    assert load_apart(path).audit.file == trail
