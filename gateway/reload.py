@@ -89,6 +89,7 @@ _NEW_SESSIONS: Final = frozenset(
 )  # of the backend
 _CREDENTIAL: Final = frozenset(BELONGS_TO) - {"client_issuer", "client_credential"} | {"credential"}
 _RULE: Final = frozenset({"match", "listeners", "shared", "credential", "client_issuer"})
+_CLIENTS: Final = frozenset({"match", "listeners"})  # of the settings of a rule
 _POLICY: Final = frozenset(PolicyConfig.model_fields)
 _RATE: Final = frozenset({"requests_per_second", "request_burst"})
 
@@ -217,6 +218,23 @@ class Changes:
     def renewed_identities(self) -> set[str]:
         """Identities of which all sessions are replaced."""
         return self.identities.with_key(_CREDENTIAL) | self.identities.files
+
+    @property
+    def mixed_identities(self) -> dict[str, list[str]]:
+        """Identities that have other clients and another credential at once, with the changed settings of both.
+
+        Sessions with the previous credential go on for a while, and would serve the other clients.
+        """
+        keys = self.identities.keys
+        clients = {name: changed & _CLIENTS for name, changed in keys.items()}
+        for name, changed in keys.items():
+            if "credential" not in changed:  # else it is set or removed together with the kind
+                clients[name] |= changed & {"client_issuer"}
+        return {
+            name: [*sorted(clients[name]), *sorted(changed & _CREDENTIAL)]
+            for name, changed in keys.items()
+            if clients[name] and changed & _CREDENTIAL
+        }
 
     @property
     def has_other_rules(self) -> bool:
@@ -469,6 +487,8 @@ class Reloader:
         config = load(self._path)
         contents = contents_of(config)
         changes = compare(self._config, config, self._contents, contents)
+        if changes.mixed_identities:
+            raise ConfigError([_mixed(name, keys) for name, keys in changes.mixed_identities.items()])
         credentials = self._upstream.make_credentials(
             config,
             backends=changes.backends.added | changes.replaced_backends | changes.renewed_backends,
@@ -600,6 +620,13 @@ class Reloader:
             self._nursery.start_soon(self._front.let_leave, before[name])
         if self._concerns_entrance(changes):
             self._entrance.use(merged, prepared.contexts, {*changes.listeners.keys})
+
+
+def _mixed(name: str, keys: Sequence[str]) -> str:
+    return (
+        f'identities["{name}"]: other clients and another credential at once ({", ".join(keys)}); give this rule'
+        " another name, so that no client gets a session with the credential of the previous clients"
+    )
 
 
 def _adopt_each(old: Iterable[Any], new: Iterable[Any], keys: Mapping[str, set[str]]) -> None:

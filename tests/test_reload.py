@@ -138,6 +138,18 @@ def test_a_changed_match_or_order_makes_other_rules(folder: Certificates) -> Non
     assert not changes(folder, adding("max_requests = 5\n")).has_other_rules
 
 
+def test_other_clients_and_another_credential_at_once_are_mixed(folder: Certificates) -> None:
+    other_clients = replacing('subject_cn = "bob"', 'subject_cn = "eve"')
+    folder.credential("eve")
+    other_credential = [replacing(f'"credential-bob.{end}"', f'"credential-eve.{end}"') for end in ("pem", "key")]
+
+    assert changes(folder, other_clients).mixed_identities == {}
+    assert changes(folder, *other_credential).mixed_identities == {}
+    assert changes(folder, other_clients, *other_credential).mixed_identities == {
+        "bob": ["match", "certificate", "private_key"]
+    }
+
+
 @pytest.mark.parametrize(
     ("file", "property_name", "names"),
     [

@@ -32,7 +32,8 @@ class Site:
 
     def __init__(self, folder: Path, running: ExitStack, identities: str) -> None:
         self.certificates = Certificates(folder)
-        self.certificates.credential("shared")
+        for name in ("shared", "alice", "bob"):
+            self.certificates.credential(name)
         self.first, self.second = Ca.make("Storage CA"), Ca.make("Databases CA")
         issuing = [Ca.make("Issuing CA for storage"), Ca.make("Issuing CA for databases")]
         self.spare = Ca.make("Spare CA")
@@ -87,19 +88,19 @@ class Site:
         """Return the requests of clients that the witnesses saw."""
         return sorted((each for it in self.witnesses for each in it.for_clients), key=lambda each: each.time)
 
-    def change(self, old: str, new: str) -> None:
-        """Change the configuration file, have the gateway read it again, and wait until it is in use."""
+    def change(self, old: str, new: str, outcome: bytes = b"configuration reloaded") -> None:
+        """Change the configuration file, have the gateway read it again, and wait until its log has the outcome."""
         path = self.certificates.path(f"gateway-{self.gateway.port}.toml")
         text = path.read_text()
         assert text.count(old) == 1
         path.write_text(text.replace(old, new))
-        self.reload()
+        self.reload(outcome)
 
-    def reload(self) -> None:
-        """Have the gateway read its files again, and wait until they are in use."""
-        before = self.written().count(b"configuration reloaded")
+    def reload(self, outcome: bytes = b"configuration reloaded") -> None:
+        """Have the gateway read its files again, and wait until its log has the outcome."""
+        before = self.written().count(outcome)
         self.gateway.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: self.written().count(b"configuration reloaded") > before, "the reload")
+        wait_until(lambda: self.written().count(outcome) > before, "the reload")
 
     @contextmanager
     def loaded(self, *names: str) -> Iterator[None]:
@@ -376,6 +377,39 @@ def test_the_kind_of_a_credential_changes_under_load(minted: Site) -> None:
         minted.change(FIXED, OF_STORAGE)
         wait_until(lambda: minted.shown_to("alice") == ("CN=alice", "CN=Issuing CA for storage"), "minted certificates")
         wait_until(lambda: minted.shown_to("bob") == ("CN=bob", "CN=Issuing CA for storage"), "minted certificates")
+
+
+def _rules(*rules: tuple[str, str]) -> str:
+    """Return a rule with a credential from files for each pair of a rule's name and its client's."""
+    return "".join(
+        f"""
+[[identities]]
+name = "{name}"
+match = {{ subject_cn = "{client}" }}
+certificate = "credential-{client}.pem"
+private_key = "credential-{client}.key"
+"""
+        for name, client in rules
+    )
+
+
+def test_clients_that_change_places_never_show_the_credential_of_the_other(tmp_path: Path) -> None:
+    before, swapped = _rules(("red", "alice"), ("blue", "bob")), _rules(("red", "bob"), ("blue", "alice"))
+    renamed = _rules(("red-2", "bob"), ("blue-2", "alice"))
+    with ExitStack() as running:
+        site = Site(tmp_path, running, before)
+        for name in ("alice", "bob"):
+            site.first.issue(common_name(name), path=tmp_path / name)
+        with site.loaded("alice", "bob"):
+            wait_until(lambda: len(site.seen()) > 100, "requests")
+            site.change(before, swapped, outcome=b"other clients and another credential at once")
+            wait_until(lambda: len(site.seen()) > 200, "requests")
+            site.change(swapped, renamed)
+            count = len(site.seen())
+            wait_until(lambda: len(site.seen()) > count + 200, "requests")
+        for each in site.seen():
+            subject = x509.load_der_x509_certificate(each.certificate).subject.rfc4514_string()
+            assert subject == f"CN={each.identifiers[0].decode().partition('-')[0]}"
 
 
 def test_another_issuing_ca_replaces_the_sessions_under_load(minted: Site) -> None:
