@@ -3,6 +3,7 @@
 All methods may block, and raise OSError: only the writer's thread calls them.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -106,12 +107,23 @@ class FileSink:
         return Tail(size, 0, "", "", 0)
 
     def write(self, data: bytes) -> int:
-        """Append."""
+        """Append. Raises FileNotFoundError once the file was removed; the next call writes to a new one."""
+        self._check_present()
         return os.write(self._descriptor, data)
 
     def sync(self) -> None:
-        """Wait until all data is on the disk."""
+        """Wait until all data is on the disk. Raises FileNotFoundError as ``write`` does."""
         os.fdatasync(self._descriptor)
+        self._check_present()
+
+    def _check_present(self) -> None:
+        """Raise FileNotFoundError if the file was removed, and begin a new one at the path.
+
+        The kernel takes data for a removed file, which is lost when the file is closed.
+        """
+        if not os.fstat(self._descriptor).st_nlink:
+            self.reopen()
+            raise FileNotFoundError(errno.ENOENT, "the file was removed with its lines; going on in a new one")
 
     def rotate(self) -> None:
         """Move the files, remove the oldest, and begin a new file."""
@@ -125,7 +137,7 @@ class FileSink:
     def reopen(self) -> None:
         """Open the path, whatever is there by now; the file in use is closed once that has succeeded."""
         with suppress(OSError):
-            self.sync()
+            os.fdatasync(self._descriptor)
         if self._is_in_use():
             return  # the path is still that of the file in use, whose lock would be refused
         descriptor = _open(self.path)
@@ -141,7 +153,7 @@ class FileSink:
     def close(self) -> None:
         """Put all data on the disk, and close."""
         with suppress(OSError):
-            self.sync()
+            os.fdatasync(self._descriptor)
         os.close(self._descriptor)
 
     def _moved(self, number: int) -> Path:

@@ -47,7 +47,8 @@ class Trail:
         self._size = 0  # bytes of the file in use, with those that are queued
         self._second, self._second_text = 0, ""
         self._writer: Writer | None = None  # while open
-        self._waiting: dict[trio.Event, int] = {}  # until ``synced`` of the writer has reached a count
+        #: Waiting until ``synced`` of the writer has reached a count, or ``errors`` is no longer the other.
+        self._waiting: dict[trio.Event, tuple[int, int]] = {}
         self._token: trio.lowlevel.TrioToken | None = None
         self._was_failing: float | None = None  # when that was logged last
         self._order_error: str | None = None  # that was logged
@@ -183,16 +184,18 @@ class Trail:
         return number
 
     async def _synced(self, writer: Writer) -> None:
-        reached, event = writer.appended, trio.Event()
-        self._waiting[event] = reached
+        reached, event, errors = writer.appended, trio.Event(), writer.errors
+        self._waiting[event] = reached, errors
         writer.commit()  # last: the thread may be done before this returns
         try:
             with trio.move_on_after(_COMMIT):
                 await event.wait()
         finally:
             del self._waiting[event]
+        if writer.errors != errors:  # the data of a failed attempt may be lost, whatever a further attempt reports
+            raise AuditError(writer.error or "the audit trail could not be written at the first attempt")
         if writer.synced < reached:
-            raise AuditError(writer.error or f"the audit trail was not written within {_COMMIT:g} s")
+            raise AuditError(f"the audit trail was not written within {_COMMIT:g} s")
 
     async def reopen(self) -> None:
         """Begin a new file at the path, after another program has moved the file away. Raises AuditError."""
@@ -243,8 +246,8 @@ class Trail:
 
     def _wake_waiting(self) -> None:
         writer = self._writer
-        for event, reached in list(self._waiting.items()):
-            if writer is None or writer.error is not None or writer.synced >= reached:
+        for event, (reached, errors) in list(self._waiting.items()):
+            if writer is None or writer.errors != errors or writer.synced >= reached:
                 event.set()
 
     def _log_state(self) -> None:

@@ -168,3 +168,40 @@ def test_a_syslog_daemon_that_has_gone_is_an_error_until_it_is_back(tmp_path: Pa
 
         assert daemon.recv(1000).endswith(b"2")
         sink.close()
+
+
+def test_a_removed_file_is_an_error_once_and_a_new_one_is_begun(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    sink = FileSink(path, keep=2)
+    sink.write(b"1\n")
+    path.unlink()
+
+    with pytest.raises(FileNotFoundError, match="removed with its lines"):
+        sink.sync()
+    sink.sync()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="removed with its lines"):
+        sink.write(b"2\n")
+    sink.write(b"2\n")
+    sink.close()
+
+    assert path.read_bytes() == b"2\n"
+
+
+def test_without_its_directory_a_removed_file_stays_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    sink = FileSink(folder / "audit.jsonl", keep=2)
+    (folder / "audit.jsonl").unlink()
+    folder.rmdir()
+
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            sink.write(b"1\n")
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError):
+        sink.write(b"1\n")
+    sink.write(b"1\n")
+    sink.close()
+
+    assert (folder / "audit.jsonl").read_bytes() == b"1\n"

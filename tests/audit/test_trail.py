@@ -178,6 +178,40 @@ async def test_a_full_disk_refuses_commits_and_is_logged() -> None:
     ]
 
 
+async def test_a_commit_fails_although_a_second_attempt_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([OSError(5, "Input/output error")])
+
+    def fail_once(_descriptor: int) -> None:
+        for error in errors:
+            raise error
+
+    async with opened(settings(tmp_path)) as trail:
+        writer = trail._writer
+        assert writer is not None
+        monkeypatch.setattr("gateway.audit.sinks.os.fdatasync", fail_once)
+        writer._on_progress = writer.hurry  # as another commit does: the second attempt follows at once
+        with pytest.raises(AuditError):
+            await trail.commit('"event":"intent"')
+        writer._on_progress = trail._on_progress
+
+
+async def test_a_removed_file_refuses_the_commit_that_it_took(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    async with opened(settings(tmp_path)) as trail:
+        await trail.commit('"event":"intent"')
+        path.unlink()
+        with pytest.raises(AuditError, match="the file was removed"):
+            await trail.commit('"event":"intent"')
+        with trio.fail_after(10):
+            while trail.is_impaired:  # noqa: ASYNC110 - the writer's thread sets no event
+                await trio.sleep(0.01)
+        await trail.commit('"event":"intent","number":3')
+
+    assert '"number":3' in path.read_text()
+
+
 async def test_beyond_the_bound_records_are_lost_counted_and_announced() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

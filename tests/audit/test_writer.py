@@ -21,6 +21,7 @@ class FakeSink:
         self.most = most
         self.orders: list[tuple[str, int]] = []
         self.synced = 0
+        self.sync_error: OSError | None = None
         self.order_error: OSError | None = None
 
     def write(self, data: bytes) -> int:
@@ -31,6 +32,8 @@ class FakeSink:
         return len(taken)
 
     def sync(self) -> None:
+        if self.sync_error is not None:
+            raise self.sync_error
         self.synced = len(self.data)
 
     def rotate(self) -> None:
@@ -142,3 +145,20 @@ def test_the_end_does_not_wait_for_a_full_disk(sink: FakeSink) -> None:
     stop(writer)
 
     assert writer.queued == 2
+
+
+def test_a_file_is_not_moved_away_before_its_commits_are_on_the_disk(sink: FakeSink) -> None:
+    sink.sync_error = OSError(errno.EIO, "Input/output error")
+    writer = Writer(sink, lambda: None)
+    writer.append(b"intent\n")
+    writer.order(Order.ROTATE)
+    writer.append(b"file\n")
+    writer.commit()
+    writer.start()
+    until(lambda: writer.errors > 0)
+
+    assert (sink.orders, writer.synced) == ([], 0)
+    sink.sync_error = None
+    until(lambda: writer.synced == 12)
+    assert sink.orders == [("rotate", 7)]
+    stop(writer)

@@ -3,11 +3,11 @@
 ``make audit`` sends 100,000 requests. Environment variables: AUDIT_REQUESTS, SEED.
 """
 
-import base64
 import itertools
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -19,9 +19,8 @@ from typing import Any, Final
 
 import pytest
 import trio
-from kmip_lab.faults import Fault, FaultSetting
 from kmip_lab.tools.clients import Client, connect
-from kmip_lab.tools.requests import create_key, get_key, key_value
+from kmip_lab.tools.requests import create_key, get_key
 from OpenSSL import SSL
 
 from gateway.audit.verify import Verifier
@@ -30,7 +29,7 @@ from gateway.kmip import ttlv
 from gateway.kmip.compose import Ask, encode_request
 from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Response
-from gateway.kmip.spec import CredentialType, ObjectType, Operation, ResultStatus, Tag
+from gateway.kmip.spec import Operation, ResultStatus, Tag
 from gateway.tls import client_context
 from tests.kit import processes
 from tests.kit.processes import (
@@ -298,6 +297,74 @@ async def test_nothing_is_forwarded_without_a_trail_that_must_be_written(
     assert [json.loads(line)["event"] for line in lines[-2:]] == ["intent", "request"]
 
 
+def executed(certificates: Certificates) -> int:
+    """Return the number of Creates that the key managers have executed."""
+    return certificates.path("journal.jsonl").read_text().count('"Create"')
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_no_change_is_forwarded_whose_line_went_with_a_removed_file(
+    certificates: Certificates, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    path = certificates.path("audit.jsonl")
+    settings = audit(to="file", file=path.name, on_failure="refuse")
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, extra=settings)) as gateway,
+    ):
+        await ask(gateway, create_key())
+        before = executed(certificates)
+        path.unlink()
+        (refused,) = await ask(gateway, create_key())
+        assert "can't write its audit trail" in str(refused.items[0].message)
+        assert executed(certificates) == before > 0
+        await until(lambda: gateway.total("kmip_gateway_audit_failing") == 0)
+        (served,) = await ask(gateway, create_key())
+        assert served.items[0].status == ResultStatus.SUCCESS
+        await trio.to_thread.run_sync(stop, gateway)
+    found = [json.loads(line) for line in lines_of(path)]
+    (done,) = [line for line in found if line["event"] == "request" and line["result"] == "success"]
+    assert done["intent"] in {line["seq"] for line in found if line["event"] == "intent"}
+    assert "the file was removed with its lines" in gateway.log.read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_with_a_disk_that_fills_each_change_has_its_line_or_is_refused(
+    certificates: Certificates, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    path = certificates.path("audit.jsonl")
+    settings = audit(to="file", file=path.name, on_failure="refuse")
+    room = 30_000  # bytes of a file of this process: more is an error, in the middle of a line, as on a full disk
+    limit = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))\n"
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, extra=settings), patch=limit) as gateway,
+    ):
+        answers = await ask(gateway, *[create_key()] * 60)
+        refused = [answer for answer in answers if answer.items[0].status != ResultStatus.SUCCESS]
+        assert 0 < len(refused) < 60
+        assert {str(answer.items[0].message).partition(",")[0] for answer in refused} == {
+            "the gateway can't write its audit trail"
+        }
+        assert executed(certificates) == 60 - len(refused)
+        assert path.stat().st_size == room
+        core = json.loads(path.read_text().splitlines()[0])["process"]
+        resource.prlimit(core, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await until(lambda: gateway.total("kmip_gateway_audit_failing") == 0)
+        (served,) = await ask(gateway, create_key())
+        assert served.items[0].status == ResultStatus.SUCCESS
+        await trio.to_thread.run_sync(stop, gateway)
+    verifier = Verifier(None)
+    verifier.read("trail", lines_of(path))
+    assert verifier.finish(ended=True) == ""
+    found = [json.loads(line) for line in lines_of(path)]
+    done = [line for line in found if line["event"] == "request" and line["result"] == "success"]
+    assert len(done) == 61 - len(refused)
+    assert {line["intent"] for line in done} <= {line["seq"] for line in found if line["event"] == "intent"}
+
+
 async def test_logrotate_moves_the_file_and_has_it_reopened(certificates: Certificates) -> None:
     path = certificates.path("audit.jsonl")
     settings = 'socket = "control.sock"\n' + audit(to="file", file=path.name, max_size=0)
@@ -352,71 +419,3 @@ def test_a_gateway_without_a_writable_place_does_not_start(certificates: Certifi
 
     assert ended.returncode == 2
     assert b"audit.file: there is no directory" in ended.stderr
-
-
-# Secrets --------------------------------------------------------------------------------------------------------------
-
-KEY_VALUE: Final = b"canary-key-value-of-32-bytes-abc"
-PASSWORD: Final = "canary-password-in-a-header"
-
-
-def forms(secret: bytes) -> list[bytes]:
-    """Return a secret as it may stand in an output: plain, in hexadecimal digits, in Base64 at any offset."""
-    encoded = [base64.b64encode(b"x" * shift + secret)[4 if shift else 0 :][:-4] for shift in range(3)]
-    return [secret, secret.hex().encode(), secret.hex().upper().encode(), *encoded]
-
-
-def register(header: Sequence[bytes]) -> bytes:
-    """Return a Register of a Secret Data with the known value (1.4 section 4.3)."""
-    material = ttlv.structure(Tag.KEY_VALUE, ttlv.octets(Tag.KEY_MATERIAL, KEY_VALUE))
-    block = ttlv.structure(Tag.KEY_BLOCK, ttlv.enumeration(Tag.KEY_FORMAT_TYPE, 1), material)
-    payload = ttlv.enumeration(Tag.OBJECT_TYPE, ObjectType.SYMMETRIC_KEY) + ttlv.structure(Tag.SYMMETRIC_KEY, block)
-    return encode_request((1, 4), [Ask(Operation.REGISTER, payload)], header=header)
-
-
-async def test_no_output_of_the_gateway_has_a_key_or_a_password(certificates: Certificates) -> None:
-    username = ttlv.structure(Tag.CREDENTIAL_VALUE, ttlv.text(Tag.USERNAME, "alice"), ttlv.text(Tag.PASSWORD, PASSWORD))
-    credential = ttlv.structure(
-        Tag.CREDENTIAL, ttlv.enumeration(Tag.CREDENTIAL_TYPE, CredentialType.USERNAME_AND_PASSWORD), username
-    )
-    header = [ttlv.structure(Tag.AUTHENTICATION, credential)]
-    path = certificates.path("audit.jsonl")
-    settings = 'socket = "control.sock"\n' + audit(to="file", file=path.name) + '[log]\nlevel = "debug"\n' + TIMES
-    outputs: list[bytes] = []
-    with (
-        running_key_manager_processes(certificates, NAMES[:1]) as (key_manager,),
-        running_gateway(certificates, GatewaySettings([key_manager.port], extra=settings)) as gateway,
-    ):
-        (made,) = await ask(gateway, create_key())
-        (got,) = await ask(gateway, get_key(made.items[0].unique_identifiers[0].decode()))
-        key = key_value(got)
-        for faults in (
-            [],
-            [FaultSetting(Fault.GARBAGE)],
-            [FaultSetting(Fault.CUT, bytes=40)],
-            [FaultSetting(Fault.RESET_AFTER_EXECUTING)],
-            [FaultSetting(Fault.HANG_UP)],
-        ):
-            key_manager.set_faults(*faults)
-            await trio.sleep(0.2)
-            for frame in (register(header), encode_request((1, 4), [Ask(Operation.PUT)], header=header)):
-                await ask(gateway, frame)
-        broken = register(header)[:-8] + b"\xff" * 8
-        for frame in (broken, register(header)[: -len(KEY_VALUE)]):
-            async with connect(gateway.address, context(gateway), server_name="localhost") as client:
-                await client.stream.send_all(frame)
-                with trio.move_on_after(0.5):
-                    await client.stream.receive_some()
-        key_manager.kill()
-        await ask(gateway, register(header))
-        outputs.append("\n".join(gateway.metrics()).encode())
-        for command in ("status", "config"):
-            arguments = [command, "--json", "--socket", str(certificates.path("control.sock"))]
-            ended = await trio.run_process([sys.executable, "-m", "gateway", *arguments], capture_stdout=True)
-            outputs.append(ended.stdout)
-        await trio.to_thread.run_sync(stop, gateway)
-    outputs += [gateway.log.read_bytes(), *lines_of(path)]
-    assert sum(line.count(b'"operation":"Register"') for line in outputs) >= 6
-    for secret in (KEY_VALUE, key, PASSWORD.encode()):
-        for form in forms(secret):
-            assert [output for output in outputs if form in output] == [], form
