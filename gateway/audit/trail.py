@@ -51,6 +51,7 @@ class Trail:
         self._waiting: dict[trio.Event, tuple[int, int]] = {}
         self._token: trio.lowlevel.TrioToken | None = None
         self._was_failing: float | None = None  # when that was logged last
+        self._errors = 0  # that were seen
         self._order_error: str | None = None  # that was logged
         self.settings_changed()
 
@@ -193,7 +194,7 @@ class Trail:
         finally:
             del self._waiting[event]
         if writer.errors != errors:  # the data of a failed attempt may be lost, whatever a further attempt reports
-            raise AuditError(writer.error or "the audit trail could not be written at the first attempt")
+            raise AuditError(writer.last_error)
         if writer.synced < reached:
             raise AuditError(f"the audit trail was not written within {_COMMIT:g} s")
 
@@ -254,17 +255,18 @@ class Trail:
         writer, now = self._writer, trio.current_time()
         if writer is None:
             return
-        if writer.error is not None:
+        if writer.error is not None or writer.errors != self._errors:  # also an error that has passed since
+            self._errors = writer.errors
             if self._was_failing is None or now - self._was_failing >= _REMIND:
                 self._was_failing = now
                 self._log.error(
                     "audit trail cannot be written; trying again every second",
-                    reason=writer.error,
+                    reason=writer.last_error,
                     queued=writer.queued,
                     lost=self.lost,
                     on_failure=self.settings.on_failure,
                 )
-        elif self._was_failing is not None:
+        if writer.error is None and self._was_failing is not None:
             self._was_failing = None
             self._log.warning("audit trail is written again", lost=self.lost)
         if writer.order_error is not None and writer.order_error != self._order_error:

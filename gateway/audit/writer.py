@@ -30,9 +30,9 @@ class Writer(threading.Thread):
     """Writes what ``append`` is given, in order. ``on_progress`` is called in this thread after each attempt.
 
     ``appended`` and ``written`` count bytes; ``synced`` is the count up to which lines are on the disk. ``error`` is
-    the text of the latest error, None once a write has succeeded; ``errors`` counts them: a commit during which an
-    error came has failed, also if the next attempt succeeds. ``order_error`` is that of the latest order, which is not
-    repeated: lines go on to the file in use.
+    the text of the latest error, None once a write has succeeded; ``last_error`` keeps it. ``errors`` counts them: a
+    commit during which an error came has failed, also if the next attempt succeeds. ``order_error`` is that of the
+    latest order, which is not repeated: lines go on to the file in use.
     """
 
     def __init__(self, sink: Sink, on_progress: Callable[[], None]) -> None:
@@ -42,6 +42,7 @@ class Writer(threading.Thread):
         self.written = 0
         self.synced = 0
         self.error: str | None = None
+        self.last_error = ""
         self.errors = 0
         self.order_error: str | None = None
         self._on_progress = on_progress
@@ -106,7 +107,7 @@ class Writer(threading.Thread):
                 self._sync()
                 self.error = None
             except OSError as error:
-                self.error = error.strerror or str(error)
+                self.error = self.last_error = error.strerror or str(error)
                 self.errors += 1
                 self._is_finished = self._is_stopping
             self._on_progress()

@@ -6,7 +6,7 @@ CA's own rules (name constraints, path length, validity) before it is used, and 
 client's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Self
 
@@ -22,6 +22,7 @@ from gateway.certificate_names import Names, names_of
 from gateway.config import IdentityConfig
 from gateway.config.credentials import MintedKey
 from gateway.config.files import certificates
+from gateway.config.patterns import is_odd
 from gateway.config.secret_files import read_private_key
 from gateway.errors import MintingError
 
@@ -118,6 +119,7 @@ class IssuingCa:
                 f"the issuing CA is valid from {self._begins:%Y-%m-%d %H:%M} to {self._ends:%Y-%m-%d %H:%M} UTC; renew"
                 " issuing_ca, or correct this machine's clock"
             )
+        _refuse_odd(client)
         key = self._make_key()
         try:
             certificate = self._sign(client, names, key, begins, ends)
@@ -178,6 +180,35 @@ class IssuingCa:
                 f"the issuing CA {self._own.subject.rfc4514_string()} does not permit the names of the client's"
                 f" certificate: {error}; issue the client another certificate, or use a CA that permits the names"
             ) from None
+
+
+def _refuse_odd(client: bytes) -> None:
+    """Raise MintingError for a name with NUL or a control character: a key manager may read it as another name.
+
+    A rule looks at the names that its ``match`` gives, and all names of the client are shown to key managers.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(client)
+        found = [each.value for each in certificate.subject]
+        for name in _alternative_names(certificate):
+            if isinstance(name, x509.DirectoryName):
+                found += [each.value for each in name.value]
+            elif isinstance(name, x509.DNSName | x509.RFC822Name | x509.UniformResourceIdentifier):
+                found.append(name.value)
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        raise MintingError("the names of the client's certificate can't be read; issue the client another") from None
+    if any(isinstance(value, str) and is_odd(value) for value in found):
+        raise MintingError(
+            "a name of the client's certificate has a control character, and a key manager might read another name;"
+            " issue the client another certificate"
+        )
+
+
+def _alternative_names(certificate: x509.Certificate) -> Iterable[x509.GeneralName]:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
 
 
 def _hash_for(

@@ -131,7 +131,9 @@ def _with_changes(request: Request, changes: Mapping[int, bytes]) -> Request:
 
 def _mark(key: bytes, kind: ValueKind, principal: Principal, selector: bytes, value: bytes) -> bytes:
     # The ticket of a Delegated Login may be shown by any client of the same identity: its proof names no client.
-    client = () if kind is ValueKind.DELEGATED else (principal.issuer, principal.subject)
+    client: tuple[str, ...] = () if kind is ValueKind.DELEGATED else (principal.issuer, principal.subject)
+    if client and principal.names is not None:  # two clients may have one subject and other alternative names
+        client = (*client, principal.names.credential)
     named = "\0".join((kind.value, principal.identity.name, *client)).encode()
     proof = hmac.digest(key, len(named).to_bytes(4, "big") + named + selector + value, "sha256")[:_PROOF]
     return _MAGIC + selector + proof

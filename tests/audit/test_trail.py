@@ -187,14 +187,24 @@ async def test_a_commit_fails_although_a_second_attempt_succeeds(
         for error in errors:
             raise error
 
-    async with opened(settings(tmp_path)) as trail:
+    log = LogCapture()
+    async with opened(settings(tmp_path), log=log) as trail, trio.open_nursery() as nursery:
         writer = trail._writer
         assert writer is not None
         monkeypatch.setattr("gateway.audit.sinks.os.fdatasync", fail_once)
         writer._on_progress = writer.hurry  # as another commit does: the second attempt follows at once
-        with pytest.raises(AuditError):
+        with pytest.raises(AuditError, match="Input/output error"):
             await trail.commit('"event":"intent"')
         writer._on_progress = trail._on_progress
+        assert not trail.is_impaired
+        nursery.start_soon(trail.run)
+        await trio.sleep(1.1)
+        nursery.cancel_scope.cancel()
+
+    assert [entry["event"] for entry in log.entries] == [
+        "audit trail cannot be written; trying again every second",
+        "audit trail is written again",
+    ]
 
 
 async def test_a_removed_file_refuses_the_commit_that_it_took(tmp_path: Path) -> None:

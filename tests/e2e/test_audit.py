@@ -324,8 +324,8 @@ async def test_no_change_is_forwarded_whose_line_went_with_a_removed_file(
         assert served.items[0].status == ResultStatus.SUCCESS
         await trio.to_thread.run_sync(stop, gateway)
     found = [json.loads(line) for line in lines_of(path)]
-    (done,) = [line for line in found if line["event"] == "request" and line["result"] == "success"]
-    assert done["intent"] in {line["seq"] for line in found if line["event"] == "intent"}
+    done = [line for line in found if line["event"] == "request" and line["result"] == "success"]
+    assert done[-1]["intent"] in {line["seq"] for line in found if line["event"] == "intent"}
     assert "the file was removed with its lines" in gateway.log.read_text()
 
 

@@ -1,5 +1,7 @@
 """Credentials towards the key managers: what a key manager saw of each client, under load and with kept sessions."""
 
+import hashlib
+import json
 import signal
 import threading
 import time
@@ -7,7 +9,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from cryptography import x509
@@ -17,6 +19,7 @@ from gateway.errors import ProtocolError
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_response
 from gateway.kmip.spec import CredentialType, Operation, ResultReason, ResultStatus, Tag
+from tests.kit import processes
 from tests.kit.authorities import Ca, common_name, write_secret
 from tests.kit.processes import Certificates, Gateway, GatewaySettings, Identity, running_gateway, wait_until
 from tests.kit.witness import PlainClient, Seen, Witness, get, witness
@@ -291,10 +294,10 @@ def test_each_identity_has_its_own_password_at_the_key_managers(passwords: Site)
     assert_unwritten(passwords)
 
 
-def assert_unwritten(site: Site) -> None:
-    """Assert that the gateway wrote no password anywhere."""
-    written = site.written() + repr(site.gateway.metrics()).encode()
-    for secret in (PASSWORD, PASSPHRASE):
+def assert_unwritten(site: Site, written: bytes | None = None) -> None:
+    """Assert that the gateway wrote no password into its log, and into its metrics or ``written``."""
+    written = site.written() + (repr(site.gateway.metrics()).encode() if written is None else written)
+    for secret in (PASSWORD, PASSPHRASE, "own-user", "own-password", "user-of-"):
         plain = secret.encode()
         assert not any(form in written for form in (plain, plain.hex().encode(), b64encode(plain).rstrip(b"=")))
 
@@ -345,6 +348,76 @@ def test_a_request_of_the_largest_size_still_passes(passwords: Site) -> None:
     with passwords.connect("first") as client:
         assert decode_response(client.ask(frame)).items[0].status == ResultStatus.SUCCESS
     assert len(passwords.seen()[0].request.frame) > 1024 * 1024
+
+
+# Audit trail ----------------------------------------------------------------------------------------------------------
+
+AUDIT: Final = """
+[audit]
+to = "file"
+file = "audit.jsonl"
+on_failure = "refuse"
+"""
+
+
+def audited(site: Site) -> list[dict[str, Any]]:
+    """Return the requests in the audit trail of a gateway, once it has ended."""
+    site.gateway.process.send_signal(signal.SIGTERM)
+    assert site.gateway.process.wait(30) == 0
+    lines = [json.loads(line) for line in site.certificates.path("audit.jsonl").read_bytes().splitlines()]
+    return [line for line in lines if line["event"] in {"request", "intent"}]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_audit_trail_names_identity_and_principal_of_minted_credentials(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    with ExitStack() as running:
+        site = Site(tmp_path, running, MINTED + AUDIT)
+        expected = {}
+        for name, ca, identity in (
+            ("admin-1", site.first, "storage"),
+            ("admin-2", site.second, "databases"),
+        ):
+            certificate = ca.issue(common_name("admin"), path=tmp_path / name)
+            issuer = ca.certificate.subject.rfc4514_string()
+            expected[name] = (identity, issuer, "CN=admin", hashlib.sha256(certificate).hexdigest())
+        site.load(list(expected))
+        found = audited(site)
+    assert len(found) == 2 * REQUESTS
+    for line in found:
+        name = line["items"][0]["ids"][0].rpartition("-")[0]
+        assert (line["identity"], line["issuer"], line["subject"], line["certificate"]) == expected[name]
+        assert (line["result"], line["policy"]) == ("success", "allowed")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_audit_trail_names_the_identity_of_a_password_and_no_password(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    own = ttlv.structure(Tag.AUTHENTICATION, of_user("own-user", "own-password"))
+    with ExitStack() as running:
+        site = Site(tmp_path, running, PASSWORDS + AUDIT)
+        for name in ("first", "second", "third"):
+            site.first.issue(common_name(name), path=tmp_path / name)
+            with site.connect(name) as client:
+                for header in ((own,), ()):
+                    client.ask(get(f"{name}-1", header=header))
+                    ask = compose.Ask(Operation.DESTROY, ttlv.text(Tag.UNIQUE_IDENTIFIER, f"{name}-1"))
+                    client.ask(compose.encode_request((1, 4), [ask], header=header))
+        found = audited(site)
+        assert_unwritten(site, tmp_path.joinpath("audit.jsonl").read_bytes())
+    requests = [line for line in found if line["event"] == "request"]
+    assert [line["identity"] for line in requests] == [name for name in ("first", "second", "third") for _ in range(4)]
+    assert all(line["subject"] == f"CN={line['identity']}" for line in found)
+    refused = [line for line in requests if line["result"] != "success"]
+    assert [(line["identity"], line["refusal"], line["tries"]) for line in refused] == [
+        ("second", "client_credential", 0)
+    ] * 2
+    intents = [line["identity"] for line in found if line["event"] == "intent"]
+    assert intents == ["first", "first", "second", "third", "third"]
 
 
 # Reload ---------------------------------------------------------------------------------------------------------------

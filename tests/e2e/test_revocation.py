@@ -313,6 +313,61 @@ def test_a_mistake_elsewhere_stops_no_revocation(it: Deployment, key_managers: l
         assert alice.is_served_when_kept()
 
 
+@pytest.mark.parametrize("stale", ["refuse", "accept"])
+@pytest.mark.usefixtures("workers")
+def test_no_damage_to_the_files_of_crls_lets_a_revoked_client_in(
+    it: Deployment, key_managers: list[int], stale: str
+) -> None:
+    for name in ("alice", "bob", "carol", "eve"):
+        it.issue(name)
+    crls = it.certificates.path("crls")
+    for number, revoked in ((1, ["eve"]), (2, ["eve", "bob"]), (3, ["eve", "bob", "carol"])):
+        it.certificates.path(f"v{number}").mkdir()
+        it.revoke(*[it.issued[name] for name in revoked])
+        for file in ("root.crl", "intermediate.crl"):
+            it.certificates.path(file).rename(it.certificates.path(f"v{number}") / file)
+    crls.symlink_to("v1")
+    listener = f'client_crl = ["crls/root.crl", "crls/intermediate.crl"]\ncrl_stale = "{stale}"\n'
+    with (
+        running_gateway(it.certificates, GatewaySettings(key_managers, ALL, listener=listener)) as gateway,
+        ExitStack() as stack,
+    ):
+        alice, bob, carol, eve = (Client(gateway, name) for name in ("alice", "bob", "carol", "eve"))
+        for client in (alice, bob, carol):
+            client.connect(stack)
+        eve.contexts = {version: context_of(gateway, "eve", version) for version in VERSIONS}
+
+        def swap(target: str) -> None:
+            it.certificates.path("crls.new").symlink_to(target)
+            it.certificates.path("crls.new").rename(crls)
+
+        def logged(event: str, *, after: Callable[[], object]) -> None:
+            before = gateway.log.read_text().count(event)
+            after()
+            wait_until(lambda: gateway.log.read_text().count(event) > before, event)
+            assert is_refused(eve.fresh("TLSv1.2"), "has been revoked")
+            assert is_refused(eve.fresh("TLSv1.3"), "has been revoked")
+            assert alice.is_served_when_kept()
+            assert alice.fresh("TLSv1.3").items[0].status == ResultStatus.SUCCESS
+
+        used = crls / "intermediate.crl"
+        content = used.read_bytes()
+        logged("CRLs not read again", after=lambda: used.write_bytes(b""))
+        logged("CRLs read again", after=lambda: used.write_bytes(content))
+        logged("CRLs read again", after=used.touch)
+        logged("CRLs read again", after=lambda: swap("v2"))
+        bob.wait_until_cut()
+        logged("CRLs not read again", after=lambda: swap("missing"))
+        assert is_refused(bob.fresh("TLSv1.3"), "has been revoked")
+        assert carol.is_served_when_kept()
+        logged("CRLs read again", after=lambda: swap("v3"))
+        carol.wait_until_cut()
+        logged("CRLs not read again", after=crls.unlink)
+        for client in (bob, carol):
+            assert is_refused(client.resumed("TLSv1.2"), "has been revoked")
+            assert is_refused(client.resumed("TLSv1.3"), "has been revoked")
+
+
 @pytest.mark.usefixtures("workers")
 def test_a_revoked_client_that_does_not_read_its_answer_is_cut(it: Deployment, key_managers: list[int]) -> None:
     it.issue("alice")

@@ -59,6 +59,23 @@ def test_subject_and_alternative_names_are_copied(
     assert names_of(der(minted.certificate)).issuer == common_name("Issuing CA").public_bytes()
 
 
+@pytest.mark.parametrize(
+    ("subject", "names"),
+    [
+        (common_name("admin\0.example.com"), []),
+        (common_name("admin\n"), []),
+        (common_name("alice"), [x509.DNSName("admin\0.example.com")]),
+        (common_name("alice"), [x509.RFC822Name("admin@example.com\0.org")]),
+        (common_name("alice"), [x509.UniformResourceIdentifier("spiffe://a/admin\0b")]),
+        (common_name("alice"), [x509.DirectoryName(common_name("admin\0b"))]),
+    ],
+)
+def test_a_name_with_a_control_character_is_not_shown(subject: x509.Name, names: list[x509.GeneralName]) -> None:
+    client = CLIENTS.issue(subject, names)
+    with pytest.raises(MintingError, match="control character"):
+        issuing(Ca.make("Issuing CA")).issue(client, NOW)
+
+
 def test_a_minted_certificate_signs_for_a_client_and_is_no_ca() -> None:
     ca = Ca.make("Issuing CA")
     minted = issuing(ca).issue(CLIENTS.issue(common_name("alice")), NOW).certificate

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Address
-from gateway.identity import Identity, Principal
+from gateway.identity import Identity, OwnNames, Principal
 from gateway.kmip import binding, compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response
@@ -135,6 +135,13 @@ def test_keys_can_be_changed_in_two_steps() -> None:
 def test_a_mark_is_good_for_its_client_only(principal: Principal) -> None:
     marks = Marks([KEY])
     assert refusal(marks, poll(marked(marks)), principal) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
+
+
+def test_a_mark_is_good_for_its_minted_names_only() -> None:
+    alice, alias = (ALICE._replace(names=OwnNames(f"apps/{digest}", b"")) for digest in ("01", "02"))
+    value = marked(Marks([KEY]), principal=alice)
+    assert refusal(Marks([KEY]), poll(value), alice) is None
+    assert refusal(Marks([KEY]), poll(value), alias) is Refusal.UNKNOWN_ASYNCHRONOUS_VALUE
 
 
 def test_a_mark_is_good_for_its_value_and_kind_only() -> None:
