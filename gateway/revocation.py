@@ -132,7 +132,9 @@ REFUSALS: Final = {
     "expired": "the client certificate, or a CA certificate above it, has expired; connect with a valid certificate",
     "not_yet_valid": "the client certificate, or a CA certificate above it, is not valid yet; set the clocks",
     "unknown_ca": "the CA of the client certificate is no longer trusted; connect with a certificate of a trusted CA",
-    "crl_stale": "the gateway has no current revocation list for the client certificate; ask its operator to renew it",
+    "crl_stale": (
+        "the gateway has no current revocation list for the client certificate; ask its operator to fetch the list"
+    ),
     "unreadable": "the client certificate, or a CA certificate above it, can't be read; connect with another one",
     "chain_unknown": "the gateway no longer knows the CAs of this TLS session; connect without resuming it",
 }
