@@ -139,9 +139,8 @@ class Status:
     def _traffic_of_identities(self) -> dict[str, Counter[str]]:
         """Return the requests of the identities with most of them, by result."""
         traffic: dict[str, Counter[str]] = {}
-        for labels, value in _samples(self._metrics.requests, "_total"):
-            if "identity" in labels:
-                traffic.setdefault(labels["identity"], Counter())[labels["result"]] += value
+        for labels, value in _samples(self._metrics.identity_requests, "_total"):
+            traffic.setdefault(labels["identity"], Counter())[labels["result"]] += value
         most = sorted(traffic, key=lambda identity: -traffic[identity].total())[:_SHOWN_IDENTITIES]
         return {identity: traffic[identity] for identity in most}
 

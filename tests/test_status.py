@@ -65,6 +65,7 @@ def test_a_snapshot_has_key_managers_traffic_and_events(gateway: Gateway) -> Non
         counts = [count for _bound, count in each["buckets"]]
         assert counts == sorted(counts)
         assert each["buckets"][-1][0] == "+Inf"
+    assert state["traffic"]["identities"]["everyone"]["success"] >= 6
     assert state["clients"]["connections"] == 1
     assert set(state["pools"]) == {"backup", "everyone"}
     assert {"listening", "starting"} <= {event["event"] for event in state["events"]}

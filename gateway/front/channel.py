@@ -46,6 +46,7 @@ class Kind(IntEnum):
     CLOSE = 18  # end the connection; the payload: see ``WorkerLink.aclose``
     ACCEPT = 19  # of the worker itself: accept new clients from now on
     REFUSE = 20  # of the worker itself: refuse new connections until ACCEPT
+    CLOSE_IF_IDLE = 25  # end the connection, and send ENDED, if no request has arrived; else after that request
     CUT = 24  # close the connection at once, also if an answer is not sent whole
     LOG = 22  # of the worker itself: the level of its log, as text
     DRAIN = 21  # of the worker itself: take no new clients; the core closes each connection when it is due

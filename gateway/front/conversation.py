@@ -84,6 +84,12 @@ class ClientStream(Protocol):
     def is_read_delayed(self) -> bool:
         """True while bytes have arrived and were not returned: a drain must wait for them."""
 
+    def is_idle(self) -> bool:
+        """Return True if no byte waits to be read; False if a request may be on its way: a drain must let it be read.
+
+        If False, ``receive_some`` returns the request, or the end, without further ado.
+        """
+
     def peer_certificate_der(self) -> bytes | None:
         """Return the client's certificate in DER."""
 
@@ -236,7 +242,7 @@ class Conversation:
     def drain(self) -> None:
         """End after the request in progress, or at once if there is none."""
         self._draining = True
-        if self.phase is Phase.IDLE and not self.stream.is_read_delayed:
+        if self.phase is Phase.IDLE and not self.stream.is_read_delayed and self.stream.is_idle():
             self._scope.cancel()
 
     def cut(self, refusal: str) -> None:
@@ -291,7 +297,7 @@ class Conversation:
             while True:
                 request = await self._next_request()
                 if request is None:
-                    return "client"
+                    return "drain" if self._draining else "client"
                 self.requests += 1
                 ended = await self._serve(request)
                 del request  # a large request must not stay in memory until the next, perhaps for an hour

@@ -73,6 +73,8 @@ class RelayedClient:
         self.asked_at = 0.0  # trio's time at which the last request was sent to the core
         self.has_left = False
         self.is_sending = False  # the rest of an answer, which the client does not read at once
+        self._is_idle = False  # waiting for the first byte of a request
+        self._ends_when_idle = False  # the core drains
         self._limits = limits
         self._account = account
         self._pipe = pipe
@@ -132,7 +134,11 @@ class RelayedClient:
         if frame is None and self._reader.beginning:
             return await self._rest_of_frame()
         if frame is None:
+            if self._ends_when_idle and self.stream.is_idle():
+                return None
+            self._is_idle = True
             data = await self.stream.receive_some()
+            self._is_idle = False
             if not data:
                 return None
             frame = self._reader.feed(data)
@@ -208,6 +214,15 @@ class RelayedClient:
         self._linger = linger
         self._closing.cancel()
 
+    def close_if_idle(self) -> None:
+        """End the connection unless a request has arrived, at least in part: else after that request."""
+        if self._is_idle and self.stream.is_idle():
+            self._is_idle = False
+            self._pipe.send(Kind.ENDED, self.number)
+            self._closing.cancel()
+        else:
+            self._ends_when_idle = True
+
     def cut(self) -> None:
         """End the connection at once, also if an answer is not sent whole."""
         self.stream.cut()
@@ -263,6 +278,8 @@ class Relay:
             client.answer(message.payload)
         elif message.kind == Kind.CLOSE:
             client.close(json.loads(message.payload) if message.payload else 0.0)
+        elif message.kind == Kind.CLOSE_IF_IDLE:
+            client.close_if_idle()
         elif message.kind == Kind.CUT:
             client.cut()
 

@@ -63,6 +63,15 @@ class WorkerLink:
         """True if a request, or its beginning, has arrived and was not returned yet: a drain must wait for it."""
         return self._is_waiting_for_turn or self.is_request_begun or self._frame is not None
 
+    def is_idle(self) -> bool:
+        """Return False, and have the worker end the connection if it is idle: a request may be on its way from there.
+
+        ``receive_some`` returns that request, or the end.
+        """
+        if not (self.is_closed or self._ended):
+            self._pipe.send(Kind.CLOSE_IF_IDLE, self.number)
+        return False
+
     def peer_certificate_der(self) -> bytes | None:
         """Return the client's certificate in DER."""
         return self.opening.certificate or None

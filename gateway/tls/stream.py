@@ -452,6 +452,13 @@ class TlsStream:
             self._close_poll.register(self._descriptor, select.POLLRDHUP)  # resets and errors are always reported
         return bool(self._close_poll.poll(0))
 
+    def is_idle(self) -> bool:
+        """Return True if no byte waits in the socket to be read, or if the peer has ended. Costs one system call."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:  # no byte; or a reset
+            return True
+
     def acknowledge(self) -> None:
         """Have the kernel acknowledge the received bytes at once: the peer may wait for that before it sends more.
 

@@ -606,6 +606,16 @@ async def test_drain_lets_a_request_that_is_begun_be_read_and_answered(front: Fr
     assert number_of(answers[0]) == 1
 
 
+async def test_drain_lets_a_request_that_has_just_arrived_be_answered(front: Front) -> None:
+    async with front.client() as client:
+        await client.ask(request())
+        assert client.stream.send_now(request(1)) == len(request(1))
+        front.drain()  # in the same step: nothing has read the request yet
+        async with error_then_end(client) as answers:
+            pass
+    assert number_of(answers[0]) == 1
+
+
 async def test_drain_lets_a_request_in_flight_be_answered(front: Front) -> None:
     front.dispatcher.close_gate()
     async with front.client() as client:

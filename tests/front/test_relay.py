@@ -54,3 +54,14 @@ async def test_a_request_above_the_workers_share_is_refused(front: Front) -> Non
         assert answer.items[0].reason in {ResultReason.GENERAL_FAILURE, ResultReason.SERVER_LIMIT_EXCEEDED}
         assert number_of(await other.ask(request(3))) == 3
     assert front.refusals["overloaded"] == 1
+
+
+async def test_a_drain_closes_an_idle_client_and_no_other(front: Front) -> None:
+    async with front.client() as idle, front.client() as begun:
+        await begun.ask(request())
+        await begun.stream.send_all(request(1)[:20])
+        await until(lambda: front.is_reading)
+        front.drain()
+        assert await idle.stream.receive_some() == b""
+        await begun.stream.send_all(request(1)[20:])
+        assert number_of(await begun.read_response()) == 1

@@ -161,3 +161,16 @@ async def test_counts_are_passed_on(worker: Worker) -> None:
     worker.pipe.send(Kind.COUNTED, 0, b"[]")
     await wait_all_tasks_blocked()
     assert worker.counted == [b"[]"]
+
+
+async def test_a_drain_lets_a_request_on_its_way_arrive(worker: Worker) -> None:
+    link = await worker.open()
+    worker.pipe.send(Kind.FRAME, 1, b"request")  # crosses the next message
+    assert not link.is_idle()
+    assert await link.receive_some() == b"request"
+    assert worker.heard == [Message(Kind.CLOSE_IF_IDLE, 1, b"")]
+    worker.pipe.send(Kind.ENDED, 1)
+    assert await link.receive_some() == b""
+    assert not link.is_idle()
+    await wait_all_tasks_blocked()
+    assert len(worker.heard) == 1

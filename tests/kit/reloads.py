@@ -1,6 +1,7 @@
 """Reloads of a gateway process under load: its file, its metrics, and clients that count what goes wrong."""
 
 import random
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,11 +35,15 @@ class Reloads:
         self.looks = 0
 
     async def look(self) -> None:
-        """Read all metrics, and check that no counter has gone backwards. In a thread: the clients here go on."""
+        """Read all metrics, and check that no counter has gone backwards. In a thread: the clients here go on.
+
+        The series of an identity end when a reload removes it.
+        """
         samples = await trio.to_thread.run_sync(self.gateway.metrics)
         before, self.samples = self.samples, samples
         self.looks += 1
-        counters = [name for name in before if name.partition("{")[0].endswith(_COUNTERS)]
+        known = {"unidentified", *re.findall(r'(?m)^name = "(.*)"$', self.path.read_text())}
+        counters = [name for name in before if name.partition("{")[0].endswith(_COUNTERS) and _identity(name) in known]
         assert [name for name in counters if samples.get(name, 0.0) < before[name]] == []
 
     def total(self, family: str, **labels: str) -> float:
@@ -69,6 +74,12 @@ class Reloads:
         """Wait until the gateway has noticed by itself that files have changed."""
         before = self.total(RELOADS)
         await self.until(lambda: self.total(RELOADS) == before + 1)
+
+
+def _identity(sample: str) -> str:
+    """Return the identity in the labels of a sample, or "unidentified"."""
+    found = re.search(r'[{,]identity="(.*?)"', sample)
+    return "unidentified" if found is None else found[1]
 
 
 def table(text: str, name: str) -> str:
