@@ -11,6 +11,7 @@ from gateway.errors import ConfigError
 from gateway.tcp import TcpTimeouts, set_timeouts
 
 _NOTHING_INHERITED: Final[Mapping[str, socket.socket]] = {}
+_UNPRIVILEGED: Final = 1024  # the first port that any user may bind
 BACKLOG: Final = 1024  # connections that the kernel keeps until they are accepted
 
 
@@ -216,9 +217,12 @@ def listen(
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
-        raise ConfigError(
-            [f"{setting}: cannot listen on {address}: {reason}; give a free address of this machine"]
-        ) from None
+        remedy = "give a free address of this machine"
+        if isinstance(error, PermissionError) and 0 < address.port < _UNPRIVILEGED:
+            remedy = (
+                f"give a port from {_UNPRIVILEGED} on, or grant CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)"
+            )
+        raise ConfigError([f"{setting}: cannot listen on {address}: {reason}; {remedy}"]) from None
     return sock
 
 

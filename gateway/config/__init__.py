@@ -6,6 +6,7 @@ file to a Config, ``summary`` the way from a Config to a few lines, ``validity``
 gateway shows, and ``secrecy`` the permissions of files with secrets.
 """
 
+from gateway.config.advice import advice
 from gateway.config.apart import load_apart
 from gateway.config.loading import load
 from gateway.config.model import (
@@ -38,7 +39,7 @@ from gateway.config.model import (
     matches_many,
 )
 from gateway.config.secrecy import ExposedFile, exposed
-from gateway.config.summary import advice, summary
+from gateway.config.summary import summary
 from gateway.config.validity import OwnCertificate, lapsed, warnings
 from gateway.config.values import Address
 

@@ -80,11 +80,16 @@ def mark_keys(path: Path) -> list[bytes]:
     except UnicodeDecodeError:
         lines = []
     wrong = [number for number, line in enumerate(lines, 1) if not _MARK_KEY.fullmatch(line)]
+    if lines and lines[0] == "-----BEGIN":
+        raise ValueError(
+            f"{path} holds a certificate or a key in PEM, which must not be used for marks; name a file of its own,"
+            " which the gateway makes if it is missing"
+        )
     if not lines or wrong:
         found = f"has a line {wrong[0]} that is no key" if wrong else "holds no keys for marks"
         raise ValueError(
-            f"{path} {found}; give one key a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or remove the"
-            " file: the gateway makes a new one"
+            f"{path} {found}; give one key a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or name a"
+            " file that does not exist: the gateway makes it"
         )
     return [bytes.fromhex(line) for line in lines]
 

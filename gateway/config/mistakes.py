@@ -47,16 +47,30 @@ _WORDS: Final[dict[str, Callable[[At, Any, Mapping[str, Any]], str]]] = {
     "model_type": lambda at, _value, _ctx: f"must be a table; write {_heading(at)}",
     "tuple_type": lambda at, _value, _ctx: f"must be a list of tables; write {_heading(at)}",
     "bool_type": lambda _at, _value, _ctx: "must be true or false; write it without quotes",
-    "int_type": lambda _at, _value, _ctx: "must be a whole number; write it without quotes or a decimal point",
-    "float_type": lambda _at, _value, _ctx: "must be a number; write it without quotes",
+    "int_type": lambda _at, value, _ctx: (
+        f"must be a whole number; write it without quotes or a decimal point{_without_unit(value)}"
+    ),
+    "float_type": lambda _at, value, _ctx: f"must be a number; write it without quotes{_without_unit(value)}",
     "finite_number": lambda _at, _value, _ctx: "must be a number; write one that is not inf or nan",
     "greater_than": lambda _at, value, ctx: f"{shown(value)} is too little; give more than {ctx['gt']:g}",
     "greater_than_equal": lambda _at, value, ctx: f"{shown(value)} is too little; give at least {_plain(ctx['ge'])}",
     "less_than_equal": lambda _at, value, ctx: f"{shown(value)} is too much; give at most {_plain(ctx['le'])}",
     "literal_error": lambda _at, value, ctx: (
-        f"{shown(value)} is not known; write {ctx['expected'].replace(chr(39), chr(34))}"
+        f"{shown(value)} is not known; write {_spelling(value, ctx['expected'].replace(chr(39), chr(34)))}"
     ),
 }
+
+
+def _spelling(value: Any, expected: str) -> str:
+    """Return the known value that is the given one but for capitals, or all known values."""
+    found = shown(value.lower()) if isinstance(value, str) else ""
+    return found if found in re.findall(r'"[^"]*"', expected) else expected
+
+
+def _without_unit(value: Any) -> str:
+    """Return advice for a number with a unit, such as "25s"; all times are in seconds, and all sizes in bytes."""
+    has_unit = isinstance(value, str) and re.fullmatch(r"\s*[0-9.]+\s*[A-Za-z]+\s*", value)
+    return ", and without a unit: times are in seconds, and sizes in bytes" if has_unit else ""
 
 
 def translated(error: ValidationError) -> list[Mistake]:
@@ -125,6 +139,8 @@ def _unknown(at: At) -> str:
     known = _known_keys(at)
     if near := get_close_matches(key, known, 1):
         return f'unknown key {shown(key)}; did you mean "{near[0]}"?'
+    if ends := [each for each in known if each.endswith(f"_{key}")]:
+        return f'unknown key {shown(key)}; did you mean "{ends[0]}"?'
     elsewhere = [_heading((section,)) for section, table in SECTIONS.items() if key in table.model_fields]
     belongs = f"it belongs in {' or '.join(elsewhere)}, and " if elsewhere and len(at) <= 3 else ""
     return f"unknown key {shown(key)}; {belongs}known here are {', '.join(known)}"

@@ -86,12 +86,27 @@ def read_private_key(
         raise ValueError(f"{path} {found}; give a file with a private key in PEM") from None
 
 
+#: Version 3, and the begin of a sequence: so PKCS#12 begins (RFC 7292, section 4), after its own header.
+_PKCS12: Final = bytes.fromhex("020103 30")
+
+
 def read_pem(path: Path) -> bytes:
     """Return the contents of a PEM file. Raises ValueError with a text for the operator."""
     data = _read(path, "a file in PEM")
     if not _PEM.search(data):
-        raise ValueError(f"{path} is not PEM; convert it (`openssl x509` or `openssl pkey`, with -inform DER)")
+        raise ValueError(f"{path} {_kind_of(data)}")
     return data
+
+
+def _kind_of(data: bytes) -> str:
+    """Return what a file holds that is not PEM, and what to do."""
+    if not data.strip():
+        return "is empty; give a file in PEM"
+    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return "begins with a byte order mark, as some editors write it; save it as ASCII, without one"
+    if data[:1] == b"0" and _PKCS12 in data[:16]:
+        return "is PKCS#12; convert it (`openssl pkcs12 -in FILE -nokeys` and `openssl pkcs12 -in FILE -nocerts`)"
+    return "is not PEM; convert it (`openssl x509` or `openssl pkey`, with -inform DER)"
 
 
 def holds_private_key(data: bytes) -> bool:

@@ -23,8 +23,6 @@ from gateway.config.model import (
 )
 from gateway.config.values import ALL, is_loopback
 
-_SOON = 30  # days before its end within which a certificate should be renewed
-
 
 def summary(config: Config) -> list[str]:
     """Return one line for each listener, backend, identity and file of certificates, and a line for other sections."""
@@ -39,7 +37,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_listener, config.listeners)
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
-    yield from map(_certificate, _certificates(config))
+    yield from map(_certificate, certificate_files(config))
     yield _processes(config.gateway.tls_workers) + (f"; as user {config.gateway.user}" if config.gateway.user else "")
     yield _admin(config.admin)
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
@@ -167,7 +165,7 @@ def policy_text(policy: PolicyConfig) -> str:
     return text + (f"; {policy.max_batch_items} operations in a request" if policy.max_batch_items else "")
 
 
-def _certificates(config: Config) -> list[Path]:
+def certificate_files(config: Config) -> list[Path]:
     """Return each file of certificates once, in the order of the configuration."""
     files = [file for listener in config.listeners for file in (listener.certificate, listener.client_ca)]
     files += [backend.ca for backend in config.backends if backend.ca is not None]
@@ -178,45 +176,16 @@ def _certificates(config: Config) -> list[Path]:
 
 def _certificate(file: Path) -> str:
     """Return the end of the first certificate in a file to expire."""
-    return f"certificates in {file.name} until {_validity(file)[1]:%Y-%m-%d}"
+    return f"certificates in {file.name} until {validity_of(file)[1]:%Y-%m-%d}"
 
 
-def _validity(file: Path) -> tuple[datetime, datetime]:
+def validity_of(file: Path) -> tuple[datetime, datetime]:
     """Return the time from which, and the time until which, all certificates in a file are valid."""
     found = certificates(file)
     return (
         max(certificate.not_valid_before_utc for certificate in found),
         min(certificate.not_valid_after_utc for certificate in found),
     )
-
-
-def advice(config: Config, now: datetime) -> list[str]:
-    """Return what an operator should change soon, one line each: certificates that end, and access that is wide."""
-    lines = []
-    own = {identity.own_file for identity in config.identities}
-    for file in _certificates(config):
-        begins, ends = _validity(file)
-        if now < ends and (ends - now).days < _SOON:
-            lines.append(f"{file}: ends in {(ends - now).days} days, on {ends:%Y-%m-%d}; renew it")
-        elif file in own:
-            continue  # ``warnings`` has it
-        elif begins > now:
-            lines.append(f"{file}: is not valid before {begins:%Y-%m-%d %H:%M} UTC; check this machine's clock")
-        elif ends < now:
-            lines.append(f"{file}: has a certificate that ended on {ends:%Y-%m-%d}; renew it")
-    lines += [
-        f'listeners["{listener.name}"].tls_policy: "legacy" accepts versions of TLS that are insecure; set "compatible"'
-        ' or "modern" once no client needs them'
-        for listener in config.listeners
-        if listener.tls_policy == "legacy"
-    ]
-    admin = config.admin
-    if admin.anonymous_metrics and not is_loopback(admin.bind):
-        lines.append(
-            f"admin.anonymous_metrics: everybody who can reach {admin.bind} can read the metrics; give a token_file, or"
-            " have a firewall keep strangers away"
-        )
-    return lines
 
 
 def _match(match: MatchConfig) -> str:

@@ -60,6 +60,8 @@ class Address:
         if "@" in text or "/" in text:
             raise ValueError("is not host:port; leave out everything but the host and the port")
         host, colon, port = text.rpartition(":")
+        if text.isdecimal() and int(text) <= 65535:
+            raise ValueError(f"is a port without a host; write it as {shown(f'127.0.0.1:{text}')}")
         if not colon or text.endswith("]"):
             raise ValueError(f"has no port; write it as {shown(text + ':5696')}")
         if host in {"", "*"}:

@@ -76,7 +76,7 @@ def test_an_encrypted_key_without_a_passphrase_file_is_refused(folder: Path) -> 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"", "DIR/kms-ca.pem is not PEM"),
+        (b"", "DIR/kms-ca.pem is empty; give a file in PEM"),
         (b"\x30\x82\x01\x01", "DIR/kms-ca.pem is not PEM"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no certificate that can be read"),
         (b"-----BEGIN CERTIFICATE-----\nAA", "holds no certificate that can be read"),
