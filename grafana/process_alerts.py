@@ -11,7 +11,7 @@ _CLIENTS: Final = [
     Alert(
         "KmipGatewayClientsRefused",
         "warning",
-        "10m",
+        "15m",
         f"sum by ({_BY}, reason) (increase(kmip_gateway_client_connection_errors_total{{reason=~"
         '"not_authenticated|expired|not_yet_valid|revoked|unknown_ca|crl_stale|chain_unknown"}[10m]))',
         "> 5",

@@ -164,9 +164,9 @@ _IDENTITIES: Final = [
     Alert(
         "KmipGatewayCredentialRefused",
         "warning",
-        "2m",
+        "5m",
         f"sum by ({_BY}, backend, identity) (increase(kmip_gateway_session_open_failures_total"
-        '{reason=~"credential|alert"}[5m]))',
+        '{reason=~"credential|alert"}[3m]))',
         "> 0",
         "{{ $labels.backend }} refuses the certificate of {{ $labels.identity }} ({{ $labels.instance }})",
         "The key manager ends sessions before or at the first answer: it does not accept the certificate that the"
@@ -193,8 +193,8 @@ _IDENTITIES: Final = [
         "KmipGatewayIdentityErrors",
         "warning",
         "10m",
-        f"sum by ({_BY}, identity) (rate(kmip_gateway_local_errors_total{{{_OWN_ERRORS}}}[10m]))"
-        f" / (sum by ({_BY}, identity) (rate(kmip_gateway_identity_requests_total[10m])) > 0)",
+        f"sum by ({_BY}, identity) (rate(kmip_gateway_local_errors_total{{{_OWN_ERRORS}}}[5m]))"
+        f" / (sum by ({_BY}, identity) (rate(kmip_gateway_identity_requests_total[5m])) > 0)",
         "> 0.05",
         "{{ $value | humanizePercentage }} of the requests of {{ $labels.identity }} get errors of {{"
         " $labels.instance }}",
@@ -229,7 +229,7 @@ _REQUESTS: Final = [
         "KmipGatewayRetryBudgetExhausted",
         "warning",
         "5m",
-        f'sum by ({_BY}) (increase(kmip_gateway_retries_denied_total{{reason="budget"}}[5m]))',
+        f'sum by ({_BY}) (increase(kmip_gateway_retries_denied_total{{reason="budget"}}[3m]))',
         "> 0",
         "{{ $labels.instance }} has no retries left for failed reads",
         "So many reads fail at key managers that their retries exceed the budget (`failover.retry_ratio`). Reads that"
@@ -241,7 +241,7 @@ _REQUESTS: Final = [
         "KmipGatewayLimitReached",
         "warning",
         "5m",
-        f"sum by ({_BY}, limit, identity) (increase(kmip_gateway_limit_rejections_total[5m]))",
+        f"sum by ({_BY}, limit, identity) (increase(kmip_gateway_limit_rejections_total[3m]))",
         "> 0",
         "{{ $labels.instance }} has rejected clients or requests for five minutes: {{ $labels.limit }} is reached",
         "A limit of the configuration is reached, and what exceeds it is rejected. The limit may be doing its work"

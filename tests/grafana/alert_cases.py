@@ -200,6 +200,14 @@ CASES: Final[dict[str, list[Case]]] = {
             [Firing({"backend": "kms-1", "identity": "app-1"})],
         ),
         Case(9, {own("session_open_failures_total", 'backend="kms-1",identity="app-1",reason="connect"'): "0+2x20"}),
+        Case(
+            7,
+            {
+                own(
+                    "session_open_failures_total", 'backend="kms-1",identity="app-1",reason="credential"'
+                ): "0 0 0 4 9+0x9"
+            },
+        ),
     ],
     "KmipGatewayIdentityCutOff": [
         Case(
@@ -215,6 +223,7 @@ CASES: Final[dict[str, list[Case]]] = {
         Case(30, _identity_errors("not_permitted", "0+100x40", "0+10x40")),
         Case(30, _identity_errors("no_backend", "0+1000x40", "0+10x40")),
         Case(30, _identity_errors("no_backend", "0+1x40", "0+0.5x40")),
+        Case(25, _identity_errors("no_backend", "0+100x40", "0x14 0 90 90+0x20")),
     ],
     "KmipGatewayErrorsFast": _burn(70, "5%"),
     "KmipGatewayErrorsSlow": _burn(370, "5%"),
@@ -226,6 +235,7 @@ CASES: Final[dict[str, list[Case]]] = {
     "KmipGatewayRetryBudgetExhausted": [
         Case(20, {own("retries_denied_total", 'reason="budget"'): "0+1x30"}, [Firing()]),
         Case(20, {own("retries_denied_total", 'reason="unsafe"'): "0+9x30"}),
+        Case(20, {own("retries_denied_total", 'reason="budget"'): "0x14 5 9+0x20"}),
     ],
     "KmipGatewayLimitReached": [
         Case(
@@ -234,6 +244,7 @@ CASES: Final[dict[str, list[Case]]] = {
             [Firing({"limit": "max_clients", "identity": "app-1"})],
         ),
         Case(20, {_LIMITED: "0x10 5+0x30"}),
+        Case(20, {_LIMITED: "0x14 5 9+0x30"}),
     ],
     "KmipGatewayPoolSaturated": [
         Case(
@@ -256,12 +267,13 @@ CASES: Final[dict[str, list[Case]]] = {
     ],
     "KmipGatewayClientsRefused": [
         Case(
-            25,
-            {own("client_connection_errors_total", 'listener="kmip",reason="expired"'): "0+1x30"},
+            30,
+            {own("client_connection_errors_total", 'listener="kmip",reason="expired"'): "0+1x40"},
             [Firing({"reason": "expired"})],
         ),
         Case(25, {own("client_connection_errors_total", 'listener="kmip",reason="expired"'): "0x20 2+0x30"}),
         Case(25, {own("client_connection_errors_total", 'listener="kmip",reason="client_closed"'): "0+100x30"}),
+        Case(23, {own("client_connection_errors_total", 'listener="kmip",reason="expired"'): "0x12 9 20+0x30"}),
     ],
     "KmipGatewayResumptionCollapsed": [
         Case(140, _handshakes("0+10x70 700+80x80", "0+80x70 5600+10x80"), [Firing(value="11.11%")]),
