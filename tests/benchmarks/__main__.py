@@ -53,7 +53,7 @@ def instructions(update: bool, tolerance: float, names: tuple[str, ...]) -> None
         baseline.update({name: round(counted) for name, counted in counts.items()}, counted_on=_build())
         _BASELINE.write_text(json.dumps(baseline, indent=2) + "\n")
         return
-    grown = [name for name, counted in counts.items() if counted > baseline.get(name, 0) * (1 + tolerance / 100)]
+    grown = [name for name, counted in counts.items() if counted > baseline.get(name, counted) * (1 + tolerance / 100)]
     if grown:
         elsewhere = (
             "" if baseline.get("counted_on") == _build() else f"; the baseline is that of {baseline['counted_on']}"
