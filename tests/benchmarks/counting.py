@@ -34,13 +34,13 @@ CASES: Final = {
     "decode_request": Case(decode_requests, 500, 2500),
     "decode_response": Case(decode_responses, 500, 2500),
     "dispatch": Case(dispatch, 200, 1200),
-    "kept": Case(serve_kept, 200, 4200),
-    "audited": Case(serve_audited, 200, 4200),
-    "fresh": Case(serve_fresh, 10, 210),
-    "kept_core": Case(partial(serve_kept, role=Role.CORE), 200, 4200),
-    "kept_worker": Case(partial(serve_kept, role=Role.WORKER), 200, 4200),
-    "fresh_core": Case(partial(serve_fresh, role=Role.CORE), 10, 410),
-    "fresh_worker": Case(partial(serve_fresh, role=Role.WORKER), 10, 210),
+    "kept": Case(serve_kept, 200, 1700),
+    "audited": Case(serve_audited, 200, 1700),
+    "fresh": Case(serve_fresh, 10, 110),
+    "kept_core": Case(partial(serve_kept, role=Role.CORE), 200, 1700),
+    "kept_worker": Case(partial(serve_kept, role=Role.WORKER), 200, 1700),
+    "fresh_core": Case(partial(serve_fresh, role=Role.CORE), 10, 210),
+    "fresh_worker": Case(partial(serve_fresh, role=Role.WORKER), 10, 110),
 }
 _ALL: Final = {**CASES, "large": Case(serve_kept, 20, 80)}  # as kept; large messages take their time
 
