@@ -221,19 +221,21 @@ class Changes:
 
     @property
     def mixed_identities(self) -> dict[str, list[str]]:
-        """Identities that have other clients and another credential at once, with the changed settings of both.
+        """Identities to which other clients may come while their credential changes, with the changed settings.
 
-        Sessions with the previous credential go on for a while, and would serve the other clients.
+        Clients come by the rule itself, or because an earlier rule has changed, was moved or removed. Sessions with the
+        previous credential go on for a while, and would serve these clients.
         """
         keys = self.identities.keys
         clients = {name: changed & _CLIENTS for name, changed in keys.items()}
         for name, changed in keys.items():
             if "credential" not in changed:  # else it is set or removed together with the kind
                 clients[name] |= changed & {"client_issuer"}
+        moving = bool(self.identities.removed or self.identities.is_reordered or any(clients.values()))
         return {
             name: [*sorted(clients[name]), *sorted(changed & _CREDENTIAL)]
             for name, changed in keys.items()
-            if clients[name] and changed & _CREDENTIAL
+            if moving and changed & _CREDENTIAL
         }
 
     @property
@@ -624,8 +626,9 @@ class Reloader:
 
 def _mixed(name: str, keys: Sequence[str]) -> str:
     return (
-        f'identities["{name}"]: other clients and another credential at once ({", ".join(keys)}); give this rule'
-        " another name, so that no client gets a session with the credential of the previous clients"
+        f'identities["{name}"]: another credential while other clients may come to this rule ({", ".join(keys)}); give'
+        " this rule another name, or change rules and credentials in two reloads, so that no client gets a session with"
+        " the credential of the previous clients"
     )
 
 

@@ -23,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.reload import Changes, compare, contents_of
 from gateway.tls import client_context
 from tests.kit.processes import HOSTS, Certificates, GatewaySettings, Identity, free_port, write_config
+from tests.kit.reloads import table
 
 ALICE = Identity("alice", '{ subject_cn = "alice" }', shared=False, credential="alice")
 BOB = Identity("bob", '{ subject_cn = "bob" }', shared=False, credential="bob")
@@ -148,6 +149,19 @@ def test_other_clients_and_another_credential_at_once_are_mixed(folder: Certific
     assert changes(folder, other_clients, *other_credential).mixed_identities == {
         "bob": ["match", "certificate", "private_key"]
     }
+
+
+def test_a_credential_does_not_change_while_clients_of_other_rules_may_come(folder: Certificates) -> None:
+    folder.credential("eve")
+    other_credential = [replacing(f'"credential-bob.{end}"', f'"credential-eve.{end}"') for end in ("pem", "key")]
+    mixed = {"bob": ["certificate", "private_key"]}
+
+    other_rule = replacing('subject_cn = "alice"', 'subject_cn = "carol"')
+    assert changes(folder, other_rule, *other_credential).mixed_identities == mixed
+    assert (
+        changes(folder, lambda text: text.replace(table(text, "alice"), ""), *other_credential).mixed_identities
+        == mixed
+    )
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def test_clients_that_change_places_never_show_the_credential_of_the_other(tmp_p
             site.first.issue(common_name(name), path=tmp_path / name)
         with site.loaded("alice", "bob"):
             wait_until(lambda: len(site.seen()) > 100, "requests")
-            site.change(before, swapped, outcome=b"other clients and another credential at once")
+            site.change(before, swapped, outcome=b"another credential while other clients may come to this rule")
             wait_until(lambda: len(site.seen()) > 200, "requests")
             site.change(swapped, renamed)
             count = len(site.seen())
