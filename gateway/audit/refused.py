@@ -32,15 +32,16 @@ class RefusedConnections:
     def __repr__(self) -> str:
         return f"<RefusedConnections, {len(self._sums)} kinds in this second>"
 
-    def add(self, listener: str, reason: str, client: str, detail: str = "") -> None:
-        """Take a connection; ``client`` is its address and port, as far as they are known."""
+    def add(self, listener: str, reason: str, client: str, detail: str = "", certificate: str | None = None) -> None:
+        """Take a connection; ``client`` is its address and port, ``certificate`` its fingerprint, if they are known."""
         key = (listener, reason, detail)
         found = self._sums.get(key)
         if found is None:
             found = self._sums[key] = _Sum()
         if found.written < _LINES:
             found.written += 1
-            self._add("connection", {**_facts(key), "client": client})
+            known = {} if certificate is None else {"certificate": certificate}
+            self._add("connection", {**_facts(key), "client": client, **known})
             return
         found.count += 1
         if len(found.hosts) < _CLIENTS:

@@ -200,11 +200,12 @@ class Clients:
             principal = None
         over = self._limit_reached(principal)
         recorder = None if self._trail is None else self._make_recorder(self._trail, stream, peer)
+        certificate = None if recorder is None else recorder.fingerprint
         conversation = self._converse(
             stream, principal, peer=peer, over=over, refusal=refusal, chain=chain, recorder=recorder
         )
         if principal is None or over is not None:
-            await self._refuse(conversation, stream, over, peer)
+            await self._refuse(conversation, stream, over, peer, certificate)
             return
         self._clients += 1
         self._admission.clients += 1
@@ -214,7 +215,7 @@ class Clients:
             self._clients -= 1
             self._admission.clients -= 1
         if ended not in _ORDINARY_ENDS:
-            self._errors.count(ended, peer)
+            self._errors.count(ended, peer, certificate=certificate)
 
     def _make_recorder(self, trail: Trail, stream: ClientStream, peer: str) -> RequestRecorder:
         try:
@@ -237,7 +238,9 @@ class Clients:
             self._connection_duration.observe(trio.current_time() - began)
             self._metrics.client_requests_per_connection.observe(conversation.requests)
 
-    async def _refuse(self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str) -> None:
+    async def _refuse(
+        self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str, certificate: str | None
+    ) -> None:
         """Send an error to a client that exceeds a limit or has no identity, and disconnect it.
 
         Such clients are not counted by ``max_clients``. If there are 64 of them already, only close the connection.
@@ -252,11 +255,11 @@ class Clients:
         else:
             stream.close_politely()
         if over is None:
-            self._errors.count(conversation.refusal or "not_authenticated", peer)
+            self._errors.count(conversation.refusal or "not_authenticated", peer, certificate=certificate)
         elif conversation.requests:  # the conversation has counted the limit when it sent the error
-            self._errors.count("limit", peer)
+            self._errors.count("limit", peer, certificate=certificate)
         else:
-            self._errors.over_limit(over, peer, conversation.identity_name)
+            self._errors.over_limit(over, peer, conversation.identity_name, certificate)
 
     def _judge(self, stream: ClientStream) -> tuple[Chain | None, str]:
         """Return the chain of a client's certificate, and why it is not accepted, or ""."""

@@ -60,16 +60,19 @@ class ConnectionErrors:
     def __repr__(self) -> str:
         return f"<ConnectionErrors of {self._listener}>"
 
-    def count(self, reason: str, peer: str, detail: str = "") -> None:
-        """Count a connection that was refused or lost; ``reason`` and ``detail`` are of closed sets."""
+    def count(self, reason: str, peer: str, detail: str = "", certificate: str | None = None) -> None:
+        """Count a connection that was refused or lost; ``reason`` and ``detail`` are of closed sets.
+
+        ``certificate`` is the client's fingerprint, for the audit trail.
+        """
         self._metrics.client_connection_errors.labels(self._listener, reason).inc()
         if self._refused is not None:
-            self._refused.add(self._listener, reason, peer, detail)
+            self._refused.add(self._listener, reason, peer, detail, certificate)
 
-    def over_limit(self, limit: Limit, peer: str, identity: str = UNIDENTIFIED) -> None:
+    def over_limit(self, limit: Limit, peer: str, identity: str = UNIDENTIFIED, certificate: str | None = None) -> None:
         """Count a connection that is closed because of a limit, and log it."""
         self._metrics.limit_rejections.labels(limit.value, identity).inc()
-        self.count("limit", peer, limit.value)
+        self.count("limit", peer, limit.value, certificate)
         self.warn(
             f"limit {limit.value} {identity}",
             "connection closed: limit reached",

@@ -48,7 +48,7 @@ class RequestRecorder:
         self._dispatcher = dispatcher
         self._listener = listener
         self._client = client
-        self._fingerprint = None if certificate is None else hashlib.sha256(certificate).hexdigest()
+        self.fingerprint = None if certificate is None else hashlib.sha256(certificate).hexdigest()
         self._principal: Principal | None = None
         self._also: Observer | None = None
         self._usual: dict[tuple[int, Version, object], tuple[str, str]] = {}
@@ -65,7 +65,7 @@ class RequestRecorder:
     def _describe(self, principal: Principal | None) -> str:
         self._principal = principal
         self._usual.clear()
-        return client_fields(self._listener, self._client, self._fingerprint, principal)
+        return client_fields(self._listener, self._client, self.fingerprint, principal)
 
     # Between a conversation and the dispatcher -----------------------------------------------------------------------
 

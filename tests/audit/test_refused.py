@@ -12,11 +12,16 @@ def test_few_connections_have_a_line_each() -> None:
 
     refused.add("kmip", "not_tls", "192.0.2.1:5000")
     refused.add("kmip", "limit", "192.0.2.2:5000", "max_clients")
+    refused.add("kmip", "not_authenticated", "192.0.2.3:5000", certificate="c0ffee")
     refused.flush()
 
     assert found == [
         ("connection", {"listener": "kmip", "reason": "not_tls", "client": "192.0.2.1:5000"}),
         ("connection", {"listener": "kmip", "reason": "limit", "detail": "max_clients", "client": "192.0.2.2:5000"}),
+        (
+            "connection",
+            {"listener": "kmip", "reason": "not_authenticated", "client": "192.0.2.3:5000", "certificate": "c0ffee"},
+        ),
     ]
 
 

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from kmip_lab.tools.clients import Client, connect
 from kmip_lab.tools.requests import create_key, get_key
 from OpenSSL import SSL
@@ -36,6 +38,7 @@ from tests.kit.processes import (
     Certificates,
     Gateway,
     GatewaySettings,
+    Identity,
     KeyManagerProcess,
     running_gateway,
     running_key_manager_processes,
@@ -392,6 +395,24 @@ async def test_logrotate_moves_the_file_and_has_it_reopened(certificates: Certif
     assert [(line["command"], line["result"], line["user"]) for line in commands] == [
         ("audit-reopen", "done", os.geteuid())
     ]
+
+
+async def test_a_client_without_an_identity_has_a_line_with_its_certificate(certificates: Certificates) -> None:
+    """One that asks nothing has no request line: its connection line says who it was."""
+    trail = certificates.path("audit.jsonl")
+    identities = [Identity("alice", '{ subject_cn = "alice" }', shared=False)]
+    extra = audit(to="file", file=str(trail))
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(certificates, GatewaySettings(ports, identities=identities, extra=extra)) as gateway,
+    ):
+        stranger = client_context(*certificates.client("eve"), certificates.path("gateway_ca.pem"))
+        async with connect(gateway.address, stranger, server_name="localhost"):
+            pass
+        await until(lambda: b'"not_authenticated"' in trail.read_bytes())
+    (line,) = [line for line in map(json.loads, lines_of(trail)) if line["event"] == "connection"]
+    certificate = x509.load_pem_x509_certificate(certificates.client("eve")[0].read_bytes())
+    assert line["certificate"] == certificate.fingerprint(hashes.SHA256()).hex()
 
 
 async def test_a_change_of_a_crl_and_a_mistake_in_it_have_a_line(certificates: Certificates) -> None:
