@@ -15,11 +15,11 @@ LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
 
-test: $(VENV)/development  ## All tests, in two processes; ARGS for pytest (ARGS='-n 0 --pdb' for one process)
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/development  ## All tests, in four processes, which mostly wait; ARGS for pytest (ARGS='-n 0 --pdb' for one process)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 test-workers: $(VENV)/development  ## The end-to-end tests of what clients notice, with two TLS workers; E2E='tests/e2e' for all
-	TLS_WORKERS=2 $(BIN)/pytest -n 2 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
+	TLS_WORKERS=2 $(BIN)/pytest -n 4 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
 
 audit: $(VENV)/development  ## 100,000 requests under faults: each has one line of the audit trail; AUDIT_REQUESTS, SEED, ARGS for pytest
 	AUDIT_REQUESTS=$(or $(AUDIT_REQUESTS),100000) $(BIN)/pytest -s tests/e2e/test_audit.py -k every_request $(ARGS)

@@ -9,9 +9,9 @@ some rounds, because a conversation waits for its turn before it reads.
 For this, ``_Manager`` takes the place of the class of trio's I/O manager, in an event loop that runs already, and
 looks at each event first. It uses these private parts of trio, and nothing else: ``GLOBAL_RUN_CONTEXT`` (``task``, and
 of ``runner`` its ``io_manager`` and ``reschedule``), ``EpollIOManager`` (``_epoll``, ``_registered``, ``get_events``,
-``process_events``) and ``WaitTaskRescheduled``. They are used with the releases of trio in ``_TESTED`` only. With any
-other release, on systems other than Linux, and if the environment has KMIP_GATEWAY_WAITS=public, a Readiness waits by
-trio's public functions.
+``process_events``) and ``WaitTaskRescheduled``. They are used with the releases of trio in ``_TESTED``, on Linux,
+and if the environment has KMIP_GATEWAY_WAITS=persistent. Else a Readiness waits by trio's public functions: the gain
+was not shown to be worth private parts (docs/performance.md, "Waits without trio's public functions").
 
 A descriptor must not be waited for by ``trio.lowlevel`` and by its Readiness at the same time.
 """
@@ -85,7 +85,7 @@ def _is_persistent() -> bool:
     return (
         trio.__version__.startswith(_TESTED)
         and hasattr(select, "epoll")
-        and os.environ.get("KMIP_GATEWAY_WAITS", "") != "public"
+        and os.environ.get("KMIP_GATEWAY_WAITS", "") == "persistent"
     )
 
 

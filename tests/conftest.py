@@ -1,8 +1,13 @@
 """The process that runs the tests keeps its rights: what is confined for good are processes of its own."""
 
+import signal
+
 import pytest
 
 from gateway import cli, launch
+
+# A shell's background job ignores SIGINT, and so would each process that it starts; tests send SIGINT to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from gateway.tls import TlsStream
 _FRAME, _ANSWER = Kind.FRAME, Kind.ANSWER  # to look up a member of an enumeration is a call
 _SMALL: Final = 1024  # bytes of a request that are not counted as held
 _LOOK_FOR_LEFT: Final = 0.5  # s between two looks at whether clients whose requests are under way have left
+_DRAIN_LINGER: Final = 1.0  # s in which a client may finish sending after a drain has closed its connection
 _CLOSE_WITHIN: Final = 10.0  # s for the core to close a connection that the worker has reported as failed
 
 
@@ -219,7 +220,7 @@ class RelayedClient:
         if self._is_idle and self.stream.is_idle():
             self._is_idle = False
             self._pipe.send(Kind.ENDED, self.number)
-            self._closing.cancel()
+            self.close(_DRAIN_LINGER)
         else:
             self._ends_when_idle = True
 

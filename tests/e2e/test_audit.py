@@ -418,8 +418,12 @@ async def test_a_client_without_an_identity_has_a_line_with_its_certificate(cert
 async def test_a_change_of_a_crl_and_a_mistake_in_it_have_a_line(certificates: Certificates) -> None:
     path, crl = certificates.path("audit.jsonl"), certificates.path("clients.crl")
     crl.write_bytes(crl_of(certificates.clients_ca))
-    settings = GatewaySettings([processes.free_port()], listener='client_crl = "clients.crl"', extra=audit(to="file"))
-    with running_gateway(certificates, settings) as gateway:
+    with (
+        running_key_managers(certificates) as ports,
+        running_gateway(
+            certificates, GatewaySettings(ports, listener='client_crl = "clients.crl"', extra=audit(to="file"))
+        ) as gateway,
+    ):
         for number, content in enumerate((crl_of(certificates.clients_ca), b"no list"), 1):
             new = certificates.path("new.crl")
             new.write_bytes(content)

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.front.reachability import UNREACHABLE_FOR, Reachability, log_while_unreachable, refuse_while_unreachable
+from tests.kit.fake_backends import in_virtual_time
 from tests.kit.front import NAME, Front, number_of, open_front, request
 from tests.kit.processes import Certificates
 
@@ -67,7 +68,7 @@ def test_only_a_change_is_reported() -> None:
     assert repr(reachability) == "<Reachability accepts, none since None>"
 
 
-@pytest.mark.usefixtures("autojump_clock")
+@in_virtual_time
 async def test_an_outage_is_logged_as_an_error_and_its_end() -> None:
     captured = structlog.testing.LogCapture()
     is_reachable = [True]
