@@ -10,7 +10,7 @@ import trio
 
 from gateway.front.channel import HEAD, Kind, Message, MessageReader
 from gateway.log import Log
-from gateway.readiness import Readiness, readiness
+from gateway.readiness import Readiness
 
 _SENT_AT_ONCE: Final = 64 * 1024  # bytes of messages that are collected before they are sent
 _MOST_PARTS: Final = 512  # of one sendmsg; the kernel's limit is 1,024
@@ -99,7 +99,7 @@ class Pipe:
         """Read and write until either process closes its end; give ``handle`` each message."""
         if self.is_closed:
             return
-        self._ready = ready = readiness(self._socket.fileno())
+        self._ready = ready = Readiness(self._socket.fileno())
         self._flusher = _Flusher(self, trio.lowlevel.current_trio_token())
         trio.lowlevel.add_instrument(self._flusher)
         try:

@@ -18,7 +18,7 @@ from OpenSSL import SSL, crypto
 
 from gateway import tcp
 from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
-from gateway.readiness import readiness
+from gateway.readiness import Readiness
 from gateway.tls import records
 from gateway.tls.openssl import (
     CLOSED_HERE,
@@ -65,7 +65,7 @@ class TlsStream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once closed
-        self._ready = readiness(self._descriptor)
+        self._ready = Readiness(self._descriptor)
         self._is_fresh = False  # True after the handshake, until the first read: a client's request has often arrived
         self._poll: select.poll | None = None
         self._close_poll: select.poll | None = None
