@@ -12,13 +12,17 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
 from gateway import log
 from gateway.admin.server import AdminServer
+from gateway.certificate_names import names_of
 from gateway.config import Config, PolicyConfig, load
 from gateway.config.credentials import BELONGS_TO
 from gateway.config.model import LISTS, SECTIONS, Table
@@ -97,6 +101,8 @@ _REPLACE_EVERY: Final = 0.05  # s between two sessions that are replaced
 _LOOK_EVERY: Final = 0.05  # s between two looks at whether the requests of a removed identity have ended
 
 Contents = Mapping[Path, bytes]
+#: Digests by the names of identities.
+Owners = Mapping[str, bytes]
 
 
 class ReloadReport(NamedTuple):
@@ -163,6 +169,25 @@ def contents_of(config: Config) -> Contents:
     return {path: _digest(path) for path in paths}
 
 
+def owners_of(config: Config) -> Owners:
+    """Return a digest of subject and alternative names of the certificate that is shown for each identity.
+
+    A renewed certificate has the same; minted certificates are their clients' own, and not among them. It is empty if
+    the file can't be read.
+    """
+    paths = {identity.name: identity.own_file for identity in config.identities if identity.credential != "minted"}
+    return {name: _owner(path) for name, path in paths.items()}
+
+
+def _owner(path: Path) -> bytes:
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        names = names_of(certificate.public_bytes(serialization.Encoding.DER))
+    except (OSError, ValueError):
+        return b""
+    return hashlib.sha256(repr((names.subject, names.alternative_names)).encode()).digest()
+
+
 def _digest(path: Path) -> bytes:
     try:
         return hashlib.sha256(path.read_bytes()).digest()
@@ -203,6 +228,7 @@ class Changes:
     needs_restart: list[str]
     admin: bool = False  # True if the access to the admin port has changed
     issuers: set[str] = field(default_factory=set)  # identities of which the file of ``client_issuer`` has changed
+    owners: set[str] = field(default_factory=set)  # identities whose certificate file has other names
 
     @property
     def replaced_backends(self) -> set[str]:
@@ -224,14 +250,17 @@ class Changes:
         """Identities to which other clients may come while their credential changes, with the changed settings.
 
         Clients come by the rule itself, or because an earlier rule has changed, was moved or removed. Sessions with the
-        previous credential go on for a while, and would serve these clients.
+        previous credential go on for a while, and would serve these clients. A renewed certificate is no change.
         """
-        keys = self.identities.keys
+        keys = {name: set(changed) for name, changed in self.identities.keys.items()}
+        for name in self.owners:
+            keys.setdefault(name, set()).add("certificate")
         clients = {name: changed & _CLIENTS for name, changed in keys.items()}
         for name, changed in keys.items():
             if "credential" not in changed:  # else it is set or removed together with the kind
                 clients[name] |= changed & {"client_issuer"}
-        moving = bool(self.identities.removed or self.identities.is_reordered or any(clients.values()))
+        other_rules = self.identities.removed or self.identities.is_reordered or self.issuers
+        moving = bool(other_rules or any(clients.values()))
         return {
             name: [*sorted(clients[name]), *sorted(changed & _CREDENTIAL)]
             for name, changed in keys.items()
@@ -275,8 +304,15 @@ class Changes:
         return found + [f"file {path}" for path in self.files]
 
 
-def compare(old: Config, new: Config, old_contents: Contents, new_contents: Contents) -> Changes:
-    """Return the differences between two configurations and the contents of their files."""
+def compare(
+    old: Config,
+    new: Config,
+    old_contents: Contents,
+    new_contents: Contents,
+    old_owners: Owners = MappingProxyType({}),
+    new_owners: Owners = MappingProxyType({}),
+) -> Changes:
+    """Return the differences between two configurations, the contents of their files, and the owners in these."""
     tables = {section: _differing(getattr(old, section), getattr(new, section)) for section in SECTIONS.keys() - LISTS}
     lists = {section: _compare_lists(getattr(old, section), getattr(new, section)) for section in LISTS}
     changed = {path for path in new_contents if path in old_contents and new_contents[path] != old_contents[path]}
@@ -303,6 +339,7 @@ def compare(old: Config, new: Config, old_contents: Contents, new_contents: Cont
         needs_restart,
         admin=bool(tables["admin"]) or not changed.isdisjoint(admin_files(new)),
         issuers={identity.name for identity in new.identities if identity.client_issuer in changed},
+        owners={name for name in new_owners if old_owners.get(name, new_owners[name]) != new_owners[name]},
     )
 
 
@@ -339,6 +376,7 @@ class _Prepared(NamedTuple):
 
     config: Config
     contents: Contents
+    owners: Owners
     changes: Changes
     credentials: Credentials
     issuers: ClientIssuers
@@ -379,6 +417,7 @@ class Reloader:
         self._path = path
         self._config = config
         self._contents = contents_of(config)
+        self._owners = owners_of(config)
         self._upstream = upstream
         self._dispatcher = dispatcher
         self._front = front
@@ -487,8 +526,8 @@ class Reloader:
     def _prepare(self) -> _Prepared:
         """Do what can fail, and what takes long. Runs in a thread: changes nothing."""
         config = load(self._path)
-        contents = contents_of(config)
-        changes = compare(self._config, config, self._contents, contents)
+        contents, owners = contents_of(config), owners_of(config)
+        changes = compare(self._config, config, self._contents, contents, self._owners, owners)
         if changes.mixed_identities:
             raise ConfigError([_mixed(name, keys) for name, keys in changes.mixed_identities.items()])
         credentials = self._upstream.make_credentials(
@@ -511,6 +550,7 @@ class Reloader:
         return _Prepared(
             config,
             contents,
+            owners,
             changes,
             credentials,
             client_issuers(config),
@@ -522,7 +562,7 @@ class Reloader:
 
     async def _apply(self, prepared: _Prepared) -> None:
         new, changes = prepared.config, prepared.changes
-        self._contents = prepared.contents
+        self._contents, self._owners = prepared.contents, prepared.owners
         self._upstream.use_credentials(prepared.credentials)
         self._adopt_tables(new, changes)
         added = changes.listeners.added

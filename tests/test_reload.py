@@ -20,7 +20,7 @@ from gateway.core import Core, ListenAddresses
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
 from gateway.metrics import Metrics
-from gateway.reload import Changes, compare, contents_of
+from gateway.reload import Changes, compare, contents_of, owners_of
 from gateway.tls import client_context
 from tests.kit.processes import HOSTS, Certificates, GatewaySettings, Identity, free_port, write_config
 from tests.kit.reloads import table
@@ -162,6 +162,20 @@ def test_a_credential_does_not_change_while_clients_of_other_rules_may_come(fold
         changes(folder, lambda text: text.replace(table(text, "alice"), ""), *other_credential).mixed_identities
         == mixed
     )
+
+
+@pytest.mark.parametrize(("owner", "mixed"), [("bob", {}), ("eve", {"bob": ["certificate"]})])
+def test_a_renewed_certificate_is_no_other_credential(
+    folder: Certificates, owner: str, mixed: dict[str, list[str]]
+) -> None:
+    path = write_config(folder, GatewaySettings([5696], [ALICE, BOB]), 20_000, 20_001)
+    old, contents, owners = load(path), contents_of(load(path)), owners_of(load(path))
+    folder.kms_clients_ca.issue_client(owner).write(*folder.pair("credential-bob"))
+    path.write_text(replacing('subject_cn = "alice"', 'subject_cn = "carol"')(path.read_text()))
+    new = load(path)
+    found = compare(old, new, contents, contents_of(new), owners, owners_of(new))
+    assert found.identities.files == {"bob"}
+    assert found.mixed_identities == mixed
 
 
 @pytest.mark.parametrize(
