@@ -319,7 +319,11 @@ def _admin_access(draft: Draft) -> Iterator[Mistake]:
         ("certificate", "client_ca", client_ca and not certificate and not private_key),
     ):
         if has_only_one:
-            yield Mistake(("admin", key), f"missing, and {other} is given; TLS needs certificate and private_key")
+            yield Mistake(
+                ("admin", key),
+                f"missing, and {other} is given; TLS needs certificate and private_key; add {key}, or leave"
+                f" {other} out",
+            )
     if is_anonymous and (token_file or client_ca):
         yield Mistake(
             ("admin", "anonymous_metrics"),

@@ -500,7 +500,7 @@ class PerAddressConfig(Table):
     def _belongs_to_a_rate(cls, burst: float, info: ValidationInfo) -> float:
         if burst and info.data.get("handshakes_per_second") == 0:
             raise ValueError(
-                "has no effect while handshakes_per_second is 0, any number; set a rate, or leave this line out"
+                "has no effect while handshakes_per_second is 0 (no limit); set a rate, or leave this line out"
             )
         return burst
 

@@ -105,8 +105,14 @@ def _kind_of(data: bytes) -> str:
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         return "begins with a byte order mark, as some editors write it; save it as ASCII, without one"
     if data[:1] == b"0" and _PKCS12 in data[:16]:
-        return "is PKCS#12; convert it (`openssl pkcs12 -in FILE -nokeys` and `openssl pkcs12 -in FILE -nocerts`)"
-    return "is not PEM; convert it (`openssl x509` or `openssl pkey`, with -inform DER)"
+        return (
+            "is PKCS#12; convert it to PEM (certificates: `openssl pkcs12 -in FILE -nokeys -out CERTS.pem`; "
+            "key: `openssl pkcs12 -in FILE -nocerts -out KEY.pem`, its passphrase into passphrase_file)"
+        )
+    return (
+        "is not PEM; give a file in PEM, or convert one in DER (certificate: `openssl x509 -inform DER -in FILE "
+        "-out CERT.pem`; key: `openssl pkey -inform DER -in FILE -out KEY.pem`)"
+    )
 
 
 def holds_private_key(data: bytes) -> bool:

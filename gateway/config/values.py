@@ -69,7 +69,7 @@ class Address:
                 "has no host; give 0.0.0.0 for every IPv4 address of this machine, [::] for every IPv6 address"
             )
         if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ValueError(f"has the port {shown(port)}; a port is a number from 0 to 65535")
+            raise ValueError(f"has the port {shown(port)}; write a number from 0 to 65535")
         return cls(_host(host), int(port))
 
 
