@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from gateway import log
 from tests.benchmarks.parts import decode_requests, decode_responses, dispatch
 from tests.benchmarks.serving import Role, Size, certificates, serve_audited, serve_fresh, serve_kept
 
@@ -87,6 +88,7 @@ def _main(arguments: list[str]) -> None:
 def _run(case: Case, times: int, size: Size) -> None:
     status = 1
     try:
+        log.configure("warning", "text")  # standard output is for the numbers of processes
         random.seed(0)
         case.work(times, size)
         status = 0
