@@ -94,6 +94,14 @@ class _Finding:
         self.tls = stream.version
         self.certificate = stream.peer_certificate()
 
+    def timeout(self, seconds: float) -> tuple[str, str]:
+        """Return the reason and the detail for a try that had no end within ``seconds``: where it stood."""
+        if not self.is_connected:
+            return "no_connection", f"no connection within {seconds:g} s"
+        if self.certificate is None:
+            return "timeout", f"connected, but no TLS handshake within {seconds:g} s"
+        return "timeout", f"TLS handshake made, but no answer to the first request within {seconds:g} s"
+
     @property
     def ends(self) -> datetime | None:
         """The end of the key manager's certificate."""
@@ -199,8 +207,8 @@ class ConnectionCheck:
             began = trio.current_time()
             result, reason, detail = await self._try(target, finding, settings)
             seconds = trio.current_time() - began
-        if reason == "timeout" and not finding.is_connected:
-            reason = "no_connection"
+        if reason == "timeout":
+            reason, detail = finding.timeout(self._config.deadlines.connect)
         if reason == "hostname":
             detail += f"; it is for {_names(finding.certificate)}"
         self._found[key] = _attempt(
@@ -322,15 +330,36 @@ _HEAD: Final = ("backend", "address", "identity", "result", "ms", "TLS", "KMIP",
 
 
 def table(attempts: Sequence[Attempt]) -> list[str]:
-    """Return the tries as lines: a table, and below each try that is not well its detail and its remedy."""
+    """Return the tries as lines: a table, and below the tries that are not well their detail and their remedy.
+
+    Identities that fail at one address for the same reason stand together, above one detail. The reasons of tries that
+    were not made come last, once each.
+    """
     rows = [_HEAD, *map(_cells, attempts)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    lines = []
-    for row, attempt in zip(rows, (None, *attempts), strict=True):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if attempt is not None and attempt.reason:
-            lines += [f"    {attempt.detail} ({attempt.reason})", f"    remedy: {attempt.remedy}"]
+
+    def line(row: tuple[str, ...]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+    lines = [line(_HEAD)]
+    groups: dict[tuple[str, ...], list[Attempt]] = {}
+    for each in attempts:
+        groups.setdefault((each.backend, each.address, each.result, each.reason, each.detail), []).append(each)
+    for group in groups.values():
+        lines += [line(_cells(each)) for each in group]
+        if group[0].reason and group[0].result != NOT_TRIED:
+            lines += _explained(group[0])
+    untried: dict[tuple[str, ...], list[Attempt]] = {}
+    for each in attempts:
+        if each.result == NOT_TRIED:
+            untried.setdefault((each.reason, each.detail), []).append(each)
+    for group in untried.values():
+        lines += [f"not tried: {', '.join(dict.fromkeys(each.identity for each in group))}", *_explained(group[0])]
     return lines
+
+
+def _explained(attempt: Attempt) -> list[str]:
+    return [f"    {attempt.detail} ({attempt.reason})", f"    remedy: {attempt.remedy}"]
 
 
 def _cells(attempt: Attempt) -> tuple[str, ...]:

@@ -23,7 +23,10 @@ REMEDIES: Final = {
     "version": "have the key manager offer TLS 1.2 or 1.3, or set tls_policy of this backend",
     "no_shared_cipher": "have the key manager offer a cipher suite of this backend's tls_policy, or change tls_policy",
     "not_tls": "see that this is the key manager's KMIP port (usually 5696): it does not speak TLS",
-    "alert": "have the key manager accept the certificate of this identity: its CA, and its user or client entry",
+    "alert": (
+        "read the key manager's own log: it ends the handshake with this alert; see that it accepts the certificate of"
+        " this identity, and compare its TLS versions and cipher suites with tls_policy of this backend"
+    ),
     "credential": "have the key manager accept the certificate of this identity: its CA, and its user or client entry",
     "lapsed": "renew the certificate of this identity",
     "tls": "read the key manager's own log: it has ended the TLS handshake",

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.connection_check import FAILED, OK, WARNING, Attempt, counts, table, with_common_versions
+from gateway.connection_check import FAILED, NOT_TRIED, OK, WARNING, Attempt, counts, table, with_common_versions
 
 WELL = Attempt(
     "kms-1",
@@ -26,6 +26,23 @@ def test_the_table_has_a_line_for_each_try_and_two_more_for_a_failure() -> None:
         "    can't connect (connect)",
         "    remedy: see that it runs",
     ]
+
+
+def test_identities_with_the_same_failure_stand_above_one_detail() -> None:
+    refused = ILL._replace(identity="red", reason="credential", detail="refused", remedy="register it")
+    blue, green = refused._replace(identity="blue"), WELL._replace(backend="kms-2", address=ILL.address)
+    lines = table([refused, green, blue])[1:]
+    assert [line.split()[2] for line in lines[:2]] == ["red", "blue"]
+    assert lines[2:4] == ["    refused (credential)", "    remedy: register it"]
+    assert lines[4].split()[2] == "red"
+    assert len(lines) == 5
+
+
+def test_reasons_of_tries_that_were_not_made_come_last_and_once() -> None:
+    minted = Attempt("kms-1", "10.0.0.1:5696", "arrays", NOT_TRIED, "minted", "one is minted", "give a certificate")
+    lines = table([minted, WELL, minted._replace(backend="kms-2"), ILL])
+    assert lines[-3:] == ["not tried: arrays", "    one is minted (minted)", "    remedy: give a certificate"]
+    assert sum("one is minted" in line for line in lines) == 1
 
 
 def test_results_are_counted() -> None:

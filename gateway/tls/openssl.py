@@ -55,6 +55,7 @@ _REASONS: Final = (
     ("https proxy request", "not_tls"),
     ("wrong version number", "not_tls"),
     ("packet length too long", "not_tls"),
+    ("alert protocol version", "version"),
     ("alert", "alert"),
     ("certificate verify failed", "certificate"),
 )
@@ -100,5 +101,6 @@ def text_of(error: Exception) -> str:
         number, text = error.args
         return "closed by the peer" if number == -1 else errno.errorcode.get(number, str(text))
     if error.args and isinstance(error.args[0], list):
-        return "; ".join(reason for _library, _function, reason in error.args[0]) or "unknown"
+        reasons = [reason for _library, _function, reason in error.args[0]]  # "" if a system call has failed
+        return "; ".join(filter(None, reasons)) or ("reset by the peer" if reasons else "unknown")
     return "closed by the peer" if isinstance(error, SSL.ZeroReturnError) else CLOSED_HERE

@@ -75,6 +75,7 @@ class TlsStream:
         )
         self._server_side = server_side
         self.spoke_unasked = False
+        self.end = ""  # the text of the alert or the end that ``is_quiet`` has found
         self._verification = Verification()
         self._allowance = records.RecordAllowance()
         #: True once the peer has sent more records without data than allowed; the stream can only be closed.
@@ -396,8 +397,9 @@ class TlsStream:
     def is_quiet(self) -> bool:
         """Return True if the peer has sent no data and has not closed; for a stream on which no data is expected.
 
-        Sets ``spoke_unasked`` if data has arrived. TLS may send messages of its own (tickets, a key update), so that a
-        readable socket is read: only data, an end, an error, or too many records without data make the result False.
+        Sets ``spoke_unasked`` if data has arrived, and ``end`` if the connection has ended. TLS may send messages of its
+        own (tickets, a key update), so that a readable socket is read: only data, an end, an error, or too many records
+        without data make the result False.
         Usually costs one system call.
         """
         if self._descriptor < 0:
@@ -426,7 +428,8 @@ class TlsStream:
                 return not self._count_record()
             except TlsError:
                 return False
-        except SSL.Error:
+        except SSL.Error as error:
+            self.end = f"connection broken: {text_of(error)}"
             return False
         self.spoke_unasked = True
         return False

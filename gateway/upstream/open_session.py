@@ -18,6 +18,7 @@ from gateway.kmip.messages import Request
 from gateway.revocation import Trust, verified_chain
 from gateway.tcp import TcpTimeouts, set_timeouts
 from gateway.tls.minting import MintedCertificate
+from gateway.tls.openssl import is_about_certificate
 from gateway.upstream.connecting import connect, peer_of
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.session import Session, SessionState
@@ -30,7 +31,7 @@ VALIDATION_REQUESTS: Final = {
     "query": decode_request(compose.query()),
 }
 
-#: Reasons with which a key manager refuses a certificate that is not valid any more: it need not name the cause.
+#: Causes with which a key manager refuses a certificate that is not valid any more: it need not name that.
 _MAY_BE_LAPSED: Final = frozenset({"credential", "alert", "tls"})
 
 #: Reasons of TlsError that are reported as they are; any other is reported as "tls".
@@ -81,7 +82,7 @@ async def open_session(target: SessionTarget) -> Session:
         return await _open(target)
     except BackendError as error:
         own = target.own
-        if own is None or error.reason not in _MAY_BE_LAPSED or not (lapse := own.lapse(datetime.now(UTC))):
+        if own is None or error.cause not in _MAY_BE_LAPSED or not (lapse := own.lapse(datetime.now(UTC))):
             raise
         raise _refused(
             target,
@@ -111,11 +112,12 @@ async def _open(target: SessionTarget) -> Session:
             limits=target.limits,
             peer=peer,
         )
-        await _validate(session, target)
+        await _validate(session, stream, target)
     except TlsError as error:
         stream.close()
         reason = error.reason if error.reason in _TLS_REASONS else "tls"
-        raise _refused(target, str(error), reason, cause=error.reason) from None
+        is_refusal = reason == "alert" and is_about_certificate(str(error))
+        raise _refused(target, str(error), reason, cause="credential" if is_refusal else error.reason) from None
     except StreamClosedError as error:
         stream.close()
         raise _refused(target, str(error), "tls") from None
@@ -155,21 +157,32 @@ async def _connect(target: SessionTarget) -> socket.socket:
     return sock
 
 
-async def _validate(session: Session, target: SessionTarget) -> None:
+async def _validate(session: Session, stream: tls.TlsStream, target: SessionTarget) -> None:
     """Exchange the validation request: any well-formed answer validates TLS, KMIP and the session.
 
     An error in the answer concerns the rights of this role, or a password that each request must carry: clients' own
     requests may fare better, and if not, the client should see the key manager's answer. Only TLS refuses a credential.
     """
     try:
+        if not stream.is_quiet():  # an alert would be lost: OpenSSL reads nothing once it could not send
+            raise _refused(target, stream.end or "the key manager sent bytes before any request", _end_reason(stream))
         await session.exchange(target.validation_request)
     except BackendError as error:
         reason = {"closed": "credential", "records": "records"}.get(error.reason, "validation")
-        hint = "; perhaps the key manager refuses the certificate" if reason == "credential" else ""
-        raise _refused(target, f"no answer to the first request: {error.args[0]}{hint}", reason) from None
+        detail = error.args[0]
+        if is_about_certificate(detail):
+            detail += ": the key manager does not accept the certificate that the gateway shows it"
+        elif reason == "credential":
+            detail += "; perhaps the key manager refuses the certificate"
+        raise _refused(target, f"no answer to the first request: {detail}", reason) from None
     if session.state is not SessionState.IDLE:
         raise _refused(target, "the key manager sent more bytes after the first answer", "validation")
     session.requests = 0
+
+
+def _end_reason(stream: tls.TlsStream) -> str:
+    """Return the reason for a stream that is not quiet before the first request."""
+    return "records" if stream.is_flooded else "closed" if stream.end else "unasked"
 
 
 def _refused(target: SessionTarget, message: str, reason: str, cause: str = "") -> BackendError:

@@ -2,10 +2,13 @@
 
 import json
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,7 @@ def test_a_frozen_key_manager_ends_at_the_deadline(
     assert status == 1
     assert outcomes(found)[:2] == [("kms-1", "red", "failed", "timeout"), ("kms-1", "blue", "failed", "timeout")]
     assert "raise [deadlines] connect" in found["attempts"][0]["remedy"]
+    assert found["attempts"][0]["detail"] == "connected, but no TLS handshake within 0.5 s"
 
 
 def test_a_refused_credential_fails_alone(certificates: Certificates, key_managers: list[KeyManagerProcess]) -> None:
@@ -161,6 +165,41 @@ def test_a_port_without_tls_is_named(certificates: Certificates) -> None:
         server.shutdown()
     assert (status, outcomes(found)[0][3]) == (1, "not_tls")
     assert "KMIP port" in found["attempts"][0]["remedy"]
+
+
+def test_an_expired_certificate_of_an_identity_does_not_hide_another_reason(certificates: Certificates) -> None:
+    class Greeter(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"220 mail.example ESMTP\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greeter) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        identities = [lapsed_identity(certificates), *TWO]
+        _, found = check(configured(certificates, [server.server_address[1]], identities=identities))
+        server.shutdown()
+    assert {each[3] for each in outcomes(found)} == {"not_tls"}
+
+
+def test_a_key_manager_with_old_versions_of_tls_is_not_told_to_accept_a_certificate(
+    certificates: Certificates,
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.pair("kms"))
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore"):
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+
+    class Old(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError), context.wrap_socket(self.request, server_side=True):
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Old) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _, found = check(configured(certificates, [server.server_address[1]], identities=TWO[:1]))
+        server.shutdown()
+    assert outcomes(found)[0][3] == "version"
+    assert "offer TLS 1.2 or 1.3" in found["attempts"][0]["remedy"]
 
 
 def test_a_certificate_that_ends_soon_fails_with_strict_only(certificates: Certificates) -> None:

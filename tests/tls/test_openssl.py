@@ -37,6 +37,7 @@ def test_openssl_before_4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no shared cipher", 10, "no_shared_cipher"),
         ("http request", 0, "not_tls"),
         ("tlsv1 alert internal error", 0, "alert"),
+        ("tlsv1 alert protocol version", 0, "version"),
         ("length mismatch", 0, "tls"),
     ],
 )
@@ -65,6 +66,8 @@ def test_alerts_about_certificates(text: str, *, is_about: bool) -> None:
 
 def test_texts_of_errors() -> None:
     assert text_of(error_of("one", "two")) == "one; two"
+    assert text_of(error_of("", "two")) == "two"
+    assert text_of(error_of("")) == "reset by the peer"
     assert text_of(error_of()) == "unknown"
     assert text_of(SSL.SysCallError(-1, "Unexpected EOF")) == "closed by the peer"
     assert text_of(SSL.SysCallError(errno.ECONNRESET, "reset")) == "ECONNRESET"

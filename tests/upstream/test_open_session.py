@@ -3,8 +3,10 @@
 import os
 import resource
 import socket
+import ssl
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -347,6 +349,42 @@ async def test_a_refusal_of_a_certificate_that_has_ended_is_explained(
     told = f"the gateway's own certificate {own.file} for identity app-1 ended on {ends:%Y-%m-%d}; renew it"
     assert error.args[0].startswith(told) is is_told
     assert error.reason == "credential"
+
+
+async def test_the_alert_is_told_if_the_key_manager_has_closed_before_the_first_request(certificates: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "kms.pem", certificates / "kms.key")
+    context.load_verify_locations(certificates / "clients-ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    has_closed = threading.Event()
+
+    def refuse(listening: socket.socket) -> None:
+        with suppress(OSError), context.wrap_socket(listening.accept()[0], server_side=True):
+            pass
+        has_closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse, args=(listening,), daemon=True).start()
+        target = SessionTarget(
+            "atlanta",
+            Endpoint(Address("127.0.0.1", listening.getsockname()[1])),
+            tls.client_context(
+                certificates / "foreign.pem", certificates / "foreign.key", certificates / "servers-ca.pem"
+            ),
+            "localhost",
+            frozenset(),
+            LIMITS,
+            VALIDATION_REQUESTS["discover-versions"],
+            handshaken=lambda _stream: assert_true(has_closed.wait(DEADLINE)),
+        )
+        error = await refusal_of(target)
+
+    assert error.reason == "credential"
+    assert "unknown ca: the key manager does not accept the certificate" in error.args[0]
+
+
+def assert_true(value: object) -> None:
+    assert value
 
 
 async def test_a_port_that_nobody_listens_on_is_refused(nursery: trio.Nursery, certificates: Path) -> None:
