@@ -149,6 +149,8 @@ class ControlServer:
                         return
                     with trio.move_on_after(_SEND_DEADLINE):
                         await stream.send_all(json.dumps(answer).encode() + b"\n")
+        except Exception as error:  # noqa: BLE001 - a connection to the socket must not end the gateway
+            self._log.error("internal error: control connection failed; report this bug", exc_info=error)
         finally:
             self._open -= 1
 
@@ -203,16 +205,19 @@ async def _pass_on(subscription: Subscription, stream: trio.SocketStream) -> Non
     """Send the lines of a subscription until the client closes."""
 
     async def wait_for_end(scope: trio.CancelScope) -> None:
-        while await stream.receive_some(_MAX_REQUEST):
-            pass  # a client has nothing more to say
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some(_MAX_REQUEST):
+                pass  # a client has nothing more to say
         scope.cancel()
 
     try:
         await stream.send_all(b'{"result": "lines follow"}\n')
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_end, nursery.cancel_scope)
-            while True:
-                await stream.send_all(await subscription.receive())
+            with suppress(trio.BrokenResourceError):  # here: a nursery would raise it in a group
+                while True:
+                    await stream.send_all(await subscription.receive())
+            nursery.cancel_scope.cancel()
     finally:
         subscription.close()
 

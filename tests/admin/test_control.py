@@ -33,7 +33,45 @@ async def fail(_arguments: Mapping[str, Any]) -> Any:
     raise ZeroDivisionError
 
 
-COMMANDS = {"echo": echo, "refuse": refuse, "fail": fail}
+class Lines:
+    """A subscription whose lines never end."""
+
+    async def receive(self) -> bytes:
+        await trio.sleep(0)
+        return b"{}\n" * 1000
+
+    def close(self) -> None:
+        pass
+
+
+class Silence(Lines):
+    """A subscription without lines."""
+
+    async def receive(self) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+
+class Broken(Lines):
+    """A subscription that fails."""
+
+    async def receive(self) -> bytes:
+        raise ZeroDivisionError
+
+
+async def lines(_arguments: Mapping[str, Any]) -> Any:
+    return Lines()
+
+
+async def silence(_arguments: Mapping[str, Any]) -> Any:
+    return Silence()
+
+
+async def broken(_arguments: Mapping[str, Any]) -> Any:
+    return Broken()
+
+
+COMMANDS = {"echo": echo, "refuse": refuse, "fail": fail, "lines": lines, "silence": silence, "broken": broken}
 
 
 @asynccontextmanager
@@ -75,8 +113,20 @@ async def test_a_fault_is_told_apart_from_a_refusal_and_ends_nothing(path: Path)
 
 async def test_an_unknown_command_is_answered_with_the_known_ones(path: Path) -> None:
     async with serving(path):
-        with pytest.raises(ControlError, match="'ech'; there are echo, fail, refuse"):
+        with pytest.raises(ControlError, match="'ech'; there are broken, echo, fail, lines, refuse, silence"):
             await request(path, "ech")
+
+
+@pytest.mark.parametrize("command", ["lines", "silence", "broken"])
+async def test_a_subscriber_that_leaves_without_reading_ends_nothing(path: Path, command: str) -> None:
+    async with serving(path):
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as leaving:
+                leaving.connect(str(path))
+                leaving.sendall(json.dumps({"command": command}).encode() + b"\n")
+                await wait_all_tasks_blocked(0.01) if command != "lines" else await trio.sleep(0.01)
+            await trio.sleep(0.01)  # the kernel resets: bytes were left unread
+        assert await request(path, "echo", {"still": "there"}) == {"still": "there"}
 
 
 @pytest.mark.parametrize(
