@@ -198,7 +198,8 @@ class ControlServer:
 
 
 def _given(arguments: Mapping[str, Any]) -> str:
-    return quoted(" ".join(f"{key}={value}" for key, value in arguments.items()))
+    """Return the arguments that were given: the others are empty, false or zero."""
+    return quoted(" ".join(f"{key}={value}" for key, value in arguments.items() if value))
 
 
 async def _pass_on(subscription: Subscription, stream: trio.SocketStream) -> None:

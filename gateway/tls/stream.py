@@ -397,9 +397,9 @@ class TlsStream:
     def is_quiet(self) -> bool:
         """Return True if the peer has sent no data and has not closed; for a stream on which no data is expected.
 
-        Sets ``spoke_unasked`` if data has arrived, and ``end`` if the connection has ended. TLS may send messages of its
-        own (tickets, a key update), so that a readable socket is read: only data, an end, an error, or too many records
-        without data make the result False.
+        Sets ``spoke_unasked`` if data has arrived, and ``end`` if the connection has ended. TLS may send messages of
+        its own (tickets, a key update), so that a readable socket is read: only data, an end, an error, or too many
+        records without data make the result False.
         Usually costs one system call.
         """
         if self._descriptor < 0:

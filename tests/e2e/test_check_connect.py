@@ -167,7 +167,7 @@ def test_a_port_without_tls_is_named(certificates: Certificates) -> None:
     assert "KMIP port" in found["attempts"][0]["remedy"]
 
 
-def test_an_expired_certificate_of_an_identity_does_not_hide_another_reason(certificates: Certificates) -> None:
+def test_an_expired_certificate_does_not_hide_another_reason(certificates: Certificates) -> None:
     class Greeter(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             self.request.sendall(b"220 mail.example ESMTP\r\n")
@@ -180,9 +180,7 @@ def test_an_expired_certificate_of_an_identity_does_not_hide_another_reason(cert
     assert {each[3] for each in outcomes(found)} == {"not_tls"}
 
 
-def test_a_key_manager_with_old_versions_of_tls_is_not_told_to_accept_a_certificate(
-    certificates: Certificates,
-) -> None:
+def test_a_key_manager_with_old_versions_of_tls_is_named(certificates: Certificates) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificates.pair("kms"))
     context.set_ciphers("ALL:@SECLEVEL=0")

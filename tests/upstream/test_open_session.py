@@ -351,7 +351,7 @@ async def test_a_refusal_of_a_certificate_that_has_ended_is_explained(
     assert error.reason == "credential"
 
 
-async def test_the_alert_is_told_if_the_key_manager_has_closed_before_the_first_request(certificates: Path) -> None:
+async def test_the_alert_of_a_key_manager_that_has_closed_is_told(certificates: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "kms.pem", certificates / "kms.key")
     context.load_verify_locations(certificates / "clients-ca.pem")
