@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gateway.audit.verify import Verifier
-from gateway.config.files import audit_key
+from gateway.config.key_files import audit_key
 from gateway.control_cli import reopen_audit_file
 
 _BROKEN = 1

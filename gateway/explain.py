@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from gateway import tls
 from gateway.config import Config, IdentityConfig, ListenerConfig
 from gateway.config.files import certificates
+from gateway.config.reading import FileError, MissingFileError, read_file
 from gateway.config.summary import policy_text
 from gateway.errors import ConfigError, MintingError
 from gateway.identity import Facts, first_mismatch, has_signed, read_facts
@@ -73,11 +74,11 @@ class Explanation(NamedTuple):
 def read_chain(path: Path) -> list[x509.Certificate]:
     """Read a client's certificate, in PEM with or without its chain, or in DER. Raises ConfigError."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            [f"{path}: can't be read ({error.strerror}); give a file with a client's certificate"]
-        ) from None
+        data = read_file(path, "a file with a client's certificate")
+    except MissingFileError:
+        raise ConfigError([f"{path}: there is no such file; give a file with a client's certificate"]) from None
+    except FileError as error:
+        raise ConfigError([f"{path}: {error.fault}"]) from None
     try:
         if b"-----BEGIN" in data:
             return x509.load_pem_x509_certificates(data)

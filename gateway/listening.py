@@ -1,5 +1,6 @@
 """Listening sockets: opened before anything else, kept when connections are refused, and changed by a reload."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,13 +218,22 @@ def listen(
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
-        remedy = "give a free address of this machine"
-        if isinstance(error, PermissionError) and 0 < address.port < _UNPRIVILEGED:
-            remedy = (
-                f"give a port from {_UNPRIVILEGED} on, or grant CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)"
-            )
-        raise ConfigError([f"{setting}: cannot listen on {address}: {reason}; {remedy}"]) from None
+        raise ConfigError([f"{setting}: cannot listen on {address}: {reason}; {_remedy(error, address)}"]) from None
     return sock
+
+
+def _remedy(error: OSError, address: Address) -> str:
+    """Return advice for an address that can't be had."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"stop the process that has this port (`ss -ltnp 'sport = :{address.port}'` names it; perhaps the gateway"
+            " runs already), or give another port"
+        )
+    if isinstance(error, PermissionError) and 0 < address.port < _UNPRIVILEGED:
+        return f"give a port from {_UNPRIVILEGED} on, or grant CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)"
+    if isinstance(error, socket.gaierror):
+        return "give an IP address of this machine instead of the name"
+    return "give an address of this machine (`ip address` lists them), or 0.0.0.0 for every IPv4 address"
 
 
 @contextmanager

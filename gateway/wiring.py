@@ -30,7 +30,9 @@ from gateway.config import (
     ListenerConfig,
     OwnCertificate,
 )
-from gateway.config.files import audit_key, certificates, mark_keys, tokens_in
+from gateway.config.files import certificates
+from gateway.config.key_files import audit_key, mark_keys, tokens_in
+from gateway.config.reading import MissingFileError
 from gateway.dispatcher import Dispatcher, DispatcherSettings, ReplicationPolicy
 from gateway.errors import ConfigError, TlsError
 from gateway.front.admission import Admission, Limit
@@ -541,7 +543,7 @@ def _mark_keys(path: Path) -> list[bytes]:
     """Return the keys of a file, which is made if it is missing; or a temporary key, if it can't be made."""
     key = secrets.token_bytes(32)
     try:
-        with suppress(FileNotFoundError):
+        with suppress(MissingFileError):
             return mark_keys(path)
         _write_once(path, key.hex() + "\n")
         return mark_keys(path)
@@ -874,11 +876,18 @@ def build_admin(
     return AdminServer(Routes(metrics.exposition_parts, unreadiness, it.names, it.access, snapshot), context=it.context)
 
 
+#: Advice for files that OpenSSL refuses, by a part of its text.
+_OF_OPENSSL: Final = {
+    "key too small": "have it issued with an RSA key of 2048 bits or more, or with an ECDSA key",
+    "md too weak": "have it issued again, signed with SHA-256",
+    "no such file": "put the file back, or correct the path",
+}
+
+
 def _checked(setting: str, make_context: Callable[[], SSL.Context]) -> SSL.Context:
     """Make a context of files that ``load`` has read. Raises ConfigError if OpenSSL refuses one of them."""
     try:
         return make_context()
     except TlsError as error:
-        raise ConfigError(
-            [f"{setting}: OpenSSL refuses it: {error}; give a PEM file with an RSA key of 2048 bits or more"]
-        ) from None
+        remedy = next((remedy for part, remedy in _OF_OPENSSL.items() if part in str(error)), "correct the file")
+        raise ConfigError([f"{setting}: OpenSSL refuses it: {error}; {remedy}"]) from None

@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway import log, tls
 from gateway.config import Address, Config, load
-from gateway.config.files import mark_keys
+from gateway.config.key_files import mark_keys
 from gateway.core import Core, ListenAddresses
 from gateway.errors import ConfigError
 from gateway.kmip import compose

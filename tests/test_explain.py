@@ -176,7 +176,7 @@ def test_files_without_a_certificate_are_told(certificates: Certificates, config
     _, key = certificates.client("app-1")
     assert call("--explain", missing, config) == (
         2,
-        [f"{missing}: can't be read (No such file or directory); give a file with a client's certificate"],
+        [f"{missing}: there is no such file; give a file with a client's certificate"],
     )
     assert call("--explain", key, config) == (
         2,

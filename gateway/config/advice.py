@@ -1,5 +1,6 @@
 """Advice: settings and files with which the gateway runs, and which an operator should look at; for ``check``."""
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from gateway.config.chains import ca_fault, chain_fault
 from gateway.config.files import certificates
 from gateway.config.model import Config
-from gateway.config.summary import certificate_files, validity_of
-from gateway.config.values import is_loopback
+from gateway.config.summary import certificate_settings, validity_of
+from gateway.config.values import Address, is_loopback
 
 _SOON = 30  # days before its end within which a certificate should be renewed
 _WILD = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
@@ -18,25 +20,14 @@ _WILD = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 def advice(config: Config, now: datetime) -> list[str]:
     """Return what an operator should change soon, one line each: certificates that end, and access that is wide."""
-    lines = []
-    own = {identity.own_file for identity in config.identities}
-    for file in certificate_files(config):
-        begins, ends = validity_of(file)
-        if now < ends and (ends - now).days < _SOON:
-            lines.append(f"{file}: ends in {(ends - now).days} days, on {ends:%Y-%m-%d}; renew it")
-        elif file in own:
-            continue  # ``warnings`` has it
-        elif begins > now:
-            lines.append(f"{file}: is not valid before {begins:%Y-%m-%d %H:%M} UTC; check this machine's clock")
-        elif ends < now:
-            lines.append(f"{file}: has a certificate that ended on {ends:%Y-%m-%d}; renew it")
+    lines = [*_of_dates(config, now)]
     lines += [
         f'listeners["{listener.name}"].tls_policy: "legacy" accepts versions of TLS that are insecure; set "compatible"'
         ' or "modern" once no client needs them'
         for listener in config.listeners
         if listener.tls_policy == "legacy"
     ]
-    lines += [*_of_rules(config), *_of_backends(config), *_of_chains(config)]
+    lines += [*_of_rules(config), *_of_backends(config), *_of_socket(config), *_of_chains(config)]
     admin = config.admin
     if admin.anonymous_metrics and not is_loopback(admin.bind):
         lines.append(
@@ -46,13 +37,29 @@ def advice(config: Config, now: datetime) -> list[str]:
     return lines
 
 
+def _of_dates(config: Config, now: datetime) -> Iterator[str]:
+    """Yield a line for each file with a certificate that is not valid, or that ends soon."""
+    own = {identity.own_file for identity in config.identities}
+    for file, setting in certificate_settings(config).items():
+        begins, ends = validity_of(file)
+        if now < ends and (ends - now).days < _SOON:
+            yield f"{setting}: {file} ends in {(ends - now).days} days, on {ends:%Y-%m-%d}; renew it"
+        elif file in own:
+            continue  # ``warnings`` has it
+        elif begins > now:
+            yield f"{setting}: {file} is not valid before {begins:%Y-%m-%d %H:%M} UTC; check this machine's clock"
+        elif ends < now:
+            yield f"{setting}: {file} has a certificate that ended on {ends:%Y-%m-%d}; renew it, or take it out"
+
+
 def _of_rules(config: Config) -> Iterator[str]:
     for identity in config.identities:
         for name in identity.match.subject_cn:
             if name.lower().startswith("cn="):
+                alone = re.split(r"[,+/]", name[3:])[0]
                 yield (
                     f'identities["{identity.name}"].match.subject_cn: "{name}" begins with "CN=", which no common name'
-                    f' does as a rule; write "{name[3:]}"'
+                    f' does as a rule; write the common name alone: "{alone}"'
                 )
 
 
@@ -62,27 +69,42 @@ def _of_backends(config: Config) -> Iterator[str]:
             'backends: every role is "ro", so that no client can create, change or destroy anything; set role = "rw"'
             " for a key manager that takes changes"
         )
+    own = {f'listeners["{listener.name}"]': listener.bind for listener in config.listeners}
+    own["[admin]"] = config.admin.bind
     for backend in config.backends:
-        for listener in config.listeners:
-            host, port = backend.address.host, backend.address.port
-            is_own = host == listener.bind.host or (listener.bind.host in _WILD and is_loopback(backend.address))
-            if is_own and port == listener.bind.port:
+        for place, bind in own.items():
+            if bind.port == backend.address.port and _is_reached_at(bind, backend.address):
                 yield (
-                    f'backends["{backend.name}"].address: {backend.address} is the address of listeners["'
-                    f"{listener.name}\"]: the gateway would be its own key manager; give the key manager's address"
+                    f'backends["{backend.name}"].address: {backend.address} is the address of {place}: the gateway'
+                    " would be its own key manager; give the key manager's address"
                 )
 
 
+def _is_reached_at(bind: Address, address: Address) -> bool:
+    """Return True if a connection to ``address`` may come out at ``bind``, but for the ports."""
+    if bind.host == address.host:
+        return True
+    by_name = "localhost" in {bind.host, address.host}
+    return is_loopback(address) and (bind.host in _WILD or (by_name and is_loopback(bind)))
+
+
+def _of_socket(config: Config) -> Iterator[str]:
+    """Yield a line if the control socket has no directory: systemd may make it, so that this is no mistake."""
+    path = config.admin.socket
+    if path is not None and not path.parent.is_dir():
+        yield (
+            f"admin.socket: there is no directory {path.parent}; make it, unless systemd does so at the start"
+            " (RuntimeDirectory=)"
+        )
+
+
 def _of_chains(config: Config) -> Iterator[str]:
-    """Yield a line for each file of CAs without a root, and for each certificate of the wrong purpose."""
-    cas = {f'listeners["{listener.name}"].client_ca': listener.client_ca for listener in config.listeners}
-    cas |= {f'backends["{each.name}"].ca': each.ca for each in config.backends if each.ca is not None}
-    for setting, file in cas.items():
-        if not any(each.subject == each.issuer for each in certificates(file)):
-            yield (
-                f"{setting}: {file} has no root CA (a certificate that its own subject has issued), so that no"
-                " certificate can be verified with it; add the root"
-            )
+    """Yield a line for each file of CAs that verifies nothing, and each certificate of the wrong purpose or chain."""
+    cas = [(f'listeners["{it.name}"].client_ca', it.client_ca, it.tls_policy) for it in config.listeners]
+    cas += [(f'backends["{it.name}"].ca', it.ca, it.tls_policy) for it in config.backends if it.ca is not None]
+    for setting, file, policy in cas:
+        if fault := ca_fault(certificates(file), takes_weak_keys=policy == "legacy"):
+            yield f"{setting}: {file} {fault}"
     for listener in config.listeners:
         if not _is_for(listener.certificate, ExtendedKeyUsageOID.SERVER_AUTH):
             yield (
@@ -96,6 +118,11 @@ def _of_chains(config: Config) -> Iterator[str]:
                 f'identities["{identity.name}"].certificate: {own} is not for TLS clients (extended key usage without'
                 " clientAuth): key managers may refuse it; have it issued for clients"
             )
+    shown = {f'listeners["{it.name}"].certificate': it.certificate for it in config.listeners}
+    shown |= {f'identities["{it.name}"].certificate': it.certificate for it in config.identities if it.certificate}
+    for setting, file in shown.items():
+        if fault := chain_fault(certificates(file)):
+            yield f"{setting}: {file} {fault}"
 
 
 def _is_for(file: Path, purpose: x509.ObjectIdentifier) -> bool:

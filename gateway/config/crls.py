@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PSS, PKCS1v15
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from gateway.config.reading import read_file
+
 MAX_FILE: Final = 64 * 1024 * 1024  # bytes: 1,700,000 entries, whose serial numbers take 150 MiB
 _BEGIN: Final = b"-----BEGIN X509 CRL-----"
 _END: Final = b"-----END X509 CRL-----"
@@ -99,16 +101,9 @@ def read_crls(
 
 def _lists_in(path: Path) -> Iterator[bytes]:
     """Yield each list of a file, in DER. Raises ValueError."""
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise ValueError(f"{path} has more than {MAX_FILE // 1024 // 1024} MiB; have the CA split its CRL")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(
-            f"there is no file {path}; correct the path, which is relative to this file, or fetch the CRL"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); let the gateway's user read it") from None
+    data = read_file(
+        path, "a file of CRLs", if_missing="fetch the CRL", if_too_large="have the CA split its CRL", most=MAX_FILE
+    )
     if data[:1] == b"\x30":
         yield data
         return

@@ -219,10 +219,11 @@ def _over_the_deadline(draft: Draft) -> Iterator[Mistake]:
     for part in (("deadlines", "connect"), ("pool", "queue_timeout")):
         seconds = draft.setting(*part)
         if request is not None and seconds is not None and seconds > request:
+            default = "" if draft.is_given(*part) else ", its default,"
             yield Mistake(
                 part,
-                f"{seconds:g} s is longer than deadlines.request = {request:g} s, which includes this time; lower this"
-                " setting or raise deadlines.request",
+                f"{seconds:g} s{default} is longer than deadlines.request = {request:g} s, which includes this time;"
+                f" set {part[1]} to less, or raise deadlines.request",
             )
 
 
@@ -325,9 +326,10 @@ def _admin_access(draft: Draft) -> Iterator[Mistake]:
                 f" {other} out",
             )
     if is_anonymous and (token_file or client_ca):
+        given = " and ".join(key for key, value in (("token_file", token_file), ("client_ca", client_ca)) if value)
         yield Mistake(
             ("admin", "anonymous_metrics"),
-            "contradicts token_file and client_ca, which keep strangers from the metrics; leave one of them out",
+            f"contradicts {given}: strangers are either let in or kept out; leave this line out, or {given}",
         )
     bind = draft.setting("admin", "bind")
     bind = bind if bind is None or isinstance(bind, Address) else Address.parse(bind)

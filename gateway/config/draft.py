@@ -22,6 +22,11 @@ class Draft:
         """Return a setting of a section that is no list, or its default; None if the setting is wrong."""
         return self._value((section,), key)
 
+    def is_given(self, section: str, key: str) -> bool:
+        """Return True if a setting of a section that is no list stands in the file."""
+        table = self._document.get(section)
+        return isinstance(table, dict) and key in table
+
     def column(self, section: str, key: str) -> list[tuple[At, Any]]:
         """Return a setting of each table in a list, with its path, unless the setting is wrong or missing."""
         tables = self._document.get(section)

@@ -4,7 +4,6 @@ Files are checked only while a configuration file is loaded, and not if a table 
 """
 
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -17,12 +16,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from gateway.config.crls import read_crls
-from gateway.config.secret_files import holds_private_key, read_pem, read_private_key, read_secret, resolved
+from gateway.config.key_files import audit_key, mark_keys, tokens_in
+from gateway.config.reading import MissingFileError
+from gateway.config.secret_files import (
+    CERTIFICATES,
+    holds_private_key,
+    labels_in,
+    read_pem,
+    read_private_key,
+    read_secret,
+    resolved,
+)
 from gateway.config.values import a_text
 
 _LONGEST_SOCKET: Final = 107  # bytes of a path, sun_path without its last zero
-_MARK_KEY: Final = re.compile(r"[0-9A-Fa-f]{64}")
-_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{32,1000}")  # RFC 6750 section 2.1: b64token
 
 
 class Loading(NamedTuple):
@@ -34,12 +41,25 @@ class Loading(NamedTuple):
 
 def certificates(path: Path) -> list[x509.Certificate]:
     """Read a file of certificates in PEM. Raises ValueError with a text for the operator."""
-    data = read_pem(path)
+    data = read_pem(path, CERTIFICATES)
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError:
-        found = "holds a private key" if holds_private_key(data) else "holds no certificate that can be read"
-        raise ValueError(f"{path} {found}; give a file of certificates in PEM") from None
+        raise ValueError(f"{path} {_why_no_certificates(data)}") from None
+
+
+def _why_no_certificates(data: bytes) -> str:
+    """Return why a PEM file has no usable certificates, and what to do."""
+    labels = labels_in(data)
+    if '"BEGIN CERTIFICATE"' in labels:
+        return "holds a certificate that is cut off or damaged; copy it again"
+    if holds_private_key(data):
+        return "holds a private key; give a file of certificates in PEM"
+    if "CERTIFICATE REQUEST" in labels:
+        return "holds a request for a certificate; give the certificate that the CA has issued for it"
+    if "PKCS7" in labels:
+        return "is PKCS#7; convert it to PEM: `openssl pkcs7 -in FILE -print_certs -out CERTS.pem`"
+    return f"has {labels} and no certificate; give a file of certificates in PEM"
 
 
 def first_of(path: Path) -> x509.Certificate | Path:
@@ -67,54 +87,10 @@ def public_key(path: Path, passphrase_file: Path | None = None, *, setting: str 
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def mark_keys(path: Path) -> list[bytes]:
-    """Read a file of keys for marks, one a line, in hexadecimal digits. Raises ValueError, and FileNotFoundError."""
-    try:
-        lines = path.read_text().split()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(
-            f"{path} can't be read ({error.strerror}); give a file that the gateway's user can read"
-        ) from None
-    except UnicodeDecodeError:
-        lines = []
-    wrong = [number for number, line in enumerate(lines, 1) if not _MARK_KEY.fullmatch(line)]
-    if lines and lines[0] == "-----BEGIN":
-        raise ValueError(
-            f"{path} holds a certificate or a key in PEM, which must not be used for marks; name a file of its own,"
-            " which the gateway makes if it is missing"
-        )
-    if not lines or wrong:
-        found = f"has a line {wrong[0]} that is no key" if wrong else "holds no keys for marks"
-        raise ValueError(
-            f"{path} {found}; give one key a line, of 64 hexadecimal digits (`openssl rand -hex 32`), or name a"
-            " file that does not exist: the gateway makes it"
-        )
-    return [bytes.fromhex(line) for line in lines]
-
-
-def audit_key(path: Path) -> bytes:
-    """Read the key of an audit trail: 64 hexadecimal digits. Raises ValueError."""
-    try:
-        text = path.read_text().strip()
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; make it with `openssl rand -hex 32`, or correct the path") from None
-    except OSError as error:
-        raise ValueError(
-            f"{path} can't be read ({error.strerror}); give a file that the gateway's user can read"
-        ) from None
-    except UnicodeDecodeError:
-        text = ""
-    if not _MARK_KEY.fullmatch(text):
-        raise ValueError(f"{path} holds no key; give a file of 64 hexadecimal digits (`openssl rand -hex 32`)")
-    return bytes.fromhex(text)
-
-
 def _check_mark_keys(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent} to make this file in; make it, or correct the path")
-    with suppress(FileNotFoundError):  # the gateway makes it at its start
+    with suppress(MissingFileError):  # the gateway makes it at its start
         mark_keys(path)
 
 
@@ -268,34 +244,16 @@ def _path_or_none(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None or value == "" else _path(value, info)
 
 
-def tokens_in(path: Path) -> list[str]:
-    """Read a file of tokens, one a line. Raises ValueError with a text for the operator."""
-    try:
-        # not read_text: it loads Python's module of the codec, which a changed user may be unable to read
-        lines = path.read_bytes().decode("ascii").split("\n")
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; make it with `openssl rand -hex 32`, or correct the path") from None
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); let the gateway's user read it") from None
-    except UnicodeDecodeError:
-        lines = [""]
-    found = [line.rstrip("\r") for line in lines if line.strip()]
-    if not found or not all(_TOKEN.fullmatch(token) for token in found):
-        raise ValueError(
-            f"{path} holds no tokens, or a line that is none; give one token a line, of at least 32 letters, digits or"
-            " -._~+/= (`openssl rand -hex 32`)"
-        )
-    return found
-
-
 def _check_tokens(path: Path, _info: ValidationInfo, _now: datetime) -> None:
     tokens_in(path)
 
 
 def _check_socket(path: Path, _info: ValidationInfo, _now: datetime) -> None:
-    """Reject a path that is longer than the kernel takes for a Unix socket."""
+    """Reject a path that is longer than the kernel takes for a Unix socket, and one of another thing."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET:
         raise ValueError(f"{path} is too long for a socket; give a path of at most {_LONGEST_SOCKET} bytes")
+    if path.exists() and not path.is_socket():
+        raise ValueError(f"{path} exists and is not a socket; choose another path, in a directory of the gateway's own")
 
 
 def _check_secret(path: Path, _info: ValidationInfo, _now: datetime) -> None:

@@ -42,7 +42,7 @@ EXAMPLES: Final = {
 #: Texts for pydantic's types of errors. An error of any other type keeps pydantic's text.
 _WORDS: Final[dict[str, Callable[[At, Any, Mapping[str, Any]], str]]] = {
     "missing": lambda at, _value, _ctx: _missing(at),
-    "extra_forbidden": lambda at, _value, _ctx: _unknown(at),
+    "extra_forbidden": lambda at, value, _ctx: _unknown(at, value),
     "value_error": lambda _at, _value, ctx: str(ctx["error"]),
     "model_type": lambda at, _value, _ctx: f"must be a table; write {_heading(at)}",
     "tuple_type": lambda at, _value, _ctx: f"must be a list of tables; write {_heading(at)}",
@@ -134,16 +134,34 @@ def _missing(at: At) -> str:
     return f"missing; add a line such as {key} = {EXAMPLES[key]}" if len(at) > 1 else f"missing; add {_heading(at)}"
 
 
-def _unknown(at: At) -> str:
+def _unknown(at: At, value: Any) -> str:
     key = str(at[-1])
+    if len(at) == 1:
+        return _unknown_section(key) if isinstance(value, dict | list) else _outside(key)
     known = _known_keys(at)
     if near := get_close_matches(key, known, 1):
         return f'unknown key {shown(key)}; did you mean "{near[0]}"?'
     if ends := [each for each in known if each.endswith(f"_{key}")]:
         return f'unknown key {shown(key)}; did you mean "{ends[0]}"?'
-    elsewhere = [_heading((section,)) for section, table in SECTIONS.items() if key in table.model_fields]
-    belongs = f"it belongs in {' or '.join(elsewhere)}, and " if elsewhere and len(at) <= 3 else ""
+    elsewhere = _sections_with(key)
+    belongs = f"it belongs in {elsewhere}, and " if elsewhere and len(at) <= 3 else ""
     return f"unknown key {shown(key)}; {belongs}known here are {', '.join(known)}"
+
+
+def _unknown_section(name: str) -> str:
+    if near := get_close_matches(name, SECTIONS, 1):
+        return f"unknown section; did you mean {_heading((near[0],))}?"
+    return f"unknown section; known are {', '.join(_heading((section,)) for section in SECTIONS)}"
+
+
+def _outside(key: str) -> str:
+    """Return the text about a key above the first heading of a file."""
+    where = _sections_with(key) or "the heading of its section"
+    return f"stands above the first section, where no key has an effect; put it below {where}"
+
+
+def _sections_with(key: str) -> str:
+    return " or ".join(_heading((section,)) for section, table in SECTIONS.items() if key in table.model_fields)
 
 
 def _known_keys(at: At) -> list[str]:

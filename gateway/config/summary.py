@@ -37,7 +37,7 @@ def _lines(config: Config) -> Iterator[str]:
     yield from map(_listener, config.listeners)
     yield from map(_backend, config.backends)
     yield from map(_identity, config.identities)
-    yield from map(_certificate, certificate_files(config))
+    yield from map(_certificate, certificate_settings(config))
     yield _processes(config.gateway.tls_workers) + (f"; as user {config.gateway.user}" if config.gateway.user else "")
     yield _admin(config.admin)
     limits, deadlines, pool = config.limits, config.deadlines, config.pool
@@ -165,13 +165,23 @@ def policy_text(policy: PolicyConfig) -> str:
     return text + (f"; {policy.max_batch_items} operations in a request" if policy.max_batch_items else "")
 
 
-def certificate_files(config: Config) -> list[Path]:
-    """Return each file of certificates once, in the order of the configuration."""
-    files = [file for listener in config.listeners for file in (listener.certificate, listener.client_ca)]
-    files += [backend.ca for backend in config.backends if backend.ca is not None]
-    files += [identity.own_file for identity in config.identities]
-    files += [file for file in (config.admin.certificate, config.admin.client_ca) if file is not None]
-    return list(dict.fromkeys(files))
+def certificate_settings(config: Config) -> dict[Path, str]:
+    """Return each file of certificates, in the order of the configuration, with the first setting that names it."""
+    found: dict[Path, str] = {}
+    for listener in config.listeners:
+        place = f'listeners["{listener.name}"]'
+        found.setdefault(listener.certificate, f"{place}.certificate")
+        found.setdefault(listener.client_ca, f"{place}.client_ca")
+    for backend in config.backends:
+        if backend.ca is not None:
+            found.setdefault(backend.ca, f'backends["{backend.name}"].ca')
+    for identity in config.identities:
+        key = "issuing_ca" if identity.credential == "minted" else "certificate"
+        found.setdefault(identity.own_file, f'identities["{identity.name}"].{key}')
+    for key in ("certificate", "client_ca"):
+        if (file := getattr(config.admin, key)) is not None:
+            found.setdefault(file, f"admin.{key}")
+    return found
 
 
 def _certificate(file: Path) -> str:

@@ -159,8 +159,11 @@ def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def fingerprint(value: object) -> str:
-    """Read a SHA-256 fingerprint, with or without colons, as 64 lower-case hexadecimal digits."""
-    digits = a_text(value).replace(":", "").strip().lower()
+    """Read a SHA-256 fingerprint, with or without colons, as 64 lower-case hexadecimal digits.
+
+    It may be the whole line that ``openssl x509 -fingerprint`` prints.
+    """
+    digits = a_text(value).strip().lower().removeprefix("sha256 fingerprint=").replace(":", "")
     if not re.fullmatch(r"[0-9a-f]+", digits):
         raise ValueError(f"has {shown(value)}, which is not hexadecimal; {_FINGERPRINT_HELP}")
     if len(digits) != _SHA256_DIGITS:

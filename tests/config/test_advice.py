@@ -46,7 +46,7 @@ def test_a_sound_configuration_gets_no_advice(folder: Path) -> None:
             'subject_cn = "CN=app-1"',
             """
             identities["everyone"].match.subject_cn: "CN=app-1" begins with "CN=", which no common name does as a rule;
-                write "app-1"
+                write the common name alone: "app-1"
             """,
         ),
         (
@@ -66,8 +66,8 @@ def test_settings_that_are_probably_mistakes(folder: Path, old: str, new: str, e
 def test_a_ca_file_without_a_root_is_pointed_out(folder: Path) -> None:
     (folder / "clients-ca.pem").write_bytes(Authority("CA", "ecdsa").issue_client("app-1").certificate_pem)
     assert advice_for(folder, SMALL) == unfolded("""
-        listeners["kmip"].client_ca: DIR/clients-ca.pem has no root CA (a certificate that its own subject has issued),
-            so that no certificate can be verified with it; add the root
+        listeners["kmip"].client_ca: DIR/clients-ca.pem holds CN=app-1, which is no CA: no certificate can be verified
+            with it; give the root CA: its issuer, CN=CA, or the CA above that
     """)
 
 

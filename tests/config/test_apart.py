@@ -149,7 +149,7 @@ def test_files_are_read_as_the_gateways_user(open_folder: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load_apart(path)
     assert [mistake.partition("can't")[2] for mistake in refused.value.mistakes] == [
-        " be read (Permission denied); let the gateway's user read it"
+        ' be read by user "nobody" (Permission denied); let the gateway\'s user read it'
     ] * 2
     for name in ("server.key", "gateway-client.key"):
         os.chown(folder / name, 65534, 65534)

@@ -172,9 +172,9 @@ def test_a_long_list_is_decoded_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_files_that_hold_no_list_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"there is no file .*missing; correct the path"):
+    with pytest.raises(ValueError, match=r"there is no file .*missing; fetch the CRL, or correct the path"):
         read_crls([tmp_path / "missing"], [], tmp_path)
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="is a directory; give the path of a file of CRLs"):
         read_crls([tmp_path], [], tmp_path)
     assert mistake(tmp_path, ROOT.pem) == "0.crl holds no CRL; give a file of CRLs, in PEM (BEGIN X509 CRL) or DER"
     pem = ROOT.crl_pem([1])

@@ -97,32 +97,3 @@ def test_any_value_anywhere_gives_a_config_or_a_config_error(kept_folder: Path, 
 
     assert mistakes
     assert all(mistake.isprintable() for mistake in mistakes)
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"[admin]\nbind\n", "line 2, column 5: is not TOML: expected '=' after a key in a key/value pair; correct it"),
-        (b"[admin]\n[admin]", "line 2, column 7: is not TOML: cannot declare ('admin',) twice; correct it"),
-        (b"[admin", "end of document: is not TOML: expected ']' at the end of a table declaration; correct it"),
-        (b"a = " + b"9" * 5000, "is not TOML: "),
-        (b"a = " + b"[" * 50_000, "is nested too deeply; write it without nesting"),
-        (b"# caf\xc3\xa9\n# caf\xe9\n", "line 2: is not UTF-8; save the file in UTF-8"),
-    ],
-)
-def test_text_that_is_not_toml_is_refused_with_its_line(tmp_path: Path, data: bytes, expected: str) -> None:
-    path = tmp_path / "gateway.toml"
-    path.write_bytes(data)
-    with pytest.raises(ConfigError) as refused:
-        load(path)
-    (mistake,) = refused.value.mistakes
-    assert mistake.startswith(f"{path}: {expected}")
-
-
-def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
-    path = tmp_path / "none.toml"
-    with pytest.raises(ConfigError) as refused:
-        load(path)
-    assert refused.value.mistakes == [f"{path}: there is no such file; give the path of a configuration"]
-    with pytest.raises(ConfigError, match=r"can't be read \(Is a directory\)"):
-        load(tmp_path)

@@ -1,66 +1,64 @@
 """Texts of mistakes in a configuration."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import pkcs12
 
+from gateway.build_check import build_mistakes
+from gateway.config import advice, load, warnings
 from gateway.config.mistakes import EXAMPLES
 from gateway.config.model import LISTS, SECTIONS
-from tests.kit.config_files import (
-    SECOND_BACKEND,
-    SMALL,
-    mistakes_in,
-    pair,
-    unfolded,
-)
+from gateway.errors import ConfigError
+from tests.kit.config_files import SECOND_BACKEND, SMALL, mistakes_in, unfolded, write
+from tests.kit.wrong_files import put
 
-#: The file has texts of SMALL that are replaced (-), their replacement (+), files with other contents (@ FILE KIND),
-#: and every mistake that must be reported (=), for a reader to review. Without a "-", the "+" are added at the end. A
-#: line that is indented further continues the line above.
+#: The file has texts of SMALL that are replaced (-), their replacement (+), files of other kinds (@ FILE KIND), and
+#: every mistake (=) and warning (~) that ``check`` must report, for a reader to review. Without a "-", the "+" are
+#: added at the end. A line that is indented further continues the line above.
 REVIEWED: Final = Path(__file__).with_name("mistakes.txt")
-
-
-def _contents(kind: str) -> bytes:
-    certificate, key = pair("server")
-    parsed = x509.load_pem_x509_certificate(certificate)
-    if kind == "pkcs12":
-        private = serialization.load_pem_private_key(key, None)
-        assert isinstance(private, ec.EllipticCurvePrivateKey)
-        protection = serialization.BestAvailableEncryption(b"passphrase")
-        return pkcs12.serialize_key_and_certificates(b"server", private, parsed, None, protection)
-    return {
-        "empty": b"",
-        "bom": b"\xef\xbb\xbf" + certificate,
-        "der": parsed.public_bytes(serialization.Encoding.DER),
-        "key": key,
-        "certificate": certificate,
-    }[kind]
+_ENDS_SOON: Final = re.compile(r".* ends in 0 days, on .*; renew it")  # of the certificates of tests
 
 
 def read_cases(text: str) -> list[Any]:
     cases = []
     for case in re.split(r"\n(?=\w)", text.strip()):
         name, *rows = re.sub(r"\n {4}", " ", case).split("\n")
-        removed, added, files, said = ([row[4:] for row in rows if row[2] == mark] for mark in "-+@=")
-        cases.append(pytest.param("\n".join(removed), "\n".join(added), files, said, id=name))
+        removed, added, files, said, warned = ([row[4:] for row in rows if row[2] == mark] for mark in "-+@=~")
+        cases.append(pytest.param("\n".join(removed), "\n".join(added), files, said, warned, id=name))
     return cases
 
 
-@pytest.mark.parametrize(("old", "new", "files", "expected"), read_cases(REVIEWED.read_text()))
-def test_a_mistake_says_what_is_wrong_and_what_to_do(
-    folder: Path, old: str, new: str, files: list[str], expected: list[str]
-) -> None:
+def found_by_check(folder: Path, old: str, new: str, files: list[str]) -> tuple[list[str], list[str]]:
+    """Return the mistakes and the warnings of ``check``, without the path of the configuration."""
     text = SMALL.replace(old, new, 1) if old else SMALL + new
     assert text != SMALL or files
     for name, kind in map(str.split, files):
-        (folder / name).write_bytes(_contents(kind))
-    assert mistakes_in(folder, text) == expected
+        put(folder / name, kind)
+    path = write(folder, text)
+    warned: list[str] = []
+    try:
+        config = load(path)
+        mistakes = [f"{path}: {mistake}" for mistake in build_mistakes(config)]
+        now = datetime.now(UTC)
+        if not mistakes:
+            warned = [each for each in [*advice(config, now), *warnings(config, now)] if not _ENDS_SOON.fullmatch(each)]
+    except ConfigError as error:
+        mistakes = error.mistakes
+    assert all(mistake.startswith(f"{path}: ") and mistake.isprintable() for mistake in mistakes)
+    return [mistake.removeprefix(f"{path}: ").replace(str(folder), "DIR") for mistake in mistakes], [
+        warning.replace(str(folder), "DIR") for warning in warned
+    ]
+
+
+@pytest.mark.parametrize(("old", "new", "files", "mistakes", "warned"), read_cases(REVIEWED.read_text()))
+def test_a_mistake_says_what_is_wrong_and_what_to_do(
+    folder: Path, old: str, new: str, files: list[str], mistakes: list[str], warned: list[str]
+) -> None:
+    assert mistakes or warned
+    assert found_by_check(folder, old, new, files) == (mistakes, warned)
 
 
 def test_an_empty_file_lacks_three_sections(folder: Path) -> None:
@@ -91,8 +89,8 @@ def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
         + "[deadlines]\nrequest = 4\nconect = 1\n[limits]\nmax_depth = 1000\n"
     )
     assert mistakes_in(folder, text) == unfolded("""
-        listeners["kmip"].client_ca: there is no file DIR/clients-ca.pem; correct the path, which is relative to
-            this file
+        listeners["kmip"].client_ca: there is no file DIR/clients-ca.pem; correct the path (a relative path
+            begins in the directory of the configuration)
         listeners["kmip"].tls_policy: "modren" is not known; write "modern", "compatible" or "legacy"
         backends[1].ca: missing; give a file with the CA that issued the key manager's certificate, or pin the
             certificate with pinned_sha256
@@ -106,8 +104,8 @@ def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
         limits.max_depth: 1000 is too much; give at most 128
         backends[1].name: "atlanta-001" is also the name of backends[0]; give each table its own name
         admin.bind: 127.0.0.1:5696 is also the address of listeners["kmip"]; give each its own port
-        pool.queue_timeout: 5 s is longer than deadlines.request = 4 s, which includes this time; lower this
-            setting or raise deadlines.request
+        pool.queue_timeout: 5 s, its default, is longer than deadlines.request = 4 s, which includes this time; set
+            queue_timeout to less, or raise deadlines.request
     """)
 
 

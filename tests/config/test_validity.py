@@ -113,8 +113,8 @@ def test_a_crl_that_cannot_be_used_is_a_mistake(folder: Path) -> None:
     crls = 'client_crl = ["missing.crl", "other.crl"]\n'
     text = changed('client_ca = "clients-ca.pem"\n', f'client_ca = "clients-ca.pem"\n{crls}')
     missing = (
-        'listeners["kmip"].client_crl: there is no file DIR/missing.crl; correct the path, which is relative to this'
-        " file, or fetch the CRL"
+        'listeners["kmip"].client_crl: there is no file DIR/missing.crl; fetch the CRL, or correct the path (a'
+        " relative path begins in the directory of the configuration)"
     )
     assert mistakes_in(folder, text) == [missing]
     (folder / "missing.crl").write_bytes(ROOT.crl_pem())

@@ -170,7 +170,10 @@ def test_a_key_that_the_user_cannot_read_is_a_mistake_at_the_start(
             timeout=30,
         )
         assert done.returncode == 2
-        assert "server.key can't be read (Permission denied); let the gateway's user read it" in done.stderr
+        assert (
+            "server.key can't be read by user \"nobody\" (Permission denied); let the gateway's user read it"
+            in done.stderr
+        )
         assert "Traceback" not in done.stderr
 
 
