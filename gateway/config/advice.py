@@ -47,7 +47,10 @@ def _of_dates(config: Config, now: datetime) -> Iterator[str]:
         elif file in own:
             continue  # ``warnings`` has it
         elif begins > now:
-            yield f"{setting}: {file} is not valid before {begins:%Y-%m-%d %H:%M} UTC; check this machine's clock"
+            yield (
+                f"{setting}: {file} is not valid before {begins:%Y-%m-%d %H:%M} UTC; check this machine's clock, or"
+                " replace the file"
+            )
         elif ends < now:
             yield f"{setting}: {file} has a certificate that ended on {ends:%Y-%m-%d}; renew it, or take it out"
 
