@@ -93,6 +93,10 @@ class Throttle:
         """Log an error, unless a line with this key was logged less than ``interval`` seconds ago."""
         self._log(log.error, key, event, fields)
 
+    def info(self, log: Log, key: str, event: str, **fields: object) -> None:
+        """Log at level info, unless a line with this key was logged less than ``interval`` seconds ago."""
+        self._log(log.info, key, event, fields)
+
     def _log(self, write: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> None:
         now = time.monotonic()
         at, left_out = self._logged.get(key, (float("-inf"), 0))

@@ -504,6 +504,7 @@ def build_dispatcher(config: Config, upstream: Upstream, metrics: Metrics) -> Di
         failover=config.failover,
         replication=config.replication,
         health=config.health,
+        log=config.log,
     )
     replication = config.replication
     is_shared = replication.mode == "shared"
@@ -747,6 +748,7 @@ class Front:
             throttle=self._throttle,
             trail=self._trail,
             taps=self.taps,
+            log_settings=self._config.log,
         )
 
     def _identities(self, listener: ListenerConfig) -> Identities:

@@ -740,6 +740,11 @@ ROWS: Final[dict[str, Row]] = {
     # log
     "log.level": row("error", lambda it: it.log_arguments()["level"]),
     "log.format": row("json", lambda it: it.log_arguments()["form"]),
+    "log.slow_request": row(
+        7.0,
+        lambda it: it.dispatcher._attempts._slow,
+        lambda it: it.clients._converse.keywords["log_settings"].slow_request,  # type: ignore[attr-defined]
+    ),
     # audit
     "audit.to": row("stdout", lambda it: it.trail and it.trail.settings.to),
     "audit.file": row("odd.jsonl", lambda it: it.trail and it.trail.settings.file.name, to="file"),

@@ -506,10 +506,11 @@ class PerAddressConfig(Table):
 
 
 class LogConfig(Table):
-    """Level and format of the log."""
+    """Level and format of the log. ``slow_request``: seconds of a request that is logged as slow; 0 stands for none."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
+    slow_request: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False)] = 1.0
 
 
 class AuditConfig(Table):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
+from gateway.dispatcher.stages import Stages
 from gateway.errors import BackendError
 from gateway.kmip.messages import Request, Response
 from gateway.kmip.spec import ResultReason
@@ -15,7 +16,7 @@ class Answer(NamedTuple):
     """The answer to a client: a key manager's frame, or the gateway's own.
 
     ``response`` and ``backend`` are set if a key manager answered. ``refusal`` is the reason if the gateway refused the
-    request; ``detail`` then is for the log.
+    request; ``detail`` then is for the log. ``stages`` is set if the request has waited or failed, or was slow.
     """
 
     frame: bytes
@@ -23,6 +24,7 @@ class Answer(NamedTuple):
     refusal: Refusal | None = None
     detail: str = ""
     backend: Backend | None = None
+    stages: Stages | None = None
 
     @classmethod
     def of(cls, response: Response, backend: Backend) -> Self:

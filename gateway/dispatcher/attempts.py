@@ -47,9 +47,14 @@ class Attempts:
         self._metrics = metrics
         self._leasing = Leasing(settings)
         self._overdue_sessions: set[Session] = set()  # each was reported to the breaker by ``overdue``
+        self.settings_changed()
 
     def __repr__(self) -> str:
         return f"<Attempts at {self._balancer!r}>"
+
+    def settings_changed(self) -> None:
+        """Use the settings as they are now."""
+        self._slow = self._settings.log.slow_request or float("inf")  # s of an exchange whose times are kept
 
     async def try_backend(self, backend: Backend, job: Job, until: float | None = None) -> tuple[Backend, Response]:
         """Try a backend; and once more, on a second session, if the key manager had closed the first session.
@@ -127,6 +132,7 @@ class Attempts:
             result = "answered"
         except SupersededError:
             result = ""  # the task ``_finish`` counts the result and gives the session back
+            job.add_exchange(began, trio.current_time())
             session.timer.stop()
             pool.abandon(session)
             pool.spawn(
@@ -135,6 +141,7 @@ class Attempts:
             raise
         except BackendError as error:
             result = f"{error.stage.name.lower()}_{error.reason}"
+            job.measure()
             self._broke(backend, pool, session, job, error, began, hedge)
             raise
         finally:
@@ -145,8 +152,9 @@ class Attempts:
                 backend.in_flight -= 1
                 ended = trio.current_time()
                 pool.give_back(session, ended)
-                pool.observer.exchanged(result, ended - began, is_reused=is_reused)
-                if job.exchanges is not None:
+                seconds = ended - began
+                pool.observer.exchanged(result, seconds, is_reused=is_reused)
+                if job.times is not None or seconds >= self._slow:
                     job.add_exchange(began, ended)
         pool.answered_at = ended
         if not backend.breaker.is_quiet:

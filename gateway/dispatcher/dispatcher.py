@@ -116,6 +116,7 @@ class Dispatcher:
     def settings_changed(self) -> None:
         """Use the settings as they are now: a reload has changed them in place."""
         self._budgets.settings_changed()
+        self._attempts.settings_changed()
         self._affinity.window = self._settings.replication.read_your_writes_window
 
     def requests_in_flight(self, identity: str) -> int:
@@ -171,11 +172,12 @@ class Dispatcher:
                 return refused
             answer = await (self._try_in_order(job) if principal.names is None else self._try_as_minted(job))
             outcome = "failed" if answer.response is None else "answered"
+            answer = answer if job.times is None else _with_stages(answer, job)
             return self._with_marks(request, job, answer) if may_carry_state else answer
         except ClientDisconnectedError as error:
             self._metrics.client_aborts.labels("sent" if error.is_sent else "queued").inc()
             message = "the client closed its side of the connection while the request waited"
-            return refusal(Refusal.CLIENT_DISCONNECTED, message, request)
+            return _with_stages(refusal(Refusal.CLIENT_DISCONNECTED, message, request), job)
         finally:
             retries.in_flight -= 1
             if observer is not None or job.failures or job.has_token or job.held or job.retried:
@@ -416,7 +418,9 @@ class Dispatcher:
         finally:
             for pool in pools:
                 pool.reopened.discard(opened)
-            job.count_wait(trio.current_time() - now)
+            seconds = trio.current_time() - now
+            job.count_wait(seconds)
+            job.measure().connect += seconds
         return opened.is_set()
 
     def _no_answer(self, job: Job, failure: BackendError | None, busy: PoolBusyError | None) -> Answer:
@@ -437,3 +441,8 @@ class Dispatcher:
         )
         message = "no key manager can be reached" if job.source is None else BAD_MARKS[Refusal.NO_BACKEND]
         return refusal(Refusal.NO_BACKEND, message, request, detail=detail)
+
+
+def _with_stages(answer: Answer, job: Job) -> Answer:
+    """Return the answer with the stages of its request, if they were kept."""
+    return answer if job.times is None else answer._replace(stages=job.stages(job.times))

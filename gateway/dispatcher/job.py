@@ -11,8 +11,9 @@ from typing import NamedTuple
 import trio
 
 from gateway.budget import LookupBudget, RetryBudget
-from gateway.config import DeadlinesConfig, FailoverConfig, HealthConfig, PoolConfig, ReplicationConfig
+from gateway.config import DeadlinesConfig, FailoverConfig, HealthConfig, LogConfig, PoolConfig, ReplicationConfig
 from gateway.dispatcher.race import Race
+from gateway.dispatcher.stages import Stages, StageTimes
 from gateway.identity import Principal
 from gateway.kmip.messages import Request, Response
 from gateway.policy import Effect
@@ -29,6 +30,7 @@ class DispatcherSettings(NamedTuple):
     failover: FailoverConfig = FailoverConfig()
     replication: ReplicationConfig = ReplicationConfig()
     health: HealthConfig = HealthConfig()
+    log: LogConfig = LogConfig()
 
 
 class Budgets:
@@ -78,8 +80,8 @@ class Job:
     ``failures``, exchanges that broke, with the time at which each began, until they are counted; ``race``, once more
     than one try was under way; ``has_token``, True if the request holds a token of ``retries``; ``held``, bytes of an
     answer that the payer holds while other backends are asked; ``retried``, the reasons for which the request was sent
-    again; ``exchanges``, the begin and the end of each exchange that was not superseded, if somebody has the job
-    ``measure`` them, else None.
+    again; ``times``, the times of its stages, once it has waited or failed, was superseded or slow, or somebody has the
+    job ``measure`` them; else None.
     """
 
     __slots__ = (
@@ -90,7 +92,6 @@ class Job:
         "deadline",
         "effect",
         "entries",
-        "exchanges",
         "failures",
         "has_token",
         "held",
@@ -107,6 +108,7 @@ class Job:
         "retries",
         "rounds",
         "source",
+        "times",
         "tried",
     )
 
@@ -145,7 +147,7 @@ class Job:
         self.has_token = False
         self.held = 0
         self.retried: Sequence[str] = ()
-        self.exchanges: list[tuple[float, float]] | None = None
+        self.times: StageTimes | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.request!r}: round {self.rounds}>"
@@ -224,14 +226,20 @@ class Job:
 
     # Times -----------------------------------------------------------------------------------------------------------
 
-    def measure(self) -> None:
-        """Keep the times of exchanges from now on."""
-        self.exchanges = []
+    def measure(self) -> StageTimes:
+        """Return the times of the stages, which are kept from now on."""
+        if self.times is None:
+            self.times = StageTimes()
+        return self.times
 
     def add_exchange(self, began: float, ended: float) -> None:
-        """Keep the times of an exchange, if they are kept."""
-        if self.exchanges is not None:
-            self.exchanges.append((began, ended))
+        """Keep the times of an exchange."""
+        self.measure().exchanges.append((began, ended))
+
+    def stages(self, times: StageTimes) -> Stages:
+        """Return the stages so far."""
+        backend = self.tried[-1].name if self.tried else ""
+        return Stages(self.tries, backend, times.queue, times.connect, times.exchanging)
 
     # Resources -------------------------------------------------------------------------------------------------------
 

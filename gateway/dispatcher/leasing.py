@@ -53,7 +53,11 @@ class Leasing:
             if job.client_disconnected():
                 pool.give_back(session)
                 raise ClientDisconnectedError
-            if pool.endpoint.is_distrusted and session.is_reused and not await self._is_alive(pool, session, until):
+            if (
+                pool.endpoint.is_distrusted
+                and session.is_reused
+                and not await self._is_alive(pool, session, job, until)
+            ):
                 session = None
         return session
 
@@ -65,14 +69,24 @@ class Leasing:
         """
         began = trio.current_time()
         is_counted = backend is not job.preferred
+        is_connecting = False
         try:
-            return await self.wait(backend, pool, job, min(began + job.queue_left, until))
+            session = await self.wait(backend, pool, job, min(began + job.queue_left, until))
+            is_connecting = not session.is_reused
         except BackendError:
-            is_counted = False
+            is_counted, is_connecting = False, True
             raise
+        else:
+            return session
         finally:
+            seconds = trio.current_time() - began
+            times = job.measure()
+            if is_connecting:
+                times.connect += seconds
+            else:
+                times.queue += seconds
             if is_counted:
-                job.count_wait(trio.current_time() - began)
+                job.count_wait(seconds)
 
     async def wait(self, backend: Backend, pool: Pool, job: Job, until: float) -> Session:
         """Wait for a session until the time ``until``. Raises BackendError and PoolBusyError.
@@ -95,28 +109,30 @@ class Leasing:
         """
         idle_since = session.idle_since
         limit = _ALWAYS if always else self._settings.pool.validate_after
-        if trio.current_time() - idle_since <= limit or await self._is_alive(pool, session, until):
+        if trio.current_time() - idle_since <= limit or await self._is_alive(pool, session, job, until):
             return session
         self.validate_idle(pool, idle_since)
         if trio.current_time() >= until:
             raise PoolBusyError("no session was validated in time", reason="queue_timeout")
         another = pool.take(job.principal)
-        if another is None or await self._is_alive(pool, another, until):
+        if another is None or await self._is_alive(pool, another, job, until):
             return another
         return None
 
-    async def _is_alive(self, pool: Pool, session: Session, until: float) -> bool:
+    async def _is_alive(self, pool: Pool, session: Session, job: Job, until: float) -> bool:
         """Validate a session before ``until``; give it back to its pool if it fails."""
         session.is_repeatable = False
         is_alive = False
+        began = trio.current_time()
         try:
-            with trio.move_on_at(min(trio.current_time() + self._settings.deadlines.connect, until)):
+            with trio.move_on_at(min(began + self._settings.deadlines.connect, until)):
                 await session.exchange(pool.validation_request)
                 is_alive = session.is_idle
                 session.is_reused = False  # as good as a fresh session
         except BackendError:
             pass
         finally:
+            job.measure().connect += trio.current_time() - began
             if not is_alive:
                 pool.give_back(session)
         return is_alive

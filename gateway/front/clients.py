@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from gateway.audit.trail import Trail
-from gateway.config import LimitsConfig, ListenerConfig
+from gateway.config import LimitsConfig, ListenerConfig, LogConfig
 from gateway.dispatcher import Dispatcher
 from gateway.errors import TlsError
 from gateway.front.admission import Admission, Limit
@@ -53,6 +53,7 @@ class Clients:
         throttle: Throttle,
         trail: Trail | None = None,
         taps: Taps | None = None,
+        log_settings: LogConfig = LogConfig(),  # noqa: B008 - nobody changes this one
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
@@ -74,6 +75,7 @@ class Clients:
             log=log,
             throttle=throttle,
             taps=taps,
+            log_settings=log_settings,
         )
         self._conversations: set[Conversation] = set()
         self._draining = False

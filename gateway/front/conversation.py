@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from gateway.config import LimitsConfig, ListenerConfig
+from gateway.config import LimitsConfig, ListenerConfig, LogConfig
 from gateway.dispatcher import UNKNOWN_OUTCOME, Answer, Dispatcher
 from gateway.errors import (
     BuffersFullError,
@@ -34,6 +34,7 @@ from gateway.errors import (
 from gateway.front.admission import Account, Admission, Limit
 from gateway.front.connection_errors import certificate_fields
 from gateway.front.recorder import RequestRecorder
+from gateway.front.request_log import stage_fields
 from gateway.front.taps import TappedRequest, Taps
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
@@ -151,6 +152,7 @@ class Conversation:
         chain: Chain | None = None,
         recorder: RequestRecorder | None = None,
         taps: Taps | None = None,
+        log_settings: LogConfig = LogConfig(),  # noqa: B008 - nobody changes this one
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
@@ -172,6 +174,7 @@ class Conversation:
         self._taps = taps or Taps()
         self._limits = limits
         self._settings = settings
+        self._log_settings = log_settings
         self._metrics = metrics
         self._counts = metrics.identity(self.identity_name)
         self._log = log
@@ -196,6 +199,7 @@ class Conversation:
         """Use the settings as they are now; the deadlines of the next phase are the first to change."""
         settings = self._settings
         self._reader.max_size = self._limits.max_request_size
+        self._slow = self._log_settings.slow_request or float("inf")
         self._idle = self._idle_times()
         self._reading = _PhaseTimes(Phase.READING, settings.request_timeout, settings.request_timeout)
         self._sending = _PhaseTimes(Phase.SENDING, settings.send_timeout, settings.send_timeout)
@@ -471,7 +475,7 @@ class Conversation:
             result = "client_disconnected"
         else:
             result = "gateway_error"
-            self._note_refusal(answer, request)
+            self._note_refusal(answer, request, trio.current_time() - began)
         sent = self.stream.send_now(answer.frame)
         if sent < len(answer.frame) or self._held:
             await self._send_rest(answer.frame, sent)
@@ -479,7 +483,19 @@ class Conversation:
         counts.received.value += len(request.frame)
         counts.sent.value += len(answer.frame)
         self._now = trio.current_time()
-        self._metrics.request_answered(request, result, self._now - began, counts)
+        seconds = self._now - began
+        self._metrics.request_answered(request, result, seconds, counts)
+        if seconds >= self._slow and result != "gateway_error":  # such a request has a line
+            self._throttle.info(
+                self._log,
+                f"slow {self.identity_name}",
+                "slow request",
+                peer=self.peer,
+                identity=self.identity_name,
+                operation=operation_label(request),
+                result=result,
+                **stage_fields(answer, seconds),
+            )
 
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
@@ -545,8 +561,8 @@ class Conversation:
         self._counts.sent.value += len(frame)
         self._metrics.request_answered(request, "gateway_error", 0.0, self._counts)
 
-    def _note_refusal(self, answer: Answer, request: Request | None) -> None:
-        """Count an error of the gateway's own, and log it with its client.
+    def _note_refusal(self, answer: Answer, request: Request | None, seconds: float | None = None) -> None:
+        """Count an error of the gateway's own, and log it with its client, and ``seconds``, if it was dispatched.
 
         At most one line a second is logged for each reason and identity.
         """
@@ -563,6 +579,7 @@ class Conversation:
             peer=self.peer,
             identity=self.identity_name,
             operation=operation_label(request),
+            **({} if seconds is None else stage_fields(answer, seconds)),
             **(self._certificate_fields() if answer.refusal is Refusal.NOT_AUTHENTICATED else {}),
         )
 

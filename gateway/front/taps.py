@@ -142,9 +142,10 @@ class TappedRequest:
         self.tries = job.tries
         if job.tried:
             self.backend = job.tried[-1].name
-        if job.exchanges:
-            self.queue = max(0.0, job.exchanges[0][0] - self.began)
-            self.exchanging = sum(ended - began for began, ended in job.exchanges)
+        times = job.times
+        if times is not None and times.exchanges:
+            self.queue = max(0.0, min(times.exchanges)[0] - self.began)
+            self.exchanging = times.exchanging
         else:
             self.queue = trio.current_time() - self.began
 

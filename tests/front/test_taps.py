@@ -52,7 +52,9 @@ async def tapped(
             began = now
             await trio.sleep(seconds)
             job: Any = SimpleNamespace(
-                tries=2, tried=[SimpleNamespace(name="kms-1/2")], exchanges=[(began, trio.current_time())]
+                tries=2,
+                tried=[SimpleNamespace(name="kms-1/2")],
+                times=SimpleNamespace(exchanges=[(began, trio.current_time())], exchanging=trio.current_time() - began),
             )
             observer.after_forwarding(job)
             if found is None:
