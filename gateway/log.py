@@ -25,6 +25,7 @@ _QUOTED: Final = 200  # characters of a peer's text that a line repeats
 _FIELD: Final = 2000  # characters of any field
 _TRACEBACK: Final = 20_000  # characters
 _REMEMBERED: Final = 60  # lines
+_TURN: Final = 60.0  # s that a key of a Throttle with too many lines waits for the other keys
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -78,12 +79,19 @@ def _bounds(form: str) -> Callable[[Any, str, Any], Any]:
 class Throttle:
     """Log at most one line in ``interval`` seconds for each key; the next line has the number skipped as ``left_out``.
 
+    ``most`` bounds the lines in a second, whatever their keys. After a second with more, keys that were logged in the
+    last minute wait, so that every key has its turn.
+
     Keys are kept for ever, so that they must be few: reasons, names of backends, nothing that a client can choose.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, interval: float = 1.0, *, most: float = float("inf")) -> None:
         self._interval = interval
+        self._most = most
         self._logged: dict[str, tuple[float, int]] = {}  # when a key was logged last, and how many lines since
+        self._second = float("-inf")  # when the present second began
+        self._wanted = 0  # lines in the present second, and those that ``most`` kept out of the log
+        self._had_more = False  # in the second before
 
     def warn(self, log: Log, key: str, event: str, **fields: object) -> None:
         """Log a warning, unless a line with this key was logged less than ``interval`` seconds ago."""
@@ -100,11 +108,21 @@ class Throttle:
     def _log(self, write: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> None:
         now = time.monotonic()
         at, left_out = self._logged.get(key, (float("-inf"), 0))
-        if now - at < self._interval:
+        if not self._may_log(now, at):
             self._logged[key] = (at, left_out + 1)
             return
         self._logged[key] = (now, 0)
         write(event, **fields, **({"left_out": left_out} if left_out else {}))
+
+    def _may_log(self, now: float, at: float) -> bool:
+        """Return True if a key that was logged last at the time ``at`` may be logged now."""
+        if now - self._second >= 1.0:
+            self._had_more = now - self._second < 2.0 and self._wanted > self._most
+            self._second, self._wanted = now, 0
+        if now - at < (_TURN if self._had_more else self._interval):
+            return False
+        self._wanted += 1
+        return self._wanted <= self._most
 
 
 _AT_ONCE: Final = select.PIPE_BUF  # bytes that a pipe which polls as writable takes without blocking

@@ -588,7 +588,7 @@ class Reloader:
         if changes.tables or changes.listeners.keys:
             self._dispatcher.settings_changed()
             self._front.settings_changed(())
-        if "log" in changes.tables:
+        if "level" in changes.tables.get("log", ()):  # else a level that a command has set stays
             log.set_level(self._config.log.level)
             if isinstance(self._entrance, TlsWorkers):
                 self._entrance.set_log_level(self._config.log.level)

@@ -40,6 +40,7 @@ from gateway.front.clients import Clients
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.listener import Listener
 from gateway.front.listeners import Listeners
+from gateway.front.request_log import RequestLog
 from gateway.front.taps import Taps
 from gateway.identity import Identities, Principal
 from gateway.kmip.messages import Request
@@ -607,6 +608,7 @@ class Front:
         self._metrics = metrics
         self._trail = trail
         self._throttle = Throttle()
+        self.request_log = RequestLog(config.log)
         self._permissions = _permissions(config)
         self._issuers = client_issuers(config)
         self.admission = build_admission(config)
@@ -633,6 +635,7 @@ class Front:
     def settings_changed(self, rates: Collection[str]) -> None:
         """Use the settings as they are now; ``rates`` names the identities whose rate of requests has changed."""
         self.admission.settings_changed(_allowances(self._config), rates)
+        self.request_log.settings_changed()
         if self._trail is not None:
             self._trail.settings_changed()
         for clients in self.clients.values():
@@ -748,7 +751,7 @@ class Front:
             throttle=self._throttle,
             trail=self._trail,
             taps=self.taps,
-            log_settings=self._config.log,
+            request_log=self.request_log,
         )
 
     def _identities(self, listener: ListenerConfig) -> Identities:

@@ -167,6 +167,28 @@ def test_a_repeated_line_is_logged_once_a_second_for_each_key(monkeypatch: pytes
     ]
 
 
+def test_many_keys_share_the_most_lines_of_a_second_and_all_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    said = LogCapture()
+    logger = structlog.wrap_logger(None, processors=[said], wrapper_class=structlog.make_filtering_bound_logger(0))
+    throttle = Throttle(most=3)
+
+    for step in range(40):
+        now = step / 10
+        for number in range(10):
+            throttle.warn(logger, str(number), "request refused", number=number, at=int(now))
+
+    assert [(entry["number"], entry["at"]) for entry in said.entries] == [
+        *((0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2)),
+        (9, 3),
+    ]
+    assert said.entries[-1]["left_out"] == 30
+    now = 4.0
+    throttle.warn(logger, "0", "request refused", number=0)
+    assert said.entries[-1]["left_out"] == 39
+
+
 # Documentation -------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]

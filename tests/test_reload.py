@@ -13,7 +13,7 @@ from kmip_lab.keymanager import KeyManager, Store
 from kmip_lab.tools.clients import Client, connect
 from kmip_lab.tools.requests import create_key, get_key
 
-from gateway import tls
+from gateway import log, tls
 from gateway.config import Config, load
 from gateway.config.model import LISTS, SECTIONS
 from gateway.core import Core, ListenAddresses
@@ -296,6 +296,19 @@ async def test_a_bad_file_leaves_the_old_configuration(it: Running) -> None:
     assert it.total("kmip_gateway_config_reloads_total", result="failure") == 1
     async with it.client() as client:
         assert succeeded(await client.ask(create_key()))
+
+
+async def test_a_log_level_set_by_a_command_stays_until_the_file_has_another(
+    it: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr(log, "set_level", levels.append)
+    it.edit(adding("[log]\nslow_request = 3.0\n"))
+    report = await it.core.reload()
+    assert (list(report.changed), levels) == (["log.slow_request"], [])
+    it.edit(replacing("slow_request = 3.0", 'slow_request = 3.0\nlevel = "error"'))
+    report = await it.core.reload()
+    assert (list(report.changed), levels) == (["log.level"], ["error"])
 
 
 async def test_a_changed_lame_duck_and_drain_hold_for_the_next_drain(it: Running) -> None:

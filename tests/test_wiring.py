@@ -742,8 +742,8 @@ ROWS: Final[dict[str, Row]] = {
     "log.format": row("json", lambda it: it.log_arguments()["form"]),
     "log.slow_request": row(
         7.0,
-        lambda it: it.dispatcher._attempts._slow,
-        lambda it: it.clients._converse.keywords["log_settings"].slow_request,  # type: ignore[attr-defined]
+        lambda it: it.dispatcher._attempts._slow * 2,
+        lambda it: it.clients._converse.keywords["request_log"].slow,  # type: ignore[attr-defined]
     ),
     # audit
     "audit.to": row("stdout", lambda it: it.trail and it.trail.settings.to),

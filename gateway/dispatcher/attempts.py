@@ -54,7 +54,9 @@ class Attempts:
 
     def settings_changed(self) -> None:
         """Use the settings as they are now."""
-        self._slow = self._settings.log.slow_request or float("inf")  # s of an exchange whose times are kept
+        # s of an exchange whose times are kept. If a slow request has no such exchange, and was answered at the first
+        # try, most of its time has passed elsewhere.
+        self._slow = self._settings.log.slow_request / 2 or float("inf")
 
     async def try_backend(self, backend: Backend, job: Job, until: float | None = None) -> tuple[Backend, Response]:
         """Try a backend; and once more, on a second session, if the key manager had closed the first session.

@@ -222,7 +222,11 @@ class Dispatcher:
         credential = self._minted.enter(job.principal)
         try:
             if not credential.is_usable:
-                await credential.current()
+                began = trio.current_time()
+                try:
+                    await credential.current()
+                finally:
+                    job.measure().connect += trio.current_time() - began
             return await self._try_in_order(job)
         except MintingError as error:
             return refusal(Refusal.NOT_MINTED, _NOT_MINTED, job.request, detail=str(error))

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from gateway.audit.trail import Trail
-from gateway.config import LimitsConfig, ListenerConfig, LogConfig
+from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Dispatcher
 from gateway.errors import TlsError
 from gateway.front.admission import Admission, Limit
@@ -17,6 +17,7 @@ from gateway.front.client_trust import ClientTrust
 from gateway.front.connection_errors import ConnectionErrors
 from gateway.front.conversation import ClientStream, Conversation, Phase
 from gateway.front.recorder import RequestRecorder
+from gateway.front.request_log import RequestLog
 from gateway.front.taps import Taps
 from gateway.identity import Identities, Principal
 from gateway.log import Log, Throttle, quoted
@@ -53,7 +54,7 @@ class Clients:
         throttle: Throttle,
         trail: Trail | None = None,
         taps: Taps | None = None,
-        log_settings: LogConfig = LogConfig(),  # noqa: B008 - nobody changes this one
+        request_log: RequestLog | None = None,
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
@@ -75,7 +76,7 @@ class Clients:
             log=log,
             throttle=throttle,
             taps=taps,
-            log_settings=log_settings,
+            request_log=request_log,
         )
         self._conversations: set[Conversation] = set()
         self._draining = False

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from gateway.config import LimitsConfig, ListenerConfig, LogConfig
+from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import UNKNOWN_OUTCOME, Answer, Dispatcher
 from gateway.errors import (
     BuffersFullError,
@@ -34,7 +34,7 @@ from gateway.errors import (
 from gateway.front.admission import Account, Admission, Limit
 from gateway.front.connection_errors import certificate_fields
 from gateway.front.recorder import RequestRecorder
-from gateway.front.request_log import stage_fields
+from gateway.front.request_log import RequestLog
 from gateway.front.taps import TappedRequest, Taps
 from gateway.identity import Principal
 from gateway.kmip.decode import decode_request, decode_request_in_steps
@@ -152,7 +152,7 @@ class Conversation:
         chain: Chain | None = None,
         recorder: RequestRecorder | None = None,
         taps: Taps | None = None,
-        log_settings: LogConfig = LogConfig(),  # noqa: B008 - nobody changes this one
+        request_log: RequestLog | None = None,
     ) -> None:
         self.phase = Phase.IDLE
         self.requests = 0
@@ -174,7 +174,7 @@ class Conversation:
         self._taps = taps or Taps()
         self._limits = limits
         self._settings = settings
-        self._log_settings = log_settings
+        self._request_log = request_log or RequestLog()
         self._metrics = metrics
         self._counts = metrics.identity(self.identity_name)
         self._log = log
@@ -199,7 +199,6 @@ class Conversation:
         """Use the settings as they are now; the deadlines of the next phase are the first to change."""
         settings = self._settings
         self._reader.max_size = self._limits.max_request_size
-        self._slow = self._log_settings.slow_request or float("inf")
         self._idle = self._idle_times()
         self._reading = _PhaseTimes(Phase.READING, settings.request_timeout, settings.request_timeout)
         self._sending = _PhaseTimes(Phase.SENDING, settings.send_timeout, settings.send_timeout)
@@ -485,17 +484,8 @@ class Conversation:
         self._now = trio.current_time()
         seconds = self._now - began
         self._metrics.request_answered(request, result, seconds, counts)
-        if seconds >= self._slow and result != "gateway_error":  # such a request has a line
-            self._throttle.info(
-                self._log,
-                f"slow {self.identity_name}",
-                "slow request",
-                peer=self.peer,
-                identity=self.identity_name,
-                operation=operation_label(request),
-                result=result,
-                **stage_fields(answer, seconds),
-            )
+        if seconds >= self._request_log.slow and result != "gateway_error":  # such a request has a line
+            self._request_log.slow_request(self._log, self._about(request), result, answer, seconds)
 
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""
@@ -562,26 +552,16 @@ class Conversation:
         self._metrics.request_answered(request, "gateway_error", 0.0, self._counts)
 
     def _note_refusal(self, answer: Answer, request: Request | None, seconds: float | None = None) -> None:
-        """Count an error of the gateway's own, and log it with its client, and ``seconds``, if it was dispatched.
-
-        At most one line a second is logged for each reason and identity.
-        """
+        """Count an error of the gateway's own, and log it with its client, and ``seconds``, if it was dispatched."""
         if answer.refusal is None:
             return
-        reason = answer.refusal.value
-        self._metrics.local_errors.labels(reason, self.identity_name).inc()
-        self._throttle.warn(
-            self._log,
-            f"{reason} {self.identity_name}",
-            "request refused",
-            reason=reason,
-            detail=answer.detail,
-            peer=self.peer,
-            identity=self.identity_name,
-            operation=operation_label(request),
-            **({} if seconds is None else stage_fields(answer, seconds)),
-            **(self._certificate_fields() if answer.refusal is Refusal.NOT_AUTHENTICATED else {}),
-        )
+        self._metrics.local_errors.labels(answer.refusal.value, self.identity_name).inc()
+        certificate = self._certificate_fields() if answer.refusal is Refusal.NOT_AUTHENTICATED else {}
+        self._request_log.refused(self._log, self._about(request), answer, seconds, certificate)
+
+    def _about(self, request: Request | None) -> dict[str, str]:
+        """Return the fields about the client and its request in a line of the log."""
+        return {"peer": self.peer, "identity": self.identity_name, "operation": operation_label(request)}
 
     def _certificate_fields(self) -> dict[str, str]:
         try:

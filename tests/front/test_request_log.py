@@ -1,15 +1,19 @@
 """Request log: lines about slow requests, and the times of their stages."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from kmip_lab.tools.requests import create_key
+from structlog.testing import LogCapture
 
 from gateway.dispatcher import Answer
 from gateway.dispatcher.stages import Stages
-from gateway.front.request_log import stage_fields
+from gateway.front.request_log import RequestLog, stage_fields
+from gateway.policy import Refusal
 from tests.kit.front import Front, open_front
 from tests.kit.processes import Certificates
 
@@ -34,6 +38,19 @@ async def test_only_requests_that_take_slow_request_are_logged(certificates: Cer
         (line,) = slow(front)
         assert (line["operation"], line["result"], line["log_level"]) == ("Create", "success", "info")
         assert 1500 <= line["total_ms"] < 2000
+
+
+def test_an_outage_of_many_identities_does_not_flood_the_log() -> None:
+    said = LogCapture()
+    logger = structlog.wrap_logger(None, processors=[said])
+    request_log = RequestLog()
+    answer = Answer(b"", refusal=Refusal.NO_BACKEND, detail="no key manager can be reached")
+    began = time.monotonic()
+    for number in range(1000):
+        about = {"peer": "192.0.2.1:1", "identity": f"identity-{number % 200}", "operation": "Get"}
+        request_log.refused(logger, about, answer, 0.1, {})
+        request_log.slow_request(logger, about, "success", answer, 2.0)
+    assert 20 <= len(said.entries) <= 20 * (1 + int(time.monotonic() - began))
 
 
 async def ask_slowly(front: Front, client: Any, seconds: float) -> None:
