@@ -71,7 +71,7 @@ fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZ
 cosmian: $(VENV)/development  ## Build Cosmian KMS, some twenty minutes: make peers then tries it, too
 	$(BIN)/python -m tests.peers.cosmian
 
-peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway: docs/compatibility.md; ARGS="--only kmip-go"
+peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway, in some ten minutes: docs/compatibility.md; ARGS="--only kmip-go"
 	$(BIN)/python -m tests.peers $(or $(ARGS),--save)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
@@ -83,6 +83,9 @@ lock: $(VENV)/development  ## Pin all dependencies anew
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml lab/pyproject.toml --extra report --group dev -o requirements-dev.lock
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml lab/pyproject.toml -o lab/requirements.lock
 	$(BIN)/uv pip compile $(LOCK) --group fuzz -o requirements-fuzz.lock
+	for peer in barbican cyphera mongodb swift; do \
+		$(BIN)/uv pip compile $(LOCK) tests/peers/$$peer/requirements.txt -o tests/peers/$$peer/requirements.lock || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,29 +6,36 @@ from typing import Final
 
 from tests.peers.trial import WORKERS, Outcome
 
-_NOT_TRIED: Final = Path(__file__).with_name("not_tried.md")
-_HEAD: Final = """\
+NOT_TRIED: Final = Path(__file__).with_name("not_tried.md")
+HEAD: Final = """\
 # Compatibility
 
 This page is written by `make peers`: do not edit it. The part about products that were not tried is
 `tests/peers/not_tried.md`.
 
-Each client below was put before a key manager, directly and then through two gateways: once with one process each, once
-with two TLS workers each. Its driver prints a line for each result, such as the text of an error, the number of objects
-found, or whether a value came back unchanged. "equal" means that each line through the gateways was the same as the
-direct one.
+Each client below was put before a key manager, directly and then through the gateway: once with one process, once with
+two TLS workers. A cluster dial and HAProxy use two gateways. The client's driver prints a line for each result, such as
+the number of objects found, or whether a value came back unchanged. Some results are errors: of operations that the
+client tried and the key manager does not know, or that must fail. "equal" means that each line through the gateway,
+also each error, was the same as the direct one.
+
+`make peers` also gives the gateway faults, and fails unless each client notices: answers that are cut short, answers
+that are another request's, and, for the client that sends Correlation Values, marks that stay in requests.
 """
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
     """Return the text of the page."""
-    return "\n".join((_HEAD, *_results(outcomes), *_covered(outcomes), _NOT_TRIED.read_text()))
+    return "\n".join((HEAD, *_results(outcomes), *_covered(outcomes), NOT_TRIED.read_text()))
 
 
 def _results(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield "## What was tried\n"
-    yield "| client | version | before the gateway | key manager | version | results | one process | two TLS workers |"
-    yield "|---|---|---|---|---|---:|---|---|"
+    yield (
+        "| client | version | before the gateway | key manager | version | results | errors among them | one process"
+        " | two TLS workers |"
+    )
+    yield "|---|---|---|---|---|---:|---:|---|---|"
     reasons: list[str] = []
     for outcome in outcomes:
         trial, client, server = outcome.trial, outcome.trial.client.software, outcome.trial.server.software
@@ -38,9 +45,9 @@ def _results(outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
         cells = [client.name, client.version, front, f"{server.name}{keys}", server.version]
         if outcome.skipped:
-            yield f"| {' | '.join(cells)} | | left out: {outcome.skipped} | |"
+            yield f"| {' | '.join(cells)} | | | left out: {outcome.skipped} | |"
             continue
-        cells.append(str(len(outcome.lines)))
+        cells += [str(len(outcome.lines)), str(outcome.errors)]
         for workers in WORKERS:
             different = [each for each in outcome.differences if each.workers == workers]
             notes = []

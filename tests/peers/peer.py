@@ -1,25 +1,23 @@
 """A peer: software that speaks KMIP and that this project has not written, with the driver that this project has.
 
-A client's driver prints a line for each result. The lines of the same key manager must be the same directly and through
-the gateway: a driver prints nothing that the key manager makes up, such as identifiers or key material.
+A client's driver prints a line for each result: its topic, ": ", and the result, or "error: " and the error. The lines
+of the same key manager must be the same directly and through the gateway: a driver prints nothing that the key manager
+makes up, such as identifiers or key material.
 """
 
 import shutil
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.kit.processes import Certificates, Gateway
+from tests.peers.build import Software
+from tests.peers.run import PeerError, run
 
-DRIVE_TIMEOUT: Final = 180.0  # s
-BUILD_TIMEOUT: Final = 900.0  # s
-
-
-class PeerError(Exception):
-    """A peer could not be built, or its driver failed."""
+DRIVE_TIMEOUT: Final = 120.0  # s
+_ERROR: Final = ": error: "
 
 
 class Target(NamedTuple):
@@ -31,36 +29,32 @@ class Target(NamedTuple):
     key: Path
 
 
-@dataclass(frozen=True)
-class Software:
-    """A peer's name and version, and how it is built in a directory of its own.
+class KnownDifference(NamedTuple):
+    """A line of the direct run, the line that stands in its place through the gateway, and the reason."""
 
-    ``missing`` returns the tool that this machine lacks, or None. ``build`` is called once; an earlier build may be
-    there.
-    """
-
-    name: str
-    version: str
-    language: str
-    missing: Callable[[], str | None]
-    build: Callable[[Path], None]
+    direct: str
+    through: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class ClientPeer:
-    """A client. ``command`` returns the command line of its driver.
-
-    ``differences`` maps the beginning of a line that may differ through the gateway to the reason.
-    """
+    """A client. ``command`` returns the command line of its driver."""
 
     software: Software
     covers: str
     command: Callable[[Target, Path], Sequence[str]]
-    differences: Mapping[str, str] = field(default_factory=dict)
+    differences: tuple[KnownDifference, ...] = ()
 
     def drive(self, target: Target, build: Path) -> list[str]:
-        """Return the lines that the driver prints. Raises PeerError if it fails or takes too long."""
-        return run(self.command(target, build), build, DRIVE_TIMEOUT).splitlines()
+        """Return the lines that the driver prints, with control characters escaped.
+
+        Raises PeerError if the driver fails, takes too long, or prints nothing.
+        """
+        output = run(self.command(target, build), build, DRIVE_TIMEOUT)
+        if not output.strip():
+            raise PeerError("the driver printed nothing")
+        return [_printable(line) for line in output.removesuffix("\n").split("\n")]
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,11 @@ class Front:
     listener: str = ""
 
 
+def is_error(line: str) -> bool:
+    """Return True if a driver's line is an error, and not a result."""
+    return _ERROR in line
+
+
 def lacking(*commands: str) -> Callable[[], str | None]:
     """Return a ``missing`` that names the commands that are not installed."""
 
@@ -90,22 +89,5 @@ def lacking(*commands: str) -> Callable[[], str | None]:
     return missing
 
 
-def run(command: Sequence[str], directory: Path, timeout: float, **environment: str) -> str:
-    """Return the standard output of a command. Raises PeerError if it fails, or takes longer than ``timeout`` s."""
-    try:
-        result = subprocess.run(
-            command,
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-            env=environment or None,
-        )
-    except subprocess.TimeoutExpired:
-        raise PeerError(f"{command[0]} took longer than {timeout:g} s") from None
-    except OSError as error:
-        raise PeerError(f"{command[0]}: {error.strerror}") from error
-    if result.returncode != 0:
-        raise PeerError(f"{' '.join(command[:4])} ended with {result.returncode}: {result.stderr.strip()[-1000:]}")
-    return result.stdout
+def _printable(line: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.kit.processes import Certificates, running_key_managers
-from tests.peers.peer import ServerPeer, Software
+from tests.peers.build import Software
+from tests.peers.peer import ServerPeer
 
 
 @contextmanager
@@ -15,6 +16,4 @@ def _running(certificates: Certificates, _: Path) -> Iterator[Sequence[int]]:
         yield ports
 
 
-SERVER: Final = ServerPeer(
-    Software("simulated key managers", "this revision", "Python", lambda: None, lambda _: None), _running
-)
+SERVER: Final = ServerPeer(Software("simulated key managers", "this revision", "Python"), _running)

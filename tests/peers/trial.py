@@ -1,12 +1,14 @@
 """A trial: a client before a key manager, directly and through the gateway without and with TLS workers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.kit.processes import Certificates, GatewaySettings, running_gateway
-from tests.peers.peer import ClientPeer, Front, PeerError, ServerPeer, Software, Target
+from tests.peers.build import NotFetchedError, Software, built
+from tests.peers.peer import ClientPeer, Front, KnownDifference, ServerPeer, Target, is_error
+from tests.peers.run import PeerError
 
 WORKERS: Final = (0, 2)
 
@@ -55,17 +57,26 @@ class Outcome(NamedTuple):
         """True if the trial ran, or was left out, and each difference has a reason."""
         return all(difference.reason for difference in self.differences)
 
+    @property
+    def errors(self) -> int:
+        """The number of lines that are errors: operations that the key manager or the client does not know."""
+        return sum(map(is_error, self.lines))
+
 
 def run_trial(trial: Trial, builds: Path, directory: Path, workers: tuple[int, ...] = WORKERS) -> Outcome:
-    """Build what is needed, and run a trial. Raises PeerError if a driver fails."""
+    """Build what is needed, and run a trial.
+
+    The trial is left out if this machine lacks a tool, or can't fetch the software. Raises PeerError if the software
+    can't be built, or a driver fails; AssertionError if the key manager or the gateway does not start.
+    """
     for software in trial.software:
         if (missing := software.missing()) is not None:
             return Outcome(trial, skipped=f"{software.name}: {missing}")
     try:
-        for side in (trial.client, trial.server):
-            _built(side.software, builds)
-    except PeerError as error:
-        return Outcome(trial, skipped=f"not built: {error}")
+        for software in trial.software:
+            built(software, builds)
+    except NotFetchedError as error:
+        return Outcome(trial, skipped=f"{software.name} could not be fetched: {_last_line(error)}")
     with _Stage(trial, builds, directory) as stage:
         differences: list[Difference] = []
         for number in workers:
@@ -74,7 +85,10 @@ def run_trial(trial: Trial, builds: Path, directory: Path, workers: tuple[int, .
 
 
 def notices(trial: Trial, fault: str, builds: Path, directory: Path) -> bool:
-    """Return True if the client's driver shows that the gateway has a fault: see tests/peers/faulty.py."""
+    """Return True if the client's driver shows that the gateway has a fault: see tests/peers/faulty.py.
+
+    A driver that fails shows it, too. Raises as run_trial does if something fails without the fault.
+    """
     with _Stage(trial, builds, directory) as stage:
         try:
             through = stage.through(0, f"from tests.peers.faulty import spoil\nspoil({fault!r})\n")
@@ -89,14 +103,14 @@ class _Stage(ExitStack):
     def __init__(self, trial: Trial, builds: Path, directory: Path) -> None:
         super().__init__()
         self._trial = trial
-        self._build = _built(trial.client.software, builds)
+        self._build = built(trial.client.software, builds)
         self._certificates = Certificates(directory, trial.key_type)
-        server_build = _built(trial.server.software, builds)
+        server_build = built(trial.server.software, builds)
         self._ports = self.enter_context(trial.server.running(self._certificates, server_build))
         credential = self._certificates.credential("gateway")
         self.direct = self._drive(self._ports, "kms_ca", credential)
-        if not self.direct:
-            raise PeerError(f"{trial.name}: the driver printed nothing")
+        if all(map(is_error, self.direct)):
+            raise PeerError(f"each result without the gateway is an error, such as {self.direct[0]!r}")
 
     def through(self, workers: int, patch: str = "") -> list[str]:
         """Return the lines through two gateways; ``patch`` is Python that runs before them."""
@@ -117,20 +131,19 @@ class _Stage(ExitStack):
         return self._trial.client.drive(target, self._build)
 
 
-def compare(direct: list[str], through: list[str], workers: int, reasons: Mapping[str, str]) -> Iterator[Difference]:
-    """Yield the differences of two runs, line by line; a line that one run lacks is empty."""
+def compare(
+    direct: Sequence[str], through: Sequence[str], workers: int, known: Sequence[KnownDifference]
+) -> Iterator[Difference]:
+    """Yield the differences of two runs, line by line; a line that one run lacks is empty.
+
+    A difference has a reason only if it is known, with the very line that stands in the other's place.
+    """
+    reasons = {(each.direct, each.through): each.reason for each in known}
     for number in range(max(len(direct), len(through))):
         first, second = (lines[number] if number < len(lines) else "" for lines in (direct, through))
         if first != second:
-            reason = next((reason for start, reason in reasons.items() if first.startswith(start)), "")
-            yield Difference(workers, first, second, reason)
+            yield Difference(workers, first, second, reasons.get((first, second), ""))
 
 
-def _built(software: Software, builds: Path) -> Path:
-    """Return the directory of a build, built if it is not there. Raises PeerError."""
-    build = builds / software.name.replace(" ", "-")
-    if not (build / ".built").exists():
-        build.mkdir(parents=True, exist_ok=True)
-        software.build(build)
-        (build / ".built").touch()
-    return build
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2][:200].replace("|", "/")

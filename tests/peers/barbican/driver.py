@@ -21,7 +21,7 @@ def call(topic: str, function: Callable[[], Any], show: Callable[[Any], str] = s
     try:
         result = function()
     except Exception as error:  # noqa: BLE001 - every error of the peer is a result
-        print(f"{topic}: {type(error).__name__}")
+        print(f"{topic}: error: {type(error).__name__}")
         return None
     print(f"{topic}: {show(result)}")
     return result

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Final
 
 from tests.kit.processes import Certificates, ended, free_port, is_listening, wait_until
-from tests.peers.peer import ServerPeer, Software
+from tests.peers.build import Software
+from tests.peers.peer import ServerPeer
+from tests.peers.run import PeerError, run
 
 VERSION: Final = "5.28.0"
 PROGRAM: Final = Path(__file__).parents[3] / ".peers" / "cosmian" / "debug" / "cosmian_kms"
 
 
 def _missing() -> str | None:
-    return None if PROGRAM.exists() else "not built: make cosmian"
+    if not PROGRAM.exists():
+        return "not built: make cosmian"
+    try:
+        found = run([str(PROGRAM), "--version"], PROGRAM.parent, 20).split()[-1:]
+    except PeerError as error:
+        return f"does not run: {error}; make cosmian builds it anew"
+    return None if found == [VERSION] else f"built as version {' '.join(found)}, not {VERSION}: make cosmian"
 
 
 @contextmanager
@@ -32,7 +40,8 @@ def _running(certificates: Certificates, _: Path) -> Iterator[Sequence[int]]:
         process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)
     with ended(process):
         wait_until(lambda: process.poll() is not None or is_listening(port), "the start of Cosmian KMS")
+        assert process.poll() is None, (directory / "log").read_text()
         yield [port]
 
 
-SERVER: Final = ServerPeer(Software("Cosmian KMS", VERSION, "Rust", _missing, lambda _: None), _running)
+SERVER: Final = ServerPeer(Software("Cosmian KMS", VERSION, "Rust", _missing), _running)

@@ -17,7 +17,11 @@ _BROKEN: Final = '    "cosmian_kms_client_utils/non-fips",\n'
 def main() -> None:
     """Download the source, mend its manifest, and build it."""
     found = subprocess.run(
-        ["cargo", "metadata", "--format-version", "1"], cwd=_HERE, capture_output=True, text=True, check=True
+        ["cargo", "metadata", "--locked", "--format-version", "1"],
+        cwd=_HERE,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     packages = {(each["name"], each["version"]): each for each in json.loads(found.stdout)["packages"]}
     published = Path(packages["cosmian_kms_server", VERSION]["manifest_path"]).parent
@@ -28,7 +32,7 @@ def main() -> None:
     manifest = source / "Cargo.toml"
     manifest.write_text(manifest.read_text().replace(_BROKEN, "") + "\n[workspace]\n")
     subprocess.run(
-        ["cargo", "build", "--features", "non-fips", "--bin", PROGRAM.name, "--target-dir", str(target)],
+        ["cargo", "build", "--locked", "--features", "non-fips", "--bin", PROGRAM.name, "--target-dir", str(target)],
         cwd=source,
         env={**os.environ, "CARGO_PROFILE_DEV_DEBUG": "0"},
         check=True,

@@ -31,7 +31,7 @@ def call(topic: str, function: Callable[[], Any], key: str = "") -> Any:
     try:
         result = function()
     except Exception as error:  # noqa: BLE001 - every error of the peer is a result
-        print(f"{topic}: {type(error).__name__}: {error}".replace("\n", " "))
+        print(f"{topic}: error: {type(error).__name__}: {error}".replace("\n", " "))
         return None
     print(f"{topic}: {shown(result, key)}")
     return result
@@ -68,7 +68,13 @@ def main() -> None:
     call("poll", client.poll)
     call("derive key", lambda: client.derive_key(uid, b"data", f"{name}-derived", 128))
     call("re-key", lambda: client.re_key(uid))
-    call("register", lambda: client.register(SYMMETRIC_KEY, bytes(range(16)), f"{name}-registered", AES, 128))
+    value = bytes(range(16))
+    kept = call("register", lambda: client.register(SYMMETRIC_KEY, value, f"{name}-registered", AES, 128))
+    if kept is not None:
+        call("get registered", lambda: client.get(kept["unique_identifier"])["key_material"] == value)
+    second = call("create second", lambda: client.create(f"{name}-second", "AES", 128))
+    if second is not None:
+        call("get second", lambda: client.get(second["unique_identifier"]))
     pair = call("create key pair", lambda: client.create_key_pair(f"{name}-pair", RSA, 2048))
     if pair is not None:
         private = pair.get("private_key_unique_identifier") or next(iter(pair.values()))

@@ -7,7 +7,8 @@ from typing import Final
 
 from tests.kit.haproxy import HAPROXY, running_haproxy
 from tests.kit.processes import Certificates, Gateway
-from tests.peers.peer import Front, Software
+from tests.peers.build import Software
+from tests.peers.peer import Front
 
 
 def _version() -> str:
@@ -25,9 +26,7 @@ def _running(certificates: Certificates, gateways: Sequence[Gateway]) -> Iterato
 
 
 FRONT: Final = Front(
-    Software(
-        "HAProxy", _version(), "C", lambda: None if HAPROXY else "haproxy is not installed", lambda _directory: None
-    ),
+    Software("HAProxy", _version(), "C", lambda: None if HAPROXY else "haproxy is not installed"),
     _running,
     'proxy_protocol = true\nproxy_from = ["127.0.0.1"]',
 )

@@ -71,7 +71,7 @@ def call(topic: str, function: Callable[[], Any], show: Callable[[Any], str]) ->
     try:
         result = function()
     except Exception as error:  # noqa: BLE001 - every error of the peer is a result
-        print(f"{topic}: {type(error).__name__}: {error}".replace("\n", " "))
+        print(f"{topic}: error: {type(error).__name__}: {error}".replace("\n", " "))
         return None
     print(f"{topic}: {show(result)}")
     return result

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.kit.processes import Certificates, running_pykmip_server
-from tests.peers.peer import ClientPeer, ServerPeer, Software, Target
+from tests.peers.build import Software
+from tests.peers.peer import ClientPeer, ServerPeer, Target
 
 _DRIVER: Final = Path(__file__).with_name("driver.py")
 
@@ -26,11 +27,12 @@ def _running(certificates: Certificates, _: Path) -> Iterator[Sequence[int]]:
         yield [running.enter_context(running_pykmip_server(certificates, database)) for _ in range(2)]
 
 
-SOFTWARE: Final = Software("PyKMIP", version("pykmip"), "Python", lambda: None, lambda _: None)
+SOFTWARE: Final = Software("PyKMIP", version("pykmip"), "Python")
 CLIENT: Final = ClientPeer(
     SOFTWARE,
-    "KMIP 1.0 to 2.0; each operation of the client: keys, key pairs, all object types, derived keys, attributes,"
-    " encryption, signatures, MACs; Username and Password",
+    "KMIP 1.0 to 2.0; each operation of the client, and all that the server knows: Query, Discover Versions, keys, key"
+    " pairs, all object types, derived and wrapped keys, attributes, Locate with limits, encryption, signatures, MACs;"
+    " Username and Password",
     _command,
 )
 SERVER: Final = ServerPeer(SOFTWARE, _running)

@@ -48,7 +48,7 @@ def main() -> None:
         try:
             keymaster(keys)
         except Exception as error:  # noqa: BLE001 - every error of the peer is a result
-            print(f"{topic}: {type(error).__name__}: {str(error).replace(f'key {short} ', 'key SHORT ')}")
+            print(f"{topic}: error: {type(error).__name__}: {str(error).replace(f'key {short} ', 'key SHORT ')}")
         else:
             print(f"{topic}: no error")
 

@@ -113,7 +113,7 @@ func (r *run) lifecycle(version kmip.ProtocolVersion) {
 	topic := "version " + version.String()
 	client, err := r.dial(kmipclient.EnforceVersion(version))
 	if err != nil {
-		r.print(topic, "dial %s", r.text(err))
+		r.print(topic+" dial", "%s", r.text(err))
 		return
 	}
 	defer client.Close()
@@ -121,29 +121,29 @@ func (r *run) lifecycle(version kmip.ProtocolVersion) {
 
 	created, err := client.Create().AES(256, usage).WithName(name).Exec()
 	if err != nil {
-		r.print(topic, "create %s", r.text(err))
+		r.print(topic+" create", "%s", r.text(err))
 		return
 	}
 	id := created.UniqueIdentifier
 	r.print(topic, "create %s of type %s", r.known(id), ttlv.EnumStr(created.ObjectType))
 	if got, err := client.Get(id).Exec(); err != nil {
-		r.print(topic, "get %s", r.text(err))
+		r.print(topic+" get", "%s", r.text(err))
 	} else {
 		r.print(topic, "get %s, %d bytes", r.known(got.UniqueIdentifier), len(material(got.Object)))
 	}
 	if found, err := client.Locate().WithName(name).Exec(); err != nil {
-		r.print(topic, "locate %s", r.text(err))
+		r.print(topic+" locate", "%s", r.text(err))
 	} else {
 		r.print(topic, "locate %s", r.all(found.UniqueIdentifier))
 	}
 	if list, err := client.GetAttributeList(id).Exec(); err != nil {
-		r.print(topic, "attribute list %s", r.text(err))
+		r.print(topic+" attribute list", "%s", r.text(err))
 	} else {
 		slices.Sort(list.AttributeName)
 		r.print(topic, "attribute list %v", list.AttributeName)
 	}
 	if found, err := client.GetAttributes(id, kmip.AttributeNameCryptographicLength, kmip.AttributeNameState).Exec(); err != nil {
-		r.print(topic, "attributes %s", r.text(err))
+		r.print(topic+" attributes", "%s", r.text(err))
 	} else {
 		for _, each := range found.Attribute {
 			r.print(topic, "attribute %s is %v", each.AttributeName, each.AttributeValue)
@@ -151,36 +151,36 @@ func (r *run) lifecycle(version kmip.ProtocolVersion) {
 	}
 	added, err := client.AddAttribute(id, kmip.AttributeNameContactInformation, "somebody").Exec()
 	if err != nil {
-		r.print(topic, "add attribute %s", r.text(err))
+		r.print(topic+" add attribute", "%s", r.text(err))
 	} else {
 		r.print(topic, "add attribute %s", r.known(added.UniqueIdentifier))
 	}
 	activated, err := client.Activate(id).Exec()
 	if err != nil {
-		r.print(topic, "activate %s", r.text(err))
+		r.print(topic+" activate", "%s", r.text(err))
 	} else {
 		r.print(topic, "activate %s", r.known(activated.UniqueIdentifier))
 	}
 	if _, err := client.Destroy(id).Exec(); err != nil {
-		r.print(topic, "destroy while active %s", r.text(err))
+		r.print(topic+" destroy while active", "%s", r.text(err))
 	}
 	if revoked, err := client.Revoke(id).WithRevocationReasonCode(kmip.RevocationReasonCodeKeyCompromise).Exec(); err != nil {
-		r.print(topic, "revoke %s", r.text(err))
+		r.print(topic+" revoke", "%s", r.text(err))
 	} else {
 		r.print(topic, "revoke %s", r.known(revoked.UniqueIdentifier))
 	}
 	if destroyed, err := client.Destroy(id).Exec(); err != nil {
-		r.print(topic, "destroy %s", r.text(err))
+		r.print(topic+" destroy", "%s", r.text(err))
 	} else {
 		r.print(topic, "destroy %s", r.known(destroyed.UniqueIdentifier))
 	}
 	if _, err := client.Get(id).Exec(); err != nil {
-		r.print(topic, "get after destroy %s", r.text(err))
+		r.print(topic+" get after destroy", "%s", r.text(err))
 	} else {
 		r.print(topic, "get after destroy gave a key")
 	}
 	if _, err := client.Get("no-such-object").Exec(); err != nil {
-		r.print(topic, "get of nothing %s", r.text(err))
+		r.print(topic+" get of nothing", "%s", r.text(err))
 	}
 }
 
@@ -202,9 +202,18 @@ func (r *run) negotiation() {
 	}
 	defer client.Close()
 	r.print("negotiation", "version %s", client.Version())
+	for number := range versions {
+		some, err := r.dial(kmipclient.WithKmipVersions(versions[:number+1]...))
+		if err != nil {
+			r.print(fmt.Sprintf("negotiation up to %s", versions[number]), "%s", r.text(err))
+			continue
+		}
+		r.print(fmt.Sprintf("negotiation up to %s", versions[number]), "version %s", some.Version())
+		some.Close()
+	}
 	found, err := client.Request(context.Background(), &payloads.DiscoverVersionsRequestPayload{})
 	if err != nil {
-		r.print("negotiation", "discover versions %s", r.text(err))
+		r.print("negotiation discover versions", "%s", r.text(err))
 	} else {
 		r.print("negotiation", "all versions %v", found.(*payloads.DiscoverVersionsResponsePayload).ProtocolVersion)
 	}
@@ -240,7 +249,7 @@ func (r *run) values(sizes ...int) {
 		}
 		got, err := client.Get(registered.UniqueIdentifier).Exec()
 		if err != nil {
-			r.print(topic, "get %s", r.text(err))
+			r.print(topic+" get", "%s", r.text(err))
 			continue
 		}
 		back := material(got.Object)
@@ -249,28 +258,40 @@ func (r *run) values(sizes ...int) {
 	}
 }
 
+// batch sends one message, and prints the header and each item of the answer.
 func (r *run) batch(topic string, option kmip.BatchErrorContinuationOption, requests ...kmip.OperationPayload) {
-	client, err := r.dial()
+	client, err := r.dial(kmipclient.EnforceVersion(kmip.V1_4))
 	if err != nil {
 		r.print(topic, "%s", r.text(err))
 		return
 	}
 	defer client.Close()
-	results, err := client.BatchOpt(context.Background(), requests, kmipclient.OnBatchErr(option))
+	inOrder := true
+	message := kmip.NewRequestMessage(kmip.V1_4, requests...)
+	message.Header.BatchErrorContinuationOption = option
+	message.Header.BatchOrderOption = &inOrder
+	message.Header.ClientCorrelationValue = topic
+	for number := range message.BatchItem {
+		message.BatchItem[number].UniqueBatchItemID = []byte(fmt.Sprintf("item-%d", number))
+	}
+	answer, err := client.Roundtrip(context.Background(), &message)
 	if err != nil {
 		r.print(topic, "%s", r.text(err))
 		return
 	}
-	for number, item := range results {
+	r.print(topic, "version %s, %d items of %d, Client Correlation Value %q", answer.Header.ProtocolVersion,
+		answer.Header.BatchCount, len(requests), answer.Header.ClientCorrelationValue)
+	for number, item := range answer.BatchItem {
+		where := fmt.Sprintf("item %d, identifier %q,", number, item.UniqueBatchItemID)
 		switch payload := item.ResponsePayload.(type) {
 		case *payloads.CreateResponsePayload:
-			r.print(topic, "item %d create %s", number, r.known(payload.UniqueIdentifier))
+			r.print(topic, "%s create %s", where, r.known(payload.UniqueIdentifier))
 		case *payloads.ActivateResponsePayload:
-			r.print(topic, "item %d activate %s", number, r.known(payload.UniqueIdentifier))
+			r.print(topic, "%s activate %s", where, r.known(payload.UniqueIdentifier))
 		case *payloads.GetResponsePayload:
-			r.print(topic, "item %d get %s, %d bytes", number, r.known(payload.UniqueIdentifier), len(material(payload.Object)))
+			r.print(topic, "%s get %s, %d bytes", where, r.known(payload.UniqueIdentifier), len(material(payload.Object)))
 		default:
-			r.print(topic, "item %d %s %v", number, ttlv.EnumStr(item.Operation), r.text(orNothing(item.Err())))
+			r.print(topic+" "+where+" "+ttlv.EnumStr(item.Operation), "%v", r.text(orNothing(item.Err())))
 		}
 	}
 }
@@ -315,12 +336,12 @@ func (r *run) encryption() {
 	defer client.Close()
 	created, err := client.Create().AES(256, usage).Exec()
 	if err != nil {
-		r.print("encrypt", "create %s", r.text(err))
+		r.print("encrypt create", "%s", r.text(err))
 		return
 	}
 	id := created.UniqueIdentifier
 	if _, err := client.Activate(id).Exec(); err != nil {
-		r.print("encrypt", "activate %s", r.text(err))
+		r.print("encrypt activate", "%s", r.text(err))
 	}
 	parameters := kmip.CryptographicParameters{BlockCipherMode: kmip.BlockCipherModeCBC, PaddingMethod: kmip.PaddingMethodPKCS5}
 	iv := make([]byte, 16)
@@ -352,7 +373,7 @@ func (r *run) encryption() {
 		UniqueIdentifier: id, Data: plain[16:], CorrelationValue: correlation, FinalIndicator: &yes,
 	})
 	if err != nil {
-		r.print("encrypt in parts", "last part %s", r.text(err))
+		r.print("encrypt in parts last part", "%s", r.text(err))
 		return
 	}
 	parts := append(slices.Clone(first.(*payloads.EncryptResponsePayload).Data), last.(*payloads.EncryptResponsePayload).Data...)
@@ -425,7 +446,7 @@ func (r *run) cancelled() {
 		value := bytes.Repeat([]byte{byte(i + 1)}, 32)
 		registered, err := client.Register().SymmetricKey(kmip.CryptographicAlgorithmAES, usage, value).Exec()
 		if err != nil {
-			r.print("cancelled request", "register %s", r.text(err))
+			r.print("cancelled request register", "%s", r.text(err))
 			return
 		}
 		values[registered.UniqueIdentifier] = value
@@ -438,7 +459,7 @@ func (r *run) cancelled() {
 			cancel()
 			next, err := client.Clone()
 			if err != nil {
-				r.print("cancelled request", "dial after it %s", r.text(err))
+				r.print("cancelled request dial after it", "%s", r.text(err))
 				return
 			}
 			client.Close()
@@ -446,7 +467,7 @@ func (r *run) cancelled() {
 			for other := range values {
 				got, err := client.Get(other).Exec()
 				if err != nil {
-					r.print("cancelled request", "get after it %s", r.text(err))
+					r.print("cancelled request get after it", "%s", r.text(err))
 					return
 				}
 				right = right && bytes.Equal(material(got.Object), values[other])
@@ -456,21 +477,65 @@ func (r *run) cancelled() {
 	r.print("cancelled request", "each later answer is the right one %t", right)
 }
 
-// cluster dials a list of servers, of which the first refuses connections.
-func (r *run) cluster(addresses []string) {
-	client, err := kmipclient.DialCluster(append([]string{"127.0.0.1:1"}, addresses...), r.options...)
+// timeouts gives requests a deadline that is over before they are sent, and one that they keep.
+func (r *run) timeouts() {
+	client, err := r.dial()
 	if err != nil {
-		r.print("cluster", "%s", r.text(err))
+		r.print("time-out", "%s", r.text(err))
 		return
 	}
-	defer client.Close()
+	defer func() { client.Close() }()
 	created, err := client.Create().AES(128, usage).Exec()
 	if err != nil {
-		r.print("cluster", "create %s", r.text(err))
+		r.print("time-out create", "%s", r.text(err))
 		return
 	}
-	_, err = client.Get(created.UniqueIdentifier).Exec()
-	r.result("cluster", created.UniqueIdentifier, err)
+	id := created.UniqueIdentifier
+	over, cancel := context.WithTimeout(context.Background(), -time.Second)
+	defer cancel()
+	_, err = client.Get(id).ExecContext(over)
+	r.print("time-out", "deadline exceeded %t", errors.Is(err, context.DeadlineExceeded))
+	next, err := client.Clone()
+	if err != nil {
+		r.print("time-out dial after it", "%s", r.text(err))
+		return
+	}
+	client.Close()
+	client = next
+	kept, cancelKept := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancelKept()
+	got, err := client.Get(id).ExecContext(kept)
+	if err != nil {
+		r.print("time-out get after it", "%s", r.text(err))
+		return
+	}
+	r.print("time-out", "get after it %s, %d bytes", r.known(got.UniqueIdentifier), len(material(got.Object)))
+}
+
+// cluster dials lists of servers, of which the first refuses connections, and reads at the last server what it has made
+// at the first.
+func (r *run) cluster(addresses []string) {
+	id := ""
+	for _, topic := range []string{"cluster", "cluster in the other order"} {
+		client, err := kmipclient.DialCluster(append([]string{"127.0.0.1:1"}, addresses...), r.options...)
+		if err != nil {
+			r.print(topic, "%s", r.text(err))
+			return
+		}
+		defer client.Close()
+		if id == "" {
+			created, err := client.Create().AES(128, usage).Exec()
+			if err != nil {
+				r.print(topic+" create", "%s", r.text(err))
+				return
+			}
+			id = created.UniqueIdentifier
+		}
+		_, err = client.Get(id).Exec()
+		r.result(topic, id, err)
+		addresses = slices.Clone(addresses)
+		slices.Reverse(addresses)
+	}
 }
 
 func main() {
@@ -499,5 +564,6 @@ func main() {
 	r.encryption()
 	r.many(20)
 	r.cancelled()
+	r.timeouts()
 	r.cluster(flag.Args())
 }

@@ -24,7 +24,7 @@ impl Names {
 
     /// Return an error without the identifiers that the server chose: the long ones, and any one at the end.
     fn text(&self, error: impl Display) -> String {
-        let mut text = error.to_string().replace('\n', " ");
+        let mut text = format!("error: {error}").replace('\n', " ");
         for (identifier, number) in &self.0 {
             if identifier.len() > 8 {
                 text = text.replace(identifier, &format!("#{number}"));
