@@ -101,11 +101,15 @@ class PoolBusyError(GatewayError):
 
 
 class ConfigError(GatewayError):
-    """All mistakes of a configuration, a line each: file, key, what is wrong, and what to do."""
+    """All mistakes of a configuration, a line each: file, key, what is wrong, and what to do.
 
-    def __init__(self, mistakes: list[str]) -> None:
+    ``log_format`` is that of the configuration, as far as it could be read.
+    """
+
+    def __init__(self, mistakes: list[str], log_format: str = "text") -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+        self.log_format = log_format
 
 
 class MintingError(GatewayError):

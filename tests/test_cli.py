@@ -1,5 +1,6 @@
 """The command line: what it says, and with which status it ends."""
 
+import json
 import os
 import re
 import socket
@@ -116,7 +117,7 @@ def test_strict_takes_warnings_for_mistakes(certificates: Certificates, config: 
 
 @pytest.mark.parametrize(
     "options",
-    [["--json"], ["--explain", "x.pem", "--connect"], ["--explain", "x.pem", "--strict"], ["--certificate", "x.pem"]],
+    [["--explain", "x.pem", "--connect"], ["--explain", "x.pem", "--strict"], ["--certificate", "x.pem"]],
 )
 def test_options_of_check_that_do_not_go_together(config: Path, options: list[str]) -> None:
     status, _, said = call("check", *options, config)
@@ -144,6 +145,77 @@ def test_all_mistakes_are_printed(config: Path, command: str) -> None:
     assert len(lines) >= 3
     assert all(line.startswith(f"{wrong}: ") for line in lines)
     assert any("missing.pem" in line for line in lines)
+
+
+def test_check_prints_findings_as_json(certificates: Certificates, config: Path) -> None:
+    status, said, wrong = call("check", "--json", config)
+    assert (status, wrong, json.loads(said)) == (0, "", {"mistakes": [], "warnings": []})
+    identities = [lapsed_identity(certificates), Identity("app-1")]
+    lapsed = write_config(certificates, GatewaySettings([free_port()], identities), free_port(), free_port())
+    for options, expected in ([], 0), (["--strict"], 2):
+        status, said, wrong = call("check", "--json", *options, lapsed)
+        assert (status, wrong) == (expected, "")
+        (warning,) = json.loads(said)["warnings"]
+        assert (warning["file"], warning["key"]) == (str(lapsed), 'identities["lapsed"].certificate')
+
+
+@pytest.mark.parametrize("options", [[], ["--explain", "none.pem"], ["--connect"], ["--strict"]])
+def test_check_prints_mistakes_as_json(config: Path, options: list[str]) -> None:
+    wrong = config.with_name("wrong.toml")
+    wrong.write_text(config.read_text().replace('"server.pem"', '"missing.pem"'))
+    status, said, mistakes = call("check", "--json", *options, wrong)
+    assert (status, mistakes) == (2, "")
+    found = json.loads(said)
+    assert found["warnings"] == []
+    (mistake,) = found["mistakes"]
+    assert mistake == {
+        "file": str(wrong),
+        "key": 'listeners["kmip"].certificate',
+        "message": mistake["message"],
+    }
+    assert mistake["message"].startswith("there is no file ")
+
+
+def test_check_names_a_clients_file_as_json(config: Path) -> None:
+    status, said, wrong = call("check", "--json", "--explain", "none.pem", config)
+    assert (status, wrong) == (2, "")
+    (mistake,) = json.loads(said)["mistakes"]
+    assert (mistake["file"], mistake["key"]) == ("none.pem", None)
+
+
+def test_a_weak_key_is_a_mistake_in_json(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    write_weak_key(certificates)
+    config = write_config(certificates, GatewaySettings([free_port()]), free_port(), free_port())
+    status, said, _ = call("check", "--json", config)
+    (mistake,) = json.loads(said)["mistakes"]
+    assert (status, mistake["file"], mistake["key"]) == (2, str(config), 'listeners["kmip"].certificate')
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "is_json"),
+    [
+        ('[log]\nformat = "json"\n', [], True),
+        ('[log]\nformat = "json"\nlevel = "loud"\n', [], True),
+        ('[log]\nformat = "json"\n', ["--log-format", "text"], False),
+        ('[log]\nformat = "jason"\n', [], False),
+        ('[[log]]\nformat = "json"\n', [], False),
+        ("[log\n", [], False),
+        ("[log\n", ["--log-format", "json"], True),
+    ],
+)
+def test_mistakes_of_run_have_the_format_of_the_log(
+    config: Path, section: str, options: list[str], *, is_json: bool
+) -> None:
+    wrong = config.with_name("wrong.toml")
+    wrong.write_text(config.read_text() + "[pool]\nmin_idle = -1\n" + section)
+    status, said, mistakes = call("run", *options, wrong)
+    assert (status, said) == (2, "")
+    if is_json:
+        found = [json.loads(line) for line in mistakes.splitlines()]
+        assert {(each["event"], each["file"]) for each in found} == {("mistake in the configuration", str(wrong))}
+    else:
+        assert all(line.startswith(f"{wrong}: ") for line in mistakes.splitlines())
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -184,12 +184,6 @@ def test_files_without_a_certificate_are_told(certificates: Certificates, config
     )
 
 
-def test_json_without_explain_is_a_mistake(config: Path) -> None:
-    status, said = call("--json", config)
-    assert status == 2
-    assert "--json needs --explain" in said[-1]
-
-
 # Credentials ----------------------------------------------------------------------------------------------------------
 
 CREDENTIALS = """

@@ -9,12 +9,19 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.config.loading import load
 from gateway.config.model import Config
 from gateway.confinement import change_user, find_user
 from gateway.errors import ConfigError
+
+
+class _Refusal(NamedTuple):
+    """A ConfigError on its way between processes."""
+
+    mistakes: list[str]
+    log_format: str
 
 
 def load_apart(path: Path) -> Config:
@@ -49,11 +56,11 @@ def load_apart(path: Path) -> Config:
             data = file.read()
     finally:
         os.waitpid(process, 0)
-    found: Config | list[str] | Exception = (
+    found: Config | _Refusal | Exception = (
         pickle.loads(data) if data else RuntimeError("loading the configuration ended without a result")  # noqa: S301 - our own child's
     )
-    if isinstance(found, list):
-        raise ConfigError(found)
+    if isinstance(found, _Refusal):
+        raise ConfigError(found.mistakes, found.log_format)
     if isinstance(found, Exception):
         raise found
     return found
@@ -68,7 +75,7 @@ def _loaded(path: Path) -> Any:
             change_user(find_user(user, config.gateway.group))
             config = load(path)
     except ConfigError as error:
-        return list(error.mistakes)
+        return _Refusal(error.mistakes, error.log_format)
     except Exception as error:  # noqa: BLE001 - raised where the caller sees it
         return RuntimeError(f"{type(error).__name__}: {error}")
     return config

@@ -32,5 +32,12 @@ def examine(document: dict[str, Any], path: Path) -> Config:
         mistakes = translated(error)
     mistakes += crosschecked(Draft(document, {mistake.at for mistake in mistakes}), loading.folder, loading.now)
     if config is None or mistakes:
-        raise ConfigError([f"{path}: {line(mistake, document)}" for mistake in mistakes])
+        lines = [f"{path}: {line(mistake, document)}" for mistake in mistakes]
+        raise ConfigError(lines, _log_format(document))
     return config
+
+
+def _log_format(document: dict[str, Any]) -> str:
+    """Return the format of the log that a document with mistakes asks for."""
+    section = document.get("log")
+    return "json" if isinstance(section, dict) and section.get("format") == "json" else "text"

@@ -34,6 +34,10 @@ def test_mistakes_are_the_same_as_without_a_child(folder: Path) -> None:
     assert [it.rpartition("DIR")[2] for it in mistakes_in(folder, text)] == [
         it.rpartition(str(folder))[2] for it in refused.value.mistakes
     ]
+    assert refused.value.log_format == "text"
+    with pytest.raises(ConfigError) as refused:
+        load_apart(write(folder, text + '[log]\nformat = "json"\n'))
+    assert refused.value.log_format == "json"
 
 
 def test_a_fault_while_loading_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

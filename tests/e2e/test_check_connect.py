@@ -119,7 +119,7 @@ def test_an_expired_certificate_of_an_identity_is_named(
     assert status == 1
     assert outcomes(found)[0] == ("kms-1", "lapsed", "failed", "lapsed")
     assert "credential-lapsed.pem" in found["attempts"][0]["detail"]
-    assert len(found["warnings"]) == 1
+    assert [warning["key"] for warning in found["warnings"]] == ['identities["lapsed"].certificate']
 
 
 def test_expired_and_foreign_certificates_of_key_managers(certificates: Certificates, tmp_path: Path) -> None:
