@@ -56,10 +56,11 @@ def test_admin_hosts_are_one_name_or_a_list(folder: Path, hosts: str, expected: 
 
 
 def test_a_fingerprint_may_be_written_as_openssl_prints_it(folder: Path) -> None:
-    """That is in capital letters, with colons."""
-    printed = ":".join(["AB"] * 32)
-    config = load(write(folder, changed('ca = "kms-ca.pem"', f'pinned_sha256 = "{printed}"')))
-    assert (config.backends[0].ca, config.backends[0].pinned_sha256) == (None, (PIN,))
+    """That is in capital letters, with colons; or the whole line."""
+    digits = ":".join(["AB"] * 32)
+    for printed in (digits, f"sha256 Fingerprint={digits}", f"SHA256 Fingerprint={digits}"):
+        config = load(write(folder, changed('ca = "kms-ca.pem"', f'pinned_sha256 = "{printed}"')))
+        assert (config.backends[0].ca, config.backends[0].pinned_sha256) == (None, (PIN,))
 
 
 @pytest.mark.parametrize(
