@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import log
+from gateway.errors import BackendError
 from gateway.front.workers import TlsWorkers
 from gateway.metrics import Metrics
+from gateway.remedies import remedy_for
 from gateway.upstream.backend import Backend
 from gateway.upstream.pool import PoolStatistics
 from gateway.wiring import Front, Upstream
 
 _SHOWN_CLIENTS: Final = 20  # rows of clients
 _SHOWN_IDENTITIES: Final = 100
+_USABLE: Final = frozenset({"up", "standby", "half_open"})
 
 
 class Status:
@@ -121,8 +124,26 @@ class Status:
                 "backends": self._traffic_of_backends(),
                 "identities": self._traffic_of_identities(),
             },
+            "unserved": self._unserved(),
             "events": log.recent(),
         }
+
+    def _unserved(self) -> list[dict[str, str]]:
+        """Return the identities that no key manager serves although one serves others, and why, as far as is known."""
+        backends = [backend for backend in self._upstream.fleet.backends if backend.is_live and not backend.is_drained]
+        served: dict[str, bool] = {}
+        for labels, value in _samples(self._metrics.backend_identity_up, ""):
+            if any(labels["backend"] == backend.name for backend in backends):
+                served[labels["identity"]] = served.get(labels["identity"], False) or bool(value)
+        failures = {
+            pool.credential: pool.opening.failure
+            for backend in backends
+            for pool in backend.pools.values()
+            if pool.opening.failure is not None
+        }
+        return [
+            {"identity": name, **_explained(failures.get(name))} for name, is_served in served.items() if not is_served
+        ]
 
     def _traffic_of_backends(self) -> dict[str, Any]:
         traffic: dict[str, Any] = {
@@ -171,10 +192,26 @@ def _status_of(backend: Backend) -> dict[str, Any]:
         "state": backend.state,
         "since": _time(backend.since),
         "last_error": None if error is None else {"text": log.quoted(error[0]), "time": _time(error[1])},
+        "remedy": _remedy(backend),
         "in_flight": backend.in_flight,
         "sessions": sessions_of(backend),
         "pools": _by_identity(backend),
     }
+
+
+def _remedy(backend: Backend) -> str:
+    """Return what to do about a key manager that gets no requests, or ""."""
+    if backend.state in _USABLE:
+        return ""
+    if backend.is_drained:
+        return f"kmip-gateway enable {backend.name}"
+    return remedy_for(backend.health.reason) if backend.health.reason else ""
+
+
+def _explained(failure: BackendError | None) -> dict[str, str]:
+    if failure is None:
+        return {"text": "", "remedy": ""}
+    return {"text": log.quoted(str(failure.args[0])), "remedy": remedy_for(failure.cause)}
 
 
 def _by_identity(backend: Backend) -> dict[str, dict[str, int]]:

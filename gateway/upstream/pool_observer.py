@@ -8,6 +8,7 @@ from gateway.errors import BackendError
 from gateway.log import Log, Throttle
 from gateway.metrics import Metrics
 from gateway.policy import Effect
+from gateway.remedies import remedy_for
 from gateway.upstream.idle_limit import IdleLimit
 
 _REPEAT: Final = 60.0  # s until a failure that goes on is logged again
@@ -56,16 +57,15 @@ class PoolObserver:
     def session_open_failed(self, error: BackendError) -> None:
         """Count a failed attempt; log the first in a row, each new reason, and once a minute."""
         self._metrics.session_open_failures.labels(self._backend, self._credential, error.reason).inc()
+        fields = {"reason": error.reason, "detail": error.args[0], "remedy": remedy_for(error.cause)}
         if self._is_of_many:
-            self._fault_throttle.warn(
-                self._log, error.reason, "can't open a session", reason=error.reason, detail=error.args[0]
-            )
+            self._fault_throttle.warn(self._log, error.reason, "can't open a session", **fields)
             return
         now = trio.current_time()
         if error.reason != self._failing or now - self._logged_at >= _REPEAT:
             self._failing = error.reason
             self._logged_at = now
-            self._log.warning("can't open a session", reason=error.reason, detail=error.args[0])
+            self._log.warning("can't open a session", **fields)
 
     def session_closed(self, reason: str) -> None:
         """Count a closed session; log if it was closed because of a fault of the key manager."""

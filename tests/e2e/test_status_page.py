@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from kmip_lab.faults import Fault, FaultSetting
 
 from tests.kit.processes import (
     Certificates,
     GatewaySettings,
+    Identity,
     running_gateway,
     running_key_manager_processes,
 )
@@ -50,16 +52,54 @@ def test_the_page_shows_a_killed_key_manager_and_its_return(browser: Any, tmp_pa
         page.get_by_text("All 2 key managers are up.").wait_for(timeout=20 * SECONDS)
         key_managers[1].kill()
         page.get_by_text("1 of 2 key managers are up; not kms-2.").wait_for(timeout=20 * SECONDS)
-        row = page.locator("#backend-rows tr").nth(1)
+        row = page.locator("#backend-rows tr").nth(0)  # the key manager that is down comes first
         assert re.search("down|ejected", row.inner_text())
         assert "Connection refused" in row.inner_text()
+        problems = page.locator("#problems").inner_text()
+        assert "kms-2 is" in problems
+        assert "see that the key manager runs" in problems
         assert "(!)" in page.title()
         row.locator("summary").press("Enter")  # by keyboard
         assert "kmip-gateway drain kms-2" in row.locator("pre").inner_text()
+        page.wait_for_timeout(3 * SECONDS)  # over the next snapshot
+        assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+        assert row.locator("details").get_attribute("open") is not None
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         key_managers[1].launch()
         page.get_by_text("All 2 key managers are up.").wait_for(timeout=30 * SECONDS)
         assert mistakes == []
+        page.close()
+
+
+def test_the_page_names_an_identity_that_no_key_manager_serves(browser: Any, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    identities = [Identity(name, f'{{ subject_cn = "{name}-*" }}', credential=name) for name in ("red", "blue")]
+    extra = "[health]\ninterval = 1\ntimeout = 1\n[pool]\nmin_idle = 1\n"
+    with running_key_manager_processes(certificates, ("kms-1", "kms-2")) as key_managers:
+        for each in key_managers:
+            each.set_faults(FaultSetting(Fault.REFUSE_CREDENTIAL, names=frozenset({"blue"})))
+        settings = GatewaySettings([each.port for each in key_managers], identities=identities, extra=extra)
+        with running_gateway(certificates, settings) as gateway:
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{gateway.admin_port}/")
+            page.get_by_text("All 2 key managers are up. One identity is not served.").wait_for(timeout=20 * SECONDS)
+            assert "No key manager serves the identity blue" in page.locator("#problems").inner_text()
+            assert "have the key manager accept the certificate" in page.locator("#problems").inner_text()
+            assert "not served" in page.locator("#identity-rows tr").nth(0).inner_text()
+            page.close()
+
+
+def test_the_page_says_that_the_gateway_has_ended(browser: Any, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    with running_key_manager_processes(certificates, ("kms-1",)) as key_managers:
+        with running_gateway(certificates, GatewaySettings([key_managers[0].port])) as gateway:
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{gateway.admin_port}/")
+            page.get_by_text("The key manager is up.").wait_for(timeout=20 * SECONDS)
+            assert page.locator("#lost").is_hidden()
+        page.get_by_text("Not connected to the gateway").wait_for(timeout=20 * SECONDS)
+        assert "What follows is from" in page.locator("#lost").inner_text()
+        assert "not connected" in page.title()
         page.close()
 
 

@@ -18,17 +18,17 @@ class Observed:
 
     def __init__(self, *, is_of_many: bool = False) -> None:
         self.metrics = Metrics("test")
-        self._captured = LogCapture()
+        self.captured = LogCapture()
         logger = structlog.wrap_logger(
-            None, processors=[self._captured], wrapper_class=structlog.make_filtering_bound_logger(0)
+            None, processors=[self.captured], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         self.observer = PoolObserver("atlanta", "red", self.metrics, logger, is_of_many=is_of_many)
 
     @property
     def logged(self) -> list[str]:
         """Events and their reasons. Asserts that each names the backend and the credential."""
-        assert {(entry["backend"], entry["credential"]) for entry in self._captured.entries} <= {("atlanta", "red")}
-        entries = [entry for entry in self._captured.entries if entry["log_level"] != "debug"]
+        assert {(entry["backend"], entry["credential"]) for entry in self.captured.entries} <= {("atlanta", "red")}
+        entries = [entry for entry in self.captured.entries if entry["log_level"] != "debug"]
         return [" ".join(filter(None, (entry["event"], entry.get("reason")))) for entry in entries]
 
     def counted(self, name: str) -> dict[str, float]:
@@ -134,6 +134,16 @@ async def test_a_failure_is_logged_at_its_start_its_end_and_once_a_minute() -> N
 
     it.observer.session_open_failed(failure("timeout"))
     assert it.logged[5:] == ["can't open a session timeout"]
+
+
+async def test_a_failure_to_open_a_session_is_logged_with_its_remedy() -> None:
+    it = Observed()
+    it.observer.session_open_failed(
+        BackendError("no way", backend="atlanta", stage=Stage.CONNECT, reason="tls", cause="not_tls")
+    )
+    (entry,) = it.captured.entries
+    assert (entry["reason"], entry["detail"]) == ("tls", "no way")
+    assert "KMIP port" in entry["remedy"]
 
 
 async def test_a_warning_names_the_setting_to_change() -> None:
