@@ -23,6 +23,7 @@ from gateway.upstream.breaker import Breaker, CircuitState
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.health import Health, HealthState
 from gateway.upstream.idle_limit import IdleLimit
+from gateway.upstream.opening import REFUSED
 from gateway.upstream.pool import Pool
 from gateway.upstream.slots import Slots
 
@@ -205,8 +206,11 @@ class Backend:
             return self.health.detail
         if self.state in {"ejected", "half_open"}:
             return self.breaker.describe(trio.current_time())
-        failures = (pool.opening.failure for pool in self.pools.values())
-        return next((str(failure.args[0]) for failure in failures if failure is not None), "")
+        for pool in self.pools.values():
+            if (failure := pool.opening.failure) is not None:
+                of = f"identity {pool.credential}: " if failure.reason in REFUSED else ""
+                return f"{of}{failure.args[0]}"
+        return ""
 
     def drain(self) -> None:
         """Take no new requests: idle sessions are closed, busy ones when their exchange ends. Health checks go on.

@@ -60,7 +60,7 @@ def test_the_page_shows_a_killed_key_manager_and_its_return(browser: Any, tmp_pa
         assert "see that the key manager runs" in problems
         assert "(!)" in page.title()
         row.locator("summary").press("Enter")  # by keyboard
-        assert "kmip-gateway drain kms-2" in row.locator("pre").inner_text()
+        assert "kmip-gateway drain kms-2" in row.locator("pre").first.inner_text()
         page.wait_for_timeout(3 * SECONDS)  # over the next snapshot
         assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
         assert row.locator("details").get_attribute("open") is not None
