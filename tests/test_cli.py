@@ -170,6 +170,7 @@ def test_check_prints_mistakes_as_json(config: Path, options: list[str]) -> None
     (mistake,) = found["mistakes"]
     assert mistake == {
         "file": str(wrong),
+        "line": 5,
         "key": 'listeners["kmip"].certificate',
         "message": mistake["message"],
     }

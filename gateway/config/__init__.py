@@ -1,9 +1,9 @@
 """The whole configuration as frozen values; ``load(path)`` reports every mistake at once.
 
 ``values`` has the types of single settings, ``model`` the tables, ``files`` the certificates and keys that settings
-name, ``crosschecks`` the rules between settings, ``mistakes`` the texts for the operator, ``loading`` the way from a
-file to a Config, ``summary`` the way from a Config to a few lines, ``validity`` the dates of the certificates that the
-gateway shows, and ``secrecy`` the permissions of files with secrets.
+name, ``crosschecks`` the rules between settings, ``mistakes`` the texts for the operator, ``parsing`` and ``loading``
+the way from a file to a Config, ``summary`` the way from a Config to a few lines, ``validity`` the dates of the
+certificates that the gateway shows, and ``secrecy`` the permissions of files with secrets.
 """
 
 from gateway.config.advice import advice

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from gateway.config.crosschecks import crosschecked
 from gateway.config.draft import Draft
 from gateway.config.files import Loading
+from gateway.config.lines import line_of
 from gateway.config.mistakes import Mistake, line, translated
 from gateway.config.model import Config
 from gateway.config.parsing import parse
@@ -17,11 +18,15 @@ from gateway.errors import ConfigError
 
 def load(path: Path) -> Config:
     """Read a configuration. Raises ConfigError with every mistake in it, in its tables and in the files they name."""
-    return examine(parse(path), path)
+    parsed = parse(path)
+    return examine(parsed.tables, path, parsed.text)
 
 
-def examine(document: dict[str, Any], path: Path) -> Config:
-    """Return the Config of a parsed document, as ``load`` does. Relative paths begin in the directory of ``path``."""
+def examine(document: dict[str, Any], path: Path, text: str = "") -> Config:
+    """Return the Config of a document, as ``load`` does. Relative paths begin in the directory of ``path``.
+
+    ``text`` is what the document was parsed from, for the lines of mistakes.
+    """
     loading = Loading(path.absolute().parent, datetime.now(UTC))
     config: Config | None = None
     mistakes: list[Mistake] = []
@@ -32,9 +37,14 @@ def examine(document: dict[str, Any], path: Path) -> Config:
         mistakes = translated(error)
     mistakes += crosschecked(Draft(document, {mistake.at for mistake in mistakes}), loading.folder, loading.now)
     if config is None or mistakes:
-        lines = [f"{path}: {line(mistake, document)}" for mistake in mistakes]
+        lines = [f"{path}: {_place(mistake, text, document)}{line(mistake, document)}" for mistake in mistakes]
         raise ConfigError(lines, _log_format(document))
     return config
+
+
+def _place(mistake: Mistake, text: str, document: dict[str, Any]) -> str:
+    number = line_of(mistake.at, text, document)
+    return f"line {number}: " if number else ""
 
 
 def _log_format(document: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gateway.config.model import LISTS
 from gateway.config.reading import FileError, MissingFileError, read_file
@@ -43,11 +43,18 @@ _MEANINGS: Final = (
 )
 
 
-def parse(path: Path) -> dict[str, Any]:
-    """Return the tables of a file. Raises ConfigError."""
+class Parsed(NamedTuple):
+    """The text of a file, and its tables."""
+
+    text: str
+    tables: dict[str, Any]
+
+
+def parse(path: Path) -> Parsed:
+    """Read a file. Raises ConfigError."""
     text = _read(path)
     try:
-        return tomllib.loads(text)
+        return Parsed(text, tomllib.loads(text))
     except RecursionError:
         raise ConfigError([f"{path}: is nested too deeply; write it without nesting"]) from None
     except ValueError as error:

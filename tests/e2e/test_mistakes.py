@@ -1,6 +1,7 @@
 """Mistakes of a configuration in the format of the log: at the start, while ports are opened, and at a reload."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -60,8 +61,8 @@ def test_mistakes_at_the_start_are_lines_of_json(certificates: Certificates, wor
     ]
     config.write_text(text.replace('"server.pem"', '"server.pem'))
     (line,) = run("--log-format", "json", config)
-    assert line["key"] is None
-    assert line["detail"].startswith("line 5, column ")
+    assert (line["line"], line["key"]) == (5, None)
+    assert line["detail"].startswith("a text does not end on its line")
     assert workers in {0, 2}
 
 
@@ -94,8 +95,8 @@ def test_mistakes_of_a_reload_are_lines_of_json(certificates: Certificates, work
             return [line["detail"] for line in errors_of(whole) if line["component"] == "reload"]
 
         first, second = reload_with(text.replace('"kms_ca.pem"', '"missing.pem"') + "[limits]\nmax_depth = 0\n", 2)
-        assert first.startswith(f'{config}: backends["kms-1"].ca: there is no file ')
-        assert second.startswith(f"{config}: limits.max_depth: 0 is too little")
+        assert re.match(r': line \d+: backends\["kms-1"\]\.ca: there is no file ', first.removeprefix(str(config)))
+        assert re.match(r": line \d+: limits\.max_depth: 0 is too little", second.removeprefix(str(config)))
         (third,) = reload_with(text.replace('format = "json"', 'format = "json'), 1)
         assert third.startswith(f"{config}: line ")
         config.write_text(text)

@@ -122,13 +122,14 @@ def write(folder: Path, text: str) -> Path:
 
 
 def mistakes_in(folder: Path, text: str) -> list[str]:
-    """Return the mistakes of ``load`` without the path of the file, with which each mistake must begin."""
+    """Return the mistakes of ``load`` without the path and the line, with which each mistake must begin."""
     path = write(folder, text)
     with pytest.raises(ConfigError) as refused:
         load(path)
     assert all(mistake.startswith(f"{path}: ") for mistake in refused.value.mistakes)
     assert all("\n" not in mistake for mistake in refused.value.mistakes)
-    return [mistake.removeprefix(f"{path}: ").replace(str(folder), "DIR") for mistake in refused.value.mistakes]
+    lines = [mistake.removeprefix(f"{path}: ").replace(str(folder), "DIR") for mistake in refused.value.mistakes]
+    return [re.sub(r"^line \d+: ", "", line) for line in lines]
 
 
 def changed(old: str, new: str, text: str = SMALL) -> str:
