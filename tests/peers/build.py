@@ -12,7 +12,7 @@ from tests.peers.run import PeerError
 
 BUILD_TIMEOUT: Final = 900.0  # s
 #: Words in the message of a tool that has fetched something else than the lock file says.
-_TAMPERED: Final = ("hash", "checksum", "security error")
+_TAMPERED: Final = ("match the hashes", "require-hashes", "checksum", "security error")
 
 
 class NotFetchedError(PeerError):

@@ -16,7 +16,7 @@ from tests.kit.processes import Certificates, Gateway
 from tests.peers.build import Software
 from tests.peers.run import PeerError, run
 
-DRIVE_TIMEOUT: Final = 120.0  # s
+DRIVE_TIMEOUT: Final = 180.0  # s
 _ERROR: Final = ": error: "
 
 

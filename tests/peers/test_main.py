@@ -25,13 +25,11 @@ ONE, TWO = (
 
 @pytest.fixture
 def page_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the page of two trials that are good and notice their fault."""
+    """Return the page of two trials that are good."""
     path = tmp_path / "compatibility.md"
     monkeypatch.setattr(program, "TRIALS", (ONE, TWO))
-    monkeypatch.setattr(program, "FAULTY", ((ONE, "cut"),))
     monkeypatch.setattr(program, "_PAGE", path)
     monkeypatch.setattr(program, "run_trial", lambda trial, *_: Outcome(trial, ("get: 1",)))
-    monkeypatch.setattr(program, "notices", lambda *_: True)
     return path
 
 
@@ -90,22 +88,18 @@ def test_a_trial_that_is_left_out_is_named_and_does_not_fail(
     ]
 
 
-@pytest.mark.parametrize("seen", [False, PeerError("no server"), AssertionError("no gateway")])
 def test_a_fault_that_is_not_noticed_fails_the_run(
-    page_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    seen: bool | Exception,
+    page_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def notices(*_: object) -> bool:
-        if isinstance(seen, Exception):
-            raise seen
-        return seen
-
-    monkeypatch.setattr(program, "notices", notices)
+    faulty = ONE._replace(faults=("cut", "mark"))
+    monkeypatch.setattr(program, "TRIALS", (faulty, TWO))
+    monkeypatch.setattr(program, "run_trial", outcome_of(faulty, Outcome(faulty, ("get: 1",), unnoticed=("mark",))))
     assert program.main(["--save"]) == 1
     assert not page_file.exists()
-    assert "FAILED: client one to a server, with a gateway that has the fault 'cut'" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "  a gateway with the fault 'cut': noticed" in lines
+    assert "  a gateway with the fault 'mark': NOT NOTICED" in lines
+    assert "FAILED: client one to a server" in lines
 
 
 @pytest.mark.usefixtures("page_file")
@@ -145,9 +139,9 @@ def test_a_wrong_option_is_refused(
 
 def test_each_client_has_faults_to_notice() -> None:
     for fault in ("cut", "another"):
-        noticing = {trial.client.software.name for trial, each in program.FAULTY if each == fault}
+        noticing = {trial.client.software.name for trial in program.TRIALS if fault in trial.faults}
         assert noticing == {trial.client.software.name for trial in program.TRIALS}
-    assert (program.TRIALS[0], "mark") in program.FAULTY
+    assert "mark" in program.TRIALS[0].faults
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.processes import Certificates
+from tests.peers import pykmip, simulated
 from tests.peers.build import Software
 from tests.peers.page import HEAD, NOT_TRIED, page
 from tests.peers.peer import ClientPeer, KnownDifference, ServerPeer, Target, lacking
@@ -115,3 +116,15 @@ def test_the_page_is_of_this_revision() -> None:
     written = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
     assert written.startswith(HEAD), "make peers"
     assert written.endswith(NOT_TRIED.read_text()), "make peers"
+
+
+def test_a_fault_that_a_driver_can_not_see_is_named(tmp_path: Path) -> None:
+    client = ClientPeer(SOFTWARE, "", lambda *_: [sys.executable, "-c", "print('get: 32 bytes')"])
+    outcome = run_trial(Trial(client, simulated.SERVER, faults=("cut",)), tmp_path / "b", tmp_path / "c", workers=())
+    assert outcome.unnoticed == ("cut",)
+    assert not outcome.is_good
+
+
+def test_a_fault_is_noticed_by_a_driver_that_looks(tmp_path: Path) -> None:
+    trial = Trial(pykmip.CLIENT, simulated.SERVER, faults=("cut", "another"))
+    assert run_trial(trial, tmp_path / "b", tmp_path / "c", workers=()).unnoticed == ()

@@ -14,12 +14,16 @@ WORKERS: Final = (0, 2)
 
 
 class Trial(NamedTuple):
-    """A client, a key manager, the type of their keys (``ecdsa`` or ``rsa``), and a balancer before the gateways."""
+    """A client, a key manager, the type of their keys (``ecdsa`` or ``rsa``), and a balancer before the gateways.
+
+    ``faults`` are faults of a gateway that the client must notice: see tests/peers/faulty.py.
+    """
 
     client: ClientPeer
     server: ServerPeer
     key_type: str = "ecdsa"
     front: Front | None = None
+    faults: tuple[str, ...] = ()
 
     @property
     def software(self) -> tuple[Software, ...]:
@@ -45,17 +49,21 @@ class Difference(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a trial: the lines of the direct run, and the differences. ``skipped`` is a reason, or empty."""
+    """The result of a trial: the lines of the direct run, and the differences. ``skipped`` is a reason, or empty.
+
+    ``unnoticed`` are faults of the gateway that the client did not notice.
+    """
 
     trial: Trial
     lines: tuple[str, ...] = ()
     differences: tuple[Difference, ...] = ()
     skipped: str = ""
+    unnoticed: tuple[str, ...] = ()
 
     @property
     def is_good(self) -> bool:
-        """True if the trial ran, or was left out, and each difference has a reason."""
-        return all(difference.reason for difference in self.differences)
+        """True if each difference has a reason, and each fault was noticed; also if the trial was left out."""
+        return all(difference.reason for difference in self.differences) and not self.unnoticed
 
     @property
     def errors(self) -> int:
@@ -81,20 +89,17 @@ def run_trial(trial: Trial, builds: Path, directory: Path, workers: tuple[int, .
         differences: list[Difference] = []
         for number in workers:
             differences += compare(stage.direct, stage.through(number), number, trial.client.differences)
-    return Outcome(trial, tuple(stage.direct), tuple(differences))
+        unnoticed = tuple(fault for fault in trial.faults if not _is_noticed(fault, stage, trial.client.differences))
+    return Outcome(trial, tuple(stage.direct), tuple(differences), unnoticed=unnoticed)
 
 
-def notices(trial: Trial, fault: str, builds: Path, directory: Path) -> bool:
-    """Return True if the client's driver shows that the gateway has a fault: see tests/peers/faulty.py.
-
-    A driver that fails shows it, too. Raises as run_trial does if something fails without the fault.
-    """
-    with _Stage(trial, builds, directory) as stage:
-        try:
-            through = stage.through(0, f"from tests.peers.faulty import spoil\nspoil({fault!r})\n")
-        except PeerError:
-            return True
-        return any(not each.reason for each in compare(stage.direct, through, 0, trial.client.differences))
+def _is_noticed(fault: str, stage: "_Stage", known: Sequence[KnownDifference]) -> bool:
+    """Return True if the client's driver fails, or prints other lines, before a gateway with a fault."""
+    try:
+        through = stage.through(0, f"from tests.peers.faulty import spoil\nspoil({fault!r})\n")
+    except PeerError:
+        return True
+    return any(not each.reason for each in compare(stage.direct, through, 0, known))
 
 
 class _Stage(ExitStack):
