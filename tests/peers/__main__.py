@@ -17,6 +17,7 @@ from tests.peers.trial import Outcome, Trial, run_trial
 _ROOT: Final = Path(__file__).parents[2]
 _BUILDS: Final = _ROOT / ".peers"
 _PAGE: Final = _ROOT / "docs" / "compatibility.md"
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Differences of a trial that are printed.
 _SHOWN: Final = 20
 
@@ -124,11 +125,12 @@ def _print(outcome: Outcome, seconds: float) -> None:
 
 def _end(number: int, _frame: object) -> None:
     """End the run as by Ctrl-C, so that each process that it started ends, too."""
-    signal.signal(number, signal.SIG_IGN)
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _end)
+    for each in _SIGNALS:
+        signal.signal(each, _end)
     sys.exit(main())
