@@ -33,6 +33,11 @@ class RetryBudget:
         """True if no token will ever exist."""
         return not self._ratio and not self._least
 
+    @property
+    def free(self) -> int:
+        """The number of tokens that can be taken now."""
+        return max(0, self._most() - self.held)
+
     def _most(self) -> int:
         return max(self._least, int(self._ratio * self.in_flight))
 

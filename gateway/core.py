@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -20,6 +21,7 @@ from gateway.config import Address, Config, exposed
 from gateway.dispatcher import Dispatcher
 from gateway.errors import AuditError, ConfigError
 from gateway.expiry import ExpiryWatch
+from gateway.fast_metrics import Reading
 from gateway.front.clients import MAX_REFUSED_CLIENTS
 from gateway.front.drain import Drain
 from gateway.front.listeners import Listeners
@@ -229,6 +231,7 @@ class Core:
                 background.start_soon(Watchdog(config.gateway.watchdog, self._log).run)
                 background.start_soon(self._watch_audit_trail)
                 background.start_soon(measure_loop_lag, self.metrics.event_loop_lag.labels("core"))
+                background.start_soon(self.metrics.flush_often)
                 self._announce(bound)
                 self._notifier.ready()
                 task_status.started(bound)
@@ -290,6 +293,7 @@ class Core:
             lambda: [identity.name for identity in self._config.identities],
         )
         workers = entrance if isinstance(entrance, TlsWorkers) else None
+        self.metrics.ticket_key_age.set_function(partial(_ages, entrance))
         self.metrics.workers.set_function(lambda: [((), 0 if workers is None else len(workers))])
         self.metrics.log_messages_dropped.set_function(
             lambda: [((), log.messages_dropped() + (0 if workers is None else workers.log_messages_dropped))]
@@ -396,6 +400,12 @@ class Core:
         if all(backend.state == "drained" for backend in fleet.backends):
             return "all key managers are drained: see kmip-gateway enable"
         return "no key manager can be reached"
+
+
+def _ages(entrance: Entrance) -> list[Reading]:
+    """Return the age of each listener's ticket keys."""
+    now = time.monotonic()
+    return [((name,), now - made_at) for name, made_at in entrance.ticket_keys_made_at().items()]
 
 
 def _is_reachable(fleet: Fleet) -> bool:

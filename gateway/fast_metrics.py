@@ -8,7 +8,7 @@ A scrape has their samples as text from ``text``, the same text as prometheus-cl
 of its time: labels are written once for each child. The samples of ``collect`` are for everything else.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, Generic, TypeVar
@@ -36,7 +36,7 @@ class FastCounter:
 
 
 class FastHistogram:
-    """A histogram of a FastHistogramFamily, in seconds; each bucket includes its upper bound.
+    """A histogram of a FastHistogramFamily; each bucket includes its upper bound.
 
     ``counts`` are the numbers of values by bucket, not added up.
     """
@@ -48,10 +48,20 @@ class FastHistogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Add a duration to its bucket and to the sum."""
-        self.counts[bisect_left(self._bounds, seconds)] += 1
-        self.sum += seconds
+    def observe(self, value: float) -> None:
+        """Add a value to its bucket and to the sum."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def observe_all(self, values: Sequence[float], total: float) -> None:
+        """Add values in ascending order, whose sum is ``total``: bounds are looked up among them, not each value."""
+        counted = 0
+        for index, bound in enumerate(self._bounds):
+            reached = bisect_right(values, bound, counted)
+            self.counts[index] += reached - counted
+            counted = reached
+        self.counts[-1] += len(values) - counted
+        self.sum += total
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """Add what another histogram with the same bounds has counted."""
@@ -59,9 +69,48 @@ class FastHistogram:
         self.sum += total
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return each upper bound, as Prometheus writes it, and how many durations did not exceed it."""
+        """Return each upper bound, as Prometheus writes it, and how many values did not exceed it."""
         bounds = (*self._bounds, _INFINITY)
         return [(_written(bound), count) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
+
+
+class ValueBuffer:
+    """Values that requests ``append``, which are counted together a few times a second.
+
+    That costs a request the addition to a list, and a fifth of what it would cost to count each value at once: sorting,
+    adding up and searching are loops in C. ``counters`` count the values, ``sums`` add them up, and ``histograms`` have
+    them all.
+    """
+
+    __slots__ = ("_counters", "_histograms", "_sums", "_values", "append")
+
+    def __init__(
+        self,
+        histograms: Sequence[FastHistogram],
+        *,
+        counters: Sequence[FastCounter] = (),
+        sums: Sequence[FastCounter] = (),
+    ) -> None:
+        self._histograms = histograms
+        self._counters = counters
+        self._sums = sums
+        self._values: list[float] = []
+        self.append = self._values.append
+
+    def flush(self) -> None:
+        """Count the values that were appended since the last call."""
+        values = self._values
+        if not values:
+            return
+        values.sort()
+        total = sum(values)
+        for counter in self._counters:
+            counter.value += len(values)
+        for counter in self._sums:
+            counter.value += total
+        for histogram in self._histograms:
+            histogram.observe_all(values, total)
+        values.clear()
 
 
 def _written(number: float) -> str:
@@ -190,7 +239,7 @@ class _WrittenHistogram(FastHistogram):
 
 
 class FastHistogramFamily(_Family[_WrittenHistogram]):
-    """The fast histograms of a name, by label values; ``buckets`` are upper bounds in seconds, without infinity."""
+    """The fast histograms of a name, by label values; ``buckets`` are upper bounds, without infinity."""
 
     kind = "histogram"
 

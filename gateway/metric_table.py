@@ -21,6 +21,10 @@ IDENTITY_BUCKETS: Final = (0.0025, 0.01, 0.05, 0.25, 1, 5)  # few: they are ther
 HANDSHAKE_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 REUSE_BUCKETS: Final = (0, 1, 2, 5, 10, 100, 1000)
 CONNECTION_BUCKETS: Final = (0.1, 1, 10, 60, 300, 1800, 3600, 14400, 86400)
+AGE_BUCKETS: Final = (1, 10, 60, 300, 900, 1800, 3600, 7200, 14400, 86400)
+IDLE_BUCKETS: Final = (1, 2.5, 5, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600)
+SIZE_BUCKETS: Final = tuple(4.0**power for power in range(4, 12))  # from 256 bytes to 4 MiB
+ITEM_BUCKETS: Final = (2, 4, 8, 16, 32, 64, 128, 256, 1024)
 LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 UNIDENTIFIED: Final = "unidentified"  # identity of a client that no identity rule matches, or that is not known yet
 
@@ -60,6 +64,25 @@ class MetricTable:
         "Duration of requests by identity, as in request_duration_seconds.",
         "identity",
         buckets=IDENTITY_BUCKETS,
+    )
+    request_size: FastHistogramFamily = row(
+        "request_size_bytes",
+        "Sizes of requests of clients, without TLS.",
+        buckets=SIZE_BUCKETS,
+        detail="A request above `limits.max_request_size` is refused before it is read, and not counted here.",
+    )
+    response_size: FastHistogramFamily = row(
+        "response_size_bytes",
+        "Sizes of answers to clients, without TLS, errors of the gateway itself among them.",
+        buckets=SIZE_BUCKETS,
+        detail="Answers that come near to `limits.max_response_size` are long lists of a Locate: ask for fewer.",
+    )
+    batch_items: FastHistogramFamily = row(
+        "batch_items",
+        "Operations in a request of more than one.",
+        buckets=ITEM_BUCKETS,
+        detail="A batch holds its session as long as all its operations take, and is repeated only if each of them may"
+        " be; `limits.max_batch_items` bounds it.",
     )
     requests_in_flight: Gauge = row("requests_in_flight", "Requests read and not yet answered.")
     requests_max: FunctionGauge = row("requests_max", "Most requests in flight: limits.max_requests.")
@@ -119,6 +142,15 @@ class MetricTable:
         "reason",
         detail="budget: no token of the retry budget came before the deadline. More than a few mean that key"
         " managers fail too often for retries to hide it ([failover.md](failover.md)).",
+    )
+    retry_budget_tokens: FunctionGauge = row(
+        "retry_budget_tokens",
+        "Tokens of an identity's retry budget, by state: held by a request that was sent again, or free.",
+        "identity",
+        "state",
+        detail="They grow with the identity's requests in flight (`failover.retry_ratio`), and are never fewer than"
+        " `failover.min_retries`. free at 0: further reads that fail wait for a token. The identities are those that"
+        " have sent a request.",
     )
     affinity_clients: Gauge = row(
         "affinity_clients", "Clients that stay on one backend for a while because they changed something."
@@ -215,6 +247,12 @@ class MetricTable:
         "backend",
         detail="The first sign that `max_sessions` is too low, or the key manager too slow.",
     )
+    pool_wait_timeouts: FastCounterFamily = row(
+        "pool_wait_timeouts_total",
+        "Waits of requests for a session that ended because their time was over.",
+        "backend",
+        detail="Another key manager may have answered the request; if none has, `local_errors_total` counts it, too.",
+    )
     request_queue_duration: FastHistogramFamily = row(
         "request_queue_duration_seconds",
         "Waits of requests for a session, also those that got none; requests that found an idle session are not"
@@ -236,6 +274,14 @@ class MetricTable:
         detail="in_flight: after the request was sent, which costs a retry. If they are more than a few, lower"
         " `pool.idle_timeout` below the time after which the key manager closes idle sessions.",
     )
+    session_idle_at_remote_close: FastHistogramFamily = row(
+        "session_idle_at_remote_close_seconds",
+        "Time without use of sessions that the backend closed while they were idle.",
+        "backend",
+        buckets=IDLE_BUCKETS,
+        detail="Found at most a quarter of a second later. Many of the same age show the key manager's own limit, or"
+        " that of a firewall: set `pool.idle_timeout` below it. All ages mean restarts.",
+    )
     session_idle_limit: FunctionGauge = row(
         "session_idle_limit_seconds",
         "Longest time that a session may be idle; source is config or learned.",
@@ -244,6 +290,14 @@ class MetricTable:
     )
     sessions_opened: FastCounterFamily = row(
         "sessions_opened_total", "Sessions opened to a backend.", "backend", detail="The rate should be low."
+    )
+    session_age: FastHistogramFamily = row(
+        "session_age_seconds",
+        "Age of sessions when they were closed.",
+        "backend",
+        buckets=AGE_BUCKETS,
+        detail="Up to `pool.max_lifetime` in good order. Young ones cost handshakes: `sessions_closed_total` has the"
+        " reason.",
     )
     session_open_failures: FastCounterFamily = row(
         "session_open_failures_total",
@@ -333,6 +387,14 @@ class MetricTable:
         "Time from accepting a client to its completed TLS handshake.",
         "resumed",
         buckets=HANDSHAKE_BUCKETS,
+    )
+    ticket_key_age: FunctionGauge = row(
+        "tls_ticket_key_age_seconds",
+        "Age of the keys with which a listener makes session tickets.",
+        "listener",
+        detail="The keys are made at the start and when the listener's certificate, key, CA, `tls_policy` or"
+        " `resumption_lifetime` changes; until clients have tickets of the new keys, they shake hands in full. The keys"
+        " are only in memory; a restart makes new ones, too.",
     )
     client_connection_duration: FastHistogramFamily = row(
         "client_connection_duration_seconds",

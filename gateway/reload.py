@@ -621,6 +621,7 @@ class Reloader:
                 await trio.sleep(_LOOK_EVERY)
             await self._upstream.minted.retire(name)
             self._upstream.remove_identity(name)
+            self._dispatcher.forget_identity(name)
             self._metrics.forget_identity(name)
 
     def _change_backends(self, new: Config, changes: Changes) -> None:

@@ -115,6 +115,7 @@ class Status:
         ``traffic`` has, by backend and by identity, the number of requests by result, and of a backend the buckets of
         the histogram of durations, as [upper bound in seconds, number of exchanges up to it].
         """
+        self._metrics.flush()
         return self.current() | {
             "time": time.time(),
             "unready": self._unreadiness(),

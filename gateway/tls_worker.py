@@ -25,6 +25,7 @@ from gateway.front.worker_report import ProcessFacts, report
 from gateway.log import Throttle
 from gateway.loop_lag import measure_loop_lag
 from gateway.metrics import Metrics
+from gateway.tls import ServerContext
 from gateway.watchdog import Watchdog
 from gateway.wiring import build_admission, build_listener
 
@@ -49,6 +50,9 @@ class TlsWorker:
         self._pipe = Pipe(core, log.get("tls_worker"))
         admission = build_admission(share_of(config, workers))
         self._relay = Relay(self._pipe, admission)
+        self._ticket_keys = {
+            name: context.made_at for name, context in contexts.items() if isinstance(context, ServerContext)
+        }
         self._draining = trio.Event()
         self._watchdog = Watchdog(config.gateway.watchdog, log.get("tls_worker"))
         throttle = Throttle()
@@ -109,7 +113,7 @@ class TlsWorker:
         self._pipe.send(Kind.AUDIT, 0, json.dumps([event, facts]).encode())
 
     def _reported(self) -> bytes:
-        return report(self._metrics, self._facts.read(), log.messages_dropped())
+        return report(self._metrics, self._facts.read(), log.messages_dropped(), self._ticket_keys)
 
     async def _report(self) -> None:
         while True:

@@ -517,7 +517,7 @@ def build_dispatcher(config: Config, upstream: Upstream, metrics: Metrics) -> Di
         versions=CommonVersions(balancer) if replication.answer_discover_versions else None,
         fallback_on_not_found=replication.fallback_on_not_found and not is_shared,
     )
-    return Dispatcher(
+    dispatcher = Dispatcher(
         balancer,
         settings,
         metrics=metrics,
@@ -525,6 +525,8 @@ def build_dispatcher(config: Config, upstream: Upstream, metrics: Metrics) -> Di
         passwords=upstream.passwords,
         minted=upstream.minted,
     )
+    metrics.retry_budget_tokens.set_function(dispatcher.retry_tokens)
+    return dispatcher
 
 
 def make_mark_key(config: Config) -> bool:

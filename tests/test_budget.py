@@ -26,6 +26,15 @@ def test_retry_tokens_are_a_share_of_the_requests_in_flight_or_a_few(in_flight: 
     assert not budget.take()
 
 
+def test_free_tokens_are_those_that_can_be_taken() -> None:
+    budget = RetryBudget(retry_ratio=0.2, min_retries=3)
+    assert (budget.free, budget.take(), budget.free) == (3, True, 2)
+    budget.in_flight = 100
+    assert (budget.held, budget.free) == (1, 19)
+    budget.change(retry_ratio=0.0, min_retries=0)
+    assert (budget.held, budget.free) == (1, 0)
+
+
 def test_a_retry_token_is_held_until_it_is_given_back() -> None:
     budget = RetryBudget(retry_ratio=0.0, min_retries=1)
     for _ in range(100):

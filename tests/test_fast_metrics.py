@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
-from gateway.fast_metrics import FastCounterFamily, FastHistogramFamily, FunctionCounter, FunctionGauge, Reading
+from gateway.fast_metrics import (
+    FastCounter,
+    FastCounterFamily,
+    FastHistogram,
+    FastHistogramFamily,
+    FunctionCounter,
+    FunctionGauge,
+    Reading,
+    ValueBuffer,
+)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # as the gateway does
 
@@ -37,6 +46,22 @@ def test_histograms_are_exposed_as_the_librarys(observed: list[tuple[str, float]
 
     assert generate_latest(ours) == generate_latest(theirs) == "".join(fast.text()).encode()
     assert repr(fast) == f"<FastHistogramFamily work_seconds: {len({label for label, _ in observed})} children>"
+
+
+@given(st.lists(st.lists(seconds, max_size=20), max_size=5))
+def test_values_of_a_buffer_are_counted_as_if_one_by_one(batches: list[list[float]]) -> None:
+    one_by_one, together, counter, added = FastHistogram(BOUNDS), FastHistogram(BOUNDS), FastCounter(), FastCounter()
+    buffer = ValueBuffer([together], counters=[counter], sums=[added])
+    for batch in batches:
+        for value in batch:
+            one_by_one.observe(value)
+            buffer.append(value)
+        buffer.flush()
+        buffer.flush()
+
+    assert together.buckets() == one_by_one.buckets()
+    assert together.sum == added.value == pytest.approx(one_by_one.sum)
+    assert counter.value == sum(map(len, batches))
 
 
 def test_a_function_gauge_is_read_at_each_scrape() -> None:

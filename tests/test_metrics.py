@@ -4,6 +4,7 @@ import platform
 import random
 
 import pytest
+import trio
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -12,6 +13,7 @@ from gateway.kmip.decode import decode_request, decode_response
 from gateway.kmip.messages import Request, Response, Version
 from gateway.kmip.spec import Operation, ResultReason, ResultStatus
 from gateway.metrics import Metrics
+from tests.kit.fake_backends import in_virtual_time
 
 SUCCESS, FAILED, PENDING, UNDONE = 0, 1, 2, 3
 
@@ -51,7 +53,7 @@ def test_the_exposition_names_the_running_version(metrics: Metrics) -> None:
 
 def test_the_parts_of_an_exposition_are_the_exposition(metrics: Metrics) -> None:
     for number in range(300):
-        metrics.identity(f"tenant {number}").result("success").inc()
+        metrics.request_answered(request(Operation.GET), "success", 0.1, metrics.identity(f"tenant {number}"))
 
     parts = list(metrics.exposition_parts())
 
@@ -137,6 +139,67 @@ def test_an_identitys_requests_are_counted_and_timed(metrics: Metrics) -> None:
     assert samples(metrics, "kmip_gateway_identity_connections") == {("acme",): 1, ("globex",): 0}
 
 
+def test_sizes_of_messages_and_batches_are_counted(metrics: Metrics) -> None:
+    one, three = request(Operation.GET), request(*[Operation.GET] * 3)
+    metrics.request_answered(one, "success", 0.1, metrics.identity("acme"), 256)
+    metrics.request_answered(one, "success", 0.1, metrics.identity("acme"), 257)
+    metrics.request_answered(three, "success", 0.1, metrics.identity("globex"), 5_000_000)
+    metrics.request_answered(None, "gateway_error", 0.0, metrics.identity("globex"), 100)
+
+    answers = samples(metrics, "kmip_gateway_response_size_bytes_bucket")
+    assert [answers[bound,] for bound in ("256.0", "1024.0", "4.194304e+06", "+Inf")] == [2, 3, 3, 4]
+    assert samples(metrics, "kmip_gateway_response_size_bytes_sum") == {(): 5_000_613}
+    assert samples(metrics, "kmip_gateway_request_size_bytes_count") == {(): 3}
+    sizes = len(one.frame), len(three.frame)
+    assert samples(metrics, "kmip_gateway_request_size_bytes_sum") == {(): 2 * sizes[0] + sizes[1]}
+    assert samples(metrics, "kmip_gateway_client_received_bytes_total") == {
+        ("acme",): 2 * sizes[0],
+        ("globex",): sizes[1],
+    }
+    assert samples(metrics, "kmip_gateway_client_sent_bytes_total") == {("acme",): 513, ("globex",): 5_000_100}
+    assert samples(metrics, "kmip_gateway_batch_items_bucket")["4.0",] == 1
+    assert samples(metrics, "kmip_gateway_batch_items_count") == {(): 1}
+
+
+def test_counts_do_not_depend_on_when_they_are_flushed(metrics: Metrics) -> None:
+    often = Metrics("1.2.3")
+    numbers = random.Random(7)
+    for _ in range(500):
+        operation, seconds = numbers.choice([Operation.GET, Operation.CREATE]), numbers.choice([0.0005, 0.3, 99.0])
+        result, identity = numbers.choice(["success", "gateway_error"]), numbers.choice("ab")
+        for each in (metrics, often):
+            each.request_answered(request(operation), result, seconds, each.identity(identity), 300)
+            each.exchanges("atlanta")(seconds)
+        if numbers.random() < 0.1:
+            often.flush()
+
+    for name in ("requests_total", "identity_requests_total", "backend_requests_total", "client_sent_bytes_total"):
+        assert samples(metrics, f"kmip_gateway_{name}") == samples(often, f"kmip_gateway_{name}")
+    for name in ("request_duration", "identity_request_duration", "backend_request_duration"):
+        for sample in ("bucket", "count"):
+            full_name = f"kmip_gateway_{name}_seconds_{sample}"
+            assert samples(metrics, full_name) == samples(often, full_name)
+
+
+@in_virtual_time
+async def test_values_wait_a_quarter_of_a_second_at_most(metrics: Metrics, nursery: trio.Nursery) -> None:
+    nursery.start_soon(metrics.flush_often)
+    metrics.request_answered(request(Operation.GET), "success", 0.1)
+    await trio.sleep(0.26)
+    assert [counter.value for _, counter in metrics.requests.children()] == [1]
+    nursery.cancel_scope.cancel()
+
+
+def test_a_client_that_makes_up_numbers_fills_no_memory(metrics: Metrics) -> None:
+    counts = metrics.identity("acme")
+    for number in range(1000):
+        metrics.request_answered(request(0x8000_0000 + number), "success", 0.1, counts)
+        metrics.request_answered(request(Operation.GET, version=(7, number)), "success", 0.1, counts)
+
+    assert counts.durations == {}
+    assert sum(samples(metrics, "kmip_gateway_requests_total").values()) == 2000
+
+
 def test_an_identity_that_is_forgotten_leaves_no_series(metrics: Metrics) -> None:
     for name in ("acme", "globex"):
         metrics.request_answered(request(Operation.GET), "success", 0.1, metrics.identity(name))
@@ -147,6 +210,7 @@ def test_an_identity_that_is_forgotten_leaves_no_series(metrics: Metrics) -> Non
 
     exposition = metrics.exposition()
     assert b"acme" not in exposition
+    assert sum(samples(metrics, "kmip_gateway_requests_total").values()) == 2
     assert exposition.count(b'identity="globex"') > 8
 
 

@@ -11,6 +11,7 @@ from gateway.dispatcher.fallback_lookup import FallbackLookup, ask_others
 from gateway.dispatcher.job import Budgets, ClientDisconnectedError, DispatcherSettings, Job
 from gateway.dispatcher.replication import ReplicationPolicy, StickyRouting
 from gateway.errors import BackendError, MintingError, PoolBusyError, Stage
+from gateway.fast_metrics import Reading
 from gateway.identity import Principal
 from gateway.kmip.binding import given
 from gateway.kmip.messages import Request, Response
@@ -122,6 +123,19 @@ class Dispatcher:
     def requests_in_flight(self, identity: str) -> int:
         """Return the number of requests of an identity that are under way."""
         return self._budgets.retries[identity].in_flight
+
+    def retry_tokens(self) -> list[Reading]:
+        """Return the tokens of each identity's retry budget by state: held and free."""
+        budgets = self._budgets.retries.items()
+        return [
+            ((name, state), number)
+            for name, budget in budgets
+            for state, number in (("held", budget.held), ("free", budget.free))
+        ]
+
+    def forget_identity(self, name: str) -> None:
+        """Forget the budgets of an identity that was removed, which has no request under way."""
+        self._budgets.forget(name)
 
     async def dispatch(
         self,

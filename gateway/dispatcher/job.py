@@ -51,6 +51,11 @@ class Budgets:
     def __repr__(self) -> str:
         return f"<Budgets of {len(self.retries)} identities>"
 
+    def forget(self, identity: str) -> None:
+        """Forget the budgets of an identity."""
+        self.retries.pop(identity, None)
+        self.lookups.pop(identity, None)
+
     def settings_changed(self) -> None:
         """Use the settings as they are now."""
         failover, replication = self._settings.failover, self._settings.replication

@@ -96,6 +96,7 @@ class Leasing:
         effect = None if job.is_tied_to(backend) else job.effect
         with trio.move_on_at(until):
             return await pool.wait(job.principal, effect)
+        pool.observer.wait_timed_out()
         raise PoolBusyError(f"no session free within {self._settings.pool.queue_timeout:g} s", reason="queue_timeout")
 
     async def validated(

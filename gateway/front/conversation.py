@@ -478,12 +478,9 @@ class Conversation:
         sent = self.stream.send_now(answer.frame)
         if sent < len(answer.frame) or self._held:
             await self._send_rest(answer.frame, sent)
-        counts = self._counts
-        counts.received.value += len(request.frame)
-        counts.sent.value += len(answer.frame)
-        self._now = trio.current_time()
-        seconds = self._now - began
-        self._metrics.request_answered(request, result, seconds, counts)
+        self._now = now = trio.current_time()
+        seconds = now - began
+        self._metrics.request_answered(request, result, seconds, self._counts, len(answer.frame))
         if seconds >= self._request_log.slow and result != "gateway_error":  # such a request has a line
             self._request_log.slow_request(self._log, self._about(request), result, answer, seconds)
 
@@ -546,10 +543,7 @@ class Conversation:
             self._taps.refused(TappedRequest(self._settings.name, self.peer, self._principal, request), refusal)
         frame = refuse(refusal, message, request, version=version)
         await self._send(frame)
-        if request is not None:
-            self._counts.received.value += len(request.frame)
-        self._counts.sent.value += len(frame)
-        self._metrics.request_answered(request, "gateway_error", 0.0, self._counts)
+        self._metrics.request_answered(request, "gateway_error", 0.0, self._counts, len(frame))
 
     def _note_refusal(self, answer: Answer, request: Request | None, seconds: float | None = None) -> None:
         """Count an error of the gateway's own, and log it with its client, and ``seconds``, if it was dispatched."""

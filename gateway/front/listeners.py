@@ -13,6 +13,7 @@ from gateway.front.listener import Listener
 from gateway.listening import ListeningSockets, NextSockets, address_of, stop_listening
 from gateway.log import Log
 from gateway.metrics import Metrics
+from gateway.tls import ServerContext
 
 #: The mistake of a reload that changes listeners while the gateway drains.
 DRAINING: Final = "the gateway drains: its listeners do not change any more"
@@ -45,6 +46,10 @@ class Listeners:
 
     def __repr__(self) -> str:
         return f"<Listeners {', '.join(self._listeners)}>"
+
+    def ticket_keys_made_at(self) -> dict[str, float]:
+        """Return, for each listener, the time of the monotonic clock at which the keys of its tickets were made."""
+        return {name: context.made_at for name, context in self._contexts.items() if isinstance(context, ServerContext)}
 
     def __getitem__(self, name: str) -> Listener:
         return self._listeners[name]

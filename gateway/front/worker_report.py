@@ -7,7 +7,7 @@ backwards. Gauges of a worker that has ended are taken back.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -43,8 +43,13 @@ class ProcessFacts:
         return facts
 
 
-def report(metrics: Metrics, facts: dict[str, float], dropped: int) -> bytes:
-    """Return a worker's report as the payload of COUNTED; ``dropped`` is the number of its dropped log messages."""
+def report(
+    metrics: Metrics, facts: dict[str, float], dropped: int, ticket_keys: Mapping[str, float] | None = None
+) -> bytes:
+    """Return a worker's report as the payload of COUNTED; ``dropped`` is the number of its dropped log messages.
+
+    ``ticket_keys`` has the time of the monotonic clock at which the keys of each listener's tickets were made.
+    """
     counts: list[tuple[str, list[str], Any]] = []
     for name in COUNTERS:
         counts += [(name, [*labels], child.value) for labels, child in getattr(metrics, name).children()]
@@ -53,13 +58,15 @@ def report(metrics: Metrics, facts: dict[str, float], dropped: int) -> bytes:
             counts += [(name, list(sample.labels.values()), sample.value) for sample in family.samples]
     for name in HISTOGRAMS:
         counts += [(name, [*labels], [child.counts, child.sum]) for labels, child in getattr(metrics, name).children()]
-    return json.dumps({"counts": counts, "process": {**facts, "dropped": dropped}}).encode()
+    process = {**facts, "dropped": dropped}
+    return json.dumps({"counts": counts, "process": process, "ticket_keys": ticket_keys or {}}).encode()
 
 
 class WorkerCounts:
     """Adds what one worker has counted to the metrics of the core.
 
-    ``process`` holds the last facts about the worker's process. ``add_dropped`` takes further dropped log messages.
+    ``process`` holds the last facts about the worker's process, and ``ticket_keys`` when the keys of each listener's
+    tickets were made. ``add_dropped`` takes further dropped log messages.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class WorkerCounts:
         self._add_dropped = add_dropped
         self._last: dict[tuple[str, tuple[str, ...]], Any] = {}
         self.process: dict[str, float] = {}
+        self.ticket_keys: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<WorkerCounts {self.process}>"
@@ -84,6 +92,7 @@ class WorkerCounts:
             else:
                 self._add(key, value - self._last.get(key, 0.0))
             self._last[key] = value
+        self.ticket_keys = told["ticket_keys"]
         before, self.process = self.process, told["process"]
         self._cpu.inc(self.process["cpu"] - before.get("cpu", 0.0))
         self._add_dropped(int(self.process["dropped"] - before.get("dropped", 0)))

@@ -138,6 +138,17 @@ class TlsWorkers:
             else:
                 nursery.start_soon(self._serve, news.sockets[""], news.worker, news.generation)
 
+    def ticket_keys_made_at(self) -> dict[str, float]:
+        """Return, for each listener, the time at which the keys of its tickets were made; after a reload, the new ones.
+
+        The time is that of the monotonic clock. The workers of a generation share the keys.
+        """
+        made: dict[str, float] = {}
+        for worker in self._workers:
+            for name, made_at in worker.counts.ticket_keys.items():
+                made[name] = max(made_at, made.get(name, made_at))
+        return {name: made[name] for name in self._sockets if name in made}
+
     def _add_dropped(self, number: int) -> None:
         self.log_messages_dropped += number
 

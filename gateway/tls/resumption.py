@@ -18,10 +18,13 @@ class ServerContext(SSL.Context):
     A ticket holds its session itself. Sessions of TLS 1.2 clients without tickets are stored in the context, by
     OpenSSL's default 20,480 of them. pyOpenSSL can't set that bound, so that storing is turned off at ``max_stored``
     sessions until the oldest expire; clients shake hands in full meanwhile.
+
+    ``made_at`` is the time of the monotonic clock, which all processes share. The keys of tickets are as old.
     """
 
     def __init__(self, lifetime: float, max_stored: int = _STORED_SESSIONS) -> None:
         super().__init__(SSL.TLS_METHOD)
+        self.made_at = time.monotonic()
         self._lifetime = lifetime
         self._max_stored = max_stored
         self._expiry: deque[float] = deque()  # of the stored sessions, the oldest first

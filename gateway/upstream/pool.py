@@ -53,11 +53,17 @@ class Observer(Protocol):
     def session_open_failed(self, error: BackendError) -> None:
         """Take note of a failed attempt to open a session."""
 
-    def session_closed(self, reason: str) -> None:
-        """Take note of a closed session; ``reason`` is of a closed set."""
+    def session_closed(self, reason: str, age: float) -> None:
+        """Take note of a session closed ``age`` seconds after it was opened; ``reason`` is of a closed set."""
+
+    def closed_while_idle(self, seconds: float) -> None:
+        """Take note that the key manager has closed a session that was not used for so many seconds."""
 
     def waited(self, seconds: float) -> None:
         """Take note of the end of a request's wait for a session."""
+
+    def wait_timed_out(self) -> None:
+        """Take note that a request's wait for a session has ended because its time was over."""
 
     def found_stale(self, when: str) -> None:
         """Take note of a session that the key manager had closed: found at ``checkout``, or ``in_flight``."""
@@ -442,6 +448,8 @@ class Pool:
         if session.fault or session.is_flooded:
             self._discard(session, session.fault or "records")
             return
+        if was_idle:
+            self.observer.closed_while_idle(now - session.idle_since)
         is_evidence = not self.opening.closed_by_peer(session, now) and was_idle
         if is_evidence and self._idle_limit.closed_by_peer(now - session.idle_since, now):
             self.observer.idle_limit_learned(self._idle_limit)
@@ -463,7 +471,7 @@ class Pool:
 
     def _end(self, session: Session, reason: str) -> None:
         session.close()
-        self.observer.session_closed(reason)
+        self.observer.session_closed(reason, trio.current_time() - session.opened_at)
 
     # Opening ---------------------------------------------------------------------------------------------------------
 

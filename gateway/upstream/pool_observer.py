@@ -34,10 +34,10 @@ class PoolObserver:
         self._credential = credential
         self._metrics = metrics
         self._log = log.bind(backend=backend, credential=credential)
-        self._answered = metrics.backend_requests.labels(backend, "answered")
-        self._duration = metrics.backend_request_duration.labels(backend)
+        self._answered = metrics.exchanges(backend)
         self._reused = metrics.session_reuses.labels(backend)
         self._waits = metrics.request_queue_duration.labels(backend)
+        self._wait_timeouts = metrics.pool_wait_timeouts.labels(backend)
         for fault in _FAULTS:
             metrics.sessions_closed.labels(backend, fault)  # 0 at first, so that an alert sees the first fault
         self._throttle = Throttle()
@@ -67,12 +67,17 @@ class PoolObserver:
             self._logged_at = now
             self._log.warning("can't open a session", **fields)
 
-    def session_closed(self, reason: str) -> None:
-        """Count a closed session; log if it was closed because of a fault of the key manager."""
+    def session_closed(self, reason: str, age: float) -> None:
+        """Count a closed session and its age; log if it was closed because of a fault of the key manager."""
         self._metrics.sessions_closed.labels(self._backend, reason).inc()
+        self._metrics.session_age.labels(self._backend).observe(age)
         self._log.debug("session closed", reason=reason)
         if reason in _FAULTS:
             self._fault_throttle.warn(self._log, reason, _FAULTS[reason])
+
+    def closed_while_idle(self, seconds: float) -> None:
+        """Count the time without use of a session that the key manager has closed."""
+        self._metrics.session_idle_at_remote_close.labels(self._backend).observe(seconds)
 
     def ejected(self, credential: str, effect: Effect) -> None:
         """Count and log an ejection."""
@@ -101,6 +106,10 @@ class PoolObserver:
         """Count a wait for a session, and its duration."""
         self._waits.observe(seconds)
 
+    def wait_timed_out(self) -> None:
+        """Count a wait for a session whose time was over."""
+        self._wait_timeouts.inc()
+
     def found_stale(self, when: str) -> None:
         """Count a session that the key manager had closed, found at ``checkout`` or ``in_flight``."""
         self._metrics.session_stale.labels(self._backend, when).inc()
@@ -108,10 +117,9 @@ class PoolObserver:
     def exchanged(self, result: str, seconds: float, *, is_reused: bool) -> None:
         """Count an exchange, and the duration of an answered one."""
         if is_reused:
-            self._reused.value += 1
-        if result == "answered":
-            self._answered.inc()
-            self._duration.observe(seconds)
+            self._reused.value += 1.0
+        if result == "answered":  # every request pays for this
+            self._answered(seconds)
         else:
             self._metrics.backend_requests.labels(self._backend, result).inc()
             self._throttle.warn(self._log, result, "exchange failed", result=result)

@@ -96,6 +96,7 @@ async def _dispatch(count: int, size: Size) -> None:
         for _ in range(count):
             answered = await dispatcher.dispatch(request, _PRINCIPAL)
             assert answered.response is not None
+        metrics.flush()
 
 
 def _backend(name: str, answer: bytes, size: Size, metrics: Metrics, nursery: trio.Nursery) -> Backend:

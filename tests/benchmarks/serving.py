@@ -23,7 +23,7 @@ from typing import NamedTuple
 import trio
 from OpenSSL import SSL
 
-from gateway import log, tls_worker, watchdog, wiring
+from gateway import log, metrics, tls_worker, watchdog, wiring
 from gateway.audit import writer
 from gateway.config import Config, load
 from gateway.core import Core, open_sockets
@@ -141,6 +141,7 @@ def _serve(count: int, size: Size, role: Role, *, fresh: bool, extra: str = "") 
     setattr(maintenance, "_ROUND", _NEVER)  # noqa: B010 - it is final everywhere else
     setattr(tls_worker, "_REPORT_EVERY", _NEVER)  # noqa: B010
     setattr(reachability, "_INTERVAL", _NEVER)  # noqa: B010
+    setattr(metrics, "_FLUSH_EVERY", _NEVER)  # noqa: B010
     setattr(watchdog, "_LOOK_EVERY", _NEVER)  # noqa: B010
     setattr(wiring, "_JUDGE_EVERY", _NEVER)  # noqa: B010
     identities = [Identity("everyone")] + [
@@ -194,6 +195,7 @@ async def _run(core: Core, size: Size, write_port: int, read_end: int) -> None:
         await trio.lowlevel.wait_readable(read_end)
         if not os.read(read_end, 1):
             raise RuntimeError("the client has not been served")
+        core.metrics.flush()  # a part of each request's cost, which comes in batches under load
         nursery.cancel_scope.cancel()
 
 

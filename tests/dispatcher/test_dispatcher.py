@@ -260,6 +260,7 @@ async def test_all_waits_for_sessions_together_end_after_queue_timeout(version: 
             "too many requests are waiting for key managers; try again later",
         )
         assert "no session free within 5 s" in answer.detail
+        assert [observer.wait_timeouts for observer in it.observers if observer.waits] == [1, 1]
         assert it.executed == []
         assert [backend.pools["red"].statistics().waiting for backend in it.backends] == [0, 0]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from kmip_lab.tools.requests import create_key, get_key
 from OpenSSL import SSL
 
 from gateway.errors import GatewayError
-from gateway.kmip.spec import ResultStatus
+from gateway.kmip.compose import Ask, encode_request
+from gateway.kmip.spec import Operation, ResultStatus, Tag
+from gateway.kmip.ttlv import text
 from gateway.tls import client_context
 from tests.kit import processes
 from tests.kit.processes import (
@@ -178,6 +181,55 @@ def test_restarts_cpu_time_and_memory_of_workers_reach_the_metrics(gateway: Gate
 
     wait_until(lambda: total("worker_restarts_total") == 1 and total("workers") == WORKERS, "the next worker")
     assert total("worker_cpu_seconds_total") >= before
+
+
+COUNTED = (
+    "requests_total",
+    "request_size_bytes_count",
+    "request_size_bytes_sum",
+    "response_size_bytes_count",
+    "response_size_bytes_sum",
+    "batch_items_count",
+    "backend_requests_total",
+    "client_handshakes_total",
+    "session_age_seconds_count",
+)
+
+
+async def test_counts_go_on_over_the_end_of_workers_and_a_reload(certificates: Certificates, gateway: Gateway) -> None:
+    def counted() -> dict[str, float]:
+        return {name: gateway.total(f"kmip_gateway_{name}") for name in COUNTED}
+
+    async def use() -> None:
+        async with connect(gateway.address, context_of(certificates)) as client:
+            uid = text(Tag.UNIQUE_IDENTIFIER, await made_key(client))
+            asked = [Ask(Operation.GET, uid, bytes([index])) for index in range(3)]
+            answers = (await client.ask(encode_request((1, 2), asked))).items
+            assert [item.status for item in answers] == [ResultStatus.SUCCESS] * 3
+
+    def end_a_worker() -> None:
+        os.kill(workers_of(gateway)[0], signal.SIGKILL)
+        wait_until(lambda: gateway.total("kmip_gateway_worker_restarts_total") == 1, "another worker")
+
+    def replace_all_workers() -> None:
+        config = certificates.path(f"gateway-{gateway.port}.toml")
+        config.write_text(config.read_text() + "\n[per_address]\nmax_half_open = 77\n")
+        before = workers_of(gateway)
+        gateway.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not set(workers_of(gateway)) & set(before), "other workers")
+
+    await use()
+    seen = [await trio.to_thread.run_sync(counted)]
+    for change in (end_a_worker, replace_all_workers):
+        await trio.to_thread.run_sync(change)
+        await use()
+        seen.append(await trio.to_thread.run_sync(counted))
+
+    for before, now in pairwise(seen):
+        assert all(now[name] >= before[name] for name in COUNTED), (before, now)
+        assert now["request_size_bytes_count"] >= before["request_size_bytes_count"] + 2
+        assert now["batch_items_count"] == before["batch_items_count"] + 1
+    assert gateway.total("kmip_gateway_tls_ticket_key_age_seconds") > 0
 
 
 @pytest.mark.parametrize("taken", ["listener", "admin"])

@@ -15,6 +15,7 @@ from gateway.front import workers as front_workers
 from gateway.front.channel import Kind, Message
 from gateway.front.pipe import Pipe
 from gateway.front.supervision import Order, receive_order, send_prepared, send_worker, socket_pair
+from gateway.front.worker_report import ProcessFacts, report
 from gateway.front.workers import TlsWorkers
 from gateway.listening import ListeningSockets, listen, listening_sockets
 from gateway.metrics import Metrics
@@ -286,6 +287,19 @@ async def test_the_end_of_the_supervisor_drains_the_core(supervised: Supervised)
     supervised.supervisor.close()
     await wait_all_tasks_blocked()
     assert supervised.drains == 1
+
+
+async def test_the_age_of_ticket_keys_is_that_of_the_newest_worker(
+    supervised: Supervised, nursery: trio.Nursery
+) -> None:
+    pipes = [supervised.start(nursery, generation=generation) for generation in range(2)]
+    await wait_all_tasks_blocked()
+    for pipe, keys in zip(pipes, ({"kmip": 10.0, "removed": 5.0}, {"kmip": 30.0}), strict=True):
+        pipe.send(Kind.COUNTED, 0, report(Metrics("test"), ProcessFacts().read(), 0, keys))
+    await wait_all_tasks_blocked()
+    assert supervised.workers.ticket_keys_made_at() == {"kmip": 30.0}
+    for pipe in pipes:
+        pipe.close()
 
 
 async def test_clients_of_a_replaced_worker_are_counted_apart_from_its_successor(

@@ -302,6 +302,8 @@ class FakeObserver:
         self.reused = 0
         self.stale: Counter[str] = Counter()
         self.waits: list[float] = []
+        self.wait_timeouts = 0
+        self.idle_at_close: list[float] = []
         self.ejections: list[tuple[str, Effect]] = []
         self.learned: list[float] = []
         self.ceilings: list[int] = []
@@ -314,11 +316,18 @@ class FakeObserver:
         assert error.stage is Stage.CONNECT
         self.failed.append(error.reason)
 
-    def session_closed(self, reason: str) -> None:
+    def session_closed(self, reason: str, age: float) -> None:
+        assert age >= 0
         self.closed[reason] += 1
+
+    def closed_while_idle(self, seconds: float) -> None:
+        self.idle_at_close.append(seconds)
 
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)
+
+    def wait_timed_out(self) -> None:
+        self.wait_timeouts += 1
 
     def found_stale(self, when: str) -> None:
         self.stale[when] += 1

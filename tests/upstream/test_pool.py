@@ -1151,6 +1151,7 @@ async def test_idle_sessions_are_closed_before_the_peer_closes_them(
             atlanta.hang_up()
             await trio.sleep(2)
         assert observer.closed == {"remote_idle": 3}
+        assert observer.idle_at_close == pytest.approx([10.0] * 3, abs=0.3)
 
         pool.give_back(await lease(pool))
         await trio.sleep(9)

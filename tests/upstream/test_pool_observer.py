@@ -53,7 +53,7 @@ async def test_sessions_flooded_with_records_are_counted_and_logged_once() -> No
     it = Observed()
 
     for _ in range(3):
-        it.observer.session_closed("records")
+        it.observer.session_closed("records", 20.0)
 
     assert it.counted("sessions_closed_total") == NO_FAULTS | {"records": 3}
     assert it.logged == ["session closed: too many TLS records without data"]
@@ -64,14 +64,16 @@ async def test_sessions_are_counted() -> None:
 
     for _ in range(3):
         it.observer.session_opened(0.25)
-    it.observer.session_closed("idle")
-    it.observer.session_closed("idle")
-    it.observer.session_closed("lifetime")
+    it.observer.session_closed("idle", 20.0)
+    it.observer.session_closed("idle", 20.0)
+    it.observer.session_closed("lifetime", 20.0)
     it.observer.session_open_failed(failure("timeout"))
 
     assert it.counted("sessions_opened_total") == {"": 3}
     assert it.counted("session_open_duration_seconds_sum") == {"": 0.75}
     assert it.counted("sessions_closed_total") == NO_FAULTS | {"idle": 2, "lifetime": 1}
+    assert it.counted("session_age_seconds_count") == {"": 3}
+    assert it.counted("session_age_seconds_sum") == {"": 60}
     assert it.counted("session_open_failures_total") == {"redtimeout": 1}
     assert len(it.logged) == 1  # the failure
 
@@ -80,8 +82,8 @@ async def test_a_session_with_a_fault_is_counted_and_logged_once_per_fault() -> 
     it = Observed()
 
     for _ in range(3):
-        it.observer.session_closed("unasked")
-        it.observer.session_closed("mismatch")
+        it.observer.session_closed("unasked", 20.0)
+        it.observer.session_closed("mismatch", 20.0)
 
     assert it.counted("sessions_closed_total") == NO_FAULTS | {"unasked": 3, "mismatch": 3}
     assert it.logged == [
@@ -107,9 +109,13 @@ async def test_waits_and_stale_sessions_are_counted() -> None:
 
     it.observer.waited(0.25)
     it.observer.found_stale("in_flight")
+    it.observer.wait_timed_out()
+    it.observer.closed_while_idle(31.0)
 
     assert it.counted("request_queue_duration_seconds_sum") == {"": 0.25}
     assert it.counted("session_stale_total") == {"in_flight": 1}
+    assert it.counted("pool_wait_timeouts_total") == {"": 1}
+    assert it.counted("session_idle_at_remote_close_seconds_sum") == {"": 31}
 
 
 @in_virtual_time
