@@ -22,15 +22,21 @@ The stages of a request, each with a histogram: the client's handshake (`client_
 for a session (`request_queue_duration_seconds`), a session's opening (`session_open_duration_seconds`), the key
 manager (`backend_request_duration_seconds`), and all of it (`request_duration_seconds`).
 
+Requests leave durations and sizes in lists, which are counted four times a second and before each scrape: all metrics
+together cost a Get on a kept connection less than 3 % ([performance.md](performance.md)).
+
+There is no metric of a panic mode or of an effective weight: if no key manager is up, the gateway tries all of them, and
+a key manager that gets few requests after an ejection is half_open in `backend_state`.
+
 This page is generated from `gateway/metric_table.py` by `python docs/build_metrics.py`.
 
 ## How many series
 
 The number of series depends on the configuration, not on the traffic. With *i* identities, *b* key managers and *l*
-listeners there are at most some 15 *i* series of requests, durations and bytes, *i b* of `backend_identity_up`, 90
-*b* of key managers and sessions, 30 *l*, and 800 others. Errors add a series for each identity and reason that has
+listeners there are at most some 17 *i* series of requests, durations and bytes, *i b* of `backend_identity_up`, 130
+*b* of key managers and sessions, 31 *l*, and 830 others. Errors add a series for each identity and reason that has
 occurred, and for each key manager, identity and reason that a session could not be opened for. 200 identities, 4 key
-managers and every identity in use make some 5,300 series, which are written in steps of about a millisecond, between
+managers and every identity in use make some 5,900 series, which are written in steps of about a millisecond, between
 which requests are served.
 """
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from grafana.panel_types import (
     BACKEND,
+    OWN,
     RATE,
     Panel,
     Query,
@@ -78,6 +79,28 @@ POOLS: Final = Row(
             "remote_idle: lower `pool.idle_timeout`. remote_busy, error: the key manager breaks off requests. unasked,"
             " mismatch: wrong bytes, see docs/security.md; these must be 0.",
             [rate("sessions_closed_total", "reason", BACKEND)],
+        ),
+        Panel(
+            "Waits for a session that took too long",
+            "ops",
+            "Above 0: requests went to another key manager, or got an error, because all sessions of this one were busy"
+            " for `pool.queue_timeout`. Raise `max_sessions`, or find out why the key manager is slow.",
+            [rate("pool_wait_timeouts_total", "backend", BACKEND)],
+            steps=((None, "green"), (0.001, "red")),
+        ),
+        Panel(
+            "Age of sessions when closed, median",
+            "s",
+            "Near `pool.max_lifetime` in good order. Young sessions cost handshakes: the reasons are in Sessions closed"
+            " by reason.",
+            [quantile(0.5, "session_age_seconds", BACKEND, "backend")],
+        ),
+        Panel(
+            "Idle time at which key managers close sessions, p10",
+            "s",
+            "Empty if key managers close none. If it is steady, it is the key manager's own limit, or a firewall's: set"
+            " `pool.idle_timeout` below it. If it jumps: restarts.",
+            [quantile(0.1, "session_idle_at_remote_close_seconds", BACKEND, "backend")],
         ),
         Panel(
             "Stale sessions",
@@ -219,6 +242,16 @@ RETRIES: Final = Row(
             "unsafe: a change that may have run is never sent again. budget: so many reads fail that not all can be"
             " retried; find the key manager that fails.",
             [rate("retries_denied_total", "reason")],
+        ),
+        Panel(
+            "Tokens of retry budgets",
+            "short",
+            "held: requests that are sent again now. free is the fewest of an identity: at 0, its reads that fail wait"
+            " for a token; find the key manager that fails, and do not raise the budget.",
+            [
+                total("retry_budget_tokens", f'{OWN},state="held"', legend="held"),
+                Query(f'min(kmip_gateway_retry_budget_tokens{{{OWN},state="free"}})', "free, fewest"),
+            ],
         ),
     ],
 )

@@ -56,6 +56,15 @@ TLS: Final = Row(
             [rate("client_connection_errors_total", "reason")],
         ),
         Panel(
+            "Age of ticket keys",
+            "s",
+            "Since the start, or since a reload changed the listener's certificate, key or CA; then clients shake hands"
+            " in full once. A fall that you have not made: the gateway has restarted. Above 90 days: the keys protect"
+            " the recorded TLS 1.2 sessions of a long time; restart the gateway, or renew the listener's certificate.",
+            [Query(f"kmip_gateway_tls_ticket_key_age_seconds{{{OWN}}}", "{{instance}} {{listener}}")],
+            steps=above(90 * _DAY, 365 * _DAY),
+        ),
+        Panel(
             "Certificates end in",
             "s",
             "Each certificate in use: renew it before its time is up. role is the use: listener, client_ca,"

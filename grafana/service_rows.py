@@ -13,6 +13,7 @@ from grafana.panel_types import (
     above,
     below,
     quantile,
+    quantiles,
     rate,
     total,
 )
@@ -179,6 +180,27 @@ TRAFFIC: Final = Row(
             "Requests read and not yet answered, and the limit. A steady climb means that key managers answer more"
             " slowly than requests come.",
             [total("requests_in_flight", legend="in flight"), total("requests_max", legend="max")],
+        ),
+        Panel(
+            "Sizes of requests and answers",
+            "bytes",
+            "One of 100 is larger than p99. Requests above `limits.max_request_size` (1 MiB) and answers above"
+            " `limits.max_response_size` (2 MiB) become errors. Near them: long lists of a Locate, or large batches;"
+            " ask for fewer, or raise the limits.",
+            [
+                quantile(0.99, "request_size_bytes", legend="requests p99"),
+                quantile(0.5, "response_size_bytes", legend="answers p50"),
+                quantile(0.99, "response_size_bytes", legend="answers p99"),
+            ],
+            steps=above(512 * 1024, 1024 * 1024),
+        ),
+        Panel(
+            "Operations in a batch",
+            "short",
+            "Of requests with more than one operation. A batch of many holds its session as long as all of them take:"
+            " above 64, ask its client for smaller ones, or set `max_batch_items` in the identity's policy.",
+            quantiles("batch_items"),
+            steps=above(64, 256),
         ),
         Panel(
             "Answers of the gateway itself",

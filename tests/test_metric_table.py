@@ -36,7 +36,7 @@ def test_a_metric_follows_the_conventions(kind: type, row: Row) -> None:
     assert row.name.endswith("_total") == (kind in {Counter, FastCounterFamily, FunctionCounter})
     assert bool(row.buckets) == (kind in {Histogram, FastHistogramFamily})
     if row.buckets:
-        assert row.name.endswith("_seconds") or "_per_" in row.name
+        assert row.name.endswith(("_seconds", "_bytes", "_items")) or "_per_" in row.name
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from gateway.admin.answer import HttpAnswer
 
 SNAPSHOT_INTERVAL: Final = 2.0  # s between two snapshots
 MAX_WATCHERS: Final = 8  # streams at once
+LEAST_WATCH: Final = 10.0  # s after which a stream makes room for a new one
 
 _FILE: Final = Path(__file__).with_name("page.html")
 _INLINE: Final = re.compile(r"<(?P<kind>script|style)>(?P<text>.*?)</(?P=kind)>", re.DOTALL)
@@ -27,13 +28,26 @@ _INLINE: Final = re.compile(r"<(?P<kind>script|style)>(?P<text>.*?)</(?P=kind)>"
 Snapshot = Callable[[], Mapping[str, Any]]
 
 
+class _Watcher:
+    """A stream, and the time at which it began. ``replaced`` is set when it must end for a new one."""
+
+    def __init__(self) -> None:
+        self.since = trio.current_time()
+        self.replaced = trio.Event()
+
+
 class StatusPage:
-    """The answers of the status page. All watchers get the same snapshots; without a watcher none is made."""
+    """The answers of the status page. All watchers get the same snapshots; without a watcher none is made.
+
+    The kernel takes many snapshots for a watcher that does not read, so that such a watcher can't be known. Instead,
+    if MAX_WATCHERS watch, a new stream ends the oldest one that is at least LEAST_WATCH seconds old. A page whose
+    stream has ended opens another.
+    """
 
     def __init__(self, snapshot: Snapshot, interval: float = SNAPSHOT_INTERVAL) -> None:
         self._snapshot = snapshot
         self._interval = interval
-        self._watchers = 0
+        self._watchers: list[_Watcher] = []  # the oldest first
         self._made_at = float("-inf")
         self._event = b""
         text = _FILE.read_text(encoding="utf-8")
@@ -45,28 +59,34 @@ class StatusPage:
         )
 
     def __repr__(self) -> str:
-        return f"<StatusPage {self._watchers} watchers>"
+        return f"<StatusPage {len(self._watchers)} watchers>"
 
     async def page(self) -> HttpAnswer:
         """Return the page itself, which has nothing of the state: its script asks for that."""
         return self._page
 
     async def events(self) -> HttpAnswer:
-        """Return a stream of snapshots, or an error if MAX_WATCHERS watch already."""
-        if self._watchers >= MAX_WATCHERS:
-            return HttpAnswer.of(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_WATCHERS} pages watch already; close one")
+        """Return a stream of snapshots, or an error if MAX_WATCHERS have begun within LEAST_WATCH seconds."""
+        if len(self._watchers) >= MAX_WATCHERS:
+            if trio.current_time() < self._watchers[0].since + LEAST_WATCH:
+                text = f"{MAX_WATCHERS} pages watch already; close one, or try again in {LEAST_WATCH:g} s"
+                return HttpAnswer.of(HTTPStatus.SERVICE_UNAVAILABLE, text)
+            self._watchers.pop(0).replaced.set()
         return HttpAnswer(
             HTTPStatus.OK, b"", "text/event-stream", (("Cache-Control", "no-store"), *_SAFE), self._stream
         )
 
     async def _stream(self) -> AsyncGenerator[bytes]:
-        self._watchers += 1
+        watcher = _Watcher()
+        self._watchers.append(watcher)
         try:
-            while True:
+            while not watcher.replaced.is_set():
                 yield self._current()
-                await trio.sleep_until(self._made_at + self._interval)
+                with trio.move_on_at(self._made_at + self._interval):
+                    await watcher.replaced.wait()
         finally:
-            self._watchers -= 1
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
 
     def _current(self) -> bytes:
         """Return the snapshot as an event; it is made anew if it is as old as the interval."""

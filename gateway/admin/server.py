@@ -31,6 +31,7 @@ _GRACE: Final = 0.5  # s for answers under way when the server ends
 _LINGER: Final = 0.5  # s in which a refused client may finish sending, so that a reset does not destroy the answer
 _LINGER_BYTES: Final = 64 * 1024
 _PAUSE: Final = 0.1  # s after a failed accept
+_STREAM_BUFFER: Final = 16 * 1024  # bytes of a stream that the kernel holds, of which it has twice as many
 _VERSIONS: Final = {b"1.0", b"1.1"}
 
 
@@ -165,7 +166,12 @@ class AdminConnection:
             raise trio.BrokenResourceError
 
     async def _send_stream(self, answer: HttpAnswer, chunks: AsyncGenerator[bytes]) -> None:
-        """Send the chunks as they come, until the client disconnects or is too slow."""
+        """Send the chunks as they come, until the client disconnects or is too slow.
+
+        The kernel holds little of it for a client that does not read.
+        """
+        if isinstance(self._stream, (trio.SocketStream, TlsAdminStream)):
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _STREAM_BUFFER)
         headers = [("Date", formatdate(usegmt=True)), ("Content-Type", answer.media_type), *answer.headers]
         headers.append(("Connection", "close"))
         head = h11.Response(status_code=answer.status, reason=answer.status.phrase.encode(), headers=headers)

@@ -19,6 +19,10 @@ class TlsAdminStream(trio.abc.HalfCloseableStream):
         """True if the client has shown a certificate, which the handshake has then verified."""
         return self._stream.peer_certificate_der() is not None
 
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Set an option of the socket."""
+        self._stream.setsockopt(level, option, value)
+
     async def receive_some(self, _max_bytes: int | None = None) -> bytes:
         """Return at most one TLS record, whatever ``max_bytes`` says."""
         try:

@@ -317,6 +317,10 @@ class TlsStream:
             self.is_flooded = True
             raise
 
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Set an option of the socket."""
+        self._socket.setsockopt(level, option, value)
+
     async def send_all(self, data: bytes | memoryview) -> None:
         """Send all bytes, in as few records as possible: some clients read an answer with two reads.
 

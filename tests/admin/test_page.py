@@ -9,10 +9,11 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
+import pytest
 import trio
 
 from gateway.admin.answer import HttpAnswer
-from gateway.admin.page import MAX_WATCHERS, SNAPSHOT_INTERVAL, StatusPage
+from gateway.admin.page import LEAST_WATCH, MAX_WATCHERS, SNAPSHOT_INTERVAL, StatusPage
 from tests.kit.fake_backends import in_virtual_time
 
 
@@ -82,6 +83,27 @@ async def test_no_snapshot_is_made_without_a_watcher() -> None:
         await anext(events)
     await trio.sleep(10 * SNAPSHOT_INTERVAL)
     assert source.asked == 1
+
+
+@in_virtual_time
+async def test_a_new_watcher_takes_the_place_of_the_oldest() -> None:
+    page = StatusPage(dict)
+    streams = [stream(await page.events()) for _ in range(MAX_WATCHERS)]
+    for each in streams:
+        await anext(each)
+    await trio.sleep(LEAST_WATCH - 0.1)
+    assert (await page.events()).status == HTTPStatus.SERVICE_UNAVAILABLE
+    await trio.sleep(0.2)
+
+    async with aclosing(stream(await page.events())) as latest:
+        await anext(latest)
+        assert repr(page) == f"<StatusPage {MAX_WATCHERS} watchers>"
+        with pytest.raises(StopAsyncIteration):
+            await anext(streams[0])
+        await anext(streams[1])
+    for each in streams:
+        await each.aclose()
+    assert repr(page) == "<StatusPage 0 watchers>"
 
 
 async def test_watchers_are_bounded_and_leave_room_when_they_go() -> None:

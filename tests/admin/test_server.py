@@ -9,6 +9,8 @@ import pytest
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
+from gateway.admin import page
+from gateway.admin.page import Snapshot
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminConnection, AdminLimits, AdminServer, RateLimiter
 from tests.kit.fake_backends import in_virtual_time
@@ -51,11 +53,11 @@ class Admin:
 
 
 @asynccontextmanager
-async def running(limits: AdminLimits | None = None) -> AsyncIterator[Admin]:
+async def running(limits: AdminLimits | None = None, snapshot: Snapshot = dict) -> AsyncIterator[Admin]:
     """Run an admin server for the length of a block."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         admin = Admin(listening.getsockname(), listening)
-        routes = Routes(admin.expose, lambda: admin.unreadiness)
+        routes = Routes(admin.expose, lambda: admin.unreadiness, snapshot=snapshot)
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(AdminServer(routes, limits).run, listening, admin.until)
@@ -221,6 +223,39 @@ async def test_a_client_that_holds_every_connection_blocks_no_other() -> None:
 
         assert (await admin.ask("/livez")).startswith(b"HTTP/1.1 200")
         assert descriptors() <= before + 100 + AdminLimits().connections + 1
+        for hog in hogs:
+            await hog.aclose()
+
+
+EVENTS = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def watches(admin: Admin) -> bool:
+    """Return True if a client that reads gets a whole snapshot, False if it is refused."""
+    stream = await trio.open_tcp_stream(*admin.address)
+    async with stream:
+        await stream.send_all(EVENTS)
+        received = b""
+        async for chunk in stream:
+            received += chunk
+            if received.startswith(b"HTTP/1.1 503") or received.endswith(b"}\n\n\r\n"):
+                break
+    return received.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("size", [0, 2_000_000], ids=["small snapshots", "large snapshots"])
+async def test_readers_that_never_read_keep_no_other_out(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large snapshot fills the buffers, so that the deadline closes them; a small one would take hours to do so."""
+    monkeypatch.setattr(page, "LEAST_WATCH", 0.5 if not size else 600.0)
+    async with running(AdminLimits(send=0.5), lambda: {"text": "x" * size}) as admin:
+        hogs = []
+        for _ in range(20):
+            hogs.append(await trio.open_tcp_stream(*admin.address))
+            await hogs[-1].send_all(EVENTS)
+        await trio.sleep(0.1)
+        assert not await watches(admin)
+        await trio.sleep(1.0)
+        assert await watches(admin)
         for hog in hogs:
             await hog.aclose()
 

@@ -21,6 +21,7 @@ import trio
 from kmip_lab.faults import Fault, FaultSetting
 from kmip_lab.tools.requests import create_key, destroy, discover_versions, get_key
 
+from gateway.kmip.compose import Ask, encode_request
 from gateway.kmip.spec import Operation
 from grafana.alerts import GROUPS, every_alert, rules
 from grafana.dashboards import ANNOTATIONS, DASHBOARDS
@@ -69,6 +70,7 @@ connect = 1
 SECONDS: Final = 9.0  # of load
 KEYS: Final = frozenset({Operation.GET, Operation.CREATE})  # health checks meet no fault, so that requests do
 REFUSES_UNWANTED: Final = FaultSetting(Fault.REFUSE_CREDENTIAL, names=frozenset({"unwanted"}))
+IDLE_CLOSE: Final = FaultSetting(Fault.IDLE_CLOSE, seconds=0.6)  # longer than the time between two health checks
 #: Queries without data in this run, as title of the panel, or name of the alert, with the reason.
 NO_DATA: Final = {
     "KmipGatewayMissing": "the gateway is there: absent() returns nothing",
@@ -151,7 +153,7 @@ async def exercise(run: Run) -> list[Values]:
         for key_manager in run.key_managers:
             hang_up = FaultSetting(Fault.HANG_UP, operations=KEYS)
             for fault in (hang_up, FaultSetting(Fault.SLOW, seconds=0.8, operations=KEYS)):
-                key_manager.set_faults(REFUSES_UNWANTED, fault)
+                key_manager.set_faults(REFUSES_UNWANTED, IDLE_CLOSE, fault)
                 await trio.sleep(SECONDS / 6)
             key_manager.set_faults(REFUSES_UNWANTED)
         values = await trio.to_thread.run_sync(values_of_panels, run.prometheus)
@@ -177,7 +179,9 @@ def misbehave(gateway: Gateway) -> None:
     """Resume sessions, speak no TLS, ask for too much, leave early, and reload, well and badly."""
     context = context_of(gateway, "welcome-9", "TLSv1.3")
     kept = None
-    for request in (discover_versions([(1, 2)]), destroy("refused"), get_key("nobody-has-this"), get_key("nobody")):
+    batch = encode_request((1, 2), [Ask(Operation.QUERY, unique_batch_item_id=bytes([index])) for index in range(3)])
+    single = (discover_versions([(1, 2)]), destroy("refused"), get_key("nobody-has-this"), get_key("nobody"))
+    for request in (*single, batch):
         with session(gateway, context, kept) as talking:
             talking.sendall(request)
             read_response(talking)
