@@ -25,8 +25,8 @@ manager (`backend_request_duration_seconds`), and all of it (`request_duration_s
 Requests leave durations and sizes in lists, which are counted four times a second and before each scrape: all metrics
 together cost a Get on a kept connection less than 3 % ([performance.md](performance.md)).
 
-There is no metric of a panic mode or of an effective weight: if no key manager is up, the gateway tries all of them, and
-a key manager that gets few requests after an ejection is half_open in `backend_state`.
+There is no metric of a panic mode or of an effective weight: if no key manager is up, the gateway tries all of them,
+and a key manager that gets few requests after an ejection is half_open in `backend_state`.
 
 This page is generated from `gateway/metric_table.py` by `python docs/build_metrics.py`.
 
