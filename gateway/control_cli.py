@@ -5,6 +5,7 @@ mistake in the command line or in the configuration file that names the socket.
 """
 
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from gateway.errors import ControlError
 
 REFUSED: Final = 1
 _INSTEAD: Final = "correct it, or give --socket PATH instead of --config"
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 _LEVELS: Final = get_args(LogConfig.model_fields["level"].annotation)
 
 #: Returns the lines that stand for a result, for people.
@@ -89,6 +91,16 @@ def socket_of(socket: Path | None, config: Path | None) -> Path:
     return config.absolute().parent / path
 
 
+def _duration(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    """Return the seconds of a time such as ``90s``, ``10m`` or ``2h``. Raises BadParameter."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})([smh])", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no time; give a number with s, m or h, such as 90s, 10m or 2h")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
 @click.command()
 @_options
 def status(**options: Any) -> None:
@@ -149,11 +161,33 @@ def reload_config(**options: Any) -> None:
 
 
 @click.command("log")
-@click.argument("level", type=click.Choice(_LEVELS))
+@click.argument("level", type=click.Choice(_LEVELS), required=False)
+@click.option("--identity", help="With debug: only lines about this identity.")
+@click.option("--backend", help="With debug: only lines about this backend, or those of this table.")
+@click.option("--address", help="With debug: only lines about clients with this IP address, or in this network.")
+@click.option(
+    "--for",
+    "seconds",
+    metavar="TIME",
+    callback=_duration,
+    help="With debug: how long, such as 90s, 10m (the default) or 2h.",
+)
 @_options
-def log_level(level: str, **options: Any) -> None:
-    """Change the log level to LEVEL until the gateway ends."""
-    _run("log", {"level": level}, lambda result: [f"log level {result['level']}"], **options)
+def log_level(level: str | None, **options: Any) -> None:
+    """Change the log level to LEVEL until the gateway ends; show it if no LEVEL is given.
+
+    LEVEL debug is for a while only: client connections, requests and sessions are logged, never payloads. With
+    --identity, --backend or --address, only lines that fit them all are, and all other lines are logged as before. Any
+    other LEVEL ends that.
+    """
+    names = ("identity", "backend", "address", "seconds")
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    if level != "debug" and given:
+        raise click.UsageError("--identity, --backend, --address and --for belong to: log debug")
+    if level is None:
+        _run("log-state", {}, _show_log, **options)
+    else:
+        _run("log", {"level": level, **given}, _show_log, **options)
 
 
 @click.command("config")
@@ -193,6 +227,16 @@ def _show_reconnect(result: Any) -> list[str]:
 def _show_reload(result: Any) -> list[str]:
     lines = [f"changed: {each}" for each in result["changed"]] or ["nothing has changed"]
     return lines + [f"needs a restart: {each}" for each in result["needs_restart"]]
+
+
+def _show_log(result: Any) -> list[str]:
+    lines = [f"log level {result['level']}"]
+    if result["debug"] is not None:
+        given = dict(result["debug"])
+        minutes, seconds = divmod(round(given.pop("seconds")), 60)
+        about = ", ".join(f"{name} {value}" for name, value in given.items())
+        lines.append(f"debug for {minutes} min {seconds} s more: {about or 'everything'}")
+    return lines
 
 
 def _counts(sessions: Mapping[str, int]) -> str:

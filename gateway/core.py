@@ -218,6 +218,7 @@ class Core:
                         reload=self.reload,
                         reopen_audit_file=self.reopen_audit_file,
                         taps=front.taps,
+                        request_log=front.request_log,
                         workers=workers,
                     )
                     server = ControlServer(commands.commands(), changing=CHANGING, audit=self._audit)

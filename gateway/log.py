@@ -12,12 +12,14 @@ import stat
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, NamedTuple, TextIO, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger
+
+from gateway.traffic import Traffic
 
 Log = FilteringBoundLogger
 
@@ -25,7 +27,8 @@ _QUOTED: Final = 200  # characters of a peer's text that a line repeats
 _FIELD: Final = 2000  # characters of any field
 _TRACEBACK: Final = 20_000  # characters
 _REMEMBERED: Final = 60  # lines
-_TURN: Final = 60.0  # s that a key of a Throttle with too many lines waits for the other keys
+_TURN: Final = 60.0  # intervals that a key of a Throttle with too many lines waits for the other keys
+_DEBUG_LINES: Final = 100  # of level debug in a second
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -80,7 +83,7 @@ class Throttle:
     """Log at most one line in ``interval`` seconds for each key; the next line has the number skipped as ``left_out``.
 
     ``most`` bounds the lines in a second, whatever their keys. After a second with more, keys that were logged in the
-    last minute wait, so that every key has its turn.
+    last 60 intervals wait, so that every key has its turn.
 
     Keys are kept for ever, so that they must be few: reasons, names of backends, nothing that a client can choose.
     """
@@ -93,33 +96,41 @@ class Throttle:
         self._wanted = 0  # lines in the present second, and those that ``most`` kept out of the log
         self._had_more = False  # in the second before
 
-    def warn(self, log: Log, key: str, event: str, **fields: object) -> None:
-        """Log a warning, unless a line with this key was logged less than ``interval`` seconds ago."""
-        self._log(log.warning, key, event, fields)
+    def warn(self, log: Log, key: str, event: str, **fields: object) -> bool:
+        """Log a warning, unless it must be left out. Return True if it was logged."""
+        return self._log(log.warning, key, event, fields)
 
-    def error(self, log: Log, key: str, event: str, **fields: object) -> None:
-        """Log an error, unless a line with this key was logged less than ``interval`` seconds ago."""
-        self._log(log.error, key, event, fields)
+    def error(self, log: Log, key: str, event: str, **fields: object) -> bool:
+        """Log an error, unless it must be left out. Return True if it was logged."""
+        return self._log(log.error, key, event, fields)
 
-    def info(self, log: Log, key: str, event: str, **fields: object) -> None:
-        """Log at level info, unless a line with this key was logged less than ``interval`` seconds ago."""
-        self._log(log.info, key, event, fields)
+    def info(self, log: Log, key: str, event: str, **fields: object) -> bool:
+        """Log at level info, unless the line must be left out. Return True if it was logged."""
+        return self._log(log.info, key, event, fields)
 
-    def _log(self, write: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> None:
+    def _log(self, write: Callable[..., Any], key: str, event: str, fields: dict[str, object]) -> bool:
+        left_out = self.take(key)
+        if left_out is None:
+            return False
+        write(event, **fields, **({"left_out": left_out} if left_out else {}))
+        return True
+
+    def take(self, key: str) -> int | None:
+        """Return how many lines were left out before a line that may be logged now; None to leave this one out."""
         now = time.monotonic()
         at, left_out = self._logged.get(key, (float("-inf"), 0))
         if not self._may_log(now, at):
             self._logged[key] = (at, left_out + 1)
-            return
+            return None
         self._logged[key] = (now, 0)
-        write(event, **fields, **({"left_out": left_out} if left_out else {}))
+        return left_out
 
     def _may_log(self, now: float, at: float) -> bool:
         """Return True if a key that was logged last at the time ``at`` may be logged now."""
         if now - self._second >= 1.0:
             self._had_more = now - self._second < 2.0 and self._wanted > self._most
             self._second, self._wanted = now, 0
-        if now - at < (_TURN if self._had_more else self._interval):
+        if now - at < self._interval * (_TURN if self._had_more else 1.0):
             return False
         self._wanted += 1
         return self._wanted <= self._most
@@ -214,7 +225,29 @@ def _send_to_socket(descriptor: int, data: bytes) -> int:
         sock.detach()
 
 
+class _DebugTime(NamedTuple):
+    """A time in which lines below the level are logged, too, if they are about ``traffic``."""
+
+    traffic: Traffic
+    until: float  # of time.monotonic
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that are left; 0 if the time has ended."""
+        return max(0.0, self.until - time.monotonic())
+
+    def shows(self, event: Mapping[str, Any]) -> bool:
+        """Return True if a line is to be logged, whatever its level is."""
+        if not self.seconds:
+            return False
+        identity = event.get("identity") or event.get("credential", "")
+        backends = (event.get("backend", ""), *event.get("tried", ()))
+        return self.traffic.fits(identity, backends, event.get("peer", ""))
+
+
 _lowest: Final = [logging.INFO]  # one level: logging belongs to the process
+_debug: Final[list[_DebugTime]] = []  # at most one
+_debug_throttle = Throttle(0.0, most=_DEBUG_LINES)
 _files: Final[list[LossyFile]] = []  # at most one: logging belongs to the process
 
 
@@ -251,6 +284,38 @@ def set_level(level: str) -> None:
     _lowest[:] = [_LEVELS[level]]
 
 
+def begin_debug(traffic: Traffic, seconds: float) -> None:
+    """Log all lines about some traffic for so many seconds, whatever the level is. A second call replaces the first."""
+    _debug[:] = [_DebugTime(traffic, time.monotonic() + seconds)]
+
+
+def end_debug() -> None:
+    """End ``begin_debug``."""
+    _debug.clear()
+
+
+def shows_debug() -> bool:
+    """Return True if lines of level debug may be logged now."""
+    return _lowest[0] == logging.DEBUG or any(each.seconds for each in _debug)
+
+
+def state() -> dict[str, Any]:
+    """Return the level, and under ``debug`` the seconds that are left with the parts of the traffic; else None."""
+    level = next(name for name, number in _LEVELS.items() if number == _lowest[0])
+    times = [{"seconds": round(each.seconds, 3), **each.traffic.arguments()} for each in _debug if each.seconds]
+    return {"level": level, "debug": times[0] if times else None}
+
+
+def adopt(other: Mapping[str, Any]) -> None:
+    """Log as another process does, whose ``state`` this is."""
+    set_level(other["level"])
+    end_debug()
+    if other["debug"] is not None:
+        given = dict(other["debug"])
+        seconds = given.pop("seconds")
+        begin_debug(Traffic.take(given), seconds)
+
+
 _recent: Final[deque[dict[str, object]]] = deque(maxlen=_REMEMBERED)
 
 
@@ -266,8 +331,14 @@ def _remember(_logger: Any, method: str, event: Any) -> Any:
 
 
 def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:
-    if _LEVELS.get(method, logging.ERROR) < _lowest[0]:
+    if _LEVELS.get(method, logging.ERROR) < _lowest[0] and not any(each.shows(event) for each in _debug):
         raise structlog.DropEvent
+    if method == "debug":
+        left_out = _debug_throttle.take("")
+        if left_out is None:
+            raise structlog.DropEvent
+        if left_out:
+            event["left_out"] = left_out
     return event
 
 

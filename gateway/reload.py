@@ -585,13 +585,13 @@ class Reloader:
         for section, keys in changes.tables.items():
             getattr(self._config, section).adopt(getattr(new, section), keys)
         _adopt_each(self._config.listeners, new.listeners, changes.listeners.keys)
-        if changes.tables or changes.listeners.keys:
-            self._dispatcher.settings_changed()
-            self._front.settings_changed(())
         if "level" in changes.tables.get("log", ()):  # else a level that a command has set stays
             log.set_level(self._config.log.level)
             if isinstance(self._entrance, TlsWorkers):
-                self._entrance.set_log_level(self._config.log.level)
+                self._entrance.log_changed()
+        if changes.tables or changes.listeners.keys:
+            self._dispatcher.settings_changed()
+            self._front.settings_changed(())
 
     async def _change_identities(self, new: Config, changes: Changes, issuers: ClientIssuers) -> None:
         """Add pools, then identify all clients by the new rules."""

@@ -8,16 +8,20 @@ from gateway.admin.control import Command
 from gateway.config import Address, Config
 from gateway.config.model import BackendOptions, LogConfig
 from gateway.errors import AuditError, ControlError
+from gateway.front.request_log import RequestLog
 from gateway.front.taps import TapFilter, Taps
 from gateway.front.workers import TlsWorkers
 from gateway.reload import ReloadReport
 from gateway.status import Status, sessions_of
+from gateway.traffic import Traffic
 from gateway.upstream.backend import Backend
 from gateway.upstream.overrides import table_of
 from gateway.wiring import Upstream
 
 #: Commands that change something, which are logged with their user.
 CHANGING: Final = frozenset({"drain", "enable", "weight", "reconnect", "reload", "log", "audit-reopen"})
+DEBUG_SECONDS: Final = 600  # for which lines of level debug are logged, if no time is given
+MAX_DEBUG_SECONDS: Final = 86_400
 _RECONNECT_INTERVAL: Final = 0.25  # s between two sessions of a backend that are replaced
 
 Arguments = Mapping[str, Any]
@@ -35,6 +39,7 @@ class RuntimeControl:
         reload: Callable[[], Awaitable[ReloadReport]],
         reopen_audit_file: Callable[[], Awaitable[None]],
         taps: Taps,
+        request_log: RequestLog,
         workers: TlsWorkers | None = None,
     ) -> None:
         self._reload_core = reload
@@ -43,6 +48,7 @@ class RuntimeControl:
         self._upstream = upstream
         self._status = status
         self._taps = taps
+        self._request_log = request_log
         self._workers = workers
 
     def __repr__(self) -> str:
@@ -60,6 +66,7 @@ class RuntimeControl:
             "log": self._log,
             "audit-reopen": self._reopen_audit,
             "config": self._show_config,
+            "log-state": self._show_log,
             "tap": self._tap,
         }
 
@@ -102,10 +109,27 @@ class RuntimeControl:
         levels = LogConfig.model_fields["level"].annotation.__args__  # type: ignore[union-attr]
         if not isinstance(level, str) or level not in levels:
             raise ControlError(f"no log level is named {level!r}; there are {', '.join(levels)}")
-        log.set_level(level)
+        if level == "debug":
+            self._debug({key: given for key, given in arguments.items() if key != "level"})
+        elif len(arguments) > 1:
+            raise ControlError(f"log {level} is for all lines; only log debug is for some, and for a while")
+        else:
+            log.set_level(level)
+            log.end_debug()
+        self._request_log.settings_changed()
         if self._workers is not None:
-            self._workers.set_log_level(level)
-        return {"level": level}
+            self._workers.log_changed()
+        return log.state()
+
+    def _debug(self, given: dict[str, Any]) -> None:
+        seconds = given.pop("seconds", DEBUG_SECONDS)
+        traffic = Traffic.take(given)
+        if given:
+            raise ControlError(f"log debug has no filter {', '.join(given)}; there are {', '.join(Traffic._fields)}")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 <= seconds <= MAX_DEBUG_SECONDS:
+            raise ControlError(f"{seconds!r} is no time for debug lines; give 1 to {MAX_DEBUG_SECONDS} seconds")
+        self._check_known(traffic)
+        log.begin_debug(traffic, seconds)
 
     async def _reopen_audit(self, _arguments: Arguments) -> Any:
         try:
@@ -116,11 +140,15 @@ class RuntimeControl:
 
     async def _tap(self, arguments: Arguments) -> Any:
         wanted = TapFilter.of(arguments)
-        _check_known("identity", wanted.identity, [each.name for each in self._config.identities] + ["unidentified"])
+        self._check_known(wanted.traffic)
+        return self._taps.open(wanted)
+
+    def _check_known(self, traffic: Traffic) -> None:
+        """Raise ControlError for an identity or a backend that this gateway has not."""
+        _check_known("identity", traffic.identity, [each.name for each in self._config.identities] + ["unidentified"])
         backends = [each.name for each in self._upstream.fleet.backends]
         tables = [each.name for each in self._config.backends]
-        _check_known("backend", wanted.backend, list(dict.fromkeys([*tables, *backends])))
-        return self._taps.open(wanted)
+        _check_known("backend", traffic.backend, list(dict.fromkeys([*tables, *backends])))
 
     def _named(self, arguments: Arguments) -> tuple[str, list[Backend]]:
         """Return the name in a request and its backends: one, or all of a table. Raises ControlError."""
@@ -135,6 +163,9 @@ class RuntimeControl:
 
     async def _show_config(self, _arguments: Arguments) -> Any:
         return _plain(self._config)
+
+    async def _show_log(self, _arguments: Arguments) -> Any:
+        return log.state()
 
     async def _show_status(self, _arguments: Arguments) -> Any:
         return self._status.current()

@@ -99,7 +99,7 @@ class TlsWorker:
             for listener in self._listeners.values():
                 listener.resume()
         elif message.kind == Kind.LOG:
-            log.set_level(message.payload.decode())
+            log.adopt(json.loads(message.payload))
         elif message.kind == Kind.DRAIN:
             for listener in self._listeners.values():
                 listener.drain()

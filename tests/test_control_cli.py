@@ -89,7 +89,19 @@ def call(*arguments: str | Path) -> tuple[int, str, str]:
             {"sessions": 8, "seconds": 2.0},
             "sessions to be replaced: 8, within 2 s; busy ones after their request\n",
         ),
-        (["log", "debug"], {"level": "debug"}, {"level": "debug"}, "log level debug\n"),
+        (["log", "error"], {"level": "error"}, {"level": "error", "debug": None}, "log level error\n"),
+        (
+            ["log", "debug"],
+            {"level": "debug"},
+            {"level": "info", "debug": {"seconds": 599.8}},
+            "log level info\ndebug for 10 min 0 s more: everything\n",
+        ),
+        (
+            ["log", "debug", "--identity", "storage", "--backend", "atlanta", "--address", "10.0.0.0/8", "--for", "2h"],
+            {"level": "debug", "identity": "storage", "backend": "atlanta", "address": "10.0.0.0/8", "seconds": 7200},
+            {"level": "info", "debug": {"seconds": 7.2, "identity": "storage", "address": "10.0.0.0/8"}},
+            "log level info\ndebug for 0 min 7 s more: identity storage, address 10.0.0.0/8\n",
+        ),
         (["enable", "atlanta"], {"backend": "atlanta"}, {"backends": []}, ""),
         (["weight", "atlanta", "5"], {"backend": "atlanta", "weight": 5}, {"backends": []}, ""),
         (
@@ -145,13 +157,19 @@ def test_a_gateway_that_does_not_run_is_status_1(tmp_path: Path) -> None:
 def test_the_configuration_names_the_socket_relative_to_its_directory(
     answers: Callable[[Any], Sent], tmp_path: Path
 ) -> None:
-    requests = answers({"level": "info"})
+    requests = answers({"level": "info", "debug": None})
     config = tmp_path / "gateway.toml"
     config.write_text('[admin]\nsocket = "control.sock"\n[[backends]]\nbroken = true\n')
     assert call("log", "info", "--config", config)[0] == 0
     config.write_text('[admin]\nsocket = "/run/control.sock"\n')
     assert call("log", "info", "--config", config)[0] == 0
     assert [path for path, _, _ in requests] == [tmp_path / "control.sock", Path("/run/control.sock")]
+
+
+def test_log_without_a_level_asks_for_the_level(answers: Callable[[Any], Sent]) -> None:
+    requests = answers({"level": "warning", "debug": None})
+    assert call("log", "--socket", "s") == (0, "log level warning\n", "")
+    assert requests == [(Path("s"), "log-state", {})]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +199,10 @@ def test_a_configuration_without_a_socket_is_status_2(tmp_path: Path, text: str 
         ["drain", "--socket", "a"],
         ["weight", "atlanta", "0", "--socket", "a"],
         ["log", "loud", "--socket", "a"],
+        ["log", "info", "--identity", "storage", "--socket", "a"],
+        ["log", "--for", "10m", "--socket", "a"],
+        ["log", "debug", "--for", "10", "--socket", "a"],
+        ["log", "debug", "--for", "ten", "--socket", "a"],
     ],
 )
 def test_a_mistake_in_the_command_line_is_status_2(arguments: list[str]) -> None:

@@ -23,6 +23,7 @@ from gateway.kmip.decode import decode_request
 from gateway.kmip.messages import Request
 from gateway.kmip.spec import CredentialType, Operation, Tag
 from gateway.log import LossyFile, Throttle
+from gateway.traffic import Traffic
 from gateway.upstream.pool_observer import PoolObserver
 from tests.kit.deployment import deployment
 from tests.kit.fake_backends import Behaviour, Connection, answer_to, answers, in_virtual_time, never_answers
@@ -33,6 +34,7 @@ def _restored_configuration() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+    log.set_level("info")
 
 
 # Lines ---------------------------------------------------------------------------------------------------------------
@@ -187,6 +189,89 @@ def test_many_keys_share_the_most_lines_of_a_second_and_all_have_their_turn(monk
     now = 4.0
     throttle.warn(logger, "0", "request refused", number=0)
     assert said.entries[-1]["left_out"] == 39
+
+
+# Debugging for a while -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Yield a list with the time, which the test changes; no debugging is left over."""
+    times = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: times[0])
+    monkeypatch.setattr(log, "_debug_throttle", Throttle(0.0, most=100))
+    yield times
+    log.end_debug()
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_lines_about_some_traffic_are_logged_for_a_while(capsys: pytest.CaptureFixture[str], now: list[float]) -> None:
+    log.configure("warning", "json")
+    sessions = log.get("upstream").bind(backend="kms/1", credential="arrays")
+    other = log.get("upstream").bind(backend="kms/1", credential="tapes")
+    logger = log.get("front")
+
+    def say() -> list[object]:
+        for number, each in enumerate((sessions, other)):
+            each.debug("session opened", number=number)
+            each.info("key manager reached again", number=number)
+        logger.debug("request answered", number=2, identity="arrays", tried=["kms/2", "kms/1"], peer="10.1.2.3:4")
+        logger.info("listening", number=3)
+        logger.warning("handshake failed", number=4)
+        return [event["number"] for event in events(capsys)]
+
+    assert (say(), log.shows_debug()) == ([4], False)
+    log.begin_debug(Traffic(identity="arrays"), 60.0)
+    assert (say(), log.shows_debug()) == ([0, 0, 2, 4], True)
+    now[0] += 59.0
+    assert say() == [0, 0, 2, 4]
+    assert log.state() == {"level": "warning", "debug": {"seconds": 1.0, "identity": "arrays"}}
+    now[0] += 1.0
+    assert (say(), log.shows_debug()) == ([4], False)
+    assert log.state() == {"level": "warning", "debug": None}
+    log.begin_debug(Traffic(backend="kms"), 60.0)
+    assert say() == [0, 0, 1, 1, 2, 4]
+    log.begin_debug(Traffic.take({"address": "10.1.0.0/16"}), 60.0)
+    assert say() == [2, 4]
+    log.begin_debug(Traffic(), 60.0)
+    assert say() == [0, 0, 1, 1, 2, 3, 4]
+    log.end_debug()
+    assert say() == [4]
+
+
+@pytest.mark.usefixtures("now")
+def test_another_process_adopts_level_and_debugging(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("error", "json")
+    log.begin_debug(Traffic.take({"identity": "arrays", "address": "10.1.0.0/16"}), 60.0)
+    state = json.loads(json.dumps(log.state()))
+    log.end_debug()
+    log.set_level("info")
+
+    log.adopt(state)
+    assert log.state() == state
+    log.get("front").warning("handshake failed", peer="10.1.2.3:4")
+    log.get("front").debug("client connected", identity="arrays", peer="10.1.2.3:4")
+    assert [event["event"] for event in events(capsys)] == ["client connected"]
+    log.adopt({"level": "warning", "debug": None})
+    assert (log.state()["level"], log.shows_debug()) == ("warning", False)
+
+
+def test_debug_lines_are_bounded_and_counted(capsys: pytest.CaptureFixture[str], now: list[float]) -> None:
+    log.configure("debug", "json")
+    for _ in range(3):
+        for number in range(250):
+            log.get("front").debug("request answered", number=number)
+        log.get("front").info("listening")
+        now[0] += 1.0
+
+    found = events(capsys)
+    assert [event["event"] for event in found].count("listening") == 3
+    debug = [event for event in found if event["level"] == "debug"]
+    assert len(debug) == 300
+    assert [event.get("left_out") for event in debug[::100]] == [None, 150, 150]
 
 
 # Documentation -------------------------------------------------------------------------------------------------------

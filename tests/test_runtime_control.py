@@ -206,6 +206,14 @@ async def test_a_reconnect_replaces_the_sessions(config: Config, path: Path) -> 
         ("weight", {"backend": "kms-1", "weight": 0}, "0 is no weight"),
         ("weight", {"backend": "kms-1", "weight": True}, "True is no weight"),
         ("weight", {"backend": "kms-1"}, "None is no weight"),
+        ("log", {"level": "info", "identity": "everyone"}, "log info is for all lines; only log debug is for some"),
+        ("log", {"level": "debug", "identity": "red"}, "no identity is named red; there are everyone, unidentified"),
+        ("log", {"level": "debug", "backend": "kms-9"}, "no backend is named kms-9; there are kms-1, kms-2"),
+        ("log", {"level": "debug", "address": "nine"}, "'nine' is no address"),
+        ("log", {"level": "debug", "failed": True}, "no filter failed; there are identity, backend, address"),
+        ("log", {"level": "debug", "seconds": 0}, "0 is no time for debug lines; give 1 to 86400 seconds"),
+        ("log", {"level": "debug", "seconds": True}, "True is no time for debug lines"),
+        ("log", {"level": "debug", "seconds": 1e9}, "is no time for debug lines"),
         ("log", {"level": "loud"}, "no log level is named 'loud'; there are debug, info, warning, error"),
     ],
 )
@@ -224,7 +232,7 @@ async def test_the_log_level_changes_at_once(config: Config, path: Path, capsys:
     try:
         async with running(config):
             logger.info("first")
-            assert await request(path, "log", {"level": "error"}) == {"level": "error"}
+            assert await request(path, "log", {"level": "error"}) == {"level": "error", "debug": None}
             logger.info("second")
             await request(path, "log", {"level": "info"})
             logger.info("third")
@@ -232,6 +240,24 @@ async def test_the_log_level_changes_at_once(config: Config, path: Path, capsys:
         structlog.configure(**before)
     events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
     assert [event for event in events if event in {"first", "second", "third"}] == ["first", "third"]
+
+
+async def test_debug_lines_are_for_a_while_and_any_other_level_ends_them(config: Config, path: Path) -> None:
+    try:
+        async with running(config):
+            begun = await request(path, "log", {"level": "debug"})
+            assert (begun["level"], begun["debug"].keys()) == ("info", {"seconds"})
+            assert 590 < begun["debug"]["seconds"] <= 600
+            arguments = {"identity": "everyone", "backend": "kms-1", "address": "10.0.0.0/8", "seconds": 90}
+            begun = await request(path, "log", {"level": "debug", **arguments})
+            shown = await request(path, "log-state")
+            assert 80 < shown["debug"].pop("seconds") <= begun["debug"].pop("seconds") <= 90
+            del arguments["seconds"]
+            assert shown == begun == {"level": "info", "debug": arguments}
+            await request(path, "log", {"level": "info"})
+            assert await request(path, "log-state") == {"level": "info", "debug": None}
+    finally:
+        log.end_debug()
 
 
 async def test_the_configuration_is_shown_as_loaded(config: Config, path: Path) -> None:

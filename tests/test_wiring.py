@@ -743,7 +743,7 @@ ROWS: Final[dict[str, Row]] = {
     "log.slow_request": row(
         7.0,
         lambda it: it.dispatcher._attempts._slow * 2,
-        lambda it: it.clients._converse.keywords["request_log"].slow,  # type: ignore[attr-defined]
+        lambda it: it.clients._converse.keywords["request_log"].logged_from,  # type: ignore[attr-defined]
     ),
     # audit
     "audit.to": row("stdout", lambda it: it.trail and it.trail.settings.to),

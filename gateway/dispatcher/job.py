@@ -243,8 +243,8 @@ class Job:
 
     def stages(self, times: StageTimes) -> Stages:
         """Return the stages so far."""
-        backend = self.tried[-1].name if self.tried else ""
-        return Stages(self.tries, backend, times.queue, times.connect, times.exchanging)
+        tried = [backend.name for backend in self.tried]
+        return Stages(self.tries, tried, times.queue, times.connect, times.exchanging)
 
     # Resources -------------------------------------------------------------------------------------------------------
 

@@ -1,17 +1,19 @@
 """Stages: the times of one request on its way, for the log and for taps."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Stages(NamedTuple):
     """The stages of a request, once it has ended; times are in seconds.
 
-    ``tries`` at backends, the last at ``backend``; ``queue``, waits for a session that was in use; ``connect``, waits
-    until a session was opened or validated, or failed to; ``exchanging``, the time with the request at key managers.
+    ``tries`` at backends; ``tried``, the names of the backends in this order; ``queue``, waits for a session that was
+    in use; ``connect``, waits until a session was opened or validated, or failed to; ``exchanging``, the time with the
+    request at key managers.
     """
 
     tries: int
-    backend: str
+    tried: Sequence[str]
     queue: float
     connect: float
     exchanging: float

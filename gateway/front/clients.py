@@ -234,12 +234,18 @@ class Clients:
             conversation.drain()
         self._conversations.add(conversation)
         began = trio.current_time()
+        ended = "internal"
+        about = {"peer": conversation.peer, "identity": conversation.identity_name}
+        self._log.debug("client connected", **about)
         try:
-            return await conversation.run()
+            ended = await conversation.run()
+            return ended
         finally:
             self._conversations.discard(conversation)
             self._connection_duration.observe(trio.current_time() - began)
             self._metrics.client_requests_per_connection.observe(conversation.requests)
+            about["identity"] = conversation.identity_name  # a reload may have changed it
+            self._log.debug("client connection ended", **about, reason=ended, requests=conversation.requests)
 
     async def _refuse(
         self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str, certificate: str | None

@@ -481,8 +481,8 @@ class Conversation:
         self._now = now = trio.current_time()
         seconds = now - began
         self._metrics.request_answered(request, result, seconds, self._counts, len(answer.frame))
-        if seconds >= self._request_log.slow and result != "gateway_error":  # such a request has a line
-            self._request_log.slow_request(self._log, self._about(request), result, answer, seconds)
+        if seconds >= self._request_log.logged_from and result != "gateway_error":  # such a request has a line
+            self._request_log.answered(self._log, self._about(request), result, answer, seconds)
 
     async def _send_outcome_unknown(self, request: Request) -> None:
         """Answer a request that the end of a drain cut off: a client that only sees a close may repeat the request."""

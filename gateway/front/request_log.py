@@ -1,11 +1,11 @@
-"""Request log: the lines about slow and refused requests, a sample of them if there are many."""
+"""Request log: a sample of the slow and the refused requests; at level debug, all requests."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.config import LogConfig
 from gateway.dispatcher import Answer
-from gateway.log import Log, Throttle
+from gateway.log import Log, Throttle, shows_debug
 
 _MOST: Final = 20  # lines a second
 
@@ -14,7 +14,8 @@ class RequestLog:
     """Logs the slow and the refused requests of all clients: 20 lines a second at most, also in an outage.
 
     A line is logged once a second for each identity (and reason, if the request is refused); the next line has the
-    number left out. ``slow`` is the number of seconds from which on a request is slow; infinity if none is.
+    number left out. At level debug, each request has a line. ``logged_from`` is the number of seconds from which on an
+    answered request is passed to ``answered``; infinity if none is.
     """
 
     def __init__(self, settings: LogConfig | None = None) -> None:
@@ -23,16 +24,22 @@ class RequestLog:
         self.settings_changed()
 
     def __repr__(self) -> str:
-        return f"<RequestLog, slow from {self.slow:g} s on>"
+        return f"<RequestLog from {self.logged_from:g} s on>"
 
     def settings_changed(self) -> None:
-        """Use the settings as they are now."""
-        self.slow = self._settings.slow_request or float("inf")
+        """Use the settings, and the level of the log, as they are now."""
+        self._slow = self._settings.slow_request or float("inf")
+        self.logged_from = 0.0 if shows_debug() else self._slow
 
-    def slow_request(self, log: Log, about: Mapping[str, str], result: str, answer: Answer, seconds: float) -> None:
+    def answered(self, log: Log, about: Mapping[str, str], result: str, answer: Answer, seconds: float) -> None:
         """Log an answered request. ``about`` has the fields about client and request."""
-        key = f"slow {about['identity']}"
-        self._throttle.info(log, key, "slow request", **about, result=result, **stage_fields(answer, seconds))
+        fields = {**about, "result": result, **stage_fields(answer, seconds)}
+        if seconds >= self._slow and self._throttle.info(log, f"slow {about['identity']}", "slow request", **fields):
+            return
+        if shows_debug():
+            log.debug("request answered", **fields)
+        else:
+            self.settings_changed()  # the time of debugging has ended
 
     def refused(
         self, log: Log, about: Mapping[str, str], answer: Answer, seconds: float | None, certificate: Mapping[str, str]
@@ -40,16 +47,10 @@ class RequestLog:
         """Log a request that the gateway refused, after so many seconds if it was dispatched."""
         reason = "" if answer.refusal is None else answer.refusal.value
         times = {} if seconds is None else stage_fields(answer, seconds)
-        self._throttle.warn(
-            log,
-            f"{reason} {about['identity']}",
-            "request refused",
-            reason=reason,
-            detail=answer.detail,
-            **about,
-            **times,
-            **certificate,
-        )
+        fields = {"reason": reason, "detail": answer.detail, **about, **times, **certificate}
+        is_logged = self._throttle.warn(log, f"{reason} {about['identity']}", "request refused", **fields)
+        if not is_logged and shows_debug():
+            log.debug("request refused", **fields)
 
 
 def stage_fields(answer: Answer, seconds: float) -> dict[str, Any]:
@@ -62,9 +63,12 @@ def stage_fields(answer: Answer, seconds: float) -> dict[str, Any]:
     if stages is None:
         known: dict[str, Any] = {} if answer.backend is None else {"backend": answer.backend.name, "tries": 1}
         return {**known, "total_ms": _milliseconds(seconds)}
+    tried = list(dict.fromkeys(stages.tried))
+    last = tried[-1] if tried else ""
     return {
-        "backend": stages.backend if answer.backend is None else answer.backend.name,
+        "backend": last if answer.backend is None else answer.backend.name,
         "tries": stages.tries,
+        **({"tried": tried} if len(tried) > 1 else {}),
         "total_ms": _milliseconds(seconds),
         "queue_ms": _milliseconds(stages.queue),
         "connect_ms": _milliseconds(stages.connect),

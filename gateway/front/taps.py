@@ -6,8 +6,7 @@ a bounded number of lines: if its reader is slow, further lines are lost, and co
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import trio
@@ -20,6 +19,7 @@ from gateway.identity import Principal
 from gateway.kmip.groups import OPERATION_NAMES
 from gateway.kmip.messages import Request
 from gateway.policy import REASONS, Refusal
+from gateway.traffic import Traffic
 from gateway.upstream.session import Payer
 
 _MAX_TAPS: Final = 4
@@ -38,9 +38,7 @@ _OPERATIONS: Final = {_plain(name): number for number, name in OPERATION_NAMES.i
 class TapFilter(NamedTuple):
     """The requests that a tap shows: those that fit every part. An empty part fits every request."""
 
-    identity: str = ""
-    backend: str = ""
-    address: IPv4Network | IPv6Network | None = None
+    traffic: Traffic = Traffic()
     operation: int = 0
     failed: bool = False
     slower_than: float = 0.0  # s
@@ -49,65 +47,41 @@ class TapFilter(NamedTuple):
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """Read the arguments of a command. Raises ControlError."""
         given = dict(arguments)
-        identity, backend = _text(given, "identity"), _text(given, "backend")
-        address, operation = _network(_text(given, "address")), _operation(_text(given, "operation"))
+        traffic, operation = Traffic.take(given), _operation(given.pop("operation", ""))
         failed, slower_than = given.pop("failed", False), given.pop("slower_than", 0.0)
         if given:
-            raise ControlError(f"a tap has no filter {', '.join(sorted(given))}; there are {', '.join(cls._fields)}")
+            known = ", ".join((*Traffic._fields, *cls._fields[1:]))
+            raise ControlError(f"a tap has no filter {', '.join(sorted(given))}; there are {known}")
         if not isinstance(failed, bool):
             raise ControlError(f"failed is {failed!r}; give true or false")
         if isinstance(slower_than, bool) or not isinstance(slower_than, int | float) or slower_than < 0:
             raise ControlError(f"slower_than is {slower_than!r}; give seconds, 0 or more")
-        return cls(identity, backend, address, operation, failed, float(slower_than))
+        return cls(traffic, operation, failed, float(slower_than))
 
     def fits(self, request: "TappedRequest") -> bool:
         """Return True if a request is to be shown."""
         return (
-            (not self.identity or request.identity == self.identity)
-            and (not self.backend or self.backend in (request.backend, request.backend.partition("/")[0]))
+            self.traffic.fits(request.identity, (request.backend, *request.tried), request.client)
             and (not self.operation or self.operation in request.operations)
             and (not self.failed or request.has_failed)
             and request.seconds >= self.slower_than
-            and (self.address is None or _is_in(request.client, self.address))
         )
 
 
-def _text(given: dict[str, Any], key: str) -> str:
-    value = given.pop(key, "")
-    if not isinstance(value, str):
-        raise ControlError(f"{key} is {value!r}; give a text")
-    return value
-
-
-def _network(text: str) -> IPv4Network | IPv6Network | None:
-    try:
-        return ip_network(text, strict=False) if text else None
-    except ValueError:
-        raise ControlError(f"{text!r} is no address; give an IP address or a network such as 10.1.0.0/16") from None
-
-
-def _operation(text: str) -> int:
+def _operation(text: object) -> int:
+    if not isinstance(text, str):
+        raise ControlError(f"operation is {text!r}; give a text")
     number = _OPERATIONS.get(_plain(text), 0)
     if text and not number:
         raise ControlError(f"no operation is named {text!r}; there are {', '.join(OPERATION_NAMES.values())}")
     return number
 
 
-def _is_in(client: str, network: IPv4Network | IPv6Network) -> bool:
-    host = client.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address) in network
-
-
 class TappedRequest:
     """A request that a tap may show. While it is dispatched, it is the dispatcher's observer.
 
-    ``backend`` is the name of the key manager that was tried last; times are in seconds: ``queue`` until the request
-    was sent first, ``exchanging`` at key managers, ``seconds`` in all.
+    ``backend`` is the name of the key manager that was tried last, and ``tried`` has the names of all that were; times
+    are in seconds: ``queue`` until the request was sent first, ``exchanging`` at key managers, ``seconds`` in all.
     """
 
     measures = True
@@ -121,6 +95,7 @@ class TappedRequest:
         self.began = trio.current_time()
         self.tries = 0
         self.backend = ""
+        self.tried: Sequence[str] = ()
         self.queue = 0.0
         self.exchanging = 0.0
         self.seconds = 0.0
@@ -141,7 +116,8 @@ class TappedRequest:
         """Take the tries and the times of a request."""
         self.tries = job.tries
         if job.tried:
-            self.backend = job.tried[-1].name
+            self.tried = [backend.name for backend in job.tried]
+            self.backend = self.tried[-1]
         times = job.times
         if times is not None and times.exchanges:
             self.queue = max(0.0, min(times.exchanges)[0] - self.began)

@@ -28,6 +28,7 @@ from gateway.listening import (
     stop_listening,
 )
 from gateway.log import Log
+from gateway.log import state as log_state
 from gateway.metrics import Metrics
 
 _KEPT_GENERATIONS: Final = 2  # of replaced workers that keep their clients; earlier ones let go of them
@@ -92,7 +93,7 @@ class TlsWorkers:
         self._asked = 0  # PREPARE orders so far
         self._awaited = 0  # number of the order of which the answer is awaited; 0 if none is
         self._next: NextSockets | None = None
-        self._log_level = ""  # if it was changed
+        self._log_changed = False
         self._is_accepting = True
         self._draining = False
         self._taking = trio.CancelScope()  # of new workers
@@ -171,8 +172,8 @@ class TlsWorkers:
         self._workers.append(worker)
         self._log.info("TLS worker started", worker=index)
         try:
-            if self._log_level:
-                pipe.send(Kind.LOG, 0, self._log_level.encode())
+            if self._log_changed:
+                pipe.send(Kind.LOG, 0, json.dumps(log_state()).encode())
             if not self._is_accepting:
                 pipe.send(Kind.REFUSE)
             if self._draining:
@@ -344,10 +345,10 @@ class TlsWorkers:
         self._taking.deadline = trio.current_time() + _LAST_NEWS_WITHIN
         self._answered.set()
 
-    def set_log_level(self, level: str) -> None:
-        """Change the log level of all workers, also of those that start later."""
-        self._log_level = level
-        self._send_to_all(Kind.LOG, level.encode())
+    def log_changed(self) -> None:
+        """Have all workers log as this process does, also those that start later."""
+        self._log_changed = True
+        self._send_to_all(Kind.LOG, json.dumps(log_state()).encode())
 
     def clients_by_worker(self) -> list[tuple[int, bool, int]]:
         """Return, for each worker, its index, if it was replaced by a reload, and its number of clients, in this order.

@@ -58,7 +58,7 @@ async def maintain_pools(
             await trio.sleep(_ROUND)
 
 
-async def _validate_warm(pool: Pool, session: Session, deadline: float, log_error: Callable[..., None]) -> None:
+async def _validate_warm(pool: Pool, session: Session, deadline: float, log_error: Callable[..., object]) -> None:
     try:
         await validate(pool, session, deadline)
     except Exception as error:  # noqa: BLE001 - as above

@@ -1,5 +1,6 @@
 """A front without backends: a real listener over real TLS, with a fake dispatcher."""
 
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -216,7 +217,10 @@ async def open_front(
         limits or LimitsConfig(),
         admission or make_admission(),
     )
-    logger, throttle = structlog.wrap_logger(None, processors=[log]), Throttle()
+    logger = structlog.wrap_logger(
+        None, processors=[log], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    throttle = Throttle()
     errors = ConnectionErrors(NAME, metrics, logger, throttle)
     served = Clients(
         settings,
