@@ -23,11 +23,11 @@ from typing import NamedTuple
 import trio
 from OpenSSL import SSL
 
-from gateway import log, metrics, tls_worker, watchdog, wiring
+from gateway import log, loop_lag, metrics, tls_worker, watchdog, wiring
 from gateway.audit import writer
 from gateway.config import Config, load
 from gateway.core import Core, open_sockets
-from gateway.front import reachability
+from gateway.front import reachability, relay
 from gateway.front.supervision import send_worker, socket_pair
 from gateway.kmip import compose, ttlv
 from gateway.kmip.decode import decode_request, decode_response
@@ -44,6 +44,8 @@ _MAX_SIZE = 16 << 20
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _NEVER = 3600.0  # s
 _EXTRA = """
+[deadlines]
+connect = 25.0
 [health]
 interval = 3600.0
 [failover]
@@ -144,6 +146,8 @@ def _serve(count: int, size: Size, role: Role, *, fresh: bool, extra: str = "") 
     setattr(metrics, "_FLUSH_EVERY", _NEVER)  # noqa: B010
     setattr(watchdog, "_LOOK_EVERY", _NEVER)  # noqa: B010
     setattr(wiring, "_JUDGE_EVERY", _NEVER)  # noqa: B010
+    setattr(loop_lag, "INTERVAL", _NEVER)  # noqa: B010
+    setattr(relay, "_LOOK_FOR_LEFT", _NEVER)  # noqa: B010
     identities = [Identity("everyone")] + [
         Identity(f"unused-{index}", f'{{ san_dns = "unused-{index}" }}') for index in range(1, size.identities)
     ]
