@@ -3,7 +3,6 @@
 import time
 from typing import Final
 
-from gateway.front.conversation import ClientStream
 from gateway.revocation import Chain, Chains, Trust, Verdict
 
 _NEVER: Final = float("inf")
@@ -23,15 +22,14 @@ class ClientTrust:
     def __repr__(self) -> str:
         return f"<ClientTrust: {self.trust!r}, {self._chains!r}>"
 
-    def chain_of(self, stream: ClientStream) -> Chain | None:
-        """Return the verified chain of a client; of a resumed session, that of the full handshake, if it is known.
+    def chain_of(self, certificate: bytes | None, issuers: tuple[bytes, ...] | None) -> Chain | None:
+        """Return the verified chain of a client's certificate and its issuers, in DER.
 
-        Raises one of UNREADABLE_CERTIFICATE.
+        Without ``issuers`` (of a resumed session), return the chain of the full handshake, if it is known. Raises one
+        of UNREADABLE_CERTIFICATE.
         """
-        certificate = stream.peer_certificate_der()
         if certificate is None:
             return None
-        issuers = stream.issuers_der()
         return self._chains.resumed(certificate) if issuers is None else self._chains.verified(certificate, issuers)
 
     def refusal(self, chain: Chain | None) -> str:

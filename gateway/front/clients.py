@@ -11,7 +11,6 @@ import trio
 from gateway.audit.trail import Trail
 from gateway.config import LimitsConfig, ListenerConfig
 from gateway.dispatcher import Dispatcher
-from gateway.errors import TlsError
 from gateway.front.admission import Admission, Limit
 from gateway.front.client_trust import ClientTrust
 from gateway.front.connection_errors import ConnectionErrors
@@ -143,7 +142,8 @@ class Clients:
         self._identities = identities
         async for conversation in self._in_steps():
             if not conversation.refusal:
-                conversation.change_principal(self._identify(conversation.stream, conversation.peer))
+                certificate = conversation.stream.peer_certificate_der()
+                conversation.change_principal(self._identify(certificate, conversation.peer))
 
     @property
     def trust(self) -> Trust:
@@ -197,18 +197,19 @@ class Clients:
             self._log.error("internal error: client connection closed; report this bug", peer=peer, exc_info=error)
 
     async def _serve(self, stream: ClientStream, peer: str) -> None:
-        principal = self._identify(stream, peer)
-        chain, refusal = self._judge(stream)
+        certificate = stream.peer_certificate_der()
+        principal = self._identify(certificate, peer)
+        chain, refusal = self._judge(certificate, stream.issuers_der())
         if refusal:
             principal = None
         over = self._limit_reached(principal)
-        recorder = None if self._trail is None else self._make_recorder(self._trail, stream, peer)
-        certificate = None if recorder is None else recorder.fingerprint
+        recorder = None if self._trail is None else self._make_recorder(self._trail, certificate, peer)
+        fingerprint = None if recorder is None else recorder.fingerprint
         conversation = self._converse(
             stream, principal, peer=peer, over=over, refusal=refusal, chain=chain, recorder=recorder
         )
         if principal is None or over is not None:
-            await self._refuse(conversation, stream, over, peer, certificate)
+            await self._refuse(conversation, stream, over, peer, fingerprint)
             return
         self._clients += 1
         self._admission.clients += 1
@@ -218,13 +219,9 @@ class Clients:
             self._clients -= 1
             self._admission.clients -= 1
         if ended not in _ORDINARY_ENDS:
-            self._errors.count(ended, peer, certificate=certificate)
+            self._errors.count(ended, peer, certificate=fingerprint)
 
-    def _make_recorder(self, trail: Trail, stream: ClientStream, peer: str) -> RequestRecorder:
-        try:
-            certificate = stream.peer_certificate_der()
-        except (TlsError, *UNREADABLE_CERTIFICATE):
-            certificate = None
+    def _make_recorder(self, trail: Trail, certificate: bytes | None, peer: str) -> RequestRecorder:
         return RequestRecorder(
             trail, self._dispatcher, listener=self._settings.name, client=peer, certificate=certificate
         )
@@ -270,20 +267,19 @@ class Clients:
         else:
             self._errors.over_limit(over, peer, conversation.identity_name, certificate)
 
-    def _judge(self, stream: ClientStream) -> tuple[Chain | None, str]:
+    def _judge(self, certificate: bytes | None, issuers: tuple[bytes, ...] | None) -> tuple[Chain | None, str]:
         """Return the chain of a client's certificate, and why it is not accepted, or ""."""
         try:
-            chain = self._trust.chain_of(stream)
-        except (TlsError, *UNREADABLE_CERTIFICATE):
+            chain = self._trust.chain_of(certificate, issuers)
+        except UNREADABLE_CERTIFICATE:
             return None, "unreadable"
         return chain, self._trust.refusal(chain)
 
-    def _identify(self, stream: ClientStream, peer: str) -> Principal | None:
+    def _identify(self, certificate: bytes | None, peer: str) -> Principal | None:
         """Return the client's principal, or None. Resumed sessions are checked, too: their handshake checks nothing."""
         try:
-            certificate = stream.peer_certificate_der()
             return None if certificate is None else self._identities.identify(certificate)
-        except (TlsError, *UNREADABLE_CERTIFICATE) as error:
+        except UNREADABLE_CERTIFICATE as error:
             self._errors.warn(
                 "certificate",
                 "client rejected: its certificate cannot be read",

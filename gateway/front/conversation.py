@@ -275,7 +275,8 @@ class Conversation:
             self._over = self._account.connect()
             if self._over is None:
                 self._connected = self._account
-            self._idle = self._idle_times()
+            else:
+                self._idle = self._idle_times()
         self._counts.connections += 1
         self._is_counted = True
         try:

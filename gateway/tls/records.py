@@ -18,6 +18,7 @@ from typing import Any, Final
 from OpenSSL import SSL
 
 from gateway.errors import TlsError
+from gateway.tls.openssl import READ_BUFFER, RECORD, allocate, to_bytes
 
 HEAD_SIZE: Final = 5  # bytes of a record's head: type, version (two bytes), length (two bytes); RFC 8446, 5.1
 MAX_LENGTH: Final = 16384 + 2048  # of a record in TLS 1.2 and below, the highest of all versions; RFC 5246, 6.2.3
@@ -98,6 +99,21 @@ def attach(connection: SSL.Connection, descriptor: int) -> None:
     _use_socket(connection, descriptor)
     if first:
         _lib.SSL_set_info_callback(_ssl(connection), _on_state)
+
+
+def give(connection: SSL.Connection, data: bytes) -> None:
+    """Give OpenSSL bytes to read from memory."""
+    if _lib.BIO_write(connection._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
+        raise MemoryError
+
+
+def take_written(connection: SSL.Connection) -> bytes:
+    """Return the bytes that OpenSSL has written to memory since the last call."""
+    written = b""
+    buffer = allocate(READ_BUFFER)
+    while (size := _lib.BIO_read(connection._from_ssl, buffer, RECORD)) > 0:  # noqa: SLF001
+        written += to_bytes(buffer, size)
+    return written
 
 
 def was_partial() -> bool:

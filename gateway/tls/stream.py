@@ -24,6 +24,7 @@ from gateway.tls.openssl import (
     CLOSED_HERE,
     READ_BUFFER,
     RECORD,
+    WANT_READ,
     allocate,
     connection_lost,
     from_buffer,
@@ -31,6 +32,8 @@ from gateway.tls.openssl import (
     is_about_certificate,
     raise_error,
     record_reason,
+    ssl_do_handshake,
+    ssl_get_error,
     ssl_pending,
     ssl_read,
     ssl_write,
@@ -41,7 +44,6 @@ from gateway.tls.resumption import ServerContext
 from gateway.tls.verification import LARGE_HANDSHAKE, MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
 
 _LINGER_BYTES: Final = 1 << 20  # read and discarded at most, while a refused client finishes sending
-_WRITTEN_AT_ONCE: Final = 32768  # bytes that OpenSSL writes during the handshake
 _RECORDS_AT_ONCE: Final = 16  # of one connection, before other tasks run
 
 
@@ -60,7 +62,8 @@ class TlsStream:
         server_side: bool,
         server_name: str | None = None,
     ) -> None:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0.0:
+            sock.setblocking(False)
         with suppress(OSError):  # the peer may have closed already; the handshake will raise
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
@@ -136,16 +139,18 @@ class TlsStream:
         turn = 0
         while True:
             self._check_open()
-            try:
-                self.connection.do_handshake()
+            result = ssl_do_handshake(self._ssl)
+            if result > 0:
                 break
-            except SSL.WantReadError:
+            if ssl_get_error(self._ssl, result) == WANT_READ:
                 await self._flush()
                 await self._feed_record(budget)
                 turn += 1
                 if turn % _RECORDS_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
-                    self._check_open()
+                continue
+            try:
+                raise_error(self.connection, self._ssl, result)
             except (SSL.SysCallError, SSL.ZeroReturnError) as error:
                 raise StreamClosedError(f"closed during the handshake: {text_of(error)}") from None
             except SSL.Error as error:
@@ -162,7 +167,7 @@ class TlsStream:
 
     async def _flush(self) -> None:
         """Send the bytes that OpenSSL has written to memory. Raises StreamClosedError if the peer has closed."""
-        data = self._written()
+        data = records.take_written(self.connection)
         while data:
             try:
                 data = data[self._socket.send(data) :]
@@ -171,24 +176,13 @@ class TlsStream:
             except OSError as error:
                 raise connection_lost("closed during the handshake", error) from None
 
-    def _written(self) -> bytes:
-        """Take the bytes that OpenSSL has written to memory."""
-        written = b""
-        try:
-            while len(part := self.connection.bio_read(_WRITTEN_AT_ONCE)) == _WRITTEN_AT_ONCE:
-                written += part
-            written += part
-        except SSL.WantReadError:
-            pass
-        return written
-
     async def _feed_record(self, budget: records.HandshakeBudget) -> None:
         """Give OpenSSL the next record of the handshake, once the whole record has arrived."""
         head = await self._receive_exactly(records.HEAD_SIZE)
         length = records.body_length(head)
         budget.take(records.HEAD_SIZE + length)
         self._verification.is_large = budget.size > LARGE_HANDSHAKE
-        self.connection.bio_write(head + await self._receive_exactly(length) if length else head)
+        records.give(self.connection, head + await self._receive_exactly(length) if length else head)
 
     async def _receive_exactly(self, size: int) -> bytes:
         """Return ``size`` bytes from the socket, not through OpenSSL. Raises StreamClosedError at the end."""
@@ -288,7 +282,7 @@ class TlsStream:
         if not self._verification.is_whole:
             return False
         records.write_answer(self.connection)
-        answer = self._written()
+        answer = records.take_written(self.connection)
         records.attach(self.connection, self._descriptor)
         with suppress(OSError):
             answer = answer[self._socket.send(answer) :] if answer else answer

@@ -2,36 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.front.client_trust import ClientTrust
-from gateway.front.conversation import ClientStream
 from gateway.revocation import Trust
 from tests.kit.revocation import DAY, TestCa
 
 ROOT = TestCa("Root")
 DER = Encoding.DER
-
-
-class FakeStream:
-    """The certificates of a client; ``issuers`` is None if it has resumed a session."""
-
-    def __init__(self, certificate: bytes | None, issuers: tuple[bytes, ...] | None) -> None:
-        self._certificate = certificate
-        self._issuers = issuers
-
-    def peer_certificate_der(self) -> bytes | None:
-        return self._certificate
-
-    def issuers_der(self) -> tuple[bytes, ...] | None:
-        return self._issuers
-
-
-def stream(certificate: bytes | None, issuers: tuple[bytes, ...] | None) -> ClientStream:
-    return cast("ClientStream", FakeStream(certificate, issuers))
 
 
 @pytest.fixture
@@ -42,16 +22,16 @@ def trust(tmp_path: Path) -> ClientTrust:
 
 def test_a_resumed_session_has_the_chain_of_its_full_handshake(trust: ClientTrust) -> None:
     alice, bob = (ROOT.issue(name).public_bytes(encoding=DER) for name in ("alice", "bob"))
-    chain = trust.chain_of(stream(alice, (ROOT.der,)))
+    chain = trust.chain_of(alice, (ROOT.der,))
     assert chain is not None
-    assert trust.chain_of(stream(alice, None)) is chain
+    assert trust.chain_of(alice, None) is chain
     assert trust.refusal(chain) == ""
-    assert trust.refusal(trust.chain_of(stream(bob, None))) == "chain_unknown"
-    assert trust.refusal(trust.chain_of(stream(None, ()))) == "chain_unknown"
+    assert trust.refusal(trust.chain_of(bob, None)) == "chain_unknown"
+    assert trust.refusal(trust.chain_of(None, ())) == "chain_unknown"
 
 
 def test_the_next_judgement_is_due_when_the_first_certificate_ends(trust: ClientTrust) -> None:
     for name, lasts in [("alice", 2 * DAY), ("bob", DAY), ("carol", 3 * DAY), ("dave", -DAY)]:
         certificate = ROOT.issue(name, lasts=lasts).public_bytes(encoding=DER)
-        trust.refusal(trust.chain_of(stream(certificate, (ROOT.der,))))
+        trust.refusal(trust.chain_of(certificate, (ROOT.der,)))
     assert trust.due == pytest.approx(time.time() + DAY.total_seconds(), abs=60)
