@@ -3,14 +3,12 @@
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Final
 
 import trio
 
 from gateway.front.channel import HEAD, Kind, Message, MessageReader
 from gateway.log import Log
-from gateway.readiness import Readiness
 
 _SENT_AT_ONCE: Final = 64 * 1024  # bytes of messages that are collected before they are sent
 _MOST_PARTS: Final = 512  # of one sendmsg; the kernel's limit is 1,024
@@ -19,7 +17,7 @@ _BUFFER: Final = 1 << 20  # bytes that the kernel holds in each direction
 _HIGH_WATER: Final = 1 << 20  # bytes that wait here, because the other process is busy, before senders should wait
 
 
-class Pipe:
+class Pipe(trio.abc.Instrument):
     """Sends messages without waiting, and gives each message that arrives to a handler.
 
     While ``run`` runs, the messages of one round of the event loop are sent together before the loop waits: one system
@@ -32,12 +30,11 @@ class Pipe:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         self._socket = sock
-        self._ready: Readiness | None = None  # once ``run`` runs
         self._reader = MessageReader()
         self._log = log
         self._parts: list[bytes] = []  # heads and payloads of this round
         self._size = 0  # bytes of these
-        self._flusher: _Flusher | None = None  # while ``run`` runs
+        self._token: trio.lowlevel.TrioToken | None = None  # while ``run`` runs
         self._held = bytearray()
         self._has_held = trio.Event()
         self._has_room = trio.lowlevel.ParkingLot()
@@ -65,12 +62,16 @@ class Pipe:
         self._size += HEAD.size + len(payload)
         if payload:
             self._parts.append(payload)
-        if self._flusher is None or self._size > _SENT_AT_ONCE or len(self._parts) >= _MOST_PARTS:
+        if self._token is None or self._size > _SENT_AT_ONCE or len(self._parts) >= _MOST_PARTS:
             self._flush(self._has_held.set, self.close)
 
-    def flush_before_wait(self, token: trio.lowlevel.TrioToken) -> None:
-        """Send the messages of this round. The event loop is about to wait: tasks must be woken through its token."""
-        if self._parts:
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's interface
+        """Send the messages of this round: the event loop is about to wait.
+
+        trio calls this without a current task, so that tasks must be woken through its token.
+        """
+        token = self._token
+        if self._parts and token is not None:
             self._flush(lambda: token.run_sync_soon(self._has_held.set), lambda: token.run_sync_soon(self.close))
 
     def _flush(self, on_held: Callable[[], None], on_broken: Callable[[], None]) -> None:
@@ -99,18 +100,20 @@ class Pipe:
         """Read and write until either process closes its end; give ``handle`` each message."""
         if self.is_closed:
             return
-        self._ready = ready = Readiness(self._socket.fileno())
-        self._flusher = _Flusher(self, trio.lowlevel.current_trio_token())
-        trio.lowlevel.add_instrument(self._flusher)
+        descriptor = self._socket.fileno()
+        self._token = trio.lowlevel.current_trio_token()
+        trio.lowlevel.add_instrument(self)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, ready)
+                nursery.start_soon(self._write, descriptor)
                 with suppress(trio.ClosedResourceError):
-                    await ready.serve(partial(self._read, handle))
+                    while not self.is_closed:
+                        await trio.lowlevel.wait_readable(descriptor)
+                        self._read(handle)
                 nursery.cancel_scope.cancel()
         finally:
-            trio.lowlevel.remove_instrument(self._flusher)
-            self._flusher = None
+            trio.lowlevel.remove_instrument(self)
+            self._token = None
             self._flush_last()
 
     def _read(self, handle: Callable[[Message], None]) -> None:
@@ -130,11 +133,13 @@ class Pipe:
             except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
                 self._log.error("internal error: a message between processes was lost; report this bug", exc_info=error)
 
-    async def _write(self, ready: Readiness) -> None:
+    async def _write(self, descriptor: int) -> None:
         while not self.is_closed:
             await self._has_held.wait()
+            if self.is_closed:
+                return
             with suppress(trio.ClosedResourceError):
-                await ready.writable()
+                await trio.lowlevel.wait_writable(descriptor)
             if self.is_closed:
                 return
             try:
@@ -156,8 +161,8 @@ class Pipe:
         self.is_closed = True
         self._held.clear()
         if self._socket.fileno() >= 0:
-            if self._ready is not None:
-                self._ready.close()
+            if self._token is not None:
+                trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
         self._has_room.unpark_all()
 
@@ -165,15 +170,3 @@ class Pipe:
         """Send the messages of this round, as far as the kernel takes them at once."""
         if self._parts and not self.is_closed:
             self._flush(self._has_held.set, lambda: None)
-
-
-class _Flusher(trio.abc.Instrument):
-    """Flushes a pipe each time before the event loop waits."""
-
-    def __init__(self, pipe: Pipe, token: trio.lowlevel.TrioToken) -> None:
-        self._pipe = pipe
-        self._token = token
-
-    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's interface
-        """Send the messages of this round."""
-        self._pipe.flush_before_wait(self._token)

@@ -92,7 +92,8 @@ class WorkerLink:
                 raise self._failure
             if self._ended:
                 return b""
-            await self._wait()
+            self._reader = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._leave)
         if self.before_read is not None and (turn := self.before_read()) is not None:
             self._is_waiting_for_turn = True
             try:
@@ -103,14 +104,9 @@ class WorkerLink:
         self.is_request_begun = False
         return frame
 
-    async def _wait(self) -> None:
-        self._reader = trio.lowlevel.current_task()
-
-        def leave(_: RaiseCancelT) -> Abort:
-            self._reader = None
-            return Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(leave)
+    def _leave(self, _: RaiseCancelT) -> Abort:
+        self._reader = None
+        return Abort.SUCCEEDED
 
     def acknowledge(self) -> None:
         """Do nothing: the worker acknowledges."""

@@ -15,10 +15,10 @@ from typing import Final
 import trio
 from cryptography import x509
 from OpenSSL import SSL, crypto
+from trio.lowlevel import wait_readable, wait_writable
 
 from gateway import tcp
 from gateway.errors import StreamClosedError, StreamInterruptedError, TlsError
-from gateway.readiness import Readiness
 from gateway.tls import records
 from gateway.tls.openssl import (
     CLOSED_HERE,
@@ -42,6 +42,8 @@ from gateway.tls.openssl import (
 )
 from gateway.tls.resumption import ServerContext
 from gateway.tls.verification import LARGE_HANDSHAKE, MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
+
+_Wait = Callable[[int], Awaitable[None]]  # for a descriptor
 
 _LINGER_BYTES: Final = 1 << 20  # read and discarded at most, while a refused client finishes sending
 _RECORDS_AT_ONCE: Final = 16  # of one connection, before other tasks run
@@ -68,7 +70,6 @@ class TlsStream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once closed
-        self._ready = Readiness(self._descriptor)
         self._is_fresh = False  # True after the handshake, until the first read: a client's request has often arrived
         self._poll: select.poll | None = None
         self._close_poll: select.poll | None = None
@@ -172,7 +173,7 @@ class TlsStream:
             try:
                 data = data[self._socket.send(data) :]
             except BlockingIOError:
-                await self._wait(self._ready.writable)
+                await self._wait(wait_writable)
             except OSError as error:
                 raise connection_lost("closed during the handshake", error) from None
 
@@ -191,7 +192,7 @@ class TlsStream:
             try:
                 data = self._socket.recv(size - len(received))
             except BlockingIOError:
-                await self._wait(self._ready.readable)
+                await self._wait(wait_readable)
                 continue
             except OSError as error:
                 raise connection_lost("closed during the handshake", error) from None
@@ -222,7 +223,7 @@ class TlsStream:
         An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
         an alert.
         """
-        ready: Callable[[], Awaitable[None]] | None = self._ready.readable
+        ready: _Wait | None = wait_readable
         while ready is not None:
             if self._descriptor < 0:
                 raise StreamClosedError(CLOSED_HERE)
@@ -230,7 +231,7 @@ class TlsStream:
                 if self._is_fresh:
                     self._is_fresh = False
                 else:
-                    await ready()
+                    await ready(self._descriptor)
                 if self.before_read is not None and (turn := self.before_read()) is not None:
                     self.is_read_delayed = True
                     await turn
@@ -248,7 +249,7 @@ class TlsStream:
                 ready = await self._wait_after(error)
         return b""
 
-    async def _wait_after(self, error: SSL.Error) -> Callable[[], Awaitable[None]] | None:
+    async def _wait_after(self, error: SSL.Error) -> _Wait | None:
         """Return the wait after which to read again, or None at the end of the stream. Raises as ``receive_some``."""
         match error:
             case SSL.WantReadError():  # a part of a record, or a message without data
@@ -256,9 +257,9 @@ class TlsStream:
                     await self._read_message()
                 if self._server_side:
                     self.acknowledge()
-                return self._ready.readable
+                return wait_readable
             case SSL.WantWriteError():
-                return self._ready.writable
+                return wait_writable
             case SSL.ZeroReturnError():
                 return None
             case SSL.SysCallError():
@@ -349,17 +350,17 @@ class TlsStream:
             try:
                 return self.connection.send(data)
             except SSL.WantWriteError:
-                await self._wait(self._ready.writable)
+                await self._wait(wait_writable)
             except SSL.WantReadError:
-                await self._wait(self._ready.readable)
+                await self._wait(wait_readable)
             except SSL.Error as error:
                 raise StreamClosedError(f"connection broken: {text_of(error)}") from None
 
-    async def _wait(self, ready: Callable[[], Awaitable[None]]) -> None:
+    async def _wait(self, ready: _Wait) -> None:
         """Wait for the socket to be ready. Raises StreamClosedError if this side closes it first."""
         self._check_open()
         try:
-            await ready()
+            await ready(self._descriptor)
         except trio.ClosedResourceError:
             raise self._woken() from None
         self._check_open()
@@ -374,7 +375,7 @@ class TlsStream:
         The task may wait for bytes again afterwards, but must not go on sending.
         """
         if self._descriptor >= 0:
-            self._ready.interrupt()
+            trio.lowlevel.notify_closing(self._descriptor)
 
     def is_readable(self) -> bool:
         """Return True if unread bytes, or the end, have arrived. Reads nothing."""
@@ -491,7 +492,7 @@ class TlsStream:
     async def _discard(self) -> None:
         discarded = 0
         while discarded < _LINGER_BYTES:
-            await self._ready.readable()
+            await wait_readable(self._descriptor)
             try:
                 data = self._socket.recv(65536)
             except OSError:
@@ -512,7 +513,7 @@ class TlsStream:
     def close(self) -> None:
         """Close at once, without close_notify. May be called again."""
         if self._descriptor >= 0:
-            self._ready.close()
+            trio.lowlevel.notify_closing(self._descriptor)
             self._descriptor = -1
             self._socket.close()
 

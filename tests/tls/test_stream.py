@@ -477,7 +477,7 @@ async def test_linger_sends_a_fin(pair: Pair) -> None:
     async def wait_for_the_end() -> None:
         assert await pair.client.receive_some() == b""
         with trio.fail_after(5):
-            await pair.client._ready.readable()
+            await trio.lowlevel.wait_readable(pair.client._socket)
         assert pair.client._socket.recv(1) == b""
         pair.client.close()
 

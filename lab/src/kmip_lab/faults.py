@@ -339,7 +339,7 @@ class FaultyStream(TlsStream):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.close()
 
-    async def _wait(self, ready: Callable[[], Awaitable[None]]) -> None:
+    async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
         await super()._wait(ready)
         await self._faults.thawed()
         self._check_open()
