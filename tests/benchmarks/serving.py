@@ -7,6 +7,7 @@ and the more the slower the machine.
 
 import atexit
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -161,6 +162,8 @@ def _serve(count: int, size: Size, role: Role, *, fresh: bool, extra: str = "") 
     read_end, write_end = os.pipe()
     _fork(lambda: _be_client(read_port, write_end, count, size, fresh=fresh))
     os.close(write_end)
+    gc.collect()
+    gc.freeze()  # as `kmip-gateway run` does
     if role is Role.ALL:
         trio.run(_run, Core(config), size, write_port, read_end)
     else:
