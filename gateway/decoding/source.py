@@ -17,8 +17,41 @@ _IN_HEX: Final = re.compile(r"0x|[\s:,]")
 _HEX: Final = re.compile(r"[0-9A-Fa-f]*")
 
 
+_CAPTURE: Final = (
+    "a capture file: export what TCP carries, `tshark -r FILE -T fields -e tcp.payload`, and decode that; what TLS"
+    " carries is encrypted, so that Wireshark needs the keys of the session"
+)
+_TLS: Final = "a TLS record, which is encrypted: decode the bytes inside of TLS"
+#: Beginnings of files that are taken for KMIP by mistake.
+_OTHERS: Final = (
+    (b"\xd4\xc3\xb2\xa1", _CAPTURE),
+    (b"\xa1\xb2\xc3\xd4", _CAPTURE),
+    (b"\x4d\x3c\xb2\xa1", _CAPTURE),
+    (b"\x0a\x0d\x0d\x0a", _CAPTURE),
+    *((bytes((kind, 3)), _TLS) for kind in range(0x14, 0x18)),
+    (b"\x1f\x8b", "compressed by gzip: unpack it first"),
+    (b"\x30\x82", "DER, a certificate or a key, and no KMIP message"),
+    (b"-----BEGIN", "PEM, a certificate or a key, and no KMIP message"),
+    (b"HTTP/", "an answer of HTTP, and no KMIP message"),
+)
+
+
 def ttlv_bytes(raw: bytes) -> bytes:
     """Return the bytes that ``raw`` stands for. Raises DecodeError if ``raw`` is in none of the forms."""
+    _refuse_other(raw)
+    found = _bytes_in(raw)
+    _refuse_other(found)
+    return found
+
+
+def _refuse_other(data: bytes) -> None:
+    """Raise DecodeError if the bytes begin as those of another format do."""
+    for beginning, name in _OTHERS:
+        if data.startswith(beginning):
+            raise DecodeError(f"byte 0: this is {name}")
+
+
+def _bytes_in(raw: bytes) -> bytes:
     if not raw.strip():
         raise DecodeError("no bytes to decode")
     if _NOT_IN_TEXT.search(raw):

@@ -68,3 +68,19 @@ def test_a_dump_in_two_parts_is_one_stream() -> None:
 def test_bytes_in_no_form_are_an_error(raw: bytes, words: str) -> None:
     with pytest.raises(DecodeError, match=words):
         ttlv_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "advice"),
+    [
+        (b"\xd4\xc3\xb2\xa1" + bytes(20), "tshark"),
+        (b"\x0a\x0d\x0d\x0a" + bytes(20), "tshark"),
+        (b"\x16\x03\x01\x02\x00" + bytes(20), "inside of TLS"),
+        (b"16 03 01 02 00 01", "inside of TLS"),
+        (b"-----BEGIN CERTIFICATE-----\nMIIB\n", "PEM"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP"),
+    ],
+)
+def test_another_format_is_named_with_what_to_do(raw: bytes, advice: str) -> None:
+    with pytest.raises(DecodeError, match=advice):
+        ttlv_bytes(raw)
