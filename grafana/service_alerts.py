@@ -79,9 +79,10 @@ _KEY_MANAGERS: Final = [
         "{{ $labels.instance }} can reach no key manager",
         "No key manager serves this gateway: every request gets an error, and after 5 s new connections are refused. If"
         " all gateways say so, the key managers or the network are down.",
-        "Run `kmip-gateway status` for the last error of each key manager, and look at the log lines `can't open a"
-        " session` for the reason. Check the key managers themselves, then network and firewall between them and this"
-        " gateway. If they were drained by an operator, run `kmip-gateway enable BACKEND`.",
+        "Run `kmip-gateway check --connect CONFIG` on the gateway's machine: it tries each key manager and says what to"
+        " do about each failure. The status page, `kmip-gateway status` and the log lines `can't open a session` have"
+        " the last errors. If all fail alike, look at network and firewall between them and this gateway. If they were"
+        " drained by an operator, run `kmip-gateway enable BACKEND`.",
     ),
     Alert(
         "KmipGatewayBackendDown",
@@ -92,9 +93,9 @@ _KEY_MANAGERS: Final = [
         "{{ $labels.backend }} has not served {{ $labels.instance }} for five minutes",
         "The key manager is down, or fails requests again and again. Clients notice nothing while the other key"
         " managers carry the load.",
-        "The log line `backend state changed` has the reason. Check the key manager: does it run, does it accept TLS"
-        " with its usual certificate, is its disk full, does it find its HSM? `kmip-gateway check CONFIG` checks the"
-        " gateway's side. To stop the attempts during a repair, run `kmip-gateway drain BACKEND`.",
+        "The log line `backend state changed` and the status page have the reason; `kmip-gateway check --connect CONFIG`"
+        " tries the key manager and says what to do. Check the key manager: does it run, does it accept TLS with its"
+        " usual certificate, is its disk full, does it find its HSM? To stop the attempts during a repair, run `kmip-gateway drain BACKEND`.",
     ),
     Alert(
         "KmipGatewayRedundancyLost",
@@ -172,8 +173,8 @@ _IDENTITIES: Final = [
         "The key manager ends sessions before or at the first answer: it does not accept the certificate that the"
         " gateway shows for an identity. Clients of that identity use the other key managers; if all refuse it, they"
         " get errors.",
-        "The log line `can't open a session` names the identity (`credential`) and what the key manager said."
-        " Register the certificate at the key manager, or renew it if it has expired; a renewed file is used at once.",
+        "The log line `can't open a session` names the identity (`credential`) and what the key manager said;"
+        " `kmip-gateway check --connect CONFIG` shows at which key managers. Register the certificate at the key manager, or renew it if it has expired; a renewed file is used at once.",
     ),
     Alert(
         "KmipGatewayIdentityCutOff",
@@ -184,9 +185,9 @@ _IDENTITIES: Final = [
         "no key manager serves {{ $labels.identity }} at {{ $labels.instance }}",
         "All key managers refuse this identity, or fail for it alone: its clients get errors, although other"
         " identities are served.",
-        'Look at "Failures to open a session, by identity and reason". credential, alert: the key managers do not'
-        " accept its certificate: see if it has expired (`kmip-gateway status`) or is not registered there. Other"
-        " reasons: see KmipGatewayBackendDown.",
+        "The status page says why, and what to do, as does `kmip-gateway check --connect CONFIG`. credential, alert in"
+        ' "Failures to open a session, by identity and reason": the key managers do not accept its certificate: see if'
+        " it has expired (`kmip-gateway status`) or is not registered there. Other reasons: see KmipGatewayBackendDown.",
         (f"unless on ({_BY}) sum by ({_BY}) (kmip_gateway_backend_up) == 0",),
     ),
     Alert(

@@ -163,14 +163,15 @@ class ControlServer:
             name, arguments = await _read_request(stream)
             command = self._command(name)
             if name in self._changing:
-                self._log.info("control command", command=name, arguments=_given(arguments), user=user)
+                self._log.info("control command", command=name, **_given(arguments), user=user)
                 return {"result": await self._change(name, command, arguments, user)}
             result = await command(arguments)
             if isinstance(result, Subscription):
-                self._log.info("control command", command=name, arguments=_given(arguments), user=user)
+                self._log.info("control command", command=name, **_given(arguments), user=user)
                 return result
         except ControlError as error:
-            self._log.info("control command refused", reason=str(error), user=user)
+            reason = quoted(str(error).partition("\n")[0])  # of several mistakes, a reload logs each itself
+            self._log.info("control command refused", reason=reason, user=user)
             return {"error": str(error)}
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the gateway
             self._log.error("internal error: control command failed; report this bug", exc_info=error)
@@ -197,9 +198,10 @@ class ControlServer:
         return self._commands[name]
 
 
-def _given(arguments: Mapping[str, Any]) -> str:
-    """Return the arguments that were given: the others are empty, false or zero."""
-    return quoted(" ".join(f"{key}={value}" for key, value in arguments.items() if value))
+def _given(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return the field ``arguments`` of a log line, if any were given: the others are empty, false or zero."""
+    given = quoted(" ".join(f"{key}={value}" for key, value in arguments.items() if value))
+    return {"arguments": given} if given else {}
 
 
 async def _pass_on(subscription: Subscription, stream: trio.SocketStream) -> None:

@@ -7,6 +7,7 @@ a bounded number of lines: if its reader is slow, further lines are lost, and co
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, Self
 
 import trio
@@ -73,7 +74,10 @@ def _operation(text: object) -> int:
         raise ControlError(f"operation is {text!r}; give a text")
     number = _OPERATIONS.get(_plain(text), 0)
     if text and not number:
-        raise ControlError(f"no operation is named {text!r}; there are {', '.join(OPERATION_NAMES.values())}")
+        names = {_plain(name): name for name in OPERATION_NAMES.values()}
+        near = [names[each] for each in get_close_matches(_plain(text), names)]
+        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(OPERATION_NAMES.values())}"
+        raise ControlError(f"no operation is named {text!r}; {advice}")
     return number
 
 

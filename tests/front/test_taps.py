@@ -155,6 +155,7 @@ async def test_filters(arguments: dict[str, Any], fits: bool) -> None:
     [
         ({"adress": "10.1.2.3"}, "a tap has no filter adress; there are identity, backend, address"),
         ({"operation": "Fetch"}, "no operation is named 'Fetch'; there are "),
+        ({"operation": "Gett"}, "no operation is named 'Gett'; did you mean Get"),
         ({"operation": 3}, "operation is 3; give a text"),
         ({"failed": "yes"}, "failed is 'yes'; give true or false"),
         ({"slower_than": -1}, "slower_than is -1; give seconds, 0 or more"),
