@@ -93,9 +93,10 @@ _KEY_MANAGERS: Final = [
         "{{ $labels.backend }} has not served {{ $labels.instance }} for five minutes",
         "The key manager is down, or fails requests again and again. Clients notice nothing while the other key"
         " managers carry the load.",
-        "The log line `backend state changed` and the status page have the reason; `kmip-gateway check --connect CONFIG`"
-        " tries the key manager and says what to do. Check the key manager: does it run, does it accept TLS with its"
-        " usual certificate, is its disk full, does it find its HSM? To stop the attempts during a repair, run `kmip-gateway drain BACKEND`.",
+        "The log line `backend state changed` and the status page have the reason; `kmip-gateway check --connect"
+        " CONFIG` tries the key manager and says what to do. Check the key manager: does it run, does it accept TLS"
+        " with its usual certificate, is its disk full, does it find its HSM? To stop the attempts during a repair, run"
+        " `kmip-gateway drain BACKEND`.",
     ),
     Alert(
         "KmipGatewayRedundancyLost",
@@ -174,7 +175,8 @@ _IDENTITIES: Final = [
         " gateway shows for an identity. Clients of that identity use the other key managers; if all refuse it, they"
         " get errors.",
         "The log line `can't open a session` names the identity (`credential`) and what the key manager said;"
-        " `kmip-gateway check --connect CONFIG` shows at which key managers. Register the certificate at the key manager, or renew it if it has expired; a renewed file is used at once.",
+        " `kmip-gateway check --connect CONFIG` shows at which key managers. Register the certificate there,"
+        " or renew it if it has expired; a renewed file is used at once.",
     ),
     Alert(
         "KmipGatewayIdentityCutOff",
@@ -187,7 +189,8 @@ _IDENTITIES: Final = [
         " identities are served.",
         "The status page says why, and what to do, as does `kmip-gateway check --connect CONFIG`. credential, alert in"
         ' "Failures to open a session, by identity and reason": the key managers do not accept its certificate: see if'
-        " it has expired (`kmip-gateway status`) or is not registered there. Other reasons: see KmipGatewayBackendDown.",
+        " it has expired (`kmip-gateway status`) or is not registered there. Other reasons: see"
+        " KmipGatewayBackendDown.",
         (f"unless on ({_BY}) sum by ({_BY}) (kmip_gateway_backend_up) == 0",),
     ),
     Alert(
