@@ -105,6 +105,7 @@ async def until(path: Path, condition: Callable[[Any], bool]) -> Any:
 
 def requests_of(core: Core, name: str) -> float:
     """Return the number of requests that a backend has answered to clients."""
+    core.metrics.flush()
     return core.metrics.backend_requests.labels(name, "answered").value
 
 
