@@ -22,8 +22,8 @@ The stages of a request, each with a histogram: the client's handshake (`client_
 for a session (`request_queue_duration_seconds`), a session's opening (`session_open_duration_seconds`), the key
 manager (`backend_request_duration_seconds`), and all of it (`request_duration_seconds`).
 
-Requests leave durations and sizes in lists, which are counted four times a second and before each scrape: all metrics
-together cost a Get on a kept connection less than 3 % ([performance.md](performance.md)).
+Requests leave durations and sizes in lists, which are counted once a second and before each scrape. All metrics
+together cost a Get on a kept connection some 3 % of its instructions ([performance.md](performance.md)).
 
 There is no metric of a panic mode or of an effective weight: if no key manager is up, the gateway tries all of them,
 and a key manager that gets few requests after an ejection is half_open in `backend_state`.

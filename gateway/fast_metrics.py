@@ -75,11 +75,11 @@ class FastHistogram:
 
 
 class ValueBuffer:
-    """Values that requests ``append``, which are counted together a few times a second.
+    """Values that requests ``append``, which are counted together once a second.
 
-    That costs a request the addition to a list, and a fifth of what it would cost to count each value at once: sorting,
-    adding up and searching are loops in C. ``counters`` count the values, ``sums`` add them up, and ``histograms`` have
-    them all.
+    That costs a request the addition to a list, and in all a quarter of what it would cost to count each value at once:
+    sorting, adding up and searching are loops in C. ``counters`` count the values, ``sums`` add them up, and
+    ``histograms`` have them all.
     """
 
     __slots__ = ("_counters", "_histograms", "_sums", "_values", "append")

@@ -182,10 +182,10 @@ def test_counts_do_not_depend_on_when_they_are_flushed(metrics: Metrics) -> None
 
 
 @in_virtual_time
-async def test_values_wait_a_quarter_of_a_second_at_most(metrics: Metrics, nursery: trio.Nursery) -> None:
+async def test_values_wait_for_a_second_at_most(metrics: Metrics, nursery: trio.Nursery) -> None:
     nursery.start_soon(metrics.flush_often)
     metrics.request_answered(request(Operation.GET), "success", 0.1)
-    await trio.sleep(0.26)
+    await trio.sleep(1.01)
     assert [counter.value for _, counter in metrics.requests.children()] == [1]
     nursery.cancel_scope.cancel()
 

@@ -466,8 +466,9 @@ class Conversation:
             raise TruncatedError("the connection ended in the middle of a request")
 
     async def _send_answer(self, answer: Answer, request: Request, began: float) -> None:
-        if answer.response is not None:
-            result = self._metrics.response_passed_on(answer.response)
+        response = answer.response
+        if response is not None:
+            result = self._metrics.response_passed_on(response)
         elif answer.refusal is None:
             result = "success"
             self._metrics.local_answers.labels(operation_label(request)).inc()
