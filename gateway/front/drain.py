@@ -86,4 +86,5 @@ class Drain:
 
     def _answered(self) -> float:
         """Return the number of requests that were answered so far, the gateway's own errors among them."""
+        self._metrics.flush()
         return sum(sample.value for family in self._metrics.requests.collect() for sample in family.samples)

@@ -13,7 +13,12 @@ from gateway import log
 from gateway.config import DeadlinesConfig
 from gateway.front.clients import Clients
 from gateway.front.drain import Drain
+from gateway.kmip.compose import Ask, encode_request
+from gateway.kmip.decode import decode_request
+from gateway.kmip.spec import Operation
 from gateway.metrics import Metrics
+
+REQUEST = decode_request(encode_request((1, 2), [Ask(Operation.QUERY)]))
 
 
 @dataclass
@@ -96,7 +101,7 @@ async def test_the_last_line_counts_answers_since_the_beginning_and_what_is_cut_
 ) -> None:
     autojump_clock.autojump_threshold = 0
     drain = Drain(deadlines(5.0, 10.0), metrics, log.get("core"))
-    metrics.request_answered(None, "success", 0.0)
+    metrics.request_answered(REQUEST, "success", 0.0)
     drain.begin()
     async with trio.open_nursery() as nursery:
 
@@ -104,7 +109,7 @@ async def test_the_last_line_counts_answers_since_the_beginning_and_what_is_cut_
         async def answer() -> None:
             for _ in range(3):
                 await trio.sleep(3)
-                metrics.request_answered(None, "success", 0.0)
+                metrics.request_answered(REQUEST, "success", 0.0)
 
         await serve(drain, 99.0, FakeClients(requests_in_flight=2, connections=4))
     assert [line["event"] for line in lines] == [
