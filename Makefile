@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
+RUNS ?= 5
 # End-to-end tests of the front, which TLS workers change, and that do not choose the number of workers themselves.
 FRONT_E2E := $(addprefix tests/e2e/test_,bad_input.py chaos.py isolation.py marks.py mutated_sessions.py pykmip.py \
 	resumption.py rotation.py shutdown.py when_none.py)
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants dashboard-values instructions growth outages attacks fuzz peers cosmian fmt lock clean
+.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants dashboard-values comparison instructions growth outages attacks fuzz peers cosmian fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -52,10 +53,17 @@ mutants: $(VENV)/development  ## Flip each row of the policy tables: a test must
 dashboard-values: $(VENV)/development  ## The values that a real Prometheus returns for all panels: docs/dashboard-values.md
 	DASHBOARD_VALUES=docs/dashboard-values.md $(BIN)/pytest -q tests/e2e/test_prometheus.py $(ARGS)
 
+comparison: $(VENV)/development  ## HAProxy, nginx and the gateway, on an idle machine, RUNS (5) times: docs/comparison.json, tables of docs/comparison.md
+	mkdir -p comparisons
+	for run in $$(seq $(RUNS)); do $(BIN)/kmip-lab compare --json $(ARGS) > comparisons/new && mv comparisons/new comparisons/$$(date +%F-%H%M%S).json || exit; done
+	$(BIN)/kmip-lab compare --gather --json comparisons/*.json > docs/comparison.json
+	sed -i '/^## Tables/q' docs/comparison.md
+	(echo; $(BIN)/kmip-lab compare --gather --markdown docs/comparison.json) >> docs/comparison.md
+
 instructions: $(VENV)/development  ## Instructions per request against the baseline, under valgrind; ARGS=--update takes them as the new one
 	$(BIN)/python -m tests.benchmarks instructions $(ARGS)
 
-growth: $(VENV)/development  ## How these grow with messages, batches, backends, identities, idle clients, pools
+growth: $(VENV)/development  ## How these grow with messages, batches, backends, identities, idle clients, pools, limits
 	$(BIN)/python -m tests.benchmarks growth $(ARGS)
 
 outages: $(VENV)/development  ## Measure what clients notice of slow, dead and busy key managers, in some four minutes; ARGS=--only c,d measures these rows

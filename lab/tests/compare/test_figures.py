@@ -1,8 +1,9 @@
-"""Medians, ratios within rounds, and rates that count."""
+"""Medians and ranges, ratios within rounds, several comparisons, and rates that count."""
 
 import pytest
 from kmip_lab.compare.figures import Figures, Sample, core_cpu, cpu, memory, p50, rate, worker_cpu
 from kmip_lab.compare.load import LoadResult
+from kmip_lab.tools.statistics import Spread
 
 
 def runs(case: str, proxy: str, *rates: float, spent: float = 0.0) -> list[Sample]:
@@ -19,20 +20,33 @@ def test_the_median_of_the_rounds_is_shown() -> None:
     figures = Figures(runs("fresh", "nginx", 100, 900, 300, spent=0.001))
     assert figures.median("fresh", "nginx", rate) == 300
     assert figures.median("fresh", "nginx", cpu) == pytest.approx(0.001)
+    assert figures.spread("fresh", "nginx", rate) == Spread(300, 100, 900, 3)
     assert figures.median("fresh", "haproxy", rate) is None
 
 
 def test_ratios_are_taken_within_each_round() -> None:
     figures = Figures([*runs("fresh", "gateway", 200, 20, 400), *runs("fresh", "nginx", 100, 10, 100)])
-    assert figures.ratio("fresh", "gateway", ["nginx"], rate, best="max") == 2
+    assert figures.ratio("fresh", "gateway", ["nginx"], rate, best="max") == Spread(2, 2, 4, 3)
 
 
 def test_the_best_of_the_others_is_chosen_in_each_round() -> None:
     figures = Figures(
         [*runs("fresh", "gateway", 100, 100), *runs("fresh", "nginx", 50, 200), *runs("fresh", "haproxy", 200, 50)]
     )
-    assert figures.ratio("fresh", "gateway", ["nginx", "haproxy"], rate, best="max") == 0.5
-    assert figures.ratio("fresh", "gateway", ["nginx", "haproxy"], p50) == 2
+    assert figures.ratio("fresh", "gateway", ["nginx", "haproxy"], rate, best="max") == Spread(0.5, 0.5, 0.5, 2)
+    assert figures.ratio("fresh", "gateway", ["nginx", "haproxy"], p50) == Spread(2, 2, 2, 2)
+
+
+def test_of_several_comparisons_the_range_is_that_of_their_medians() -> None:
+    days = [
+        [*runs("fresh", "gateway", 100, *of_gateway), *runs("fresh", "nginx", 100, 100, 100)]
+        for of_gateway in ((200, 900), (300, 400), (500, 600))
+    ]
+    figures = Figures(*days, runs("kept", "nginx", 100))
+    assert figures.ratio("fresh", "gateway", ["nginx"], rate, best="max") == Spread(3, 2, 5, 3)
+    assert figures.difference("fresh", "gateway", "nginx", rate) == Spread(200, 100, 400, 3)
+    assert figures.spread("fresh", "nginx", rate) == Spread(100, 100, 100, 3)
+    assert figures.proxies("kept") == ["nginx"]
 
 
 def test_there_is_no_ratio_to_a_proxy_that_was_not_measured() -> None:
@@ -78,5 +92,7 @@ def test_parts_of_the_cpu_time_are_compared_with_one_process_round_by_round() ->
     figures = Figures([*runs("kept", "gateway", 100, 100, spent=0.05), *apart])
     assert figures.median("kept", "gateway-2", worker_cpu) == pytest.approx(0.02)
     assert figures.median("kept", "gateway", core_cpu) is None
-    assert figures.ratios_of_parts("kept", "gateway-2", "gateway", core_cpu, cpu) == pytest.approx([0.2, 0.6])
-    assert figures.ratios_of_parts("kept", "gateway-1", "gateway", core_cpu, cpu) == []
+    ratio = figures.ratio("kept", "gateway-2", ["gateway"], core_cpu, whole=cpu)
+    assert ratio is not None
+    assert (ratio.median, ratio.least, ratio.greatest) == pytest.approx((0.4, 0.2, 0.6))
+    assert figures.ratio("kept", "gateway-1", ["gateway"], core_cpu, whole=cpu) is None

@@ -5,14 +5,23 @@ from kmip_lab.compare.runner import Plan, cores
 
 
 def test_proxies_take_turns_and_idle_clients_come_first() -> None:
-    plan = Plan([CASES["kept"], CASES["idle"]], ["gateway", "nginx", "direct"], 2, 1.0, 100)
-    turns = [(number, case.name, names) for number, case, names in plan.runs(Backends.FREE)]
-    assert turns == [
-        (0, "idle", ["gateway", "nginx"]),
-        (0, "kept", ["gateway", "nginx", "direct"]),
-        (1, "kept", ["nginx", "direct", "gateway"]),
+    plan = Plan([CASES["kept"], CASES["idle"], CASES["hsm"]], ["gateway", "nginx", "direct"], 2, 1.0, 100)
+    phases = [(kind, [(number, case.name, names) for number, case, names in turns]) for kind, turns in plan.phases()]
+    assert phases == [
+        (Backends.FREE, [(0, "idle", ["gateway", "nginx"])]),
+        (Backends.FREE, [(1, "idle", ["nginx", "gateway"])]),
+        (
+            Backends.FREE,
+            [
+                (0, "fresh", ["direct"]),
+                (0, "kept", ["gateway", "nginx", "direct"]),
+                (1, "fresh", ["direct"]),
+                (1, "kept", ["nginx", "direct", "gateway"]),
+            ],
+        ),
+        (Backends.HSM, [(0, "hsm", ["gateway", "nginx", "direct"]), (1, "hsm", ["nginx", "direct", "gateway"])]),
     ]
-    assert plan.steps() == 8
+    assert plan.steps() == 18
 
 
 def test_a_proxy_has_its_own_processor_if_there_are_two() -> None:

@@ -1,7 +1,7 @@
-"""Percentiles, means and medians."""
+"""Percentiles, means, medians and spreads."""
 
 import pytest
-from kmip_lab.tools.statistics import mean, median, percentile
+from kmip_lab.tools.statistics import Spread, mean, median, percentile
 
 
 def test_percentiles_are_measured_values() -> None:
@@ -19,3 +19,9 @@ def test_the_mean_of_nothing_is_zero() -> None:
 def test_the_median_leaves_out_values_that_are_missing() -> None:
     assert median([None, 3.0, None, 1.0, 2.0]) == 2
     assert median([None]) is None
+
+
+def test_a_spread_has_median_range_and_number_of_the_values() -> None:
+    assert Spread.of(iter([3.0, 1.0, 9.0, 2.0])) == Spread(2.5, 1, 9, 4)
+    assert Spread.of([]) is None
+    assert Spread(2, 1, 3, 5).times(10) == Spread(20, 10, 30, 5)

@@ -52,6 +52,14 @@ def test_the_share_of_busy_processors_is_between_none_and_all() -> None:
     assert 0 <= use.busy() <= 1
 
 
+def test_other_programs_are_told_from_this_one_and_its_children() -> None:
+    use = usage.MachineUse()
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    own = use.busy() * (os.cpu_count() or 1) - use.of_others()
+    assert own > 0 or use.busy() == 0  # all of a busy machine's time may be that of others, but for this
+
+
 def test_children_are_found_in_the_order_in_which_they_began() -> None:
     script = "sleep 60 & echo $!; sleep 61 & echo $!; read _; kill $(jobs -p)"
     with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import click
@@ -10,7 +12,7 @@ import trio
 from OpenSSL import SSL
 from rich.console import Console
 
-from kmip_lab.compare import output
+from kmip_lab.compare import output, records
 from kmip_lab.compare.cases import CASES, LoadCase
 from kmip_lab.compare.figures import Figures, Sample
 from kmip_lab.compare.proxies import (
@@ -24,14 +26,15 @@ from kmip_lab.compare.proxies import (
     program_name,
     version,
 )
+from kmip_lab.compare.records import Comparison
 from kmip_lab.compare.runner import Plan
 from kmip_lab.compare.runner import compare as run_all
 from kmip_lab.tools.interrupts import run_until_signal
 from kmip_lab.tools.progress import progress_bar
 from kmip_lab.tools.tables import show
+from kmip_lab.tools.usage import MachineUse
 
 _WORKER_CASES: Final = ("fresh", "resumed", "kept")  # if --tls-workers is given without --only
-_QUIET: Final = 0.5  # load average of an idle machine, before the comparison begins
 _ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
 _ABOUT_OTHERS: Final = f"""\b
 HAProxy and nginx come from Debian's packages. A proxy that is missing is left out:
@@ -53,7 +56,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     "--seconds", default=1.8, show_default=True, type=click.FloatRange(0.2), help="Measured time of each run."
 )
 @click.option(
-    "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each case; medians are shown."
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs of each case; medians are shown."
 )
 @click.option("--only", "names", multiple=True, type=click.Choice(list(CASES)), help="This case; may be repeated.")
 @click.option(
@@ -75,8 +78,15 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     "--tls", type=click.Choice(["1.2", "1.3"]), default="1.3", show_default=True, help="The clients' version of TLS."
 )
 @click.option("--pin/--no-pin", default=True, show_default=True, help="Give each proxy a processor of its own.")
-@click.option("--json", "as_json", is_flag=True, help="Print every run and the limits as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print every run, the ratios and the limits as JSON.")
 @click.option("--markdown", is_flag=True, help="Print the tables in Markdown.")
+@click.option(
+    "--gather",
+    is_flag=True,
+    help="Measure nothing: read FILES that --json has written on several days or machines, and show the range of their "
+    "medians.",
+)
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def compare(
     seconds: float,
     rounds: int,
@@ -88,6 +98,8 @@ def compare(
     pin: bool,
     as_json: bool,
     markdown: bool,
+    gather: bool,
+    files: tuple[Path, ...],
 ) -> None:
     """Measure the gateway beside HAProxy, nginx and direct connections, on the same work.
 
@@ -95,6 +107,11 @@ def compare(
     CPU time for each Get, on kept connections (kept) and on a new connection each (fresh), as medians over rounds and
     as ratios within them; then the limits that the gateway is held to.
     """
+    if gather != bool(files):
+        raise click.UsageError("--gather and files that --json has written belong together.")
+    if gather:
+        _show(records.read(files), as_json=as_json, markdown=markdown)
+        return
     if tls_workers:
         names = names or _WORKER_CASES
         asked = [*map(gateway_name, tls_workers), *(name for name in proxies if name != GATEWAY), DIRECT]
@@ -103,12 +120,20 @@ def compare(
     absent = {name: why for name in asked if (why := missing(name)) is not None}
     installed = [name for name in dict.fromkeys(asked) if name not in absent]
     plan = Plan(_cases(names), installed, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin)
-    about = _about(plan, absent)
-    figures = Figures(_run(plan))
+    about, use = _about(plan, absent), MachineUse()
+    samples = _run(plan)
+    about.append(f"Other programs took {use.of_others():.2f} of {os.cpu_count()} processors meanwhile.")
+    _show([Comparison(about, samples)], as_json=as_json, markdown=markdown)
+
+
+def _show(comparisons: Sequence[Comparison], *, as_json: bool, markdown: bool) -> None:
+    """Print one comparison, or several gathered; and their problems to standard error."""
+    figures = Figures(*(comparison.samples for comparison in comparisons))
+    about = [" ".join(comparison.about) for comparison in comparisons]
     if as_json:
-        click.echo(output.as_json(figures, about))
+        click.echo(records.as_json(comparisons), nl=False)
     elif markdown:
-        click.echo("\n".join(about) + "\n\n" + output.markdown(output.tables(figures)))
+        click.echo("\n\n".join(about) + "\n\n" + output.markdown(output.tables(figures)))
     else:
         console = Console()
         for line in about:
@@ -147,12 +172,15 @@ def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
     versions += [version(name) for name in programs if name not in {GATEWAY, DIRECT}]
     rounds = f"{plan.rounds} rounds, {plan.seconds:g} s for each run"
     lines = [
-        f"{os.cpu_count()} processors; {'; '.join(versions)}.",
-        f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {rounds}; idle clients are measured once.",
+        f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} processors{_model()}; {'; '.join(versions)}.",
+        f"TLS 1.{3 if plan.is_tls_1_3 else 2}, ECDSA P-256; {rounds}.",
     ]
-    if os.getloadavg()[0] > _QUIET:
-        lines.append(
-            f"Load average {os.getloadavg()[0]:.1f} at the beginning: other processes took part of the processors."
-        )
     lines += [f"{why}: it is left out. To install it: {INSTALL}" for why in absent.values()]
     return lines
+
+
+def _model() -> str:
+    """Return the name of the processors in parentheses, as the kernel has it, or nothing if it has none."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f" ({names[0]})" if names else ""

@@ -1,16 +1,15 @@
-"""The output of a comparison: tables for a terminal, the same in Markdown, and all figures as JSON."""
+"""The output of a comparison: tables for a terminal, the same in Markdown, and the figures as JSON."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 from kmip_lab.compare.cases import CASES, LoadCase
-from kmip_lab.compare.figures import HEADROOM, Figures, Value, core_cpu, cpu, memory, p50, p99, rate, worker_cpu
+from kmip_lab.compare.figures import HEADROOM, Figures, core_cpu, cpu, memory, p50, p99, rate, worker_cpu
 from kmip_lab.compare.limits import checks
 from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
-from kmip_lab.tools.statistics import median
-from kmip_lab.tools.tables import NONE, TextTable, fixed
+from kmip_lab.tools.statistics import Spread
+from kmip_lab.tools.tables import NONE, TextTable, fixed, ranged
 
 _NOT_COUNTED: Final = (
     "Figures in brackets are limited by the load generator or the backends, not by the proxy; times of clients that "
@@ -26,6 +25,11 @@ _QUEUES: Final = (
     "and says nothing if the rates are the same."
 )
 
+_RANGES: Final = (
+    "Medians of the ratios of each round, and their range in parentheses; of several comparisons, the median and the "
+    "range of their medians."
+)
+
 
 def tables(figures: Figures) -> list[TextTable]:
     """Return all tables that are not empty."""
@@ -39,17 +43,24 @@ def markdown(shown: Iterable[TextTable]) -> str:
     return "\n\n".join(table.as_markdown() for table in shown)
 
 
-def as_json(figures: Figures, about: Sequence[str]) -> str:
-    """Return every run as it was measured, in seconds and bytes, and the limits."""
-    runs = [
-        {"case": run.case, "proxy": run.proxy, "round": run.round, **asdict(run.measured)} for run in figures.samples
-    ]
+def summary(figures: Figures) -> dict[str, Any]:
+    """Return the ratios with their ranges and the limits as data for JSON; times are in seconds, as all figures."""
     limits = [
-        {"limit": check.limit.title, "value": check.value, "bound": check.limit.bound, "met": check.met}
+        {
+            "limit": check.limit.title,
+            "found": None if check.found is None else asdict(check.found),
+            "bound": check.limit.bound,
+            "outcome": check.outcome.value,
+        }
         for check in checks(figures)
     ]
+    ratios = {
+        title: {column: asdict(spread) for column, spread in zip(_AGAINST, spreads, strict=True) if spread is not None}
+        for case in CASES.values()
+        for title, spreads in _case_ratios(figures, case)
+    }
     counts = {case: figures.rates_count(case) for case in CASES if figures.proxies(case)}
-    return json.dumps({"about": list(about), "runs": runs, "rates_count": counts, "limits": limits}, indent=1)
+    return {"rates_count": counts, "ratios": ratios, "limits": limits}
 
 
 def _alone(figures: Figures) -> TextTable:
@@ -65,7 +76,7 @@ def _case(figures: Figures, case: LoadCase) -> TextTable:
         return TextTable(
             title,
             ("", "KiB each"),
-            [[name, fixed(figures.median(case.name, name, memory), 1, 1 / 1024)] for name in names],
+            [[name, ranged(figures.spread(case.name, name, memory), 1, 1 / 1024)] for name in names],
         )
     rows = [_row(figures, case, name) for name in names]
     notes = []
@@ -85,7 +96,7 @@ def _row(figures: Figures, case: LoadCase, name: str) -> list[str]:
         _bracketed(fixed(figures.median(case.name, name, rate), 0), counts=rate_counts),
         _bracketed(fixed(figures.median(case.name, name, p50), 2, 1e3), counts=times_count),
         _bracketed(fixed(figures.median(case.name, name, p99), 2, 1e3), counts=times_count),
-        fixed(figures.median(case.name, name, cpu), 0 if case.work != "kept" else 1, 1e6),
+        ranged(figures.spread(case.name, name, cpu), 0 if case.work != "kept" else 1, 1e6),
     ]
 
 
@@ -98,7 +109,9 @@ def _workers(figures: Figures) -> TextTable:
                 digits = 0 if case.work != "kept" else 1
                 parts = [fixed(figures.median(case.name, name, part), digits, 1e6) for part in _PARTS]
                 alone = fixed(figures.median(case.name, GATEWAY, cpu), digits, 1e6)
-                against = [_ratio_and_range(figures, case.name, name, part) for part in (core_cpu, cpu)]
+                against = [
+                    ranged(figures.ratio(case.name, name, (GATEWAY,), part, whole=cpu), 2) for part in (core_cpu, cpu)
+                ]
                 rows.append([f"{case.name}: {name}", *parts, alone, *against])
     columns = ("CPU us/Get", "core", "workers", "all", "one process", "core / one process", "all / one process")
     notes = ["Ratios are medians of the rounds' ratios, with their range. All: supervisor, core and TLS workers."]
@@ -108,26 +121,30 @@ def _workers(figures: Figures) -> TextTable:
 _PARTS: Final = (core_cpu, worker_cpu, cpu)
 
 
-def _ratio_and_range(figures: Figures, case: str, name: str, part: Value) -> str:
-    found = figures.ratios_of_parts(case, name, GATEWAY, part, cpu)
-    return f"{median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})" if found else NONE
-
-
 def _bracketed(found: str, *, counts: bool) -> str:
     return found if counts or found == NONE else f"({found})"
 
 
+_AGAINST: Final = {
+    "/ nginx": (NGINX,),
+    "/ HAProxy": (HAPROXY,),
+    "/ the best of both": (NGINX, HAPROXY),
+    "/ direct": (DIRECT,),
+}
+
+
 def _ratios(figures: Figures) -> TextTable:
-    rows = []
-    for case in CASES.values():
-        if GATEWAY in figures.proxies(case.name):
-            rows += _ratio_rows(figures, case)
-    columns = ("the gateway's", "/ nginx", "/ HAProxy", "/ the best of both", "/ direct")
-    notes = ["Medians of the ratios of each round. Less than 1 is better for CPU, times and memory, more for rates."]
-    return TextTable("Ratios", columns, rows, notes)
+    rows = [
+        [title, *(ranged(spread, 2) for spread in spreads)]
+        for case in CASES.values()
+        for title, spreads in _case_ratios(figures, case)
+    ]
+    notes = [_RANGES, "Less than 1 is better for CPU, times and memory, more for rates."]
+    return TextTable("Ratios", ("the gateway's", *_AGAINST), rows, notes)
 
 
-def _ratio_rows(figures: Figures, case: LoadCase) -> list[list[str]]:
+def _case_ratios(figures: Figures, case: LoadCase) -> Iterator[tuple[str, list[Spread | None]]]:
+    """Yield title and ratios, in the order of _AGAINST, of each value of a case that is compared."""
     if case.work == "idle":
         kinds = [("memory", memory, "min")]
     else:
@@ -136,14 +153,11 @@ def _ratio_rows(figures: Figures, case: LoadCase) -> list[list[str]]:
             kinds += [("p50", p50, "min"), ("p99", p99, "min")]
         if figures.rates_count(case.name) and case.compares_rates:
             kinds.append(("rate", rate, "max"))
-    rows = []
     for title, value, best in kinds:
-        others = ((NGINX,), (HAPROXY,), (NGINX, HAPROXY), (DIRECT,))
-        found = [figures.ratio(case.name, GATEWAY, each, value, best=best) for each in others]
+        found = [figures.ratio(case.name, GATEWAY, each, value, best=best) for each in _AGAINST.values()]
         if any(each is not None for each in found):
-            rows.append([f"{case.name}: {title}", *(fixed(each, 2) for each in found)])
-    return rows
+            yield f"{case.name}: {title}", found
 
 
 def _limits(figures: Figures) -> TextTable:
-    return TextTable("Limits", ("", "found", "limit", ""), [check.words() for check in checks(figures)])
+    return TextTable("Limits", ("", "median", "range", "limit", ""), [check.words() for check in checks(figures)])

@@ -52,17 +52,20 @@ class Plan:
     is_tls_1_3: bool = True
     is_pinned: bool = True
 
-    def runs(self, kind: Backends) -> list[tuple[int, LoadCase, list[str]]]:
-        """Return rounds, cases, and the proxies that run them.
+    def phases(self) -> list[tuple[Backends, list[tuple[int, LoadCase, list[str]]]]]:
+        """Return backends, and rounds, cases and proxies that run them. Programs are started anew for each phase.
 
-        Idle clients come first, while the proxies' memory is still unused. A case that is only the ceiling of another
-        case is run without proxies. The proxies take turns in being first.
+        Idle clients have a phase for each round, so that the proxies' memory is still unused. A case that is only the
+        ceiling of another case is run without proxies. The proxies take turns in being first.
         """
         needed = {case.ceiling for case in self.cases}
         cases = [case for case in CASES.values() if case in self.cases or case.name in needed]
-        turns = [(0, case) for case in cases if case.work == "idle"]
-        turns += [(number, case) for number in range(self.rounds) for case in cases if case.work != "idle"]
-        return [(number, case, self._names(number, case)) for number, case in turns if case.backends is kind]
+        turns = [(number, case, self._names(number, case)) for number in range(self.rounds) for case in cases]
+        idle = [(turn[1].backends, [turn]) for turn in turns if turn[1].work == "idle"]
+        others = [
+            (kind, [turn for turn in turns if turn[1].backends is kind and turn[1].work != "idle"]) for kind in Backends
+        ]
+        return [*idle, *(phase for phase in others if phase[1])]
 
     def _names(self, number: int, case: LoadCase) -> list[str]:
         if case not in self.cases:
@@ -73,7 +76,7 @@ class Plan:
 
     def steps(self) -> int:
         """Return the number of all runs."""
-        return sum(len(names) for kind in Backends for _number, _case, names in self.runs(kind))
+        return sum(len(names) for _kind, turns in self.phases() for _number, _case, names in turns)
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,14 @@ async def compare(plan: Plan, on_run: Callable[[str], None]) -> list[Sample]:
     processors = cores(sorted(os.sched_getaffinity(0))) if plan.is_pinned else Cores()
     with tempfile.TemporaryDirectory(prefix="kmip-gateway-compare-") as temporary, _limits(), _on(processors.load):
         files = write_development_set(Path(temporary))
-        for kind in Backends:
-            if plan.runs(kind):
-                async with _destinations(files, kind, plan.proxies, processors) as (destinations, request):
-                    for number, case, names in plan.runs(kind):
-                        for name in names:
-                            on_run(f"round {number + 1}: {case.name}, {name}")
-                            job = _job(plan, case, destinations[name], request, files)
-                            measured = await _load_with_full_pools(job, destinations[name].admin)
-                            samples.append(Sample(case.name, name, number, measured))
+        for kind, turns in plan.phases():
+            async with _destinations(files, kind, plan.proxies, processors) as (destinations, request):
+                for number, case, names in turns:
+                    for name in names:
+                        on_run(f"round {number + 1}: {case.name}, {name}")
+                        job = _job(plan, case, destinations[name], request, files)
+                        measured = await _load_with_full_pools(job, destinations[name].admin)
+                        samples.append(Sample(case.name, name, number, measured))
     return samples
 
 

@@ -2,6 +2,27 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of values that were measured repeatedly, and their number."""
+
+    median: float
+    least: float
+    greatest: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread | None":
+        """Return the spread of values; None without any."""
+        found = sorted(values)
+        return cls(statistics.median(found), found[0], found[-1], len(found)) if found else None
+
+    def times(self, factor: float) -> "Spread":
+        """Return the spread in another unit."""
+        return Spread(self.median * factor, self.least * factor, self.greatest * factor, self.count)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:

@@ -7,6 +7,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from kmip_lab.tools.statistics import Spread
+
 NONE: Final = "-"
 
 
@@ -58,6 +60,14 @@ def number(value: float | None) -> str:
 def fixed(value: float | None, digits: int, factor: float = 1) -> str:
     """Multiply by ``factor`` and round to so many digits behind the point; a dash for None."""
     return NONE if value is None else f"{value * factor:.{digits}f}"
+
+
+def ranged(spread: Spread | None, digits: int, factor: float = 1) -> str:
+    """Return the median, and behind it in parentheses the least and the greatest, rounded as by ``fixed``."""
+    if spread is None:
+        return NONE
+    shown = spread.times(factor)
+    return f"{shown.median:.{digits}f} ({shown.least:.{digits}f} to {shown.greatest:.{digits}f})"
 
 
 def milliseconds(seconds: float | None) -> str:

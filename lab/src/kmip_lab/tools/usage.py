@@ -68,11 +68,27 @@ class MachineUse:
 
     def __init__(self) -> None:
         self._busy, self._all = _ticks()
+        self._own, self._began = _own_seconds(), time.monotonic()
 
     def busy(self) -> float:
         """Return the share of all processors' time that was not idle so far, from 0 to 1."""
         busy, ticks = _ticks()
         return (busy - self._busy) / (ticks - self._all) if ticks > self._all else 0.0
+
+    def of_others(self) -> float:
+        """Return how many processors other programs took so far, on average.
+
+        This process and its children that have ended are no others. Interrupts, and time that a hypervisor gave to
+        other machines, count as others.
+        """
+        seconds = time.monotonic() - self._began
+        taken = (_ticks()[0] - self._busy) / _TICKS - (_own_seconds() - self._own)
+        return max(0.0, taken / seconds) if seconds else 0.0
+
+
+def _own_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _ticks() -> tuple[int, int]:
