@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 from OpenSSL import SSL
@@ -17,14 +17,26 @@ from tests.benchmarks.serving import Size
 
 _BASELINE: Final = Path(__file__).with_name("baseline.json")
 
-#: Quantities that may be large, and the sizes at which a Get on a kept connection is counted.
-_GROWTH: Final[dict[str, tuple[int, ...]]] = {
-    "message": (0, 16_000, 200_000),
-    "items": (1, 10, 100),
-    "backends": (1, 2, 4, 8),
-    "identities": (1, 5, 20),
-    "idle_clients": (0, 50),
-    "pool": (1, 20),
+
+class Growth(NamedTuple):
+    """A field of Size, the sizes at which a Get is counted, and whether it must cost the same at all of them."""
+
+    field: str
+    sizes: tuple[int, ...]
+    is_flat: bool = True
+    case: str = "kept"
+
+
+_GROWTH: Final = {
+    "message": Growth("message", (0, 16_000, 200_000), is_flat=False, case="large"),
+    "items": Growth("items", (1, 10, 100), is_flat=False, case="large"),
+    "backends": Growth("backends", (1, 2, 4, 8, 16)),
+    "identities": Growth("identities", (1, 20, 200), case="crowded"),
+    "idle_clients": Growth("idle_clients", (0, 50, 200), case="crowded"),
+    "pool": Growth("pool", (1, 20, 60), case="crowded"),
+    "limits": Growth("limits", (0, 1)),
+    "core_clients": Growth("idle_clients", (0, 200), case="crowded_core"),
+    "worker_clients": Growth("idle_clients", (0, 200), case="crowded_worker"),
 }
 
 
@@ -62,19 +74,31 @@ def instructions(update: bool, tolerance: float, names: tuple[str, ...]) -> None
 
 
 @main.command()
+@click.option("--tolerance", default=3.0, show_default=True, help="Per cent by which costs that must be flat may grow.")
 @click.argument("names", nargs=-1, type=click.Choice(list(_GROWTH)))
-def growth(names: tuple[str, ...]) -> None:
-    """Count a Get on a kept connection at several sizes of everything that may be large."""
+def growth(tolerance: float, names: tuple[str, ...]) -> None:
+    """Count a Get on a kept connection at several sizes of everything that may be large.
+
+    The exit status is 1 if the cost depends on a size on which it must not depend.
+    """
     wanted = {
-        f"{name}={number}": ("large" if name in {"message", "items"} else "kept", Size()._replace(**{name: number}))
-        for name, numbers in _GROWTH.items()
+        f"{name}={size}": (grown.case, Size()._replace(**{grown.field: size}))
+        for name, grown in _GROWTH.items()
         if not names or name in names
-        for number in numbers
+        for size in grown.sizes
     }
-    table = Table("size", "instructions per request")
-    for key, counted in count(wanted).items():
-        table.add_row(key, f"{counted:,.0f}")
+    counts = count(wanted)
+    table = Table("size", "instructions per request", "change")
+    not_flat = []
+    for name, grown in _GROWTH.items():
+        found = [counts[key] for key in wanted if key.startswith(f"{name}=")]
+        for size, counted in zip(grown.sizes, found, strict=bool(found)):
+            table.add_row(f"{name}={size}", f"{counted:,.0f}", f"{100 * (counted / found[0] - 1):+.1f} %")
+        if found and grown.is_flat and max(found) > found[0] * (1 + tolerance / 100):
+            not_flat.append(name)
     Console().print(table)
+    if not_flat:
+        sys.exit(f"growth: the cost of a Get depends on {', '.join(not_flat)}, by more than {tolerance:g} %")
 
 
 def _build() -> str:

@@ -44,11 +44,15 @@ UNIQUE_IDENTIFIER = "0ce22a4c-93b5-46b1-9e0d-8b3ec1e8ab5f"  # of the object that
 _MAX_SIZE = 16 << 20
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _NEVER = 3600.0  # s
+#: valgrind makes everything some fifty times slower: no deadline may end what is only slow.
+_LISTENER = "handshake_timeout = 3600.0"
 _EXTRA = """
 [deadlines]
-connect = 25.0
+request = 55.0
+connect = 50.0
 [health]
 interval = 3600.0
+timeout = 3600.0
 [failover]
 when_none = "answer"
 [log]
@@ -58,10 +62,28 @@ min_idle = {pool_size}
 idle_timeout = 3600.0
 validate_after = 3600.0
 """
+#: Limits that no request of a case reaches; each of them is looked at for every request, or every connection.
+_LIMITS = """
+[per_address]
+max_clients = 1000
+max_half_open = 1000
+handshakes_per_second = 100000.0
+handshake_burst = 100000.0
+"""
+_LIMITS_OF_PRINCIPALS = """
+max_clients = 1000
+max_requests = 10
+requests_per_second = 100000.0
+request_burst = 100000.0
+"""
 
 
 class Size(NamedTuple):
-    """Sizes on which the cost of a request may depend: ``message`` in bytes, all others are numbers."""
+    """Sizes on which the cost of a request may depend: ``message`` in bytes, all others are numbers.
+
+    Each idle client has an address and a certificate of its own. ``limits`` is 1 if addresses and principals have
+    limits and rates of their own in the configuration.
+    """
 
     message: int = 0
     items: int = 1
@@ -69,6 +91,7 @@ class Size(NamedTuple):
     identities: int = 1
     idle_clients: int = 0
     pool: int = 1
+    limits: int = 0
 
 
 def request_frame(size: Size) -> bytes:
@@ -156,7 +179,11 @@ def _serve(count: int, size: Size, role: Role, *, fresh: bool, extra: str = "") 
     _fork(lambda: _be_key_managers(listening, size))
     ports = [sock.getsockname()[1] for sock in listening]
     backend = f"max_sessions = {size.pool * size.identities + 1}"
-    settings = GatewaySettings(ports, identities, backend=backend, extra=_EXTRA.format(pool_size=size.pool) + extra)
+    extra += _EXTRA.format(pool_size=size.pool) + (_LIMITS if size.limits else "")
+    of_principals = _LIMITS_OF_PRINCIPALS if size.limits else ""
+    settings = GatewaySettings(
+        ports, identities, listener=_LISTENER, backend=backend, identity=of_principals, extra=extra
+    )
     config = load(write_config(certificates(), settings, 0, 0))
     read_port, write_port = os.pipe()
     read_end, write_end = os.pipe()
@@ -207,10 +234,22 @@ async def _run(core: Core, size: Size, write_port: int, read_end: int) -> None:
 
 
 def _is_full(core: Core, size: Size) -> bool:
-    """Return True if the pools have opened all the sessions that they keep."""
-    labels = [{"backend": f"kms-{number}", "state": "idle"} for number in range(1, size.backends + 1)]
-    idle = [core.metrics.registry.get_sample_value("kmip_gateway_sessions", label) for label in labels]
-    return all(count == size.pool * size.identities for count in idle)
+    """Return True if the backends are up, and the pools have opened all the sessions that they keep, and lent none.
+
+    Raises RuntimeError if a session could not be opened: it would be opened while requests are counted.
+    How often this is asked depends on the machine, and all of it is counted: so the gauges, which visit every pool, are
+    read only once the counters of the backends have the number.
+    """
+    if failures := dict(core.metrics.session_open_failures.children()):
+        raise RuntimeError(f"a session could not be opened: {', '.join('/'.join(labels) for labels in failures)}")
+    opened = core.metrics.sessions_opened
+    wanted = size.pool * size.identities
+    if any(opened.labels(f"kms-{number}").value < wanted for number in range(1, size.backends + 1)):
+        return False
+    (sessions,) = core.metrics.sessions.collect()
+    (up,) = core.metrics.backend_up.collect()
+    idle = [sample.value for sample in sessions.samples if sample.labels["state"] == "idle"]
+    return idle == [wanted] * size.backends and all(sample.value == 1 for sample in up.samples)
 
 
 def _fork(work: Callable[[], None]) -> None:
@@ -227,10 +266,10 @@ def _fork(work: Callable[[], None]) -> None:
 
 def _be_client(port: int, done: int, count: int, size: Size, *, fresh: bool) -> None:
     """Send the requests, check the last answer, and write a byte to ``done``; an end without this byte is a failure."""
-    context = _context(*certificates().client("alice"))
     address = ("127.0.0.1", int.from_bytes(os.read(port, 2), "big"))
     frame = request_frame(size)
-    idle = [_connect(address, context) for _ in range(size.idle_clients)]
+    idle = [_idle_client(address, number) for number in range(size.idle_clients)]
+    context = _context(*certificates().client("alice"))
     connection = _connect(address, context)
     for _ in range(count):
         if fresh:
@@ -238,9 +277,27 @@ def _be_client(port: int, done: int, count: int, size: Size, *, fresh: bool) -> 
             connection = _connect(address, context)
         connection.sendall(frame)
         answer = _read_message(connection, FrameReader(Tag.RESPONSE_MESSAGE, _MAX_SIZE))
-    if decode_response(answer, max_items=size.items).items[0].status == ResultStatus.SUCCESS:
+    is_served = decode_response(answer, max_items=size.items).items[0].status == ResultStatus.SUCCESS
+    if is_served and all(_is_open(client) for client in idle):
         os.write(done, b"!")
-    del idle
+
+
+def _idle_client(address: tuple[str, int], number: int) -> SSL.Connection:
+    """Connect a client that sends nothing, from an address and with a certificate of its own."""
+    source = f"127.0.{1 + number // 250}.{1 + number % 250}"
+    return _connect(address, _context(*certificates().client(f"idle-{number}")), source)
+
+
+def _is_open(connection: SSL.Connection) -> bool:
+    """Return True unless the gateway has closed the connection; tickets that it sent are read."""
+    connection.setblocking(False)
+    try:
+        connection.recv(1)
+    except SSL.WantReadError:
+        return True
+    except SSL.Error:
+        return False
+    return False
 
 
 def _context(certificate: Path, private_key: Path) -> SSL.Context:
@@ -251,8 +308,8 @@ def _context(certificate: Path, private_key: Path) -> SSL.Context:
     return context
 
 
-def _connect(address: tuple[str, int], context: SSL.Context) -> SSL.Connection:
-    connection = SSL.Connection(context, socket.create_connection(address))
+def _connect(address: tuple[str, int], context: SSL.Context, source: str = "") -> SSL.Connection:
+    connection = SSL.Connection(context, socket.create_connection(address, source_address=(source, 0)))
     connection.set_connect_state()
     connection.do_handshake()
     return connection
@@ -283,7 +340,9 @@ def _answer(connection: SSL.Connection, answers: dict[bytes, bytes], size: Size)
         while True:
             frame = _read_message(connection, reader)
             if frame not in answers:
-                answers[frame] = response_frame(decode_request(frame, max_items=100_000), size)
+                request = decode_request(frame, max_items=100_000)
+                is_get = request.items[0].operation == Operation.GET
+                answers[frame] = response_frame(request, size if is_get else Size())  # others validate a session
             connection.sendall(answers[frame])
 
 
