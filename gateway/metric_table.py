@@ -11,7 +11,7 @@ configuration, or ``unidentified``; it stands alone or beside ``backend`` and on
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
 from gateway.fast_metrics import FastCounterFamily, FastHistogramFamily, FunctionCounter, FunctionGauge
 from gateway.metric_rows import Row, Section, row
@@ -401,7 +401,7 @@ class MetricTable:
         "Time from a client's TLS handshake to the end of its connection.",
         buckets=CONNECTION_BUCKETS,
     )
-    client_requests_per_connection: Histogram = row(
+    client_requests_per_connection: FastHistogramFamily = row(
         "client_requests_per_connection", "Requests on a client connection until it closed.", buckets=REUSE_BUCKETS
     )
     client_received_bytes: FastCounterFamily = row(

@@ -64,6 +64,7 @@ class Clients:
         self._errors = errors
         self._metrics = metrics
         self._connection_duration = metrics.client_connection_duration.labels()
+        self._requests_per_connection = metrics.client_requests_per_connection.labels()
         self._log = log
         self._converse: Callable[..., Conversation] = partial(
             Conversation,
@@ -240,7 +241,7 @@ class Clients:
         finally:
             self._conversations.discard(conversation)
             self._connection_duration.observe(trio.current_time() - began)
-            self._metrics.client_requests_per_connection.observe(conversation.requests)
+            self._requests_per_connection.observe(conversation.requests)
             about["identity"] = conversation.identity_name  # a reload may have changed it
             self._log.debug("client connection ended", **about, reason=ended, requests=conversation.requests)
 

@@ -279,6 +279,8 @@ class Conversation:
                 self._idle = self._idle_times()
         self._counts.connections += 1
         self._is_counted = True
+        self._now = trio.current_time()
+        self._enter(self._idle, self._now)  # before the scope is entered: to move its deadline later costs more
         try:
             with self._scope:
                 ended = await self._converse()
@@ -296,7 +298,6 @@ class Conversation:
         return ended
 
     async def _converse(self) -> str:
-        self._now = trio.current_time()
         try:
             while True:
                 request = await self._next_request()
