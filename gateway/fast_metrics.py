@@ -222,6 +222,19 @@ class FastCounterFamily(_Family[_WrittenCounter]):
         yield family
 
 
+class FastGaugeFamily(FastCounterFamily):
+    """The numbers of a name that rise and fall, by label values."""
+
+    kind = "gauge"
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the numbers as prometheus-client's samples."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for values, gauge in self._children.items():
+            family.add_metric(values, gauge.value)
+        yield family
+
+
 class _WrittenHistogram(FastHistogram):
     """A histogram, and the beginnings of its lines: of its buckets, of the count and of the sum."""
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge
 
-from gateway.fast_metrics import FastCounterFamily, FastHistogramFamily, FunctionCounter, FunctionGauge
+from gateway.fast_metrics import FastCounterFamily, FastGaugeFamily, FastHistogramFamily, FunctionCounter, FunctionGauge
 from gateway.metric_rows import Row, Section, row
 
 REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -346,7 +346,7 @@ class MetricTable:
     )
 
     _clients_section = Section("Clients")
-    client_connections: Gauge = row("client_connections", "Open client connections.", "listener")
+    client_connections: FastGaugeFamily = row("client_connections", "Open client connections.", "listener")
     client_connections_max: FunctionGauge = row(
         "client_connections_max", "Most clients of a listener: its max_clients.", "listener"
     )
@@ -355,7 +355,7 @@ class MetricTable:
     identity_connections: FunctionGauge = row(
         "identity_connections", "Open connections of clients by identity.", "identity"
     )
-    client_half_open: Gauge = row(
+    client_half_open: FastGaugeFamily = row(
         "client_half_open_connections", "Client connections whose TLS handshake is not finished.", "listener"
     )
     client_half_open_max: FunctionGauge = row(

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from gateway.fast_metrics import (
     FastCounter,
     FastCounterFamily,
+    FastGaugeFamily,
     FastHistogram,
     FastHistogramFamily,
     FunctionCounter,
@@ -30,6 +31,18 @@ def test_counters_are_exposed_as_the_librarys(labels: list[str]) -> None:
     for label in labels:
         fast.labels(label).inc()
         counter.labels(label).inc()
+
+    assert generate_latest(ours) == generate_latest(theirs) == "".join(fast.text()).encode()
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([1, -1])), max_size=20))
+def test_gauges_are_exposed_as_the_librarys(changes: list[tuple[str, int]]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    fast = FastGaugeFamily("open", "Open things.", ["kind"], registry=ours)
+    gauge = Gauge("open", "Open things.", ["kind"], registry=theirs)
+    for label, change in changes:
+        fast.labels(label).inc(change)
+        gauge.labels(label).inc(change)
 
     assert generate_latest(ours) == generate_latest(theirs) == "".join(fast.text()).encode()
 

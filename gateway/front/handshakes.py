@@ -125,7 +125,7 @@ class Handshakes:
                     failed = "client_closed"
         finally:
             self._scopes.discard(scope)
-            self._half_open.dec()
+            self._half_open.inc(-1)
             self._admission.end_handshake(half_open)
         if failed is None:
             failed = self._cut_off_reason(half_open)

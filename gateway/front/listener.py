@@ -209,5 +209,5 @@ class Listener:
         finally:
             half_open.sock.close()
             self._admission.disconnect(half_open)
-            self._connections.dec()
+            self._connections.inc(-1)
             self._open -= 1
