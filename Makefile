@@ -11,7 +11,7 @@ FRONT_E2E := $(addprefix tests/e2e/test_,bad_input.py chaos.py isolation.py mark
 	resumption.py rotation.py shutdown.py when_none.py)
 LOCK := --quiet --universal --generate-hashes --no-emit-package kmip-gateway
 
-.PHONY: demo test test-workers check audit chaos reload-soak machine report report-full mutants dashboard-values comparison instructions growth outages attacks fuzz peers cosmian fmt lock clean
+.PHONY: demo test test-workers test-compiled wheel-compiled check audit chaos reload-soak machine report report-full mutants dashboard-values comparison instructions growth outages attacks fuzz peers cosmian fmt lock clean
 
 demo: $(VENV)/lab  ## Four simulated key managers and the gateway: its gain, and a failover
 	$(BIN)/kmip-lab demo $(ARGS)
@@ -21,6 +21,15 @@ test: $(VENV)/development  ## All tests, in four processes, which mostly wait; A
 
 test-workers: $(VENV)/development  ## The end-to-end tests of what clients notice, with two TLS workers; E2E='tests/e2e' for all
 	TLS_WORKERS=2 $(BIN)/pytest -n 4 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
+
+test-compiled: $(VENV)/development wheel-compiled  ## The same with the compiled build of the gateway (needs gcc); E2E='tests/e2e' for all
+	rm -rf build/compiled
+	$(BIN)/python -m zipfile -e dist/compiled/*.whl build/compiled
+	COMPILED=$(CURDIR)/build/compiled $(BIN)/pytest -n 4 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
+
+wheel-compiled: $(VENV)/bin/python  ## A wheel with compiled hot modules, for this Python and processor, in dist/compiled; some three minutes, needs gcc
+	rm -rf dist/compiled
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist/compiled .
 
 audit: $(VENV)/development  ## 100,000 requests under faults: each has one line of the audit trail; AUDIT_REQUESTS, SEED, ARGS for pytest
 	AUDIT_REQUESTS=$(or $(AUDIT_REQUESTS),100000) $(BIN)/pytest -s tests/e2e/test_audit.py -k every_request $(ARGS)

@@ -16,6 +16,7 @@ import click
 from gateway import connection_check, explain, findings, log, tls
 from gateway.audit_cli import audit
 from gateway.build_check import build_mistakes
+from gateway.compiled import BUILD
 from gateway.config import Config, advice, load_apart, summary, warnings
 from gateway.confinement import harden
 from gateway.control_cli import CONTROL_COMMANDS
@@ -29,7 +30,9 @@ _NOT_WELL = 1  # exit status if a session can't be opened
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(
-    version("kmip-gateway"), prog_name="kmip-gateway", message=f"%(prog)s, version %(version)s, {tls.openssl_version()}"
+    version("kmip-gateway"),
+    prog_name="kmip-gateway",
+    message=f"%(prog)s, version %(version)s, {BUILD}, {tls.openssl_version()}",
 )
 def main() -> None:
     """A load-balancing KMIP proxy that pools mutual-TLS sessions to key managers."""
@@ -62,6 +65,7 @@ def run(config: Path, log_format: str | None) -> None:
     log.get("gateway").info(
         "starting",
         version=version("kmip-gateway"),
+        build=BUILD,
         python=platform.python_version(),
         openssl=tls.openssl_version(),
         configuration=str(config.absolute()),

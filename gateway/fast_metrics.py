@@ -11,7 +11,7 @@ of its time: labels are written once for each child. The samples of ``collect`` 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -130,7 +130,7 @@ _Child = TypeVar("_Child")
 class Rendered(Collector):
     """A metric that writes the text of its samples itself."""
 
-    kind = ""
+    kind: ClassVar[str] = ""
 
     def __init__(self, name: str, documentation: str, labelnames: Sequence[str]) -> None:
         self._name = name
@@ -206,7 +206,7 @@ class _WrittenCounter(FastCounter):
 class FastCounterFamily(_Family[_WrittenCounter]):
     """The fast counters of a name, by label values."""
 
-    kind = "counter"
+    kind: ClassVar[str] = "counter"
 
     def _make(self, values: Sequence[str]) -> _WrittenCounter:
         return _WrittenCounter(f"{self._name}{self._labels(values)} ")
@@ -254,7 +254,7 @@ class _WrittenHistogram(FastHistogram):
 class FastHistogramFamily(_Family[_WrittenHistogram]):
     """The fast histograms of a name, by label values; ``buckets`` are upper bounds, without infinity."""
 
-    kind = "histogram"
+    kind: ClassVar[str] = "histogram"
 
     def __init__(
         self,
@@ -288,12 +288,13 @@ class FastHistogramFamily(_Family[_WrittenHistogram]):
 
 #: Label values, in the order of the labels' names, and the number that belongs to them.
 Reading = tuple[Sequence[str], float]
+_FamilyClass = type[CounterMetricFamily | GaugeMetricFamily]
 
 
 class _Function(Rendered):
     """A metric whose numbers are kept elsewhere, and read during a scrape. It has no samples before set_function."""
 
-    _family: type[CounterMetricFamily | GaugeMetricFamily]
+    _family: ClassVar[_FamilyClass]
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str] = (), *, registry: CollectorRegistry
@@ -323,12 +324,12 @@ class _Function(Rendered):
 class FunctionCounter(_Function):
     """A counter that is kept elsewhere: prometheus-client's own Counter has no ``set_function``."""
 
-    kind = "counter"
-    _family = CounterMetricFamily
+    kind: ClassVar[str] = "counter"
+    _family: ClassVar[_FamilyClass] = CounterMetricFamily
 
 
 class FunctionGauge(_Function):
     """A gauge that is read for all its labels at once, so that a label disappears with the thing it stands for."""
 
-    kind = "gauge"
-    _family = GaugeMetricFamily
+    kind: ClassVar[str] = "gauge"
+    _family: ClassVar[_FamilyClass] = GaugeMetricFamily

@@ -440,10 +440,11 @@ class MetricTable:
     )
     build_info: Gauge = row(
         "build_info",
-        "Always 1; the labels are the running version, and the versions of Python and OpenSSL in use.",
+        "Always 1; the labels are the running version, the versions of Python and OpenSSL in use, and the build.",
         "version",
         "python",
         "openssl",
+        "build",
     )
     config_reloads: FastCounterFamily = row(
         "config_reloads_total",

@@ -17,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from gateway.compiled import BUILD
 from gateway.fast_metrics import (
     FastCounter,
     FastCounterFamily,
@@ -119,7 +120,7 @@ class Metrics(MetricTable):
         self._process = ProcessCollector(registry=self.registry)
         for attribute, (kind, row) in TABLE.items():
             setattr(self, attribute, row.make(kind, self.registry))
-        self.build_info.labels(version, platform.python_version(), openssl).set(1)
+        self.build_info.labels(version, platform.python_version(), openssl, BUILD).set(1)
         for reason in ("unsafe", "budget"):
             self.retries_denied.labels(reason)  # 0 at first: a counter that begins at 1 shows Prometheus no increase
         self._handshakes: dict[tuple[str, str, bool], tuple[FastCounter, FastHistogram]] = {}

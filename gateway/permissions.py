@@ -85,7 +85,7 @@ class Permissions:
         self._refuses_unknown = ALL not in settings.allow
         self._object_types = object_types
         self._inspected = frozenset(inspected - refused.keys())
-        self.free = frozenset(int(operation) for operation in Operation) - refused.keys() - inspected
+        self.free = frozenset(int(operation) for operation in Operation).difference(refused, inspected)
         self.max_items = settings.max_batch_items or float("inf")
 
     def allowed(self) -> list[int]:

@@ -32,9 +32,10 @@ class Effect(IntEnum):
     STATEFUL = 3  # the operation depends on state of one server, which may have given its answer already
     MUTATE = 4  # a second key is made, or the operation fails because it succeeded the first time
 
-    def __init__(self, value: int) -> None:
-        self.is_read = value <= 1
-        self.leaves_state = value >= 3
+
+for _effect in Effect:
+    _effect.is_read = _effect <= Effect.TOUCH
+    _effect.leaves_state = _effect >= Effect.STATEFUL
 
 
 #: The effect of each operation (1.4 section 4, 2.1 section 6). Operations that are not listed mutate.

@@ -80,7 +80,7 @@ def test_every_command_has_a_help_text(command: str) -> None:
 
 def test_the_version_is_that_of_the_package_and_of_openssl() -> None:
     openssl = SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()
-    assert call("--version") == (0, f"kmip-gateway, version {version('kmip-gateway')}, {openssl}\n", "")
+    assert call("--version") == (0, f"kmip-gateway, version {version('kmip-gateway')}, interpreted, {openssl}\n", "")
 
 
 def test_an_unknown_command_is_a_mistake() -> None:

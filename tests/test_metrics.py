@@ -48,7 +48,7 @@ def response(*items: tuple[int, int | None]) -> Response:
 
 def test_the_exposition_names_the_running_version(metrics: Metrics) -> None:
     python = platform.python_version()
-    assert samples(metrics, "kmip_gateway_build_info") == {("OpenSSL 3.5", python, "1.2.3"): 1}
+    assert samples(metrics, "kmip_gateway_build_info") == {("interpreted", "OpenSSL 3.5", python, "1.2.3"): 1}
 
 
 def test_the_parts_of_an_exposition_are_the_exposition(metrics: Metrics) -> None:

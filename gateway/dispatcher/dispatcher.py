@@ -294,8 +294,8 @@ class Dispatcher:
                 job.mark_tried(backend)
                 try:
                     answered_by, response = await attempts.try_backend(backend, job)
-                except PoolBusyError as error:
-                    busy = error
+                except PoolBusyError as waited:
+                    busy = waited
                 except BackendError as error:
                     failure = error
                     if error.stage > Stage.CONNECT and not await self._attempts.may_repeat(job, error):

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Final
 
@@ -30,6 +30,19 @@ _QUIET: Final = 1.0  # s without a request, after which such a connection ends
 _PATIENCE: Final = 10.0  # s after which such a connection ends after its next answer
 _STEP: Final = 0.002  # s of one step in which connected clients are identified again
 _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to read the error
+
+
+class _Step:
+    """One step of a loop over all clients, which lets other tasks run after every 2 ms."""
+
+    def __init__(self) -> None:
+        self._began = trio.current_time()
+
+    async def pause_if_over(self) -> None:
+        """Let other tasks run if this step has taken 2 ms; begin the next."""
+        if trio.current_time() - self._began > _STEP:
+            await trio.lowlevel.checkpoint()
+            self._began = trio.current_time()
 
 
 class Clients:
@@ -141,10 +154,12 @@ class Clients:
         wait.
         """
         self._identities = identities
-        async for conversation in self._in_steps():
+        step = _Step()
+        for conversation in list(self._conversations):
             if not conversation.refusal:
                 certificate = conversation.stream.peer_certificate_der()
                 conversation.change_principal(self._identify(certificate, conversation.peer))
+            await step.pause_if_over()
 
     @property
     def trust(self) -> Trust:
@@ -163,18 +178,11 @@ class Clients:
 
     async def _judge_all(self) -> None:
         self._trust.due = float("inf")
-        async for conversation in self._in_steps():
+        step = _Step()
+        for conversation in list(self._conversations):
             if not conversation.refusal and (refusal := self._trust.refusal(conversation.chain)):
                 conversation.cut(refusal)
-
-    async def _in_steps(self) -> AsyncIterator[Conversation]:
-        """Yield the conversations of this moment, and let other tasks run after every 2 ms."""
-        began = trio.current_time()
-        for conversation in list(self._conversations):
-            yield conversation
-            if trio.current_time() - began > _STEP:
-                await trio.lowlevel.checkpoint()
-                began = trio.current_time()
+            await step.pause_if_over()
 
     def limit_before_handshake(self) -> Limit | None:
         """Return the limit that a client would exceed after its handshake, if no further client gets an error then."""

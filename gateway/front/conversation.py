@@ -308,12 +308,12 @@ class Conversation:
                 del request  # a large request must not stay in memory until the next, perhaps for an hour
                 if ended:
                     return ended
-        except ProtocolError as error:
-            return await self._refuse_message(error)
+        except ProtocolError as mistake:
+            return await self._refuse_message(mistake)
         except StreamClosedError:  # between requests, unread session tickets are enough for a reset: no error
             return "client" if self.phase is Phase.IDLE else self._client_closed()
-        except ClientAbandonedError as error:
-            return self._client_closed() if str(error) == "client_closed" else str(error)
+        except ClientAbandonedError as abandoned:
+            return self._client_closed() if str(abandoned) == "client_closed" else str(abandoned)
         except GatewayError as error:
             return self._break_off(error)
 

@@ -151,7 +151,9 @@ class WorkerLink:
         """Have the worker close the connection, once the client has the answers that were sent."""
         self._end(0.0)
 
-    close_politely = close
+    def close_politely(self) -> None:
+        """Close as ``close`` does: the worker sends close_notify in any case."""
+        self.close()
 
     def cut(self) -> None:
         """Have the worker close the connection at once, also if an answer is not sent whole."""

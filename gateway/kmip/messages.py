@@ -4,7 +4,7 @@ A view has the spans of the fields of header and batch items, as found by ``deco
 property needs them. The message itself is never changed.
 """
 
-from typing import Final
+from typing import ClassVar, Final
 
 from gateway.errors import ProtocolError
 from gateway.kmip import ttlv
@@ -74,7 +74,7 @@ class _Item(_Fields):
 
     __slots__ = ("_payload", "operation")
 
-    PAYLOAD: Tag
+    PAYLOAD: ClassVar[Tag]
     _payload: list[ttlv.Item] | ProtocolError  # set when the payload is walked
 
     def __init__(self, frame: bytes, fields: Fields) -> None:
@@ -162,7 +162,7 @@ class RequestItem(_Item):
 
     __slots__ = ()
 
-    PAYLOAD = Tag.REQUEST_PAYLOAD
+    PAYLOAD: ClassVar[Tag] = Tag.REQUEST_PAYLOAD
 
     @property
     def init_indicator(self) -> bool | None:
@@ -194,7 +194,7 @@ class ResponseItem(_Item):
 
     __slots__ = ()
 
-    PAYLOAD = Tag.RESPONSE_PAYLOAD
+    PAYLOAD: ClassVar[Tag] = Tag.RESPONSE_PAYLOAD
 
     @property
     def status(self) -> int:

@@ -152,8 +152,8 @@ class TlsStream:
                 continue
             try:
                 raise_error(self.connection, self._ssl, result)
-            except (SSL.SysCallError, SSL.ZeroReturnError) as error:
-                raise StreamClosedError(f"closed during the handshake: {text_of(error)}") from None
+            except (SSL.SysCallError, SSL.ZeroReturnError) as ended:
+                raise StreamClosedError(f"closed during the handshake: {text_of(ended)}") from None
             except SSL.Error as error:
                 with suppress(StreamClosedError):
                     await self._flush()  # the alert
@@ -508,7 +508,9 @@ class TlsStream:
                 self.connection.shutdown()
             self.close()
 
-    cut = close_politely
+    def cut(self) -> None:
+        """Close as ``close_politely`` does: a part of an answer that is on its way is not finished."""
+        self.close_politely()
 
     def close(self) -> None:
         """Close at once, without close_notify. May be called again."""

@@ -104,8 +104,8 @@ class Opening:
                 return await self._validate_again(session) if self.is_suspicious else session
         except BackendError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - an odd key manager must not end the gateway
-            return self._error(quoted(f"{type(error).__name__}: {error}"), "unexpected")
+        except Exception as unexpected:  # noqa: BLE001 - an odd key manager must not end the gateway
+            return self._error(quoted(f"{type(unexpected).__name__}: {unexpected}"), "unexpected")
         return self._error(f"no session within {self._deadline:g} s", "timeout")
 
     async def _validate_again(self, session: Session) -> Session | BackendError:

@@ -235,8 +235,8 @@ class Session:
             raise SupersededError from None
         except (StreamClosedError, TlsError) as error:
             raise self._broken(error) from None
-        except ProtocolError as error:
-            raise self._unreadable(error) from None
+        except ProtocolError as mistake:
+            raise self._unreadable(mistake) from None
         if not is_answer_to(response, request) or not (self.is_repeatable or self._is_new(response, request)):
             self.fault = "mismatch"
             raise self._error("the answer belongs to another request", "mismatch")

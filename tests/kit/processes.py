@@ -206,6 +206,8 @@ def pykmip_client(port: int, certificate: Path, key: Path, ca: Path, version: KM
 
 #: Number of TLS workers of gateway processes, so that the same tests run with and without them.
 TLS_WORKERS: Final = int(os.environ.get("TLS_WORKERS", "0"))
+#: The directory of an unpacked wheel whose gateway runs (`make test-compiled`), or "": that of the source runs.
+COMPILED: Final = os.environ.get("COMPILED", "")
 
 
 @dataclass
@@ -298,17 +300,20 @@ def running_gateway(
     """Run a gateway process. Its log goes to a file, or to ``stderr``. ``patch`` is Python that runs before it.
 
     ``environment`` is added to the environment variables of this process. /metrics is rendered for every scrape, unless
-    the gateway ``is_measured``: a benchmark runs the program as it is.
+    the gateway ``is_measured``: a benchmark runs the program as it is. With ``COMPILED``, the compiled build runs.
     """
     port, admin_port = free_port(), free_port()
     config = write_config(certificates, settings, port, admin_port)
     log = certificates.path(f"gateway-{port}.log")
-    program = ("-m", "gateway") if is_measured else ("-c", patch + _FRESH_METRICS)
+    program = ["-m", "gateway"] if is_measured else ["-c", patch + _FRESH_METRICS]
+    build = {}
+    if COMPILED:  # -P: a directory of the source must not come first
+        program, build = ["-P", *program], {"PYTHONPATH": os.pathsep.join([COMPILED, *sys.path])}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *program, "run", str(config)],
             stderr=stderr or output,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **build, **(environment or {})},
         )
     gateway = Gateway(process, port, admin_port, certificates, log)
     with ended(process):
