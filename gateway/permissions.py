@@ -4,6 +4,7 @@ Plain functions and tables; no I/O. The decision is made before a request is sen
 a whole: if one item is refused, none runs. Most requests cost one lookup for each item, in ``Permissions.free``.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -56,7 +57,7 @@ class Permissions:
     __slots__ = ("_inspected", "_object_types", "_refused", "_refuses_unknown", "free", "max_items")
 
     free: frozenset[int]
-    max_items: float
+    max_items: int
 
     def __init__(self, settings: PolicyConfig) -> None:
         self.change(settings)
@@ -86,7 +87,7 @@ class Permissions:
         self._object_types = object_types
         self._inspected = frozenset(inspected - refused.keys())
         self.free = frozenset(int(operation) for operation in Operation).difference(refused, inspected)
-        self.max_items = settings.max_batch_items or float("inf")
+        self.max_items = settings.max_batch_items or sys.maxsize
 
     def allowed(self) -> list[int]:
         """Return the numbers of the known operations that are allowed, at least with some payloads."""
