@@ -19,7 +19,7 @@ from gateway.front.recorder import RequestRecorder
 from gateway.front.request_log import RequestLog
 from gateway.front.taps import Taps
 from gateway.identity import Identities, Principal
-from gateway.log import Log, Throttle, quoted
+from gateway.log import Log, Throttle, quoted, shows_debug
 from gateway.metrics import Metrics
 from gateway.revocation import Chain, Trust
 from gateway.tls import UNREADABLE_CERTIFICATE
@@ -241,8 +241,8 @@ class Clients:
         self._conversations.add(conversation)
         began = trio.current_time()
         ended = "internal"
-        about = {"peer": conversation.peer, "identity": conversation.identity_name}
-        self._log.debug("client connected", **about)
+        if shows_debug():  # to drop a line in structlog costs as much as to decode a request
+            self._log.debug("client connected", peer=conversation.peer, identity=conversation.identity_name)
         try:
             ended = await conversation.run()
             return ended
@@ -250,8 +250,14 @@ class Clients:
             self._conversations.discard(conversation)
             self._connection_duration.observe(trio.current_time() - began)
             self._requests_per_connection.observe(conversation.requests)
-            about["identity"] = conversation.identity_name  # a reload may have changed it
-            self._log.debug("client connection ended", **about, reason=ended, requests=conversation.requests)
+            if shows_debug():
+                self._log.debug(
+                    "client connection ended",
+                    peer=conversation.peer,
+                    identity=conversation.identity_name,
+                    reason=ended,
+                    requests=conversation.requests,
+                )
 
     async def _refuse(
         self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str, certificate: str | None
