@@ -299,6 +299,11 @@ def shows_debug() -> bool:
     return _lowest[0] == logging.DEBUG or any(each.seconds for each in _debug)
 
 
+def debugs(about: Mapping[str, Any]) -> bool:
+    """Return True if a line of level debug with these fields may be logged now: ask this before a line in a request."""
+    return _lowest[0] == logging.DEBUG or any(each.shows(about) for each in _debug)
+
+
 def state() -> dict[str, Any]:
     """Return the level, and under ``debug`` the seconds that are left with the parts of the traffic; else None."""
     level = next(name for name, number in _LEVELS.items() if number == _lowest[0])

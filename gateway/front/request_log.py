@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from gateway.config import LogConfig
 from gateway.dispatcher import Answer
-from gateway.log import Log, Throttle, shows_debug
+from gateway.log import Log, Throttle, debugs, shows_debug
 
 _MOST: Final = 20  # lines a second
 
@@ -36,9 +36,9 @@ class RequestLog:
         fields = {**about, "result": result, **stage_fields(answer, seconds)}
         if seconds >= self._slow and self._throttle.info(log, f"slow {about['identity']}", "slow request", **fields):
             return
-        if shows_debug():
+        if debugs(fields):
             log.debug("request answered", **fields)
-        else:
+        elif not shows_debug():
             self.settings_changed()  # the time of debugging has ended
 
     def refused(
@@ -49,7 +49,7 @@ class RequestLog:
         times = {} if seconds is None else stage_fields(answer, seconds)
         fields = {"reason": reason, "detail": answer.detail, **about, **times, **certificate}
         is_logged = self._throttle.warn(log, f"{reason} {about['identity']}", "request refused", **fields)
-        if not is_logged and shows_debug():
+        if not is_logged and debugs(fields):
             log.debug("request refused", **fields)
 
 
