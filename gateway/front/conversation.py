@@ -408,8 +408,6 @@ class Conversation:
         """Decode a request in steps, each in a turn of its own, and charge its principal for the time of each step."""
         limits = self._limits
         steps = decode_request_in_steps(frame, limits.max_depth, limits.max_batch_items, limits.max_fields)
-        if self.phase is Phase.IDLE:
-            self._enter(self._reading, trio.current_time())
         while True:
             began = time.perf_counter()
             try:
@@ -420,6 +418,8 @@ class Conversation:
             finally:
                 self._turns.charge(self._share, (time.perf_counter() - began) / _TURN)
             if (turn := self._take_turn()) is not None:
+                if self.phase is Phase.IDLE:  # a drain must not end the conversation now, nor the idle timeout
+                    self._enter(self._reading, trio.current_time())
                 await turn
 
     def _hold(self, size: int) -> None:

@@ -121,7 +121,7 @@ def is_answer_to(response: Response, request: Request) -> bool:
         return _echoes(item, question) and (
             question.operation not in REPEATING
             or _repeats_first(item, question)
-            or _repeats(item, question, None, set())
+            or _repeats(item, question, None, _NamedBefore())
         )
     pairs = _pair(answered, asked)
     return pairs is not None and _repeats_all(pairs, asked)
@@ -200,11 +200,30 @@ def _repeats_first(item: ResponseItem, question: RequestItem) -> bool:
     return response.startswith(frame[start:end], position, answered[1])
 
 
-def _repeats(item: ResponseItem, question: RequestItem, placeholder: bytes | None, named: set[bytes]) -> bool:
+class _NamedBefore:
+    """The identifiers in the earlier answers of a batch. The answers are read only if a request item refers to one."""
+
+    __slots__ = ("_identifiers", "_unread")
+
+    def __init__(self) -> None:
+        self._unread: list[ResponseItem] = []
+        self._identifiers: set[bytes] = set()
+
+    def add(self, item: ResponseItem) -> None:
+        """Add the identifiers in an answer."""
+        self._unread.append(item)
+
+    def identifiers(self) -> set[bytes]:
+        """Return all identifiers so far. Each answer is read at most once, so that the time stays linear."""
+        while self._unread:
+            self._identifiers |= _identifiers(self._unread.pop()) or set()
+        return self._identifiers
+
+
+def _repeats(item: ResponseItem, question: RequestItem, placeholder: bytes | None, named: _NamedBefore) -> bool:
     """Return True if the response names no object that the request does not name.
 
-    ``placeholder`` is the ID Placeholder, if it is known; ``named`` are the identifiers in earlier answers of the
-    batch.
+    ``placeholder`` is the ID Placeholder, if it is known.
     """
     answered = _identifiers(item)
     if answered is None:
@@ -218,7 +237,7 @@ def _repeats(item: ResponseItem, question: RequestItem, placeholder: bytes | Non
 def _repeats_all(pairs: dict[int, ResponseItem], asked: Sequence[RequestItem]) -> bool:
     """Return True if each answer of a batch names only objects that its item names, or that of the ID Placeholder."""
     placeholder: bytes | None = None
-    named: set[bytes] = set()
+    named = _NamedBefore()
     for position, question in enumerate(asked):
         item, operation = pairs.get(position), question.operation
         if operation not in REPEATING:
@@ -226,7 +245,7 @@ def _repeats_all(pairs: dict[int, ResponseItem], asked: Sequence[RequestItem]) -
         elif item is not None and not (_repeats_first(item, question) or _repeats(item, question, placeholder, named)):
             return False
         if item is not None:
-            named |= _identifiers(item) or set()
+            named.add(item)
     return True
 
 
@@ -239,7 +258,7 @@ def _placeholder_after(item: ResponseItem, operation: int) -> bytes | None:
     return next(iter(given)) if len(given) == 1 else None
 
 
-def _names_in(question: RequestItem, placeholder: bytes | None, named: set[bytes]) -> set[bytes] | None:
+def _names_in(question: RequestItem, placeholder: bytes | None, named: _NamedBefore) -> set[bytes] | None:
     """Return the identifiers that the answer may have; None if any identifier may come.
 
     Since 2.0 a number or an enumeration can refer to an item of the batch (2.1 section 11.61). Cosmian's server takes a
@@ -258,7 +277,7 @@ def _names_in(question: RequestItem, placeholder: bytes | None, named: set[bytes
     return names or _known(placeholder)
 
 
-def _meant(value: bytes, item_type: int, placeholder: bytes | None, named: set[bytes]) -> set[bytes] | None:
+def _meant(value: bytes, item_type: int, placeholder: bytes | None, named: _NamedBefore) -> set[bytes] | None:
     """Return the objects that a Unique Identifier of a request may mean; None if that can't be known."""
     if item_type in _TEXTS:
         text = value.rstrip(b"\0")
@@ -267,7 +286,8 @@ def _meant(value: bytes, item_type: int, placeholder: bytes | None, named: set[b
         return {text} if text else _known(placeholder)
     if item_type == ItemType.ENUMERATION and value == _ID_PLACEHOLDER:
         return _known(placeholder)
-    return named | {value} if named else None
+    before = named.identifiers()
+    return before | {value} if before else None
 
 
 def _known(placeholder: bytes | None) -> set[bytes] | None:

@@ -27,7 +27,9 @@ _FIELDS_PER_ITEM: Final = 20  # further fields that each batch item allows
 _SIZE: Final = ttlv.HEADER_SIZE
 _STRUCTURE: Final = ttlv.STRUCTURE
 _BIG_INTEGER: Final = int(ItemType.BIG_INTEGER)
-_CHECKED: Final = 1 << 30  # max_depth for a message whose depth has been checked already
+_CHECKED: Final = 1 << 30  # max_depth for bytes whose depth has been checked already
+_ITEMS_PER_STEP: Final = 40  # batch items that take as long as the fields of one step of ``ttlv.check_size_in_steps``
+_STEP: Final = ttlv.ITEMS_PER_STEP * _SIZE  # bytes of the longest batch item whose depth is checked in one step
 
 #: The opening of every message: the heads of message, header and Protocol Version, then Major and Minor.
 _OPENING: Final = struct.Struct(">IIII16si4x8si4x")
@@ -139,19 +141,19 @@ def decode_request(
     prefix = _REQUEST.prefixes.find(frame, max_depth)
     if prefix is not None:
         return Request(frame, prefix.header, prefix.version, [RequestItem(frame, prefix.item)])
-    version, header, items = _decode(frame, _REQUEST, max_depth, max_items)
+    version, header, items = _at_once(_decode(frame, _REQUEST, max_depth, max_items))
     return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
 
 
 def decode_request_in_steps(
     frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_FIELDS
 ) -> Generator[None, None, Request]:
-    """Decode as ``decode_request``, and yield so that other tasks may run: see ``ttlv.check_size_in_steps``."""
-    if len(frame) > ttlv.ITEMS_PER_STEP * _SIZE:
+    """Decode as ``decode_request``, and yield after each step, some 0.1 ms of work, so that other tasks may run."""
+    if len(frame) > max_fields * _SIZE:
         yield from _check_size(frame, _REQUEST, max_depth, max_items, max_fields)
-        max_depth, max_fields = _CHECKED, len(frame)
-        yield
-    return decode_request(frame, max_depth, max_items, max_fields)
+        max_depth = _CHECKED
+    version, header, items = yield from _decode(frame, _REQUEST, max_depth, max_items)
+    return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
 
 
 def decode_response(
@@ -165,7 +167,7 @@ def decode_response(
     prefix = _RESPONSE.prefixes.find(frame, max_depth)
     if prefix is not None:
         return Response(frame, prefix.header, prefix.version, [ResponseItem(frame, prefix.item)])
-    version, header, items = _decode(frame, _RESPONSE, max_depth, max_items)
+    version, header, items = _at_once(_decode(frame, _RESPONSE, max_depth, max_items))
     return Response(frame, header, version, [ResponseItem(frame, fields) for fields in items])
 
 
@@ -185,15 +187,30 @@ def _check_size(frame: bytes, direction: _Direction, max_depth: int, max_items: 
         raise
 
 
-def _decode(
-    frame: bytes, direction: _Direction, max_depth: int, max_items: int
-) -> tuple[Version, Fields, list[Fields]]:
-    """Return the version, and the fields of the header and of every batch item; keep the prefix for the next frame."""
+_Decoded = tuple[Version, Fields, list[Fields]]
+
+
+def _at_once(steps: Generator[None, None, _Decoded]) -> _Decoded:
+    """Return the result of a generator, without a pause between its steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            decoded: _Decoded = end.value
+            return decoded
+
+
+def _decode(frame: bytes, direction: _Direction, max_depth: int, max_items: int) -> Generator[None, None, _Decoded]:
+    """Return the version, and the fields of the header and of every batch item; keep the prefix for the next frame.
+
+    Yields after each step.
+    """
     version, position = _read_opening(frame, direction)
     header = {_PROTOCOL_VERSION: _VERSION_SPAN}
     try:
-        _read_fields(frame, _OPENING.size, position, header, direction.header, max_depth)
-        items = _read_items(frame, position, direction, max_depth, max_items)
+        yield from ttlv.check_depth_in_steps(frame, _OPENING.size, position, max_depth - OUTER_DEPTH + 1)
+        _read_fields(frame, _OPENING.size, position, header, direction.header, _CHECKED)
+        items = yield from _read_items(frame, position, direction, max_depth, max_items)
         _check_count(frame, header.get(_BATCH_COUNT), len(items), version)
     except ProtocolError as error:
         error.version = version
@@ -221,14 +238,17 @@ def _read_opening(frame: bytes, direction: _Direction) -> tuple[Version, int]:
     return (major, minor), end
 
 
-def _read_items(frame: bytes, position: int, direction: _Direction, max_depth: int, max_items: int) -> list[Fields]:
+def _read_items(
+    frame: bytes, position: int, direction: _Direction, max_depth: int, max_items: int
+) -> Generator[None, None, list[Fields]]:
     """Return the fields of every batch item. Other items may only follow the last batch item."""
     end = len(frame)
     items: list[Fields] = []
     while position < end:
         word, length = _unpack_head(frame, position)
         if word != _BATCH_ITEM_WORD:
-            _read_fields(frame, position, end, {}, direction.rest, max_depth + 1)
+            yield from ttlv.check_depth_in_steps(frame, position, end, max_depth - OUTER_DEPTH + 2)
+            _read_fields(frame, position, end, {}, direction.rest, _CHECKED)
             break
         start = position + _SIZE
         position = start + length
@@ -236,8 +256,12 @@ def _read_items(frame: bytes, position: int, direction: _Direction, max_depth: i
             raise ProtocolError(f"a batch item has length {length}, but {end - start} bytes are left")
         if len(items) == max_items:
             raise ProtocolError(f"more than {max_items} batch items")
+        if items and len(items) % _ITEMS_PER_STEP == 0:
+            yield
         fields: Fields = {}
-        _read_fields(frame, start, position, fields, direction.item, max_depth)
+        if length > _STEP:
+            yield from ttlv.check_depth_in_steps(frame, start, position, max_depth - OUTER_DEPTH + 1)
+        _read_fields(frame, start, position, fields, direction.item, _CHECKED if length > _STEP else max_depth)
         if direction.required not in fields:
             raise ProtocolError(f"a batch item has no {Tag(direction.required).name}")
         if direction.leading and fields[direction.required][0] != start + _SIZE:

@@ -107,8 +107,14 @@ def check_depth(buffer: bytes, start: int, end: int, limit: int) -> None:
     Each level takes eight bytes, so that a short span is not examined, nor a span in which at most ``limit`` words
     could be the head of a structure. All other spans are checked as by ``check_size``.
     """
+    for _ in check_depth_in_steps(buffer, start, end, limit):
+        pass
+
+
+def check_depth_in_steps(buffer: bytes, start: int, end: int, limit: int) -> Iterator[None]:
+    """Check as ``check_depth`` does, and yield as ``check_size_in_steps`` does."""
     if end - start > limit * HEADER_SIZE and buffer[start + 3 : end : HEADER_SIZE].count(STRUCTURE) > limit:
-        check_size(buffer, start, end, max_depth=limit, max_fields=end - start)
+        yield from check_size_in_steps(buffer, start, end, max_depth=limit, max_fields=end - start)
 
 
 class Group(NamedTuple):

@@ -379,7 +379,7 @@ async def test_a_request_of_too_many_fields_is_refused_in_its_own_version(
 
 
 @in_core
-async def test_a_request_of_many_fields_is_decoded_in_many_turns(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_of_many_structures_is_decoded_in_turns(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other conversations may run between the turns."""
     taken: list[Share] = []
     take = Turns.take
@@ -389,7 +389,7 @@ async def test_a_request_of_many_fields_is_decoded_in_many_turns(front: Front, m
         return take(turns, share)
 
     monkeypatch.setattr(Turns, "take", count)
-    request = compose.encode_request((1, 4), [compose.Ask(Operation.ENCRYPT, ttlv.octets(Tag.DATA, b"") * 4900)])
+    request = compose.encode_request((1, 4), [compose.Ask(Operation.ENCRYPT, ttlv.structure(Tag.DATA) * 4900)])
     reads = len(request) // 16384 + 2
     async with front.client() as client:
         await client.stream.send_all(request)

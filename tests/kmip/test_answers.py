@@ -22,6 +22,7 @@ from tests.kit.messages import (
     raw,
     request,
     response,
+    steps,
     success,
 )
 
@@ -376,6 +377,32 @@ def test_numbers_stand_for_objects_of_the_batch() -> None:
         assert is_answer_to(telling((CREATE, (identifier(A),)), (GET, (identifier(A),))), question)
         assert not is_answer_to(telling((CREATE, (identifier(A),)), (GET, (identifier(B),))), question)
         assert fits(GET, (number,), (identifier(B),))  # alone, it may stand for any
+
+
+def test_a_number_stands_for_an_object_of_any_earlier_answer() -> None:
+    number = ttlv.integer(Tag.UNIQUE_IDENTIFIER, 0)
+    question = asking((CREATE, ()), (GET, (identifier(B),)), (GET, (number,)), (GET, (number,)))
+
+    def answer(third: str, fourth: str) -> Response:
+        made, got = (CREATE, (identifier(A),)), (GET, (identifier(B),))
+        return telling(made, got, (GET, (identifier(third),)), (GET, (identifier(fourth),)))
+
+    for objects in ((A, B), (B, A), (A, A), (B, B)):
+        assert is_answer_to(answer(*objects), question)
+    assert not is_answer_to(answer("other", A), question)
+    assert not is_answer_to(answer(A, "other"), question)
+
+
+def test_payloads_of_answers_are_read_only_if_a_number_refers_to_them() -> None:
+    def compare(last: bytes, fields: int) -> int:
+        question = asking((GET, (identifier(A),)), (GET, (identifier(A),)), (GET, (last,)))
+        long = (GET, (identifier(A), *[KEY] * fields))
+        answer = telling(long, long, (GET, (identifier(A), KEY)))
+        return steps(lambda: is_answer_to(answer, question))
+
+    assert compare(identifier(A), 10) == compare(identifier(A), 1000)
+    number = ttlv.integer(Tag.UNIQUE_IDENTIFIER, 0)
+    assert compare(number, 10) < compare(number, 1000)
 
 
 def test_comparing_identifiers_takes_steps_in_proportion_to_the_batch() -> None:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from typing import Final
 
 import pytest
 from hypothesis import given, settings
@@ -562,16 +563,16 @@ def test_a_vendors_credential_may_wrap_anything() -> None:
 # Limits ---------------------------------------------------------------------------------------------------------------
 
 
-def _deep_request(place: str, depth: int) -> bytes:
+def _deep_request(place: str, depth: int, beside: bytes = b"") -> bytes:
     """Return a request with ``depth`` levels of structures, counting the message itself."""
     if place == "payload":
-        return request(batch_item(operation(), payload(nested(depth - 3))))
+        return request(batch_item(operation(), payload(beside, nested(depth - 3))))
     if place == "item":
-        return request(batch_item(operation(), nested(depth - 2)))
+        return request(batch_item(operation(), beside, nested(depth - 2)))
     if place == "header":
-        return request(get(), header=[nested(depth - 2)])
+        return request(get(), header=[beside, nested(depth - 2)])
     head = request_header(protocol_version(), batch_count())
-    return request_message(head, get(), nested(depth - 1))
+    return request_message(head, get(), beside, nested(depth - 1))
 
 
 places = pytest.mark.parametrize("place", ["payload", "item", "header", "behind the items"])
@@ -764,21 +765,61 @@ def test_a_flood_of_fields_is_refused_at_the_limit(frame: Callable[[int], bytes]
     assert _steps_of_refusal(frame(6000)) == _steps_of_refusal(frame(60_000))
 
 
-@pytest.mark.parametrize("fields", [1, 249, 250, 251, 4000, 4900])
-def test_decoding_in_steps_gives_the_same_and_pauses_every_250_fields(fields: int) -> None:
-    frame = _in_payload(fields)
-    steps = decode_request_in_steps(frame)
-
+def _pauses(frame: bytes, max_depth: int = MAX_DEPTH) -> int:
+    """Decode in steps, and compare with decoding at once. Return the number of pauses."""
+    steps = decode_request_in_steps(frame, max_depth)
     pauses = 0
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            view = end.value
+            view: Request = end.value
             break
         pauses += 1
-    assert view.items[0].operation == decode_request(frame).items[0].operation
-    assert fields // 250 <= pauses <= fields // 250 + 2
+    at_once = decode_request(frame, max_depth)
+    assert (view.version, view.fields) == (at_once.version, at_once.fields)
+    assert [item.fields for item in view.items] == [item.fields for item in at_once.items]
+    return pauses
+
+
+_STRUCTURE: Final = ttlv.structure(VENDOR_TAG)
+
+
+@pytest.mark.parametrize("fields", [249, 250, 251, 4000, 4900])
+@pytest.mark.parametrize("place", ["payload", "item", "header", "behind the items"])
+def test_decoding_in_steps_pauses_every_250_structures(place: str, fields: int) -> None:
+    many = _STRUCTURE * fields
+    head = request_header(protocol_version(), batch_count())
+    frame = {
+        "payload": request(batch_item(operation(), payload(many))),
+        "item": request(batch_item(operation(), many)),
+        "header": request(get(), header=[many]),
+        "behind the items": request_message(head, get(), many),
+    }[place]
+
+    assert fields // 250 - 1 <= _pauses(frame) <= fields // 250 + 1
+
+
+@pytest.mark.parametrize("items", [1, 40, 41, 100, 800])
+def test_decoding_in_steps_pauses_every_40_batch_items(items: int) -> None:
+    assert _pauses(request(*[get()] * items)) == (items - 1) // 40
+
+
+@pytest.mark.parametrize("fields", [1, 4900])
+def test_a_payload_without_structures_is_decoded_in_one_step(fields: int) -> None:
+    assert _pauses(_in_payload(fields)) == 0
+
+
+@places
+@pytest.mark.parametrize("beside", [0, 300, 4000])
+@pytest.mark.parametrize("limit", [5, 32])
+def test_the_depth_limit_in_steps_is_exact(place: str, limit: int, beside: int) -> None:
+    """Beside the deep structures stand so many flat ones, so that their parent is checked in steps."""
+    assert _pauses(_deep_request(place, limit, _STRUCTURE * beside), limit) >= beside // 250 - 1
+    for decode in (decode_request, lambda *given: deque(decode_request_in_steps(*given), maxlen=0)):
+        with pytest.raises(ProtocolError, match="deep") as caught:
+            decode(_deep_request(place, limit + 1, _STRUCTURE * beside), limit)
+        assert caught.value.version == (1, 4)
 
 
 @pytest.mark.parametrize("frame", [_in_payload, _in_structure, _in_item, _in_header])
