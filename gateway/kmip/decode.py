@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from gateway.errors import ProtocolError
 from gateway.kmip import ttlv
 from gateway.kmip.messages import Fields, Request, RequestItem, Response, ResponseItem, Version
-from gateway.kmip.prefix_cache import OUTER_DEPTH, PrefixCache
+from gateway.kmip.prefix_cache import OUTER_DEPTH, PrefixCache, check_payload_in_steps
 from gateway.kmip.spec import FIXED_LENGTH, ItemType, Tag
 
 MAX_DEPTH: Final = 32
@@ -125,6 +125,10 @@ _RESPONSE: Final = _Direction(
 )
 
 
+_Decoded = tuple[Version, Fields, list[Fields]]
+"""The version, and the fields of the header and of every batch item."""
+
+
 def decode_request(
     frame: bytes, max_depth: int = MAX_DEPTH, max_items: int = MAX_BATCH_ITEMS, max_fields: int = MAX_FIELDS
 ) -> Request:
@@ -152,6 +156,10 @@ def decode_request_in_steps(
     if len(frame) > max_fields * _SIZE:
         yield from _check_size(frame, _REQUEST, max_depth, max_items, max_fields)
         max_depth = _CHECKED
+    prefix = _REQUEST.prefixes.find(frame, _CHECKED)
+    if prefix is not None:
+        yield from check_payload_in_steps(frame, prefix, max_depth)
+        return Request(frame, prefix.header, prefix.version, [RequestItem(frame, prefix.item)])
     version, header, items = yield from _decode(frame, _REQUEST, max_depth, max_items)
     return Request(frame, header, version, [RequestItem(frame, fields) for fields in items])
 
@@ -185,9 +193,6 @@ def _check_size(frame: bytes, direction: _Direction, max_depth: int, max_items: 
     except ProtocolError as error:
         error.version = version
         raise
-
-
-_Decoded = tuple[Version, Fields, list[Fields]]
 
 
 def _at_once(steps: Generator[None, None, _Decoded]) -> _Decoded:

@@ -15,6 +15,7 @@ Proof that a frame decodes to the cached fields if its prefix is cached and its 
 The limits of batch items and fields are no part of the proof: there is one item, and long frames are counted before.
 """
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from gateway.errors import ProtocolError
@@ -91,6 +92,15 @@ class PrefixCache:
         if len(self._prefixes) >= _ENTRIES:
             self._prefixes.clear()
         self._prefixes[frame[:prefix_length]] = Prefix(version, header, item, payload)
+
+
+def check_payload_in_steps(frame: bytes, prefix: Prefix, max_depth: int) -> Iterator[None]:
+    """Check the depth of a payload as ``find`` does, and yield as ``ttlv.check_depth_in_steps`` does."""
+    try:
+        yield from ttlv.check_depth_in_steps(frame, *prefix.payload, max_depth - OUTER_DEPTH)
+    except ProtocolError as error:
+        error.version = prefix.version
+        raise
 
 
 def _check_payload(frame: bytes, prefix: Prefix, max_depth: int) -> None:

@@ -107,14 +107,18 @@ def check_depth(buffer: bytes, start: int, end: int, limit: int) -> None:
     Each level takes eight bytes, so that a short span is not examined, nor a span in which at most ``limit`` words
     could be the head of a structure. All other spans are checked as by ``check_size``.
     """
-    for _ in check_depth_in_steps(buffer, start, end, limit):
-        pass
+    if _may_be_deeper(buffer, start, end, limit):
+        check_size(buffer, start, end, max_depth=limit, max_fields=end - start)
 
 
 def check_depth_in_steps(buffer: bytes, start: int, end: int, limit: int) -> Iterator[None]:
     """Check as ``check_depth`` does, and yield as ``check_size_in_steps`` does."""
-    if end - start > limit * HEADER_SIZE and buffer[start + 3 : end : HEADER_SIZE].count(STRUCTURE) > limit:
+    if _may_be_deeper(buffer, start, end, limit):
         yield from check_size_in_steps(buffer, start, end, max_depth=limit, max_fields=end - start)
+
+
+def _may_be_deeper(buffer: bytes, start: int, end: int, limit: int) -> bool:
+    return end - start > limit * HEADER_SIZE and buffer[start + 3 : end : HEADER_SIZE].count(STRUCTURE) > limit
 
 
 class Group(NamedTuple):
