@@ -32,8 +32,7 @@ from gateway.kmip.spec import ResultStatus, Tag
 from gateway.metric_table import TABLE, UNIDENTIFIED, MetricTable
 from gateway.permissions import Denial
 
-_SUCCESS: Final = int(ResultStatus.SUCCESS)
-_SUCCESS_BYTES: Final = _SUCCESS.to_bytes(4, "big")
+_SUCCESS_BYTES: Final = int(ResultStatus.SUCCESS).to_bytes(4, "big")
 _RESULT_STATUS: Final = int(Tag.RESULT_STATUS)
 _BATCH: Final = -2  # stands for the operation of a request of several operations
 _Key = tuple[int, Version, str]  # of answered requests: operation, version and result
@@ -222,11 +221,8 @@ class Metrics(MetricTable):
             if response.frame[begin:end] == _SUCCESS_BYTES:
                 return "success"
         result = "success"
-        for item in items:
-            status = item.status
-            if status == _SUCCESS:
-                continue
-            if status == ResultStatus.OPERATION_PENDING:
+        for item in response.unsuccessful:
+            if item.status == ResultStatus.OPERATION_PENDING:
                 result = "operation_pending" if result == "success" else result
                 continue
             result = "operation_failed"

@@ -87,6 +87,7 @@ STREAMING: Final = frozenset(
 )
 
 _BY_PAYLOAD: Final = STREAMING | {Operation.LOCATE}
+_LOCATE: Final = int(Operation.LOCATE)  # to look up a member of an enumeration is slow
 _WORST: Final = Effect.MUTATE
 
 _STRICTEST_READ: Final = max(effect for effect in Effect if effect.is_read)
@@ -226,14 +227,9 @@ def is_missing_something(response: Response) -> bool:
 
     Another key manager may have the object: this one may not have it yet.
     """
-    for item in response.items:
-        status = item.status
-        if status == ResultStatus.OPERATION_FAILED:
-            if item.reason in MISSING:
-                return True
-        elif item.operation == Operation.LOCATE and _is_empty(item):
-            return True
-    return False
+    return any(item.reason in MISSING for item in _failed(response)) or any(
+        item.operation == _LOCATE and _is_empty(item) for item in response.items
+    )
 
 
 #: Failures that are the key manager's own, not the request's (1.4 section 11, 2.1 section 11.48): its HSM or its
@@ -245,12 +241,16 @@ SERVER_ERRORS: Final = frozenset(
 
 def is_server_error(response: Response) -> bool:
     """Return True if an operation failed for a reason that may be the key manager's own."""
-    return any(item.status == ResultStatus.OPERATION_FAILED and item.reason in SERVER_ERRORS for item in response.items)
+    return any(item.reason in SERVER_ERRORS for item in _failed(response))
 
 
 def has_failed(response: Response) -> bool:
     """Return True if an operation failed, for whatever reason."""
-    return any(item.status == ResultStatus.OPERATION_FAILED for item in response.items)
+    return bool(_failed(response))
+
+
+def _failed(response: Response) -> list[ResponseItem]:
+    return [item for item in response.unsuccessful if item.status == ResultStatus.OPERATION_FAILED]
 
 
 def _identifiers(item: RequestItem | ResponseItem) -> list[bytes]:

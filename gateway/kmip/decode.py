@@ -248,6 +248,7 @@ def _read_items(
 ) -> Generator[None, None, list[Fields]]:
     """Return the fields of every batch item. Other items may only follow the last batch item."""
     end = len(frame)
+    known, required, leading = direction.item, direction.required, direction.leading
     items: list[Fields] = []
     while position < end:
         word, length = _unpack_head(frame, position)
@@ -266,11 +267,11 @@ def _read_items(
         fields: Fields = {}
         if length > _STEP:
             yield from ttlv.check_depth_in_steps(frame, start, position, max_depth - OUTER_DEPTH + 1)
-        _read_fields(frame, start, position, fields, direction.item, _CHECKED if length > _STEP else max_depth)
-        if direction.required not in fields:
-            raise ProtocolError(f"a batch item has no {Tag(direction.required).name}")
-        if direction.leading and fields[direction.required][0] != start + _SIZE:
-            raise ProtocolError(f"a batch item does not begin with {Tag(direction.required).name}")
+        _read_fields(frame, start, position, fields, known, _CHECKED if length > _STEP else max_depth)
+        if required not in fields:
+            raise ProtocolError(f"a batch item has no {Tag(required).name}")
+        if leading and fields[required][0] != start + _SIZE:
+            raise ProtocolError(f"a batch item does not begin with {Tag(required).name}")
         items.append(fields)
     return items
 
@@ -298,18 +299,19 @@ def _read_fields(frame: bytes, position: int, end: int, fields: Fields, known: _
         value_end = position + length
         if value_end > end:
             raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} ends beyond its structure")
+        tag = word >> 8
         if word in words:
-            if word >> 8 in fields:
-                raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} occurs twice")
-            fields[word >> 8] = (position, value_end)
-        elif word >> 8 in tags:
-            raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} is not allowed here, or has a wrong type")
+            if tag in fields:
+                raise ProtocolError(f"field {ttlv.tag_name(tag)} occurs twice")
+            fields[tag] = (position, value_end)
+        elif tag in tags:
+            raise ProtocolError(f"field {ttlv.tag_name(tag)} is not allowed here, or has a wrong type")
         item_type = word & 0xFF
         if item_type == _STRUCTURE:
             if length & 7:
-                raise ProtocolError(f"structure {ttlv.tag_name(word >> 8)} has a wrong length")
+                raise ProtocolError(f"structure {ttlv.tag_name(tag)} has a wrong length")
             if length > (max_depth - OUTER_DEPTH) * _SIZE:
                 ttlv.check_depth(frame, position, value_end, max_depth - OUTER_DEPTH)
         elif _LENGTHS.get(item_type, length) != length or (item_type == _BIG_INTEGER and length & 7):
-            raise ProtocolError(f"field {ttlv.tag_name(word >> 8)} has a wrong length")
+            raise ProtocolError(f"field {ttlv.tag_name(tag)} has a wrong length")
         position = (value_end + 7) & ~7

@@ -309,7 +309,9 @@ class Request(_Message):
 class Response(_Message):
     """A key manager's answer. ``frame`` is the message itself, to be passed on unchanged."""
 
-    __slots__ = ("items",)
+    __slots__ = ("_unsuccessful", "items")
+
+    _unsuccessful: list[ResponseItem]  # set when the items are searched
 
     def __init__(self, frame: bytes, fields: Fields, version: Version, items: list[ResponseItem]) -> None:
         self.frame = frame
@@ -320,6 +322,15 @@ class Response(_Message):
     def __repr__(self) -> str:
         statuses = ", ".join(f"{operation_name(item.operation)}={item.status}" for item in self.items)
         return f"<Response {self.version[0]}.{self.version[1]} {statuses}: {len(self.frame)} bytes>"
+
+    @property
+    def unsuccessful(self) -> list[ResponseItem]:
+        """Items whose Result Status is not Success: usually none. The first call searches the items."""
+        try:
+            return self._unsuccessful
+        except AttributeError:
+            self._unsuccessful = [item for item in self.items if item.status]
+            return self._unsuccessful
 
 
 def read_version(frame: bytes, item: ttlv.Item) -> Version:
