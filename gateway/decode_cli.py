@@ -8,7 +8,7 @@ from typing import BinaryIO, Final
 import click
 
 from gateway.decoding.names import Names
-from gateway.decoding.rendering import Renderer
+from gateway.decoding.rendering import Renderer, xml_text
 from gateway.decoding.source import ttlv_bytes
 from gateway.decoding.tree import Node, read
 from gateway.errors import DecodeError
@@ -49,8 +49,7 @@ def _print(nodes: Sequence[Node], form: str | None, renderer: Renderer) -> None:
     if form == "xml":
         root = ET.Element("KMIP")
         root.extend(map(renderer.xml, nodes))
-        ET.indent(root)
-        click.echo(ET.tostring(root, encoding="unicode"))
+        click.echo(xml_text(root))
     elif form == "json":
         for node in nodes:
             click.echo(renderer.json(node))

@@ -33,6 +33,7 @@ class Names:
     def __init__(self) -> None:
         raw = json.loads(_FILE.read_text())
         self._tags = _numbered(raw["tags"])
+        self._tag_names = frozenset(self._tags.values())
         self._enumerations = {name: _numbered(table) for name, table in raw["enumerations"].items()}
         self._enumerations["Tag"] = self._tags
         self._masks = {name: _numbered(table) for name, table in raw["masks"].items()}
@@ -40,6 +41,10 @@ class Names:
     def tag(self, tag: int) -> str | None:
         """Return the specification's name of a tag, or None."""
         return self._tags.get(tag)
+
+    def has_tag(self, name: str) -> bool:
+        """Return True if a tag of the specification has this name, as each of its attributes has."""
+        return name in self._tag_names
 
     def enumerated(self, name: str, value: int) -> str | None:
         """Return the specification's name of an enumerated value, or None."""

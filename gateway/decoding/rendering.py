@@ -2,7 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from gateway.kmip.spec import ItemType, Tag
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SAFE_IN_JSON: Final = 1 << 52  # a JSON number beyond may lose digits: such a Long Integer is written in hexadecimal
+_DECIMAL: Final = 8  # bytes of a Big Integer up to which people read it as a decimal number
 _TIMES: Final = {ItemType.DATE_TIME: "seconds", ItemType.DATE_TIME_EXTENDED: "microseconds"}
 
 
@@ -36,7 +37,7 @@ class Renderer:
 
     def _plain_value(self, node: Node, attribute: str | None) -> str:
         value: Any = node.value
-        if self._is_hidden(node):
+        if self._is_hidden(node, attribute):
             return f"[redacted, {node.length} bytes]"
         if (bits := self._bits(node, attribute)) is not None:
             return f"{', '.join(bits) or 'none'} ({value:#x})"
@@ -49,6 +50,8 @@ class Renderer:
             value = value.hex() or "[empty]"
         elif node.type in _TIMES:
             value = _time(node) or value
+        elif node.type == ItemType.BIG_INTEGER and node.length > _DECIMAL:
+            value = f"0x{_big_hex(node)}"
         return str(value).lower() if node.type == ItemType.BOOLEAN else str(value)
 
     # JSON
@@ -62,17 +65,18 @@ class Renderer:
                 written["value"] = []
             else:
                 written |= {"type": _type_identifier(each), "value": self._json_value(each, attribute)}
-                if self._is_hidden(each):
+                if self._is_hidden(each, attribute):
                     written["redacted"] = f"{each.length} bytes"
             del objects[depth:]
             if objects:
                 objects[-1]["value"].append(written)
             objects.append(written)
-        return json.dumps(objects[0], indent=2, ensure_ascii=False)
+        text = json.dumps(objects[0], indent=2, ensure_ascii=False)
+        return _escaped(text, lambda char: json.dumps(char)[1:-1])
 
     def _json_value(self, node: Node, attribute: str | None) -> object:
         value = node.value
-        if self._is_hidden(node):
+        if self._is_hidden(node, attribute):
             return None
         if node.type == ItemType.LONG_INTEGER and isinstance(value, int):
             return value if abs(value) < _SAFE_IN_JSON else f"0x{value & (1 << 64) - 1:016x}"
@@ -96,7 +100,7 @@ class Renderer:
             if not each.is_structure:
                 element.set("type", _type_identifier(each))
                 element.set("value", self._xml_value(each, attribute))
-                if self._is_hidden(each):
+                if self._is_hidden(each, attribute):
                     element.set("redacted", f"{each.length} bytes")
             del elements[depth:]
             if elements:
@@ -105,7 +109,7 @@ class Renderer:
         return elements[0]
 
     def _xml_value(self, node: Node, attribute: str | None) -> str:
-        if self._is_hidden(node):
+        if self._is_hidden(node, attribute):
             return ""
         if node.type == ItemType.BIG_INTEGER:
             return _big_hex(node)
@@ -131,8 +135,8 @@ class Renderer:
             return _time(node) or f"0x{int(value or 0) & (1 << 64) - 1:016x}"
         return str(value)
 
-    def _is_hidden(self, node: Node) -> bool:
-        return not self._secrets and is_secret(node, self._names)
+    def _is_hidden(self, node: Node, attribute: str | None) -> bool:
+        return not self._secrets and is_secret(node, self._names, attribute)
 
     def _identifier(self, node: Node) -> str:
         name = self._names.tag(node.tag)
@@ -162,8 +166,19 @@ def _walk(root: Node) -> Iterator[tuple[Node, int, str | None]]:
         ]
 
 
+def xml_text(element: ET.Element) -> str:
+    """Return an element as indented XML, in which a character that a terminal would obey is a reference."""
+    ET.indent(element)
+    return _escaped(ET.tostring(element, encoding="unicode"), lambda char: f"&#{ord(char)};")
+
+
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return _escaped(text, lambda char: char.encode("unicode_escape").decode(), kept="")
+
+
+def _escaped(text: str, escape: Callable[[str], str], kept: str = "\n") -> str:
+    """Return a text with its control characters escaped, and those that change the direction of writing."""
+    return "".join(char if char.isprintable() or char in kept else escape(char) for char in text)
 
 
 def _type_identifier(node: Node) -> str:

@@ -7,6 +7,7 @@ from gateway.errors import DecodeError
 from gateway.kmip.spec import FIXED_LENGTH, ItemType
 from gateway.kmip.ttlv import HEAD, HEADER_SIZE, padded
 
+MAX_ITEMS: Final = 250_000  # which take some hundred megabytes of memory; a large message of KMIP has thousands
 MAX_DEPTH: Final = 100  # structures within structures; messages of KMIP need about ten
 _FIRST_BYTES: Final = frozenset({0x42, 0x54})  # of a tag: KMIP's own, and extensions
 _TYPES: Final = {int(item_type): item_type for item_type in ItemType}
@@ -71,6 +72,7 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._items = 0
         self.mistake: DecodeError | None = None
 
     def note(self, mistake: DecodeError) -> None:
@@ -100,6 +102,9 @@ class _Reader:
 
     def head(self, position: int, end: int, end_name: str) -> Node:
         """Return the item that begins at ``position``, within a structure or a stream that ends at ``end``."""
+        self._items += 1
+        if self._items > MAX_ITEMS:
+            raise DecodeError(f"byte {position}: more than {MAX_ITEMS} items; decode a part of the bytes")
         if end - position < HEADER_SIZE:
             raise DecodeError(
                 f"byte {position}: an item begins with {HEADER_SIZE} bytes of tag, type and length; {end - position}"

@@ -39,3 +39,20 @@ def test_secrets(item: bytes, secret: bool) -> None:
 def test_bytes_are_secret_unless_listed() -> None:
     secret = [tag for tag in range(0x420001, 0x420177) if is_secret(read(ttlv.octets(tag, b"k"))[0][0], NAMES)]
     assert {NAMES.tag(tag) for tag in secret} >= {"Key Material", "Data", "Password", "Ticket Value", "Salt", None}
+
+
+@pytest.mark.parametrize("name", ["Key Material", "Secret Data", "D", "Password", "Data", "Credential Value"])
+def test_a_secret_is_one_in_any_type(name: str) -> None:
+    tag = next(tag for tag in range(0x420001, 0x420177) if NAMES.tag(tag) == name)
+    for item in (ttlv.octets(tag, b"k"), ttlv.text(tag, "k"), ttlv.integer(tag, 7), ttlv.big_integer(tag, 7)):
+        (node,), _ = read(item)
+        assert is_secret(node, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "secret"),
+    [("x-database-password", True), ("y-pin", True), (None, True), ("Contact Information", False)],
+)
+def test_the_text_of_a_custom_attribute_is_secret(attribute: str | None, secret: bool) -> None:
+    (node,), _ = read(ttlv.text(Tag.ATTRIBUTE_VALUE, "p"))
+    assert is_secret(node, NAMES, attribute) is secret

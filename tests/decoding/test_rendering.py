@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.decoding.names import Names
-from gateway.decoding.rendering import Renderer
+from gateway.decoding.rendering import Renderer, xml_text
 from gateway.decoding.tree import Node, read
 from gateway.kmip import ttlv
 from gateway.kmip.spec import Tag
@@ -17,6 +17,7 @@ CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("re*/*.bin"
 RENDERER = Renderer(Names())
 OPEN = Renderer(Names(), secrets=True)
 SECRET = b"\xc0\xff\xee\xba\xbe\x15\x5e\xc2"
+MODULUS = 0x420052
 USAGE_MASK = 0x42002C
 
 
@@ -149,3 +150,28 @@ def test_each_message_of_the_corpus_is_rendered(path: Path) -> None:
         assert OPEN.json(root).count('"tag"') >= items
         assert len(list(ET.fromstring(ET.tostring(OPEN.xml(root))).iter())) == items  # noqa: S314 - our own
     assert nodes or mistake is not None
+
+
+def test_a_number_of_any_size_is_rendered() -> None:
+    modulus = ttlv.big_integer(MODULUS, int.from_bytes(b"\x7f" * 4096))
+    for renderer in (RENDERER, OPEN):
+        assert f"0x{'7f' * 4096}" in line(modulus, renderer)
+
+
+def test_a_terminal_obeys_no_character_of_a_value() -> None:
+    item = ttlv.text(Tag.UNIQUE_IDENTIFIER, "\x1b[31m \x7f \x9b31m \u202e \u2028 \U000e0001 \u00e9")
+    forms = [line(item), RENDERER.json(node(item)), xml_text(RENDERER.xml(node(item)))]
+    for text in forms:
+        assert text.replace("\n", "").isprintable()
+        assert "\u00e9" in text
+    assert json.loads(forms[1])["value"] == "\x1b[31m \x7f \x9b31m \u202e \u2028 \U000e0001 \u00e9"
+    value = ET.fromstring(forms[2]).get("value")  # noqa: S314 - of this test
+    assert value == "\ufffd[31m \x7f \x9b31m \u202e \u2028 \U000e0001 \u00e9"
+
+
+def test_the_text_of_a_custom_attribute_is_in_no_form() -> None:
+    name, value = ttlv.text(Tag.ATTRIBUTE_NAME, "x-password"), ttlv.text(Tag.ATTRIBUTE_VALUE, "hunter2")
+    item = ttlv.structure(Tag.ATTRIBUTE, name, value)
+    for text in ("\n".join(RENDERER.text(node(item))), RENDERER.json(node(item)), xml_text(RENDERER.xml(node(item)))):
+        assert "x-password" in text
+        assert "hunter2" not in text

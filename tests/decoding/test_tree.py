@@ -93,3 +93,10 @@ def test_any_bytes_end_in_a_tree_or_a_named_byte(garbage: bytes, position: int) 
 def test_names_of_types() -> None:
     assert type_name(ItemType.DATE_TIME_EXTENDED) == "Date-Time Extended"
     assert repr(Node(Tag.NAME, ItemType.TEXT_STRING, 8, 3)) == "<Node 420053 TEXT_STRING at 8>"
+
+
+def test_the_number_of_items_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.decoding.tree.MAX_ITEMS", 3)
+    nodes, mistake = read(ttlv.structure(Tag.REQUEST_MESSAGE, *[ttlv.integer(Tag.BATCH_COUNT, 1)] * 9))
+    assert len(nodes[0].items) == 2
+    assert "more than 3 items" in str(mistake)
