@@ -206,7 +206,22 @@ def _nonblocking_write(file: TextIO | None) -> Callable[[bytes], int] | None:
         return None
     if stat.S_ISFIFO(mode):
         return partial(_write_to_pipe, descriptor)
+    if stat.S_ISCHR(mode) and os.isatty(descriptor):
+        return _write_to_terminal(descriptor)
     return partial(_send_to_socket, descriptor) if stat.S_ISSOCK(mode) else None
+
+
+def _write_to_terminal(descriptor: int) -> Callable[[bytes], int] | None:
+    """Return a function that does not wait for a terminal that was stopped (Ctrl-S), or whose reader does not read.
+
+    The terminal is opened again, because a shell shares the descriptor that this process was given. None if it can't
+    be opened.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return partial(os.write, os.open(os.ttyname(descriptor), flags))
+    except OSError:
+        return None
 
 
 def _write_to_pipe(descriptor: int, data: bytes) -> int:

@@ -405,6 +405,20 @@ def test_an_unread_log_drops_lines_and_then_says_how_many(
     assert [event["event"] for event in after] == ["again", "and again"]
 
 
+def test_a_terminal_that_is_not_read_drops_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.openpty()
+    with os.fdopen(writing, "w", buffering=1) as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        lossy = log.configure("info", "json")
+        for number in range(2000):
+            log.get("test").info("happened", number=number)
+        assert lossy.dropped > 0
+        read_all(reading)
+        log.get("test").info("again")
+        assert any("standard error was not being read" in line for line in read_all(reading))
+    os.close(reading)
+
+
 def test_dropped_messages_are_counted_for_the_process(unread: tuple[int, log.LossyFile]) -> None:
     _reader, lossy = unread
     for number in range(10_000):
