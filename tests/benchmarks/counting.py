@@ -46,7 +46,7 @@ CASES: Final = {
 #: As kept: large messages take their time; and of many handshakes before the requests, the sum varies by some 10 M.
 _ALL: Final = {
     **CASES,
-    "large": Case(serve_kept, 20, 80),
+    "large": Case(serve_kept, 20, 220),
     "crowded": Case(serve_kept, 200, 4700),
     "crowded_core": Case(partial(serve_kept, role=Role.CORE), 200, 4700),
     "crowded_worker": Case(partial(serve_kept, role=Role.WORKER), 200, 4700),
