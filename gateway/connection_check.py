@@ -32,6 +32,7 @@ from gateway.wiring import Upstream
 
 _AT_ONCE: Final = 2  # tries at one backend
 _ALL_AT_ONCE: Final = 16  # tries at all backends
+_SILENT: Final = 2  # tries that time out before their handshake, after which an address is left alone
 _SOON: Final = timedelta(days=30)  # before its end, in which a certificate should be renewed
 _NAMES: Final = 5  # of a certificate that a message repeats
 
@@ -81,6 +82,7 @@ class _Finding:
 
     def __init__(self) -> None:
         self.is_connected = True
+        self.is_silent = False  # connected, and no handshake in time
         self.tls = ""
         self.certificate: x509.Certificate | None = None
         self.versions: tuple[Version, ...] = ()
@@ -99,6 +101,7 @@ class _Finding:
         if not self.is_connected:
             return "no_connection", f"no connection within {seconds:g} s"
         if self.certificate is None:
+            self.is_silent = True
             return "timeout", f"connected, but no TLS handshake within {seconds:g} s"
         return "timeout", f"TLS handshake made, but no answer to the first request within {seconds:g} s"
 
@@ -170,22 +173,32 @@ class ConnectionCheck:
     async def _check_address(
         self, place: tuple[int, int], settings: BackendConfig, host: str, limiter: trio.CapacityLimiter
     ) -> None:
-        """Try every identity; the first alone, since the others must not wait for an address that does not answer."""
+        """Try every identity, one by one until a handshake has ended: others must not wait for a silent address."""
+        address = str(Address(host, settings.address.port))
+        silent = 0
         is_first = True
         async with trio.open_nursery() as nursery:
             for number, identity in enumerate(self._config.identities):
                 key = (*place, number)
                 minted = self._minted.get(identity.name)
                 if isinstance(minted, Attempt):
-                    address = str(Address(host, settings.address.port))
                     self._found[key] = minted._replace(backend=settings.name, address=address)
+                    continue
+                if silent == _SILENT:
+                    detail = f"{_SILENT} identities before this one got no TLS handshake at this address"
+                    self._found[key] = _attempt(
+                        settings.name, address, identity.name, NOT_TRIED, "no_handshake", detail
+                    )
                     continue
                 check = partial(self._check_identity, key, settings, host, identity, limiter, minted)
                 if not is_first:
                     nursery.start_soon(check)
-                elif not await check():
+                    continue
+                finding = await check()
+                if not finding.is_connected:
                     return
-                is_first = False
+                silent += finding.is_silent
+                is_first = finding.is_silent
 
     async def _check_identity(
         self,
@@ -195,8 +208,8 @@ class ConnectionCheck:
         identity: IdentityConfig,
         limiter: trio.CapacityLimiter,
         minted: MintedCertificate | None,
-    ) -> bool:
-        """Make one try. Return False if no connection was made."""
+    ) -> _Finding:
+        """Make one try."""
         finding = _Finding()
         address = Address(host, settings.address.port)
         endpoint = Endpoint(settings.address, (host,))
@@ -219,7 +232,7 @@ class ConnectionCheck:
             versions=finding.versions,
             certificate_ends=finding.ends,
         )
-        return finding.is_connected
+        return finding
 
     async def _try(self, target: SessionTarget, finding: _Finding, settings: BackendConfig) -> tuple[str, str, str]:
         """Open a session and ask for versions. Return the result, the reason and the detail."""

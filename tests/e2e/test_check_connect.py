@@ -101,6 +101,22 @@ def test_a_frozen_key_manager_ends_at_the_deadline(
     assert found["attempts"][0]["detail"] == "connected, but no TLS handshake within 0.5 s"
 
 
+def test_an_address_without_handshakes_is_left_alone_after_two(
+    certificates: Certificates, key_managers: list[KeyManagerProcess]
+) -> None:
+    key_managers[0].freeze()
+    identities = [
+        *TWO,
+        *(Identity(f"more-{each}", f'{{ subject_cn = "more-{each}" }}', credential="blue") for each in range(30)),
+    ]
+    config = configured(certificates, [key_managers[0].port], identities=identities)
+    config.write_text(config.read_text() + "[deadlines]\nconnect = 0.5\n")
+    status, found = check(config)
+    assert status == 1
+    assert [each[2:] for each in outcomes(found)] == [("failed", "timeout")] * 2 + [("not tried", "no_handshake")] * 30
+    assert "got no TLS handshake" in found["attempts"][2]["detail"]
+
+
 def test_a_refused_credential_fails_alone(certificates: Certificates, key_managers: list[KeyManagerProcess]) -> None:
     for key_manager in key_managers:
         key_manager.set_faults(FaultSetting(Fault.REFUSE_CREDENTIAL, names=frozenset({"blue"})))
