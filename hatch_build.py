@@ -26,7 +26,10 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         self._directory = Path(tempfile.mkdtemp(prefix="kmip-gateway-compile-"))
         os.chdir(self.root)
         extensions = mypycify(
-            self.config["modules"], opt_level="3", debug_level="0", target_dir=str(self._directory / "c")
+            self.config["modules"],
+            opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"),
+            debug_level="0",
+            target_dir=str(self._directory / "c"),
         )
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
         command.build_temp, command.build_lib = str(self._directory / "o"), str(self._directory / "so")

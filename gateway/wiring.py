@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 import trio
 from cryptography import x509
@@ -111,7 +110,6 @@ class Upstream:
         self._weights = _weights(config)  # as configured, by the name of the backend
         self._own: dict[str, OwnCertificate] = {}  # by identity: the file as it was when its first context was made
         self._trusts: dict[str, Trust | None] = {}  # by backend; None for a backend without CRLs
-        self._observers: WeakKeyDictionary[Backend, dict[str, PoolObserver]] = WeakKeyDictionary()
         self.passwords: dict[str, Password] = {}  # by identity
         self._cas: dict[str, IssuingCa] = {}  # by identity
         self.minted = MintedCredentials(
@@ -268,7 +266,7 @@ class Upstream:
         """Add a pool for an identity to each backend; minted credentials get theirs when they are used."""
         for backend in self.fleet.backends:
             if identity.credential != "minted" and identity.name not in backend.pools:
-                backend.add_pool(identity.name, self._build_pool(self._settings_of(backend), identity, backend))
+                backend.add_pool(identity.name, self._build_own_pool(self._settings_of(backend), identity, backend))
 
     def remove_identity(self, name: str) -> None:
         """Close the pools of an identity that has no request in flight."""
@@ -371,12 +369,12 @@ class Upstream:
             endpoint=Endpoint(address),
             mints=self._mints,
         )
-        backend.build_pool = partial(self._build_minted_pool, backend)
+        backend.build_pool = partial(self._build_minted_pool, backend, {})
         for identity in config.identities:
             if identity.credential == "minted":
                 self._context(settings, identity)  # a mistake shows at the start
             else:
-                backend.add_pool(identity.name, self._build_pool(settings, identity, backend))
+                backend.add_pool(identity.name, self._build_own_pool(settings, identity, backend))
         self.overrides.apply(backend)
         return backend
 
@@ -384,10 +382,18 @@ class Upstream:
     def _mints(self) -> bool:
         return any(identity.credential == "minted" for identity in self._config.identities)
 
-    def _build_minted_pool(self, backend: Backend, principal: Principal) -> Pool:
-        """Return a pool for one principal; only ``Backend.pool_of`` calls this, when a request is about to be sent."""
+    def _build_minted_pool(self, backend: Backend, observers: dict[str, PoolObserver], principal: Principal) -> Pool:
+        """Return a pool for one principal; only ``Backend.pool_of`` calls this, when a request is about to be sent.
+
+        ``observers`` belong to the backend, by identity: the pools of all clients of an identity share one.
+        """
         identity = next(each for each in self._config.identities if each.name == principal.identity.name)
-        return self._build_pool(self._settings_of(backend), identity, backend, principal.credential)
+        if identity.name not in observers:
+            observers[identity.name] = PoolObserver(
+                backend.name, identity.name, self._metrics, self._log, is_of_many=True
+            )
+        settings, observer = self._settings_of(backend), observers[identity.name]
+        return self._build_pool(settings, identity, backend, observer, principal.credential)
 
     def _validation_request(self, settings: BackendConfig, identity: IdentityConfig) -> Request:
         """Return the request that validates a session, with the password of the identity if it has one."""
@@ -395,8 +401,18 @@ class Upstream:
         password = self.passwords.get(identity.name)
         return request if password is None else password.added_to(request)
 
+    def _build_own_pool(self, settings: BackendConfig, identity: IdentityConfig, backend: Backend) -> Pool:
+        """Return the pool of an identity whose credential is a file, with an observer of its own."""
+        observer = PoolObserver(backend.name, identity.name, self._metrics, self._log)
+        return self._build_pool(settings, identity, backend, observer)
+
     def _build_pool(
-        self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str | None = None
+        self,
+        settings: BackendConfig,
+        identity: IdentityConfig,
+        backend: Backend,
+        observer: PoolObserver,
+        credential: str | None = None,
     ) -> Pool:
         """Return the pool of an identity, or of one minted ``credential`` of it."""
         config = self._config
@@ -409,23 +425,12 @@ class Upstream:
             slots=backend.slots,
             opener=self._build_opener(settings, identity, backend, credential or identity.name),
             spawn=self._spawn,
-            observer=self._observer(backend, identity),
+            observer=observer,
             idle_limit=backend.idle_limit,
             validation_request=self._validation_request(settings, identity),
             endpoint=backend.endpoint,
             keeps_warm=credential is None,
         )
-
-    def _observer(self, backend: Backend, identity: IdentityConfig) -> PoolObserver:
-        """Return an observer of its own for each pool; the pools of clients with minted credentials share one."""
-        if identity.credential != "minted":
-            return PoolObserver(backend.name, identity.name, self._metrics, self._log)
-        observers = self._observers.setdefault(backend, {})
-        if identity.name not in observers:
-            observers[identity.name] = PoolObserver(
-                backend.name, identity.name, self._metrics, self._log, is_of_many=True
-            )
-        return observers[identity.name]
 
     def _build_opener(
         self, settings: BackendConfig, identity: IdentityConfig, backend: Backend, credential: str

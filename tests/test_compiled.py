@@ -36,6 +36,17 @@ def test_no_other_module_inherits_from_a_compiled_class() -> None:
     assert heirs == []
 
 
+def test_no_module_makes_weak_references() -> None:
+    """An object of a compiled class has no weak references: one to it raises TypeError, in the compiled build only."""
+    makers = [
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in sorted((ROOT / "gateway").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "weakref" in ast.unparse(node)
+    ]
+    assert makers == []
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [
