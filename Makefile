@@ -23,13 +23,12 @@ test-workers: $(VENV)/development  ## The end-to-end tests of what clients notic
 	TLS_WORKERS=2 $(BIN)/pytest -n 4 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
 
 test-compiled: $(VENV)/development wheel-compiled  ## The same with the compiled build of the gateway (needs gcc); E2E='tests/e2e' for all
-	rm -rf build/compiled
-	$(BIN)/python -m zipfile -e dist/compiled/*.whl build/compiled
 	COMPILED=$(CURDIR)/build/compiled $(BIN)/pytest -n 4 --dist worksteal $(or $(E2E),$(FRONT_E2E)) $(ARGS)
 
-wheel-compiled: $(VENV)/bin/python  ## A wheel with compiled hot modules, for this Python and processor, in dist/compiled; some three minutes, needs gcc
-	rm -rf dist/compiled
+wheel-compiled: $(VENV)/bin/python  ## A wheel with compiled hot modules, for this Python and processor, in dist/compiled, unpacked in build/compiled; some three minutes, needs gcc; MYPYC_OPT_LEVEL (3)
+	rm -rf dist/compiled build/compiled
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist/compiled .
+	$(BIN)/python -m zipfile -e dist/compiled/*.whl build/compiled
 
 audit: $(VENV)/development  ## 100,000 requests under faults: each has one line of the audit trail; AUDIT_REQUESTS, SEED, ARGS for pytest
 	AUDIT_REQUESTS=$(or $(AUDIT_REQUESTS),100000) $(BIN)/pytest -s tests/e2e/test_audit.py -k every_request $(ARGS)
