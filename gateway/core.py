@@ -288,11 +288,7 @@ class Core:
             self._trust_watch = FileWatch(files, interval=_TRUST_INTERVAL, settled=_TRUST_INTERVAL)
 
     def _instrument(self, upstream: Upstream, front: Front, entrance: Entrance) -> None:
-        collect_pools(
-            self.metrics,
-            lambda: upstream.fleet.backends,
-            lambda: [identity.name for identity in self._config.identities],
-        )
+        collect_pools(self.metrics, lambda: upstream.fleet.backends, lambda: upstream.identities)
         workers = entrance if isinstance(entrance, TlsWorkers) else None
         self.metrics.ticket_key_age.set_function(partial(_ages, entrance))
         self.metrics.workers.set_function(lambda: [((), 0 if workers is None else len(workers))])

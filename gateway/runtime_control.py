@@ -168,7 +168,7 @@ class RuntimeControl:
         return log.state()
 
     async def _show_status(self, _arguments: Arguments) -> Any:
-        return self._status.current()
+        return await self._status.current()
 
 
 def _is_weight(weight: int) -> bool:

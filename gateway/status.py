@@ -3,19 +3,22 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
 from gateway import log
 from gateway.errors import BackendError
+from gateway.fast_metrics import FastCounter, FastCounterFamily
 from gateway.front.workers import TlsWorkers
 from gateway.metrics import Metrics
 from gateway.remedies import remedy_for
+from gateway.steps import Steps
 from gateway.upstream.backend import Backend
-from gateway.upstream.pool import PoolStatistics
 from gateway.wiring import Front, Upstream
 
 _SHOWN_CLIENTS: Final = 20  # rows of clients
@@ -24,7 +27,9 @@ _USABLE: Final = frozenset({"up", "standby", "half_open"})
 
 
 class Status:
-    """Reads the objects of one core. ``workers`` is None if clients' TLS ends in the core.
+    """Reads the objects of one core, in steps. ``workers`` is None if clients' TLS ends in the core.
+
+    One state is made at a time. A change between two steps may be in one part of a state and not in another.
 
     ``unreadiness`` returns why /readyz fails, or None; ``control`` is the path of the control socket, if there is one.
     """
@@ -46,12 +51,18 @@ class Status:
         self._unreadiness = unreadiness
         self._control = control
         self._started = time.time()
+        self._lock = trio.Lock()
 
     def __repr__(self) -> str:
         return f"<Status of {self._upstream.fleet!r}>"
 
-    def current(self) -> dict[str, Any]:
+    async def current(self) -> dict[str, Any]:
         """Return the state of the gateway as values of JSON: the answer to ``kmip-gateway status``."""
+        async with self._lock:
+            return await self._current(Steps())
+
+    async def _current(self, steps: Steps) -> dict[str, Any]:
+        backends = [await _status_of(backend, steps) for backend in self._upstream.fleet.backends]
         workers = [] if self._workers is None else self._workers.clients_by_worker()
         return {
             "gateway": {
@@ -61,29 +72,23 @@ class Status:
                 "started": _time(self._started),
                 "tls_workers": sum(not is_replaced for _index, is_replaced, _clients in workers),
             },
-            "backends": [_status_of(backend) for backend in self._upstream.fleet.backends],
-            "pools": self._pools(),
-            "clients": self._clients(),
+            "backends": backends,
+            "pools": await _sums_by_identity(backends, steps),
+            "clients": await self._clients(steps),
             "workers": [
                 {"worker": index, "replaced": is_replaced, "clients": clients}
                 for index, is_replaced, clients in workers
             ],
-            "certificates": self._certificates(),
+            "certificates": await self._certificates(steps),
         }
 
-    def _pools(self) -> dict[str, dict[str, int]]:
-        """Return the sessions of all backends by identity."""
-        totals: dict[str, Counter[str]] = {}
-        for backend in self._upstream.fleet.backends:
-            for identity, counts in _by_identity(backend).items():
-                totals.setdefault(identity, Counter()).update(counts)
-        return {identity: {key: total[key] for key in PoolStatistics._fields} for identity, total in totals.items()}
-
-    def _clients(self) -> dict[str, Any]:
+    async def _clients(self, steps: Steps) -> dict[str, Any]:
         """Return the identities and addresses with most connections, and the totals over all."""
         tally: Counter[tuple[str, str]] = Counter()
-        for clients in self._front.clients.values():
-            tally.update(clients.tally())
+        for clients in list(self._front.clients.values()):
+            for client in clients.identities_and_addresses():
+                tally[client] += 1
+                await steps.turn()
         return {
             "connections": tally.total(),
             "identities": len({identity for identity, _address in tally}),
@@ -95,93 +100,103 @@ class Status:
             ],
         }
 
-    def _certificates(self) -> list[dict[str, str]]:
+    async def _certificates(self, steps: Steps) -> list[dict[str, str]]:
         """Return the ends of the certificates and the CRLs in use, the earliest first; a missing CRL ended in 1970."""
         ends = [
             (sample.value, sample.labels["role"], sample.labels["name"])
             for family in self._metrics.certificate_not_after.collect()
             for sample in family.samples
         ]
+        await steps.turn()
         ends += [
             (sample.value, f"{sample.labels['role']}_crl", f"{sample.labels['name']}: {sample.labels['issuer']}")
             for family in self._metrics.crl_next_update.collect()
             for sample in family.samples
         ]
-        return [{"role": role, "name": name, "ends": _time(end)} for end, role, name in sorted(ends)]
+        certificates = []
+        for end, role, name in sorted(ends):
+            certificates.append({"role": role, "name": name, "ends": _time(end)})
+            await steps.turn()
+        return certificates
 
-    def snapshot(self) -> dict[str, Any]:
+    async def snapshot(self) -> dict[str, Any]:
         """Return ``current``, and what the status page shows besides: totals since the start, and the last log lines.
 
         ``traffic`` has, by backend and by identity, the number of requests by result, and of a backend the buckets of
         the histogram of durations, as [upper bound in seconds, number of exchanges up to it].
         """
-        self._metrics.flush()
-        return self.current() | {
-            "time": time.time(),
-            "unready": self._unreadiness(),
-            "control": None if self._control is None else str(self._control),
-            "requests": self._by_label(self._metrics.requests, "result"),
-            "traffic": {
-                "backends": self._traffic_of_backends(),
-                "identities": self._traffic_of_identities(),
-            },
-            "unserved": self._unserved(),
-            "events": log.recent(),
-        }
+        async with self._lock:
+            steps = Steps()
+            self._metrics.flush()
+            await steps.turn()
+            return await self._current(steps) | {
+                "time": time.time(),
+                "unready": self._unreadiness(),
+                "control": None if self._control is None else str(self._control),
+                "requests": await self._requests(steps),
+                "traffic": {
+                    "backends": await self._traffic_of_backends(steps),
+                    "identities": await self._traffic_of_identities(steps),
+                },
+                "unserved": await self._unserved(steps),
+                "events": log.recent(),
+            }
 
-    def _unserved(self) -> list[dict[str, str]]:
+    async def _unserved(self, steps: Steps) -> list[dict[str, str]]:
         """Return the identities that no key manager serves although one serves others, and why, as far as is known."""
         backends = [backend for backend in self._upstream.fleet.backends if backend.is_live and not backend.is_drained]
-        served: dict[str, bool] = {}
-        for labels, value in _samples(self._metrics.backend_identity_up, ""):
-            if any(labels["backend"] == backend.name for backend in backends):
-                served[labels["identity"]] = served.get(labels["identity"], False) or bool(value)
-        failures = {
-            pool.credential: pool.opening.failure
-            for backend in backends
-            for pool in backend.pools.values()
-            if pool.opening.failure is not None
-        }
-        return [
-            {"identity": name, **_explained(failures.get(name))} for name, is_served in served.items() if not is_served
-        ]
+        unserved = []
+        for name in self._upstream.identities if backends else ():
+            if not any(backend.is_reachable_with(name) for backend in backends):
+                unserved.append(name)
+            await steps.turn()
+        failures = {}
+        for backend in backends if unserved else ():
+            for pool in list(backend.pools.values()):
+                if pool.opening.failure is not None:
+                    failures[pool.credential] = pool.opening.failure
+                await steps.turn()
+        return [{"identity": name, **_explained(failures.get(name))} for name in unserved]
 
-    def _traffic_of_backends(self) -> dict[str, Any]:
+    async def _traffic_of_backends(self, steps: Steps) -> dict[str, Any]:
         traffic: dict[str, Any] = {
             backend.name: {"results": Counter(), "buckets": []} for backend in self._upstream.fleet.backends
         }
-        for labels, value in _samples(self._metrics.backend_requests, "_total"):
-            if labels["backend"] in traffic:
-                traffic[labels["backend"]]["results"][labels["result"]] += value
-        for labels, value in _samples(self._metrics.backend_request_duration, "_bucket"):
-            if labels["backend"] in traffic:
-                traffic[labels["backend"]]["buckets"].append([labels["le"], value])
+        for (name, result), counter in _children(self._metrics.backend_requests):
+            if name in traffic:
+                traffic[name]["results"][result] += int(counter.value)
+            await steps.turn()
+        for (name,), histogram in list(self._metrics.backend_request_duration.children()):
+            if name in traffic:
+                traffic[name]["buckets"] = [[bound, int(count)] for bound, count in histogram.buckets()]
+            await steps.turn()
         return traffic
 
-    def _traffic_of_identities(self) -> dict[str, Counter[str]]:
+    async def _traffic_of_identities(self, steps: Steps) -> dict[str, Counter[str]]:
         """Return the requests of the identities with most of them, by result."""
         traffic: dict[str, Counter[str]] = {}
-        for labels, value in _samples(self._metrics.identity_requests, "_total"):
-            traffic.setdefault(labels["identity"], Counter())[labels["result"]] += value
+        for (name, result), counter in _children(self._metrics.identity_requests):
+            traffic.setdefault(name, Counter())[result] += int(counter.value)
+            await steps.turn()
         most = sorted(traffic, key=lambda identity: -traffic[identity].total())[:_SHOWN_IDENTITIES]
         return {identity: traffic[identity] for identity in most}
 
-    def _by_label(self, family: Any, label: str) -> Counter[str]:
+    async def _requests(self, steps: Steps) -> Counter[str]:
+        """Return the number of requests by result."""
         totals: Counter[str] = Counter()
-        for labels, value in _samples(family, "_total"):
-            totals[labels[label]] += value
+        for (_operation, result, _version), counter in _children(self._metrics.requests):
+            totals[result] += int(counter.value)
+            await steps.turn()
         return totals
 
 
-def _samples(family: Any, suffix: str) -> Iterator[tuple[dict[str, str], int]]:
-    """Yield the labels and the value of each sample of a family of counters or histograms."""
-    for metric in family.collect():
-        for sample in metric.samples:
-            if sample.name.endswith(suffix):
-                yield sample.labels, int(sample.value)
+def _children(family: FastCounterFamily) -> list[tuple[tuple[str, ...], FastCounter]]:
+    """Return the label values and the counters that there are now: requests add counters between two steps."""
+    return list(family.children())
 
 
-def _status_of(backend: Backend) -> dict[str, Any]:
+async def _status_of(backend: Backend, steps: Steps) -> dict[str, Any]:
+    pools = await _by_identity(backend, steps)
     error = (backend.error, time.time()) if backend.error else backend.last_error
     return {
         "name": backend.name,
@@ -195,8 +210,9 @@ def _status_of(backend: Backend) -> dict[str, Any]:
         "last_error": None if error is None else {"text": log.quoted(error[0]), "time": _time(error[1])},
         "remedy": _remedy(backend),
         "in_flight": backend.in_flight,
-        "sessions": sessions_of(backend),
-        "pools": _by_identity(backend),
+        "sessions": {key: sum(counts[key] for counts in pools.values()) for key in ("idle", "busy", "opening")}
+        | {"limit": backend.slots.limit},
+        "pools": pools,
     }
 
 
@@ -215,14 +231,31 @@ def _explained(failure: BackendError | None) -> dict[str, str]:
     return {"text": log.quoted(str(failure.args[0])), "remedy": remedy_for(failure.cause)}
 
 
-def _by_identity(backend: Backend) -> dict[str, dict[str, int]]:
+async def _by_identity(backend: Backend, steps: Steps) -> dict[str, dict[str, int]]:
     """Return the sessions of a backend by identity: one with minted credentials has a pool for each client."""
     found: dict[str, dict[str, int]] = {}
-    for pool in backend.pools.values():
-        counts = found.setdefault(pool.credential, dict.fromkeys(PoolStatistics._fields, 0))
-        for key, number in pool.statistics()._asdict().items():
-            counts[key] += number
+    for pool in list(backend.pools.values()):
+        _add(found, pool.credential, pool.statistics()._asdict())
+        await steps.turn()
     return found
+
+
+async def _sums_by_identity(backends: Iterable[dict[str, Any]], steps: Steps) -> dict[str, dict[str, int]]:
+    """Return the sessions of all backends by identity."""
+    totals: dict[str, dict[str, int]] = {}
+    for backend in backends:
+        for identity, counts in backend["pools"].items():
+            _add(totals, identity, counts)
+            await steps.turn()
+    return totals
+
+
+def _add(totals: dict[str, dict[str, int]], identity: str, counts: dict[str, int]) -> None:
+    if (total := totals.get(identity)) is None:
+        totals[identity] = dict(counts)
+    else:
+        for key, number in counts.items():
+            total[key] += number
 
 
 def sessions_of(backend: Backend) -> dict[str, int]:

@@ -15,7 +15,7 @@ from OpenSSL import SSL
 
 from gateway import log, tls
 from gateway.admin.access import Access
-from gateway.admin.page import Snapshot
+from gateway.admin.page import Snapshot, no_state
 from gateway.admin.routes import Routes
 from gateway.admin.server import AdminServer
 from gateway.audit.refused import RefusedConnections
@@ -128,6 +128,11 @@ class Upstream:
             lambda backend, result: metrics.dns_resolutions.labels(backend, result).inc(),
         )
         self.balancer = Balancer(self.fleet.backends, policy=config.balancing.policy)
+
+    @property
+    def identities(self) -> list[str]:
+        """The names of the identities in the configuration."""
+        return [identity.name for identity in self._config.identities]
 
     def _read_credential(self, identity: IdentityConfig) -> None:
         """Read the password, or the issuing CA, of an identity at the start. Raises ConfigError."""
@@ -878,7 +883,7 @@ def admin_access(config: Config) -> AdminAccess:
 
 
 def build_admin(
-    config: Config, metrics: Metrics, unreadiness: Callable[[], str | None], snapshot: Snapshot = dict
+    config: Config, metrics: Metrics, unreadiness: Callable[[], str | None], snapshot: Snapshot = no_state
 ) -> AdminServer:
     """Return the server of the admin port. ``unreadiness`` returns why /readyz should fail, or None.
 

@@ -1,15 +1,23 @@
-"""The state that the status page shows, from a gateway with key managers, over its admin port."""
+"""The state that the status page shows, from a gateway with key managers, over its admin port; and its making."""
 
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import trio
 from kmip.core import enums
+from OpenSSL import SSL
 
+from gateway import steps, tls, wiring
+from gateway.admin.page import StatusPage
+from gateway.config import load
+from gateway.metrics import Metrics
+from gateway.status import Status
+from tests.kit.config_files import SMALL, put_certificates, write
 from tests.kit.processes import (
     Certificates,
     Gateway,
@@ -96,3 +104,100 @@ def test_only_a_token_shows_the_state_if_there_are_tokens(certificates: Certific
         with urllib.request.urlopen(f"http://127.0.0.1:{running.admin_port}/", timeout=10) as answer:
             assert b"A token is needed" in answer.read()  # the page itself has no state
         assert snapshot(running.admin_port, TOKEN)["backends"][0]["name"] == "kms-1"
+
+
+IDENTITIES = 200
+BACKENDS = 12
+
+
+def large() -> str:
+    """Return a configuration with many identities and key managers."""
+    before, _, rest = SMALL.partition("[[backends]]")
+    parts = [before, rest[rest.index("[admin]") :]]
+    for number in range(BACKENDS):
+        address = f'address = "127.0.0.1:{15000 + number}"'
+        parts.append(f'[[backends]]\nname = "kms-{number}"\n{address}\nca = "kms-ca.pem"\n')
+    for number in range(IDENTITIES):
+        name = f"tenant-{number}"
+        files = f'certificate = "{name}.pem"\nprivate_key = "{name}.key"'
+        parts.append(f'[[identities]]\nname = "{name}"\nmatch = {{ subject_cn = "{name}" }}\n{files}\n')
+    return "\n".join(parts)
+
+
+class Large(NamedTuple):
+    status: Status
+    upstream: wiring.Upstream
+
+
+@pytest.fixture
+async def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Large]:
+    """The status of a gateway with many pools. Every step ends with a turn of the other tasks, however short it is."""
+    monkeypatch.setattr(steps, "STEP", 0.0)
+    for name in ("server_context", "client_context"):
+        monkeypatch.setattr(tls, name, lambda *_arguments, **_by_name: SSL.Context(SSL.TLS_METHOD))
+    text = large()
+    put_certificates(tmp_path, text)
+    config = load(write(tmp_path, text))
+    metrics = Metrics("test")
+    async with trio.open_nursery() as background:
+        upstream = wiring.Upstream(config, background, metrics)
+        front = wiring.Front(config, wiring.build_dispatcher(config, upstream, metrics), metrics)
+        yield Large(Status(upstream, front, metrics), upstream)
+        background.cancel_scope.cancel()
+
+
+async def count_turns(turns: list[int]) -> None:
+    while True:
+        turns[0] += 1
+        await trio.lowlevel.checkpoint()
+
+
+async def test_other_tasks_run_while_a_snapshot_is_made_and_encoded(many: Large) -> None:
+    turns = [0]
+    page = StatusPage(many.status.snapshot)
+    answer = await page.events()
+    assert answer.stream is not None
+    events = answer.stream()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns, turns)
+        event = await anext(events)
+        nursery.cancel_scope.cancel()
+    await events.aclose()
+    state = json.loads(event.removeprefix(b"data: "))
+    assert [len(each["pools"]) for each in state["backends"]] == [IDENTITIES] * BACKENDS
+    assert len(state["pools"]) == IDENTITIES
+    assert turns[0] > IDENTITIES * BACKENDS
+
+
+async def test_two_states_are_never_made_at_once(many: Large) -> None:
+    """Else twice the work would be done between two turns of a client's request."""
+    turns = [0]
+
+    async def show() -> None:
+        await many.status.current()
+        turns.append(turns[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns, turns)
+        async with trio.open_nursery() as both:
+            both.start_soon(show)
+            both.start_soon(show)
+        nursery.cancel_scope.cancel()
+    assert turns[2] - turns[1] > IDENTITIES * BACKENDS  # the second has begun after the first
+
+
+async def test_a_pool_and_a_key_manager_may_vanish_while_a_snapshot_is_made(many: Large) -> None:
+    async def remove() -> None:
+        configured = many.upstream.fleet._configured[-1]
+        for number in range(IDENTITIES):
+            for backend in many.upstream.fleet.backends:
+                backend.remove_pool(f"tenant-{number}")
+            await trio.lowlevel.checkpoint()
+        configured.backends.clear()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(remove)
+        for _ in range(3):
+            state = await many.status.snapshot()
+    assert len(state["backends"]) == BACKENDS - 1
+    assert state["pools"] == {}

@@ -27,6 +27,7 @@ import trio
 from gateway import log
 from gateway.errors import ConfigError, ControlError
 from gateway.log import quoted
+from gateway.steps import encoded
 
 _MAX_REQUEST: Final = 64 * 1024  # bytes
 _MAX_CONNECTIONS: Final = 8
@@ -147,8 +148,9 @@ class ControlServer:
                     if isinstance(answer, Subscription):
                         await _pass_on(answer, stream)
                         return
+                    line = await encoded(answer) + b"\n"
                     with trio.move_on_after(_SEND_DEADLINE):
-                        await stream.send_all(json.dumps(answer).encode() + b"\n")
+                        await stream.send_all(line)
         except Exception as error:  # noqa: BLE001 - a connection to the socket must not end the gateway
             self._log.error("internal error: control connection failed; report this bug", exc_info=error)
         finally:

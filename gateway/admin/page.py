@@ -6,9 +6,8 @@ Content-Security-Policy names the script's hash. It only reads: for changes it s
 
 import base64
 import hashlib
-import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 import trio
 
 from gateway.admin.answer import HttpAnswer
+from gateway.steps import encoded
 
 SNAPSHOT_INTERVAL: Final = 2.0  # s between two snapshots
 MAX_WATCHERS: Final = 8  # streams at once
@@ -25,7 +25,12 @@ _FILE: Final = Path(__file__).with_name("page.html")
 _INLINE: Final = re.compile(r"<(?P<kind>script|style)>(?P<text>.*?)</(?P=kind)>", re.DOTALL)
 
 #: Returns the state of the gateway as values of JSON.
-Snapshot = Callable[[], Mapping[str, Any]]
+Snapshot = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+async def no_state() -> Mapping[str, Any]:
+    """Return an empty snapshot."""
+    return {}
 
 
 class _Watcher:
@@ -48,6 +53,7 @@ class StatusPage:
         self._snapshot = snapshot
         self._interval = interval
         self._watchers: list[_Watcher] = []  # the oldest first
+        self._lock = trio.Lock()  # held while a snapshot is made
         self._made_at = float("-inf")
         self._event = b""
         text = _FILE.read_text(encoding="utf-8")
@@ -67,34 +73,35 @@ class StatusPage:
 
     async def events(self) -> HttpAnswer:
         """Return a stream of snapshots, or an error if MAX_WATCHERS have begun within LEAST_WATCH seconds."""
-        if len(self._watchers) >= MAX_WATCHERS:
-            if trio.current_time() < self._watchers[0].since + LEAST_WATCH:
-                text = f"{MAX_WATCHERS} pages watch already; close one, or try again in {LEAST_WATCH:g} s"
-                return HttpAnswer.of(HTTPStatus.SERVICE_UNAVAILABLE, text)
-            self._watchers.pop(0).replaced.set()
+        if len(self._watchers) >= MAX_WATCHERS and trio.current_time() < self._watchers[0].since + LEAST_WATCH:
+            text = f"{MAX_WATCHERS} pages watch already; close one, or try again in {LEAST_WATCH:g} s"
+            return HttpAnswer.of(HTTPStatus.SERVICE_UNAVAILABLE, text)
         return HttpAnswer(
             HTTPStatus.OK, b"", "text/event-stream", (("Cache-Control", "no-store"), *_SAFE), self._stream
         )
 
     async def _stream(self) -> AsyncGenerator[bytes]:
+        if len(self._watchers) >= MAX_WATCHERS:  # not earlier: a HEAD request starts no stream
+            self._watchers.pop(0).replaced.set()
         watcher = _Watcher()
         self._watchers.append(watcher)
         try:
             while not watcher.replaced.is_set():
-                yield self._current()
+                yield await self._current()
                 with trio.move_on_at(self._made_at + self._interval):
                     await watcher.replaced.wait()
         finally:
             if watcher in self._watchers:
                 self._watchers.remove(watcher)
 
-    def _current(self) -> bytes:
+    async def _current(self) -> bytes:
         """Return the snapshot as an event; it is made anew if it is as old as the interval."""
-        now = trio.current_time()
-        if now >= self._made_at + self._interval:
-            self._event = b"data: " + json.dumps(self._snapshot(), separators=(",", ":")).encode() + b"\n\n"
-            self._made_at = now
-        return self._event
+        async with self._lock:
+            now = trio.current_time()
+            if now >= self._made_at + self._interval:
+                self._event = b"data: " + await encoded(await self._snapshot()) + b"\n\n"
+                self._made_at = now
+            return self._event
 
 
 _SAFE: Final = (

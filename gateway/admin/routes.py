@@ -14,11 +14,11 @@ import trio
 from gateway import log
 from gateway.admin.access import Access
 from gateway.admin.answer import HttpAnswer
-from gateway.admin.page import Snapshot, StatusPage
+from gateway.admin.page import Snapshot, StatusPage, no_state
+from gateway.steps import Steps
 
 _EXPOSITION_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
 RENDERING_INTERVAL: Final = 1.0  # s between two renderings of /metrics
-_STEP: Final = 0.001  # s of one step of a rendering
 #: RFC 9110 section 7.2: a host, in brackets if it is an IPv6 address, and perhaps a port.
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?")
 
@@ -49,12 +49,10 @@ class Rendering:
 
     async def _render(self) -> bytes:
         parts: list[bytes] = []
-        since = trio.current_time()
+        steps = Steps()
         for part in self._exposition():
             parts.append(part)
-            if trio.current_time() - since > _STEP:
-                await trio.lowlevel.checkpoint()
-                since = trio.current_time()
+            await steps.turn()
         return b"".join(parts)
 
 
@@ -74,7 +72,7 @@ class Routes:
         unreadiness: Callable[[], str | None],
         names: Iterable[str] = (),
         access: Access | None = None,
-        snapshot: Snapshot = dict,
+        snapshot: Snapshot = no_state,
     ) -> None:
         page = StatusPage(snapshot)
         self._rendering = Rendering(exposition)

@@ -1,8 +1,7 @@
 """Clients: the clients of one listener after their handshake: identity, limits, conversation, drain."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Final
 
@@ -107,9 +106,10 @@ class Clients:
         """The number of requests that were read and are not yet answered."""
         return sum(conversation.phase is Phase.ANSWERING for conversation in self._conversations)
 
-    def tally(self) -> Counter[tuple[str, str]]:
-        """Return the number of connections by identity and address."""
-        return Counter((conversation.identity_name, conversation.host) for conversation in self._conversations)
+    def identities_and_addresses(self) -> Iterator[tuple[str, str]]:
+        """Yield the identity and the address of each connection at the time of the call; others may come meanwhile."""
+        conversations = list(self._conversations)
+        return ((conversation.identity_name, conversation.host) for conversation in conversations)
 
     @property
     def connections(self) -> int:

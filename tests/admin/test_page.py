@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from gateway.admin.answer import HttpAnswer
-from gateway.admin.page import LEAST_WATCH, MAX_WATCHERS, SNAPSHOT_INTERVAL, StatusPage
+from gateway.admin.page import LEAST_WATCH, MAX_WATCHERS, SNAPSHOT_INTERVAL, StatusPage, no_state
 from tests.kit.fake_backends import in_virtual_time
 
 
@@ -23,8 +23,9 @@ class Source:
     def __init__(self) -> None:
         self.asked = 0
 
-    def snapshot(self) -> dict[str, Any]:
+    async def snapshot(self) -> dict[str, Any]:
         self.asked += 1
+        await trio.lowlevel.checkpoint()
         return {"number": self.asked}
 
 
@@ -40,7 +41,7 @@ def number(event: bytes) -> int:
 
 
 async def test_the_page_names_the_hashes_of_its_own_script_and_style() -> None:
-    answer = await StatusPage(dict).page()
+    answer = await StatusPage(no_state).page()
     policy = dict(answer.headers)["Content-Security-Policy"]
     for kind in ("script", "style"):
         (text,) = re.findall(rf"<{kind}>(.*?)</{kind}>", answer.body.decode(), re.DOTALL)
@@ -51,7 +52,7 @@ async def test_the_page_names_the_hashes_of_its_own_script_and_style() -> None:
 
 
 async def test_the_page_loads_nothing_from_elsewhere() -> None:
-    text = (await StatusPage(dict).page()).body.decode()
+    text = (await StatusPage(no_state).page()).body.decode()
     addresses = set(re.findall(r"https?://[^\s'\"]+", text))
     assert addresses == {"http://www.w3.org/2000/svg"}  # the name of a format, in the icon
     assert "innerHTML" not in text
@@ -87,7 +88,7 @@ async def test_no_snapshot_is_made_without_a_watcher() -> None:
 
 @in_virtual_time
 async def test_a_new_watcher_takes_the_place_of_the_oldest() -> None:
-    page = StatusPage(dict)
+    page = StatusPage(no_state)
     streams = [stream(await page.events()) for _ in range(MAX_WATCHERS)]
     for each in streams:
         await anext(each)
@@ -106,8 +107,24 @@ async def test_a_new_watcher_takes_the_place_of_the_oldest() -> None:
     assert repr(page) == "<StatusPage 0 watchers>"
 
 
+@in_virtual_time
+async def test_a_stream_that_never_starts_ends_no_watcher() -> None:
+    """HEAD /events has the answer without its stream."""
+    page = StatusPage(no_state)
+    streams = [stream(await page.events()) for _ in range(MAX_WATCHERS)]
+    for each in streams:
+        await anext(each)
+    await trio.sleep(LEAST_WATCH)
+
+    assert (await page.events()).status == HTTPStatus.OK
+
+    for each in streams:
+        await anext(each)
+        await each.aclose()
+
+
 async def test_watchers_are_bounded_and_leave_room_when_they_go() -> None:
-    page = StatusPage(dict)
+    page = StatusPage(no_state)
     streams = [stream(await page.events()) for _ in range(MAX_WATCHERS)]
     for each in streams:
         await anext(each)

@@ -1,9 +1,10 @@
 """The admin port over plain HTTP: its answers, and its bounds against strangers."""
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
@@ -53,7 +54,7 @@ class Admin:
 
 
 @asynccontextmanager
-async def running(limits: AdminLimits | None = None, snapshot: Snapshot = dict) -> AsyncIterator[Admin]:
+async def running(limits: AdminLimits | None = None, snapshot: Snapshot = page.no_state) -> AsyncIterator[Admin]:
     """Run an admin server for the length of a block."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         admin = Admin(listening.getsockname(), listening)
@@ -247,7 +248,11 @@ async def watches(admin: Admin) -> bool:
 async def test_readers_that_never_read_keep_no_other_out(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large snapshot fills the buffers, so that the deadline closes them; a small one would take hours to do so."""
     monkeypatch.setattr(page, "LEAST_WATCH", 0.5 if not size else 600.0)
-    async with running(AdminLimits(send=0.5), lambda: {"text": "x" * size}) as admin:
+
+    async def state() -> Mapping[str, Any]:
+        return {"text": "x" * size}
+
+    async with running(AdminLimits(send=0.5), state) as admin:
         hogs = []
         for _ in range(20):
             hogs.append(await trio.open_tcp_stream(*admin.address))
