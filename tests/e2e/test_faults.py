@@ -137,7 +137,7 @@ async def test_fault(
             batches = await _ask_each(client, [batch(uid, f"{fault.value} b{n}") for n in range(TIMES)])
         finally:
             faulty.set_faults()
-        await trio.sleep(0.3)  # the key manager reads the file at intervals; the next Create must not meet the fault
+        await trio.sleep(1)  # the key manager reads the file at intervals; the next Create must not meet the fault
         assert reads == ["success"] * TIMES
         made = creates(running)[len(before) :] if fault is not Fault.FREEZE else []
         told = changes + batches

@@ -199,7 +199,10 @@ async def test_clients_of_a_removed_identity_are_told(it: Reloaded) -> None:
 async def test_limits_of_an_address_reach_the_process_that_accepts(it: Reloaded) -> None:
     await it.look()
     assert await it.serves(it.gateway.port)
+    before = workers_of(it.gateway) if processes.TLS_WORKERS else ()
     await it.reload(it.original + "\n[per_address]\nmax_clients = 2\n")
+    if processes.TLS_WORKERS:
+        await it.until(lambda: set(before).isdisjoint(workers_of(it.gateway)))
     await wait_for_workers(it)
     async with AsyncExitStack() as stack:
         served = 0
