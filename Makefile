@@ -87,7 +87,7 @@ fuzz: $(VENV)/fuzzing  ## Fuzz the readers of untrusted bytes, and sessions; FUZ
 cosmian: $(VENV)/development  ## Build Cosmian KMS, some twenty minutes: make peers then tries it, too
 	$(BIN)/python -m tests.peers.cosmian
 
-peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway, in some five minutes: docs/compatibility.md; ARGS="--only kmip-go"
+peers: $(VENV)/development  ## Independent clients and servers, directly and through the gateway, in some two minutes: docs/compatibility.md; ARGS="--only kmip-go"
 	$(BIN)/python -m tests.peers $(or $(ARGS),--save)
 
 fmt: $(VENV)/development  ## Format, and mend what can be mended
