@@ -21,27 +21,14 @@ from gateway.identity import Identities, Principal
 from gateway.log import Log, Throttle, quoted, shows_debug
 from gateway.metrics import Metrics
 from gateway.revocation import Chain, Trust
+from gateway.steps import Steps
 from gateway.tls import UNREADABLE_CERTIFICATE
 
 MAX_REFUSED_CLIENTS: Final = 64  # clients that get an error and are disconnected, beside max_clients; more are closed
 _LET_GO_EVERY: Final = 0.005  # s between the ends of two connections whose clients are to connect again
 _QUIET: Final = 1.0  # s without a request, after which such a connection ends
 _PATIENCE: Final = 10.0  # s after which such a connection ends after its next answer
-_STEP: Final = 0.002  # s of one step in which connected clients are identified again
 _REFUSAL_TIMEOUT: Final = 3.0  # s for such a client to send a request and to read the error
-
-
-class _Step:
-    """One step of a loop over all clients, which lets other tasks run after every 2 ms."""
-
-    def __init__(self) -> None:
-        self._began = trio.current_time()
-
-    async def pause_if_over(self) -> None:
-        """Let other tasks run if this step has taken 2 ms; begin the next."""
-        if trio.current_time() - self._began > _STEP:
-            await trio.lowlevel.checkpoint()
-            self._began = trio.current_time()
 
 
 class Clients:
@@ -154,12 +141,12 @@ class Clients:
         wait.
         """
         self._identities = identities
-        step = _Step()
+        steps = Steps()
         for conversation in list(self._conversations):
             if not conversation.refusal:
                 certificate = conversation.stream.peer_certificate_der()
                 conversation.change_principal(self._identify(certificate, conversation.peer))
-            await step.pause_if_over()
+            await steps.turn()
 
     @property
     def trust(self) -> Trust:
@@ -178,11 +165,11 @@ class Clients:
 
     async def _judge_all(self) -> None:
         self._trust.due = float("inf")
-        step = _Step()
+        steps = Steps()
         for conversation in list(self._conversations):
             if not conversation.refusal and (refusal := self._trust.refusal(conversation.chain)):
                 conversation.cut(refusal)
-            await step.pause_if_over()
+            await steps.turn()
 
     def limit_before_handshake(self) -> Limit | None:
         """Return the limit that a client would exceed after its handshake, if no further client gets an error then."""

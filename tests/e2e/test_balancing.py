@@ -28,11 +28,6 @@ fall = 2
 """
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("balancing"))
-
-
 @pytest.fixture
 def key_managers(certificates: Certificates) -> Iterator[list[KeyManagerProcess]]:
     with running_key_manager_processes(certificates, ["kms-1", "kms-2"]) as running:

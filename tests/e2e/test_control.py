@@ -24,22 +24,10 @@ from tests.kit.processes import (
     Gateway,
     GatewaySettings,
     running_gateway,
-    running_key_managers,
     wait_until,
 )
 
 pytestmark = pytest.mark.parametrize("workers", [0, 2])
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("control"))
-
-
-@pytest.fixture(scope="module")
-def key_managers(certificates: Certificates) -> Iterator[list[int]]:
-    with running_key_managers(certificates) as ports:
-        yield ports
 
 
 @pytest.fixture

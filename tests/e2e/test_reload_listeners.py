@@ -35,11 +35,6 @@ BOB = Identity("bob", '{ subject_cn = "bob" }', shared=False, credential="bob")
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("listeners"))
-
-
-@pytest.fixture(scope="module")
 def key_managers(certificates: Certificates) -> Iterator[list[int]]:
     with running_key_managers(certificates, ("kms-1",), "--operation-cost", "0.3") as ports:
         yield ports

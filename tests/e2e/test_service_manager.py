@@ -37,11 +37,6 @@ pytestmark = pytest.mark.parametrize("workers", [0, 2])
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("service"))
-
-
-@pytest.fixture(scope="module")
 def key_managers(certificates: Certificates) -> Iterator[list[int]]:
     with running_key_managers(certificates, ("kms-1",)) as ports:
         yield ports

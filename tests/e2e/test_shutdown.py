@@ -38,11 +38,6 @@ each_signal = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("shutdown"))
-
-
-@pytest.fixture(scope="module")
 def slow_key_managers(certificates: Certificates) -> Iterator[list[int]]:
     with running_key_managers(certificates, ("kms-1",), "--operation-cost", str(COST)) as ports:
         yield ports

@@ -36,11 +36,6 @@ FIELDS = {"timestamp", "level", "event", "component", "listener", "peer", "ident
 }
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("slow"))
-
-
 @pytest.fixture
 def key_manager(certificates: Certificates) -> Iterator[KeyManagerProcess]:
     with running_key_manager_processes(certificates, ["kms-1"]) as (found,):

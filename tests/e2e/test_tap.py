@@ -21,23 +21,11 @@ from tests.kit.processes import (
     GatewaySettings,
     Identity,
     running_gateway,
-    running_key_managers,
     wait_until,
 )
 
 pytestmark = pytest.mark.parametrize("workers", [0, 2])
 TWO = [Identity(name, f'{{ subject_cn = "{name}-*" }}', credential=name) for name in ("red", "blue")]
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("tap"))
-
-
-@pytest.fixture(scope="module")
-def key_managers(certificates: Certificates) -> Iterator[list[int]]:
-    with running_key_managers(certificates) as ports:
-        yield ports
 
 
 @pytest.fixture

@@ -37,17 +37,6 @@ from tests.kit.worker_processes import core_of, worker_of, workers_of
 WORKERS = 2
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("workers"))
-
-
-@pytest.fixture(scope="module")
-def key_managers(certificates: Certificates) -> Iterator[list[int]]:
-    with running_key_managers(certificates) as ports:
-        yield ports
-
-
 @pytest.fixture
 def gateway(certificates: Certificates, key_managers: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     monkeypatch.setattr(processes, "TLS_WORKERS", WORKERS)

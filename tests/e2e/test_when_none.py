@@ -36,11 +36,6 @@ REFUSING = b"refusing new connections"
 ACCEPTING = b"accepting new connections again"
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("when-none"))
-
-
 @pytest.fixture
 def key_manager(certificates: Certificates) -> Iterator[KeyManagerProcess]:
     with running_key_manager_processes(certificates, ["kms-1"]) as (running,):
