@@ -23,7 +23,7 @@ for a session (`request_queue_duration_seconds`), a session's opening (`session_
 manager (`backend_request_duration_seconds`), and all of it (`request_duration_seconds`).
 
 Requests leave durations and sizes in lists, which are counted once a second and before each scrape. All metrics
-together cost a Get on a kept connection some 3 % of its instructions ([performance.md](performance.md)).
+together cost a Get on a kept connection 2 to 3 % of its instructions ([performance.md](performance.md)).
 
 There is no metric of a panic mode or of an effective weight: if no key manager is up, the gateway tries all of them,
 and a key manager that gets few requests after an ejection is half_open in `backend_state`.
