@@ -1,6 +1,6 @@
 """Collector: gauges of backends and their pools, which are read during a scrape."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -17,11 +17,12 @@ def collect_pools(
 ) -> None:
     """Read the gauges from ``backends()`` at each scrape, so that requests need not update them.
 
-    ``identities`` returns the names of the identities in the configuration.
+    ``identities`` returns the names of the identities in the configuration. Each backend is read when its lines are
+    written: a scrape lets other tasks run between two parts of a metric.
     """
 
     def each(read: Callable[[Backend], Iterable[Reading]]) -> Callable[[], Iterable[Reading]]:
-        return lambda: [reading for backend in backends() for reading in read(backend)]
+        return lambda: (reading for backend in list(backends()) for reading in read(backend))
 
     metrics.backend_up.set_function(each(lambda backend: [([backend.name], float(backend.is_live))]))
     metrics.backend_identity_up.set_function(each(lambda backend: _identities_up(backend, identities())))
@@ -43,8 +44,9 @@ def collect_pools(
     )
 
 
-def _identities_up(backend: Backend, identities: Iterable[str]) -> list[Reading]:
-    return [([backend.name, name], float(backend.is_reachable_with(name))) for name in identities]
+def _identities_up(backend: Backend, identities: Iterable[str]) -> Iterator[Reading]:
+    for name in list(identities):
+        yield [backend.name, name], float(backend.is_reachable_with(name))
 
 
 def _oldest_waiter(backend: Backend) -> list[Reading]:

@@ -1,5 +1,6 @@
 """Tests of the collector: a scrape shows the current states of backends and pools."""
 
+import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import wait_all_tasks_blocked
@@ -29,6 +30,30 @@ def scrape(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if sample.name == f"kmip_gateway_{name}"
     }
+
+
+@in_virtual_time
+async def test_many_identities_are_read_between_the_parts_of_a_scrape(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics("test")
+    backends = [backend(name, nursery) for name in ("atlanta", "london")]
+    names = [f"identity-{number}" for number in range(1000)]
+    collect_pools(metrics, lambda: backends, lambda: names)
+    read: list[str] = []
+
+    def is_reachable_with(_backend: Backend, name: str) -> bool:
+        read.append(name)
+        return True
+
+    monkeypatch.setattr(Backend, "is_reachable_with", is_reachable_with)
+
+    most = before = 0
+    for _part in metrics.exposition_parts():
+        most, before = max(most, len(read) - before), len(read)
+
+    assert len(read) == 2000
+    assert most <= 200  # lines of a part
 
 
 @in_virtual_time
