@@ -2,15 +2,23 @@
 
 import re
 import shutil
+import signal
+import socket
+import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from kmip_lab.certs import Authority
 from kmip_lab.faults import Fault, FaultSetting
+from kmip_lab.tools.requests import discover_versions
 
+from tests.kit import processes
 from tests.kit.processes import (
     Certificates,
+    Gateway,
     GatewaySettings,
     Identity,
     running_gateway,
@@ -115,11 +123,81 @@ def test_the_page_asks_for_a_token_and_shows_the_state_with_it(browser: Any, tmp
         ) as gateway,
     ):
         page = browser.new_page()
+        streams: list[str] = []
+        page.on("request", lambda request: streams.append(request.url) if request.url.endswith("/events") else None)
         page.goto(f"http://127.0.0.1:{gateway.admin_port}/")
-        page.get_by_label("Token").fill("a wrong one")
-        page.get_by_role("button", name="Show").click()
-        page.get_by_text("the token is not valid").wait_for(timeout=20 * SECONDS)
-        page.get_by_label("Token").fill(token.read_text().strip())
-        page.get_by_role("button", name="Show").click()
+        page.get_by_text("a token is needed", exact=True).wait_for(timeout=20 * SECONDS)
+        for wrong in ("a wrong one", "a wr\u20acng one", "another wrong one"):
+            give(page, wrong)
+            page.get_by_text("the token is not valid", exact=True).wait_for(timeout=20 * SECONDS)
+            assert page.locator("#lost").is_hidden()
+        give(page, token.read_text().strip())
         page.get_by_text("The key manager is up.").wait_for(timeout=20 * SECONDS)
+        page.wait_for_timeout(3 * SECONDS)  # longer than the pause before another try
+        assert len(streams) == 4  # without a token, with two wrong ones that a header can have, with the right one
+        token.write_text("another-token-of-some-length-9876543210\n")
+        gateway.process.send_signal(signal.SIGHUP)
+        page.get_by_text("the token is not valid", exact=True).wait_for(timeout=20 * SECONDS)
+        assert "give a valid one" in page.locator("#lost").inner_text()
+        assert "not connected" in page.title()
+        give(page, token.read_text().strip())
+        page.locator("#lost").wait_for(state="hidden", timeout=20 * SECONDS)
+        assert page.title() == "KMIP gateway"
         page.close()
+
+
+def give(page: Any, token: str) -> None:
+    page.locator("#live").evaluate("element => element.textContent = ''")
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Show").click()
+
+
+@pytest.mark.parametrize("workers", [0])
+def test_names_in_certificates_of_refused_clients_are_shown_as_text(
+    browser: Any, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TLS_WORKERS", workers)
+    certificates = Certificates(tmp_path)
+    foreign = Authority("<h1>CA</h1>\n")
+    with (
+        running_key_manager_processes(certificates, ("kms-1",)) as key_managers,
+        running_gateway(
+            certificates, GatewaySettings([key_managers[0].port], [Identity("red", '{ subject_cn = "red" }')])
+        ) as gateway,
+    ):
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        mistakes: list[str] = []
+        page.on("console", lambda message: mistakes.append(message.text))
+        page.on("pageerror", lambda error: mistakes.append(str(error)))
+        page.on("dialog", lambda dialog: mistakes.append(dialog.message))
+        page.goto(f"http://127.0.0.1:{gateway.admin_port}/")
+        page.get_by_text("The key manager is up.").wait_for(timeout=20 * SECONDS)
+        foreign.issue_client("<img src=x onerror=alert(1)>\u202e\x1b[31m").write(*certificates.pair("foreign"))
+        known = certificates.clients_ca.issue_client("</script><script>alert(1)</script>\u2066\nlevel=error")
+        known.write(*certificates.pair("known"))
+        for name in ("foreign", "known"):
+            ask(gateway, certificates.pair(name))
+        events = page.locator("#event-rows")
+        events.get_by_text("onerror=alert").wait_for(timeout=20 * SECONDS)
+        events.get_by_text("script").first.wait_for(timeout=20 * SECONDS)
+        said = events.inner_text()
+        assert r"\u202e\x1b[31m" in said
+        assert r"\u2066" in said
+        assert all(each.isprintable() for line in said.splitlines() for each in line)
+        assert events.locator("img, script, h1").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert mistakes == []
+        page.close()
+
+
+def ask(gateway: Gateway, pair: tuple[Path, Path]) -> None:
+    """Send a request over a TLS connection with this certificate; the gateway may refuse both."""
+    context = ssl.create_default_context(cafile=str(gateway.certificates.path("gateway_ca.pem")))
+    context.load_cert_chain(*pair)
+    with (
+        suppress(OSError),
+        socket.create_connection(("127.0.0.1", gateway.port), 10) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as stream,
+    ):
+        stream.sendall(discover_versions([(1, 2)]))
+        stream.recv(1000)
