@@ -32,7 +32,7 @@ from gateway.wiring import Upstream
 
 _AT_ONCE: Final = 2  # tries at one backend
 _ALL_AT_ONCE: Final = 16  # tries at all backends
-_SILENT: Final = 2  # tries that time out before their handshake, after which an address is left alone
+_SILENT: Final = 2  # tries without an answer to the first request, after which an address is left alone
 _SOON: Final = timedelta(days=30)  # before its end, in which a certificate should be renewed
 _NAMES: Final = 5  # of a certificate that a message repeats
 
@@ -82,7 +82,7 @@ class _Finding:
 
     def __init__(self) -> None:
         self.is_connected = True
-        self.is_silent = False  # connected, and no handshake in time
+        self.is_silent = False  # connected, and no answer in time
         self.tls = ""
         self.certificate: x509.Certificate | None = None
         self.versions: tuple[Version, ...] = ()
@@ -100,8 +100,8 @@ class _Finding:
         """Return the reason and the detail for a try that had no end within ``seconds``: where it stood."""
         if not self.is_connected:
             return "no_connection", f"no connection within {seconds:g} s"
+        self.is_silent = True
         if self.certificate is None:
-            self.is_silent = True
             return "timeout", f"connected, but no TLS handshake within {seconds:g} s"
         return "timeout", f"TLS handshake made, but no answer to the first request within {seconds:g} s"
 
@@ -173,7 +173,7 @@ class ConnectionCheck:
     async def _check_address(
         self, place: tuple[int, int], settings: BackendConfig, host: str, limiter: trio.CapacityLimiter
     ) -> None:
-        """Try every identity, one by one until a handshake has ended: others must not wait for a silent address."""
+        """Try every identity, one by one until the address answers: others must not wait for a silent address."""
         address = str(Address(host, settings.address.port))
         silent = 0
         is_first = True
@@ -185,10 +185,8 @@ class ConnectionCheck:
                     self._found[key] = minted._replace(backend=settings.name, address=address)
                     continue
                 if silent == _SILENT:
-                    detail = f"{_SILENT} identities before this one got no TLS handshake at this address"
-                    self._found[key] = _attempt(
-                        settings.name, address, identity.name, NOT_TRIED, "no_handshake", detail
-                    )
+                    detail = f"{_SILENT} identities before this one got no answer at this address"
+                    self._found[key] = _attempt(settings.name, address, identity.name, NOT_TRIED, "silent", detail)
                     continue
                 check = partial(self._check_identity, key, settings, host, identity, limiter, minted)
                 if not is_first:
@@ -247,6 +245,7 @@ class ConnectionCheck:
                 finally:
                     session.close()
                 if response is None:
+                    finding.is_silent = True
                     return FAILED, "no_answer", f"no answer within {self._config.health.timeout:g} s"
             if response is None:
                 return FAILED, "timeout", f"no session within {deadline:g} s"

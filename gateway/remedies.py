@@ -7,7 +7,7 @@ REMEDIES: Final = {
     "resolve": "correct the address of this backend, or this machine's resolver; `getent hosts NAME` asks the same",
     "connect": "see that the key manager runs and listens on this port, and that no firewall rejects the connection",
     "no_connection": "see that the machine is on, and that no firewall drops packets to this port",
-    "no_handshake": "mend the tries before it, and check again",
+    "silent": "mend the tries before it, and check again",
     "timeout": "see why the key manager is slow or stands still (load, its HSM), or raise [deadlines] connect",
     "resources": "this process is out of descriptors or memory: raise its limits (ulimit -n, LimitNOFILE)",
     "hostname": "set server_name of this backend to a name in the certificate, or have the certificate issued anew",

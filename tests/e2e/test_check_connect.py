@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from kmip_lab.certs import Authority
 from kmip_lab.faults import Fault, FaultSetting
+from kmip_lab.keymanager import read_journal
 
 from tests.kit.authorities import Ca
 from tests.kit.processes import (
@@ -113,8 +114,35 @@ def test_an_address_without_handshakes_is_left_alone_after_two(
     config.write_text(config.read_text() + "[deadlines]\nconnect = 0.5\n")
     status, found = check(config)
     assert status == 1
-    assert [each[2:] for each in outcomes(found)] == [("failed", "timeout")] * 2 + [("not tried", "no_handshake")] * 30
-    assert "got no TLS handshake" in found["attempts"][2]["detail"]
+    assert [each[2:] for each in outcomes(found)] == [("failed", "timeout")] * 2 + [("not tried", "silent")] * 30
+    assert "got no answer" in found["attempts"][2]["detail"]
+
+
+def test_an_address_without_answers_is_left_alone_after_two(
+    certificates: Certificates, key_managers: list[KeyManagerProcess]
+) -> None:
+    key_managers[0].set_faults(FaultSetting(Fault.SLOW, seconds=60))
+    identities = [
+        *TWO,
+        *(Identity(f"more-{each}", f'{{ subject_cn = "more-{each}" }}', credential="blue") for each in range(10)),
+    ]
+    config = configured(certificates, [key_managers[0].port], identities=identities)
+    config.write_text(config.read_text() + "[deadlines]\nconnect = 0.5\n")
+    status, found = check(config)
+    assert status == 1
+    assert [each[2:] for each in outcomes(found)] == [("failed", "timeout")] * 2 + [("not tried", "silent")] * 10
+    assert "TLS handshake made, but no answer" in found["attempts"][0]["detail"]
+
+
+def test_no_operation_that_changes_anything_is_sent(
+    certificates: Certificates, key_managers: list[KeyManagerProcess]
+) -> None:
+    for probe in ("query", "discover-versions"):
+        config = configured(certificates, [it.port for it in key_managers], backend=f'probe = "{probe}"')
+        status, _found = check(config)
+        assert status == 0
+    sent = {entry.operation for each in key_managers for entry in read_journal(each.journal)}
+    assert sent == {"Query", "DiscoverVersions"}
 
 
 def test_a_refused_credential_fails_alone(certificates: Certificates, key_managers: list[KeyManagerProcess]) -> None:
