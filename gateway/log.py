@@ -143,14 +143,14 @@ class LossyFile:
     """A text file that drops messages rather than block or raise, so that the log stops no request.
 
     Messages are dropped if the disk is full, the pipe is closed, there is no file at all, or the reader of a pipe or a
-    socket does not read. ``dropped`` counts them. When a pipe or a socket takes messages again, the line that
-    ``notice(number of messages dropped meanwhile)`` returns is written first.
+    socket does not read. ``dropped`` counts them. When the file takes messages again, the line that ``notice(number of
+    messages dropped meanwhile)`` returns is written first.
     """
 
     def __init__(self, file: TextIO | None, notice: Callable[[int], str] = str) -> None:
         self._file = file
         self._notice = notice
-        self._write_some = _nonblocking_write(file)
+        self._write_some = _unbuffered_write(file)
         self._unannounced = 0  # messages dropped since the last successful write
         self._is_cut = False  # True if the last message was written in part
         self.dropped = 0
@@ -177,7 +177,7 @@ class LossyFile:
         try:
             while written < len(message):
                 written += write_some(message[written : written + _AT_ONCE])
-        except OSError:  # the buffer is full, or the reader has closed
+        except OSError:  # the buffer or the disk is full, or the reader has closed
             pass
         if written:
             self._is_cut = written < len(message)
@@ -195,8 +195,11 @@ class LossyFile:
             self.dropped += 1
 
 
-def _nonblocking_write(file: TextIO | None) -> Callable[[bytes], int] | None:
-    """Return a function that writes to a pipe or a socket without blocking, or raises OSError; None for other files."""
+def _unbuffered_write(file: TextIO | None) -> Callable[[bytes], int] | None:
+    """Return a function that writes without a buffer and without waiting for a reader, or raises OSError.
+
+    None for files that are neither a regular file, a pipe, a terminal nor a socket.
+    """
     if file is None:
         return None
     try:
@@ -208,6 +211,8 @@ def _nonblocking_write(file: TextIO | None) -> Callable[[bytes], int] | None:
         return partial(_write_to_pipe, descriptor)
     if stat.S_ISCHR(mode) and os.isatty(descriptor):
         return _write_to_terminal(descriptor)
+    if stat.S_ISREG(mode):  # not through a buffer, which would keep the lines that a full disk has not taken
+        return partial(os.write, descriptor)
     return partial(_send_to_socket, descriptor) if stat.S_ISSOCK(mode) else None
 
 
@@ -370,7 +375,7 @@ def messages_dropped() -> int:
 def _drop_notice(processors: Sequence[structlog.typing.Processor], number: int) -> str:
     """Return the line about dropped messages. No logger renders it, because a line is being written then."""
     event: Any = {
-        "event": "log messages dropped: standard error was not being read",
+        "event": "log messages dropped: standard error was not being read, or its disk was full",
         "number": number,
         "component": "log",
     }

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import select
 import socket
 import sys
@@ -399,10 +400,31 @@ def test_an_unread_log_drops_lines_and_then_says_how_many(
     assert lossy.dropped == 10_000 - len(events)
     notice, *after = [json.loads(line) for line in read_all(reader)]
     assert (notice["event"], notice["number"]) == (
-        "log messages dropped: standard error was not being read",
+        "log messages dropped: standard error was not being read, or its disk was full",
         lossy.dropped,
     )
     assert [event["event"] for event in after] == ["again", "and again"]
+
+
+def test_a_file_on_a_full_disk_says_how_many_lines_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("a", buffering=1) as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        lossy = log.configure("info", "json")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a disk of 10,000 bytes
+        try:
+            for number in range(1000):
+                log.get("test").info("happened", number=number)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.get("test").info("again")
+
+    *events, cut, notice, again = path.read_text().splitlines()
+    assert [json.loads(event)["number"] for event in events] == list(range(len(events)))
+    assert not cut.endswith("}")
+    assert json.loads(notice)["number"] == lossy.dropped == 1000 - len(events)
+    assert json.loads(again)["event"] == "again"
 
 
 def test_a_terminal_that_is_not_read_drops_lines(monkeypatch: pytest.MonkeyPatch) -> None:
