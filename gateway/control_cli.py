@@ -36,7 +36,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--config", type=click.Path(path_type=Path), help="The gateway's configuration, whose admin.socket is used."
         ),
-        click.option("--socket", type=click.Path(path_type=Path), help="The control socket of the gateway."),
+        click.option(
+            "--socket", type=click.Path(path_type=Path, readable=False), help="The control socket of the gateway."
+        ),
     ):
         command = option(command)
     return command

@@ -34,7 +34,7 @@ _HEAD = "time         identity client operation object backend result: tries, qu
 @click.option(
     "--config", type=click.Path(path_type=Path), help="The gateway's configuration, whose admin.socket is used."
 )
-@click.option("--socket", type=click.Path(path_type=Path), help="The control socket of the gateway.")
+@click.option("--socket", type=click.Path(path_type=Path, readable=False), help="The control socket of the gateway.")
 def tap(
     *,
     count: int | None,

@@ -318,6 +318,8 @@ async def _connect(path: Path) -> trio.SocketStream:
             return await trio.open_unix_socket(str(path))
     except trio.TooSlowError:
         raise ControlError(f"no gateway answers on {path}") from None
+    except PermissionError:
+        raise ControlError(f"this user may not use {path}: become root, or the gateway's own user") from None
     except OSError as error:
         raise ControlError(f"no gateway can be reached on {path}: {error.strerror or error}") from None
 
@@ -334,7 +336,8 @@ async def _ask(
     line = b""
     try:
         with trio.fail_after(deadline):
-            await stream.send_all(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
+            with suppress(trio.BrokenResourceError):  # a user who is refused gets an answer before the request is read
+                await stream.send_all(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
             line = await (_read_line(stream) if lines is None else lines.next())
     except trio.TooSlowError:
         raise ControlError(f"the gateway on {path} did not answer within {deadline:g} s") from None

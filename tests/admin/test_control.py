@@ -176,6 +176,30 @@ async def test_another_user_is_refused(path: Path) -> None:
             await request(path, "echo")
 
 
+async def test_a_refusal_that_is_sent_before_the_request_is_shown(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = trio.Event()
+    connect = trio.open_unix_socket
+
+    async def connected_late(name: str) -> trio.SocketStream:
+        stream = await connect(name)
+        await closed.wait()
+        return stream
+
+    async def refuse_at_once(listening: socket.socket) -> None:
+        await trio.lowlevel.wait_readable(listening)
+        sock, _address = listening.accept()
+        with sock:
+            sock.sendall(b'{"error": "user 7 may not control this gateway"}\n')
+        closed.set()
+
+    monkeypatch.setattr(trio, "open_unix_socket", connected_late)
+    with control_socket(path) as listening:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refuse_at_once, listening)
+            with pytest.raises(ControlError, match="user 7 may not control"):
+                await request(path, "echo")
+
+
 def test_the_socket_is_for_its_owner_only_and_goes_with_the_block(path: Path) -> None:
     with control_socket(path):
         assert path.stat().st_mode & 0o777 == 0o600
