@@ -27,6 +27,7 @@ _QUOTED: Final = 200  # characters of a peer's text that a line repeats
 _FIELD: Final = 2000  # characters of any field
 _TRACEBACK: Final = 20_000  # characters
 _REMEMBERED: Final = 60  # lines
+_REPORTED: Final = 20  # lines that a TLS worker passes on at once
 _TURN: Final = 60.0  # intervals that a key of a Throttle with too many lines waits for the other keys
 _DEBUG_LINES: Final = 100  # of level debug in a second
 
@@ -342,17 +343,48 @@ def adopt(other: Mapping[str, Any]) -> None:
 
 
 _recent: Final[deque[dict[str, object]]] = deque(maxlen=_REMEMBERED)
+_unreported: Final[deque[dict[str, object]]] = deque(maxlen=_REPORTED)
 
 
 def recent() -> list[dict[str, object]]:
-    """Return the last lines of this process, the newest first, but none of level debug; fields by their names."""
-    return list(reversed(_recent))
+    """Return the last lines, the newest first, but none of level debug: fields by their names, as values of JSON.
+
+    They are those of this process, and those that ``add_recent`` took.
+    """
+    return sorted(_recent, key=lambda event: str(event.get("timestamp", "")), reverse=True)
+
+
+def take_unreported() -> list[dict[str, object]]:
+    """Return the lines of this process since the last call, at most the last 20 of them, as ``recent`` has them."""
+    lines = list(_unreported)
+    _unreported.clear()
+    return lines
+
+
+def add_recent(lines: Sequence[Mapping[str, object]], **fields: object) -> None:
+    """Have ``recent`` also return lines of another process, at most 20, with further fields."""
+    _recent.extend({**_plain(line), **fields} for line in lines[-_REPORTED:])
 
 
 def _remember(_logger: Any, method: str, event: Any) -> Any:
     if method != "debug":
-        _recent.append({key: value for key, value in event.items() if key != "exception"})
+        line = _plain(event)
+        _recent.append(line)
+        _unreported.append(line)
     return event
+
+
+def _plain(event: Mapping[str, object]) -> dict[str, object]:
+    return {
+        str(key)[:_QUOTED]: value if isinstance(value, bool | int | None) else _bounded(_listed(value), escapes=False)
+        for key, value in event.items()
+        if key != "exception"
+    }
+
+
+def _listed(value: object) -> object:
+    """Return a list of texts for a list, else a text: JSON has neither paths nor infinity."""
+    return [str(each) for each in value] if isinstance(value, list | tuple) else str(value)
 
 
 def _drop_below_level(_logger: Any, method: str, event: Any) -> Any:

@@ -113,7 +113,8 @@ class TlsWorker:
         self._pipe.send(Kind.AUDIT, 0, json.dumps([event, facts]).encode())
 
     def _reported(self) -> bytes:
-        return report(self._metrics, self._facts.read(), log.messages_dropped(), self._ticket_keys)
+        dropped, lines = log.messages_dropped(), log.take_unreported()
+        return report(self._metrics, self._facts.read(), dropped, self._ticket_keys, lines)
 
     async def _report(self) -> None:
         while True:

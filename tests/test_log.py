@@ -311,6 +311,16 @@ def test_warnings_and_errors_are_documented() -> None:
     assert [event for event in events if not event.startswith(lines) and not re.fullmatch(INTERNAL_ERROR, event)] == []
 
 
+def test_the_last_lines_are_values_of_json() -> None:
+    log.configure("info", "text")
+    log.get("test").info("odd", path=Path("/a"), number=float("inf"), many=(Path("/b"), {1}), whole=7, none=None)
+    (line,) = log.take_unreported()[-1:]
+    assert log.recent()[0] == line
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
+    assert (line["path"], line["number"], line["whole"], line["none"]) == ("/a", "inf", 7, None)
+    assert log.take_unreported() == []
+
+
 # Files that cannot be written -----------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,12 @@ backwards. Gauges of a worker that has ended are taken back.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from gateway import log
 from gateway.metrics import Metrics
 
 #: Metrics of a worker's own that it reports to the core, by the names of their attributes.
@@ -44,11 +45,16 @@ class ProcessFacts:
 
 
 def report(
-    metrics: Metrics, facts: dict[str, float], dropped: int, ticket_keys: Mapping[str, float] | None = None
+    metrics: Metrics,
+    facts: dict[str, float],
+    dropped: int,
+    ticket_keys: Mapping[str, float] | None = None,
+    lines: Sequence[Mapping[str, object]] = (),
 ) -> bytes:
     """Return a worker's report as the payload of COUNTED; ``dropped`` is the number of its dropped log messages.
 
     ``ticket_keys`` has the time of the monotonic clock at which the keys of each listener's tickets were made.
+    ``lines`` are the worker's new log lines, for the status page.
     """
     counts: list[tuple[str, list[str], Any]] = []
     for name in COUNTERS:
@@ -59,7 +65,7 @@ def report(
     for name in HISTOGRAMS:
         counts += [(name, [*labels], [child.counts, child.sum]) for labels, child in getattr(metrics, name).children()]
     process = {**facts, "dropped": dropped}
-    return json.dumps({"counts": counts, "process": process, "ticket_keys": ticket_keys or {}}).encode()
+    return json.dumps({"counts": counts, "process": process, "ticket_keys": ticket_keys or {}, "lines": lines}).encode()
 
 
 class WorkerCounts:
@@ -73,6 +79,7 @@ class WorkerCounts:
         self, metrics: Metrics, worker: int = 0, add_dropped: Callable[[int], None] = lambda _number: None
     ) -> None:
         self._metrics = metrics
+        self._worker = worker
         self._cpu = metrics.worker_cpu.labels(str(worker))
         self._add_dropped = add_dropped
         self._last: dict[tuple[str, tuple[str, ...]], Any] = {}
@@ -83,8 +90,9 @@ class WorkerCounts:
         return f"<WorkerCounts {self.process}>"
 
     def take(self, payload: bytes) -> None:
-        """Take a report; see ``report``."""
+        """Take a report; see ``report``. ``log.recent`` returns its lines from then on."""
         told = json.loads(payload)
+        log.add_recent(told["lines"], worker=self._worker)
         for name, labels, value in told["counts"]:
             key = (name, tuple(labels))
             if name in HISTOGRAMS:

@@ -152,7 +152,7 @@ def give(page: Any, token: str) -> None:
     page.get_by_role("button", name="Show").click()
 
 
-@pytest.mark.parametrize("workers", [0])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_names_in_certificates_of_refused_clients_are_shown_as_text(
     browser: Any, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

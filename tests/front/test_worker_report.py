@@ -2,6 +2,7 @@
 
 import os
 
+from gateway import log
 from gateway.front.worker_report import ProcessFacts, WorkerCounts, report
 from gateway.metrics import Metrics
 
@@ -45,6 +46,14 @@ def test_cpu_time_and_dropped_messages_go_on_with_the_next_worker() -> None:
     assert value(core, "worker_cpu_seconds_total", worker="1") == 4.0
     assert sum(dropped) == 10
     assert counts.process["descriptors"] == 7
+
+
+def test_lines_of_a_worker_are_among_the_last_lines_of_the_core() -> None:
+    lines = [{"event": f"line {number}", "timestamp": f"1999-01-01T00:00:{number:02}Z"} for number in range(30)]
+    WorkerCounts(Metrics("test"), 1).take(report(Metrics("test"), FACTS, 0, lines=lines))
+    found = log.recent()[-20:]  # the oldest lines come last
+    assert found[0] == {"event": "line 29", "timestamp": "1999-01-01T00:00:29Z", "worker": 1}
+    assert [each["event"] for each in found] == [f"line {number}" for number in range(29, 9, -1)]
 
 
 def test_the_facts_are_those_of_this_process() -> None:
