@@ -46,7 +46,6 @@ class Attempts:
         self._settings = settings
         self._metrics = metrics
         self._leasing = Leasing(settings)
-        self._overdue_sessions: set[Session] = set()  # each was reported to the breaker by ``overdue``
         self.settings_changed()
 
     def __repr__(self) -> str:
@@ -149,10 +148,10 @@ class Attempts:
         finally:
             if result:
                 session.timer.stop()
-                if self._overdue_sessions:
-                    self._not_overdue(backend, session, job)
                 backend.in_flight -= 1
                 ended = trio.current_time()
+                if not backend.breaker.is_quiet:
+                    backend.breaker.ended(job.credential, job.effect, session, ended)
                 pool.give_back(session, ended)
                 seconds = ended - began
                 pool.observer.exchanged(result, seconds, is_reused=is_reused)
@@ -203,10 +202,11 @@ class Attempts:
                 self.failed(backend, job, began)
         finally:
             session.timer.stop()
-            self._not_overdue(backend, session, job)
+            ended = trio.current_time()
+            backend.breaker.ended(job.credential, job.effect, session, ended)
             backend.in_flight -= 1
             pool.give_back(session)
-            pool.observer.exchanged(result, trio.current_time() - began, is_reused=is_reused)
+            pool.observer.exchanged(result, ended - began, is_reused=is_reused)
 
     # Overdue ---------------------------------------------------------------------------------------------------------
 
@@ -266,8 +266,7 @@ class Attempts:
             self._expire(pool, session)
             return
         if not session.has_unread_data():
-            backend.breaker.overdue(job.credential, job.effect)
-            self._overdue_sessions.add(session)
+            backend.breaker.overdue(job.credential, job.effect, session)
         if hedge is not None and not hedge.is_overdue:
             hedge.is_overdue = True
             job.retries.give_back()  # other requests need not wait for an answer that may never come
@@ -291,15 +290,8 @@ class Attempts:
             self._leasing.validate_idle(pool, session.idle_since)
             return
         if not session.has_unread_data():
-            backend.breaker.overdue(job.credential, job.effect)
-            self._overdue_sessions.add(session)
+            backend.breaker.overdue(job.credential, job.effect, session)
         pool.timers.set(session.timer, self._end_of(session), partial(self._expire, pool, session))
-
-    def _not_overdue(self, backend: Backend, session: Session, job: Job) -> None:
-        """Take back an overdue report: the exchange has ended, and the backend is used like the others again."""
-        if session in self._overdue_sessions:
-            self._overdue_sessions.discard(session)
-            backend.breaker.not_overdue(job.credential, job.effect)
 
     def _hedge_if_useful(self, backend: Backend, pool: Pool, session: Session, job: Job) -> None:
         """Send an overdue read to another backend too, or once more to this backend if the path is dead."""

@@ -11,8 +11,8 @@ circuit for each credential (a partition of an HSM may fail alone), and a circui
 are tried before changes. Each pause is twice as long as the previous pause. An answer that arrives while a circuit is
 OPEN makes it HALF_OPEN. The failure of a request that began before the end of the previous pause is ignored.
 
-An overdue request opens no circuit, since slowness is no failure. Until the request ends, or the backend answers a
-request of that kind, other backends are preferred.
+An overdue request opens no circuit, since slowness is no failure. Until all overdue requests of a kind end, or the
+backend answers a request of that kind, other backends are preferred.
 
 No function here reads the clock: callers pass the time, in trio's seconds.
 """
@@ -55,7 +55,8 @@ class Circuit:
         "credentials",
         "failing_since",
         "failures",
-        "is_overdue",
+        "overdue",
+        "overdue_until",
         "pauses",
         "settings",
         "state",
@@ -72,7 +73,8 @@ class Circuit:
         self.failures = 0
         self.failing_since = float("inf")
         self.credentials: set[str] = set()  # of these failures
-        self.is_overdue = False
+        self.overdue: set[object] = set()  # the requests that are
+        self.overdue_until = float("-inf")  # when the last of them ended
         self.pauses = 0
         self.until = float("-inf")  # end of the pause
         self.tried_since = float("-inf")  # when the state became HALF_OPEN
@@ -86,13 +88,15 @@ class Circuit:
         """Return True if one more request may be sent.
 
         ``is_change`` is the kind of the request, ``is_for_changes`` the kind of this circuit: a change must also pass
-        the circuit for reads. In its first second, a half-open circuit for reads lets no change be the first trial.
+        the circuit for reads. In the first second in which reads may be tried, a half-open circuit for reads lets no
+        change be the first trial.
         """
         if self.state is _OPEN and now >= self.until:
             self._try(now)
         if self.state is not _HALF_OPEN:
             return self.state is _CLOSED
-        if is_change and not is_for_changes and self.trials == 1 and now - self.tried_since < _READS_FIRST:
+        tried_since = max(self.tried_since, self.overdue_until)
+        if is_change and not is_for_changes and self.trials == 1 and now - tried_since < _READS_FIRST:
             return False
         return self.under_way < self.trials
 
@@ -106,7 +110,7 @@ class Circuit:
         self.failures = 0
         self.failing_since = float("inf")
         self.credentials.clear()
-        self.is_overdue = False
+        self.overdue.clear()
         if self.state is _OPEN:
             self._try(now)
         elif self.state is _HALF_OPEN:
@@ -142,7 +146,7 @@ class Circuit:
 
     def is_forgettable(self, now: float) -> bool:
         """Return True if a new circuit would behave the same."""
-        is_quiet = self.state is _CLOSED and not self.failures and not self.is_overdue and not self.under_way
+        is_quiet = self.state is _CLOSED and not self.failures and not self.overdue and not self.under_way
         return is_quiet and now - self.closed_at > _FORGIVEN
 
 
@@ -249,21 +253,22 @@ class Breaker:
         self._circuits.clear()
         self.is_quiet = True
 
-    def overdue(self, credential: str, effect: Effect) -> None:
-        """Prefer other backends until this one answers a request of this kind."""
+    def overdue(self, credential: str, effect: Effect, request: object) -> None:
+        """Prefer other backends until this ``request`` ends, or one of its kind is answered."""
         for name in (credential, _ALL):
-            self._circuit(name, is_change=not effect.is_read).is_overdue = True
+            self._circuit(name, is_change=not effect.is_read).overdue.add(request)
 
-    def not_overdue(self, credential: str, effect: Effect) -> None:
-        """Undo ``overdue``: the request has ended without an answer; ``failed`` counts that if it is a failure."""
+    def ended(self, credential: str, effect: Effect, request: object, now: float) -> None:
+        """Count the end of a request that may be overdue. If it failed, ``failed`` counts that."""
         for name in (credential, _ALL):
             circuit = self._circuits.get((name, not effect.is_read))
-            if circuit is not None:
-                circuit.is_overdue = False
+            if circuit is not None and request in circuit.overdue:
+                circuit.overdue.remove(request)
+                circuit.overdue_until = now
 
     def is_overdue(self, credential: str, effect: Effect) -> bool:
         """Return True if a request of this kind is overdue, and no request of this kind was answered since."""
-        return not self.is_quiet and any(circuit.is_overdue for _, circuit in self._relevant(credential, effect))
+        return not self.is_quiet and any(circuit.overdue for _, circuit in self._relevant(credential, effect))
 
     def _relevant(self, credential: str, effect: Effect) -> Iterable[tuple[bool, Circuit]]:
         """Yield the circuits that a request must pass, with their kinds. A change must also pass those for reads."""

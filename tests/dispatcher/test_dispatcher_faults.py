@@ -43,7 +43,7 @@ def sign_of(it: Deployment) -> str:
     circuits = it.balancer.backends[0].breaker._circuits.values()
     if any(circuit.failures for circuit in circuits):
         return "soft"
-    return "overdue" if any(circuit.is_overdue for circuit in circuits) else "none"
+    return "overdue" if any(circuit.overdue for circuit in circuits) else "none"
 
 
 @pytest.mark.parametrize("asked", REQUESTS)

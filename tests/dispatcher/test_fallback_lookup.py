@@ -456,7 +456,7 @@ async def test_an_overdue_backend_that_the_identity_changed_is_asked_all_the_sam
     async with first_is_preferred(key_managers, window=10.0) as it:
         with taken_for_down(it, 0):
             await it.ask(ask("key-1", Operation.CREATE), name="bob")
-        it.backends[1].breaker.overdue("red", Effect.READ)
+        it.backends[1].breaker.overdue("red", Effect.READ, "request")
         assert status(await it.ask(ask("key-1"))) == FOUND
         assert not it.backends[1].breaker.is_overdue("red", Effect.READ)
 

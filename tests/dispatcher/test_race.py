@@ -116,22 +116,6 @@ async def test_the_loser_goes_on_though_its_backend_answers_nothing() -> None:
         assert failures_of(it.backends[0]) == 0
 
 
-@pytest.mark.parametrize(("operation", "seconds"), [(Operation.GET, 6.5), (Operation.CREATE, 8.0)])
-@in_virtual_time
-async def test_session_of_an_overdue_request_is_forgotten_when_the_request_ends(operation: int, seconds: float) -> None:
-    """The answer to another request makes the breaker quiet while the overdue request is under way."""
-    async with deployment("atlanta") as it:
-        it.key_managers[0].operation_cost = seconds
-        async with trio.open_nursery() as clients:
-            clients.start_soon(it.ask, ask("slow", operation))
-            await trio.sleep(6.2)
-            it.key_managers[0].operation_cost = 0.005
-            await it.ask(ask("quick", operation))
-            assert it.backends[0].breaker.is_quiet
-
-        assert not it.dispatcher._attempts._overdue_sessions
-
-
 @in_virtual_time
 async def test_a_hedges_wait_is_not_taken_off_the_requests_queue_time() -> None:
     """The read is sent again after its first try broke, though the hedge has waited for all of ``queue_timeout``."""

@@ -149,7 +149,7 @@ def test_ready_backends_come_first_and_standby_ones_last() -> None:
 @in_virtual_time
 async def test_overdue_comes_after_waiting_and_an_open_breaker_after_both() -> None:
     slow, waiting, ejected, room = (backend(name) for name in ("slow", "waiting", "ejected", "room"))
-    slow.breaker.overdue("blue", Effect.READ)
+    slow.breaker.overdue("blue", Effect.READ, "request")
     pool_of(waiting).has_room = False
     ejects(ejected)
 
@@ -161,7 +161,7 @@ async def test_overdue_comes_after_waiting_and_an_open_breaker_after_both() -> N
 @in_virtual_time
 async def test_an_answer_ends_being_overdue() -> None:
     a, b = backend("a"), backend("b")
-    a.breaker.overdue("red", Effect.READ)
+    a.breaker.overdue("red", Effect.READ, "request")
     balancer = Balancer([a, b])
     assert firsts(balancer, 3) == ["b"] * 3
     a.breaker.answered("red", Effect.READ, trio.current_time())
@@ -309,7 +309,7 @@ async def test_a_backend_whose_exchanges_fail_or_are_overdue_comes_later(state: 
     effect = Effect.MUTATE if "changes" in state else Effect.READ
     credential = "blue" if "blue" in state else "red"
     if "overdue" in state:
-        a.breaker.overdue(credential, effect)
+        a.breaker.overdue(credential, effect, "request")
     else:
         for _ in range(3):
             a.breaker.failed(credential, effect, 0.0, trio.current_time())
@@ -322,7 +322,7 @@ async def test_a_backend_whose_exchanges_fail_or_are_overdue_comes_later(state: 
 async def test_has_other_ignores_backends_with_overdue_requests() -> None:
     a, b, c = backend("a"), backend("b"), backend("c", writable=False)
     balancer = Balancer([a, b, c])
-    b.breaker.overdue("red", Effect.READ)
+    b.breaker.overdue("red", Effect.READ, "request")
     assert balancer.has_other([a], "red", Effect.READ, (1, 4))
     assert not balancer.has_other([a, c], "red", Effect.READ, (1, 4))
     assert not balancer.has_other([a], "red", Effect.MUTATE, (1, 4))
@@ -338,7 +338,7 @@ async def test_room_elsewhere_counts_backends_that_may_run_the_request() -> None
     pool_of(d).is_failing = True
     assert balancer.room_elsewhere(a, "red", Effect.READ) == 5
     assert balancer.room_elsewhere(a, "red", Effect.MUTATE) == 2
-    b.breaker.overdue("red", Effect.READ)
+    b.breaker.overdue("red", Effect.READ, "request")
     assert balancer.room_elsewhere(a, "red", Effect.READ) == 3
 
 

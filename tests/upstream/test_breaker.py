@@ -341,7 +341,7 @@ def test_the_only_credential_stands_for_all() -> None:
 def test_an_overdue_request_holds_nothing_back() -> None:
     exchanges = Exchanges()
     for _ in range(100):
-        exchanges.breaker.overdue("red", READ)
+        exchanges.breaker.overdue("red", READ, object())
     assert exchanges.breaker.state is CLOSED
     assert exchanges.trials() == 100
 
@@ -362,16 +362,51 @@ def test_an_overdue_request_counts_until_one_of_its_kind_is_answered(
 ) -> None:
     exchanges = Exchanges()
     breaker = exchanges.breaker
-    breaker.overdue("red", overdue)
+    breaker.overdue("red", overdue, "request")
     if answered is not None:
         exchanges.answer(effect=answered)
     assert (breaker.is_overdue("red", READ), breaker.is_overdue("red", CHANGE)) == (reads, changes)
 
 
+def test_other_backends_are_preferred_until_all_overdue_requests_end() -> None:
+    exchanges = Exchanges()
+    breaker = exchanges.breaker
+    for request in ("first", "second"):
+        breaker.overdue("red", READ, request)
+    breaker.ended("red", READ, "first", exchanges.now)
+    assert breaker.is_overdue("red", READ)
+    breaker.ended("red", READ, "second", exchanges.now)
+    assert not breaker.is_overdue("red", READ)
+
+
+def test_the_end_of_a_request_from_before_an_answer_ends_no_later_one() -> None:
+    exchanges = Exchanges()
+    breaker = exchanges.breaker
+    breaker.overdue("red", READ, "first")
+    exchanges.answer()
+    breaker.overdue("red", READ, "second")
+    breaker.ended("red", READ, "first", exchanges.now)
+    assert breaker.is_overdue("red", READ)
+
+
+def test_a_read_may_be_the_first_trial_for_a_second_after_overdue_reads_end() -> None:
+    """Until then no read was sent, so that the second in which only reads are tried has passed without one."""
+    exchanges = Exchanges()
+    breaker = exchanges.breaker
+    exchanges.half_open()
+    breaker.overdue("red", READ, "read")
+    exchanges.now += 30.0
+    breaker.ended("red", READ, "read", exchanges.now)
+    assert not breaker.allows("red", CHANGE, exchanges.now)
+    assert breaker.allows("red", READ, exchanges.now)
+    exchanges.now += 1.0
+    assert breaker.allows("red", CHANGE, exchanges.now)
+
+
 def test_an_overdue_request_speaks_for_every_credential() -> None:
     exchanges = Exchanges(credentials=2)
     breaker = exchanges.breaker
-    breaker.overdue("red", READ)
+    breaker.overdue("red", READ, "request")
     assert breaker.is_overdue("blue", READ)
     exchanges.answer(credential="blue")
     assert not breaker.is_overdue("blue", READ)
@@ -471,7 +506,7 @@ class History:
         if what == "pass":
             self.now += seconds
         elif what == "overdue":
-            self.breaker.overdue(credential, effect)
+            self.breaker.overdue(credential, effect, object())
         elif what == "enter":
             self.under_way.append((self.breaker.enter(credential, effect, self.now), credential, effect, self.now))
         elif self.under_way:
