@@ -61,9 +61,9 @@ mutants: $(VENV)/development  ## Flip each row of the policy tables: a test must
 dashboard-values: $(VENV)/development  ## The values that a real Prometheus returns for all panels: docs/dashboard-values.md
 	DASHBOARD_VALUES=docs/dashboard-values.md $(BIN)/pytest -q tests/e2e/test_prometheus.py $(ARGS)
 
-comparison: $(VENV)/development  ## HAProxy, nginx and the gateway, on an idle machine, RUNS (5) times: docs/comparison.json, tables of docs/comparison.md
+comparison: $(VENV)/development wheel-compiled  ## HAProxy, nginx and both builds of the gateway, on an idle machine, RUNS (5) times: docs/comparison.json, tables of docs/comparison.md
 	mkdir -p comparisons
-	for run in $$(seq $(RUNS)); do $(BIN)/kmip-lab compare --json $(ARGS) > comparisons/new && mv comparisons/new comparisons/$$(date +%F-%H%M%S).json || exit; done
+	for run in $$(seq $(RUNS)); do $(BIN)/kmip-lab compare --compiled build/compiled --json $(ARGS) > comparisons/new && mv comparisons/new comparisons/$$(date +%F-%H%M%S).json || exit; done
 	$(BIN)/kmip-lab compare --gather --json comparisons/*.json > docs/comparison.json
 	sed -i '/^## Tables/q' docs/comparison.md
 	(echo; $(BIN)/kmip-lab compare --gather --markdown docs/comparison.json) >> docs/comparison.md

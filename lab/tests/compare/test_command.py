@@ -127,6 +127,19 @@ def test_a_list_of_worker_counts_that_is_none_is_refused(text: str) -> None:
     assert "is no list of numbers such as 0,1,2" in ended.stderr
 
 
+def test_a_directory_without_a_compiled_build_is_refused(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(compare, ["--compiled", str(tmp_path)])
+    assert ended.exit_code == 2
+    assert f"Invalid value for --compiled: {tmp_path} contains no compiled build of the gateway" in ended.stderr
+
+
+@pytest.mark.skipif("COMPILED" not in os.environ, reason="make test-compiled E2E=lab/tests/compare runs it")
+def test_the_compiled_build_is_measured_beside_the_source() -> None:
+    found = measured("--proxy", "gateway", "--only", "kept", "--compiled", os.environ["COMPILED"])
+    assert set(found) == {("kept", name) for name in ("gateway", "gateway-compiled", "direct")}
+    assert found["kept", "gateway-compiled"]["cpu"] > 0
+
+
 def test_saved_comparisons_are_gathered_without_measuring_again(tmp_path: Path) -> None:
     days = [tmp_path / "monday.json", tmp_path / "tuesday.json"]
     for day in days:

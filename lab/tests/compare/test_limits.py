@@ -115,3 +115,13 @@ def test_a_check_as_text_has_median_range_limit_and_outcome() -> None:
     shown = [check.words() for check in checks(rounds(GOOD, GOOD, BAD))]
     assert shown[4] == ("kept-1: p50 added by the gateway", "0.08 ms", "0.08 to 0.1", "<= 0.09 ms", "not decided")
     assert shown[5] == ("hsm: uncached clients' rate / direct", "8 x", "7.97 to 8", ">= 8 x", "not decided")
+
+
+def test_the_compiled_build_is_held_to_the_limits_of_one_process_if_it_was_measured() -> None:
+    compiled = [replace(one, proxy="gateway-compiled") for one in BAD if one.proxy == "gateway"]
+    each = [*GOOD, *compiled]
+    found = {check.limit.title: check.outcome for check in checks(rounds(each, each, each))}
+    assert found["kept: CPU per Get / nginx"] is MET
+    assert found["kept, compiled: CPU per Get / nginx"] is MISSED
+    assert [title for title in found if "compiled" in title and found[title] is not MISSED] == []
+    assert len(found) == len(LIMITS) + 7

@@ -70,3 +70,21 @@ def test_core_and_workers_are_shown_apart_with_the_range_of_their_ratios() -> No
     assert (
         "| kept: CPU of the core / one process | 0.6 | 0.6 to 0.6 | <= 0.6 | not decided: 2 of 3 measurements |" in said
     )
+
+
+def test_the_compiled_build_has_ratios_of_its_own_and_one_to_the_source() -> None:
+    runs = [
+        Sample("kept", proxy, number, LoadResult(1000, 1.0, cpu=cpu))
+        for proxy, cpu in (("gateway", 0.5), ("gateway-compiled", 0.25), ("nginx", 0.125))
+        for number in (0, 1, 2)
+    ]
+    ratios = output.summary(Figures(runs))["ratios"]
+    assert {name: spread["median"] for name, spread in ratios["kept: CPU per Get"].items()} == {
+        "/ nginx": 4.0,
+        "/ the best of both": 4.0,
+    }
+    assert {name: spread["median"] for name, spread in ratios["kept, compiled: CPU per Get"].items()} == {
+        "/ nginx": 2.0,
+        "/ the best of both": 2.0,
+        "compiled / source": 0.5,
+    }

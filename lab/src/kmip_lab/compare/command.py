@@ -16,10 +16,12 @@ from kmip_lab.compare import output, records
 from kmip_lab.compare.cases import CASES, LoadCase
 from kmip_lab.compare.figures import Figures, Sample
 from kmip_lab.compare.proxies import (
+    COMPILED,
     DIRECT,
     GATEWAY,
     INSTALL,
     PROXIES,
+    build,
     gateway_name,
     interpreter,
     missing,
@@ -34,9 +36,10 @@ from kmip_lab.tools.progress import progress_bar
 from kmip_lab.tools.tables import show
 from kmip_lab.tools.usage import MachineUse
 
+_BY_NAME: Final = [name for name in PROXIES if name != COMPILED]  # which are asked for by --proxy
 _WORKER_CASES: Final = ("fresh", "resumed", "kept")  # if --tls-workers is given without --only
 _ABOUT_CASES: Final = "\b\nCases:\n" + "\n".join(f"  {case.name:10} {case.title}" for case in CASES.values())
-_ABOUT_OTHERS: Final = f"""\b
+_ABOUT_BY_NAME: Final = f"""\b
 HAProxy and nginx come from Debian's packages. A proxy that is missing is left out:
   {INSTALL}
 Their services may be stopped and disabled; both are run with configurations of
@@ -51,7 +54,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-@click.command(epilog=f"{_ABOUT_CASES}\n\n{_ABOUT_OTHERS}")
+@click.command(epilog=f"{_ABOUT_CASES}\n\n{_ABOUT_BY_NAME}")
 @click.option(
     "--seconds", default=1.8, show_default=True, type=click.FloatRange(0.2), help="Measured time of each run."
 )
@@ -63,7 +66,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     "--proxy",
     "proxies",
     multiple=True,
-    type=click.Choice([*PROXIES, DIRECT]),
+    type=click.Choice([*_BY_NAME, DIRECT]),
     help="This proxy, beside direct connections; may be repeated.",
 )
 @click.option(
@@ -72,6 +75,12 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
     callback=_numbers,
     help="Run the gateway with each of these numbers of TLS workers, 0 for one process, side by side; by default the "
     "cases fresh, resumed and kept, and no other proxy.",
+)
+@click.option(
+    "--compiled",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="Also run the compiled build of the gateway that is in this directory, such as build/compiled after "
+    "`make wheel-compiled`.",
 )
 @click.option("--idle", default=1000, show_default=True, type=click.IntRange(1, 3000), help="Clients of the case idle.")
 @click.option(
@@ -93,6 +102,7 @@ def compare(
     names: tuple[str, ...],
     proxies: tuple[str, ...],
     tls_workers: tuple[int, ...],
+    compiled: Path | None,
     idle: int,
     tls: str,
     pin: bool,
@@ -116,10 +126,16 @@ def compare(
         names = names or _WORKER_CASES
         asked = [*map(gateway_name, tls_workers), *(name for name in proxies if name != GATEWAY), DIRECT]
     else:
-        asked = [*(proxies or PROXIES), DIRECT]
+        asked = [*(proxies or _BY_NAME), DIRECT]
+    if compiled is not None:
+        if "compiled" not in build(compiled).split(", "):
+            raise click.BadParameter(f"{compiled} contains no compiled build of the gateway", param_hint="--compiled")
+        asked.insert(1, COMPILED)
     absent = {name: why for name in asked if (why := missing(name)) is not None}
     installed = [name for name in dict.fromkeys(asked) if name not in absent]
-    plan = Plan(_cases(names), installed, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin)
+    plan = Plan(
+        _cases(names), installed, rounds, seconds, idle, is_tls_1_3=tls == "1.3", is_pinned=pin, compiled=compiled
+    )
     about, use = _about(plan, absent), MachineUse()
     samples = _run(plan)
     about.append(f"Other programs took {use.of_others():.2f} of {os.cpu_count()} processors meanwhile.")
@@ -169,7 +185,7 @@ def _about(plan: Plan, absent: dict[str, str]) -> list[str]:
     programs = [program_name(name) for name in plan.proxies]
     library = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1]
     versions = [f"gateway on {interpreter()}, OpenSSL {library}"] if GATEWAY in programs else []
-    versions += [version(name) for name in programs if name not in {GATEWAY, DIRECT}]
+    versions += [version(name) for name in programs if name not in {GATEWAY, COMPILED, DIRECT}]
     rounds = f"{plan.rounds} rounds, {plan.seconds:g} s for each run"
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} processors{_model()}; {'; '.join(versions)}.",

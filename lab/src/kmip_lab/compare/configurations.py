@@ -7,6 +7,7 @@ backends; neither is burdened with active health checks, which the gateway makes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from gateway.config import Address
@@ -90,7 +91,8 @@ _NGINX_BACKEND: Final = "        server {address};\n"
 class ProxySettings:
     """Listen on ``front``, connect to ``backends``; ``spare`` is the address of the gateway's admin port.
 
-    ``tls_workers`` is the gateway's, too.
+    ``tls_workers`` is the gateway's, too. ``package`` is the directory of the gateway's package, or None for that of
+    this Python.
     """
 
     files: DevelopmentSet
@@ -98,6 +100,7 @@ class ProxySettings:
     spare: Address
     backends: Sequence[Address]
     tls_workers: int = 0
+    package: Path | None = None
 
     def each_backend(self, text: str) -> str:
         """Return a piece of configuration, once for every backend."""

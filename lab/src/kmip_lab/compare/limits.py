@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from kmip_lab.compare.cases import EVEN_RATE
+from kmip_lab.compare.cases import CASES, EVEN_RATE
 from kmip_lab.compare.figures import Figures, Value, core_cpu, cpu, memory, p50, rate
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
+from kmip_lab.compare.proxies import COMPILED, DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
 from kmip_lab.tools.statistics import Spread
 from kmip_lab.tools.tables import NONE
 
@@ -87,31 +87,58 @@ def _range(found: Spread) -> str:
     return f"{found.least:.3g} to {found.greatest:.3g}"
 
 
-def _best(case: str) -> Callable[[Figures], Spread | None]:
-    return lambda figures: figures.ratio(case, GATEWAY, (HAPROXY, NGINX), cpu)
+def _added(figures: Figures, gateway: str) -> Spread | None:
+    return figures.difference("kept-1", gateway, DIRECT, p50)
 
 
-def _kept(figures: Figures) -> Spread | None:
-    return figures.ratio("kept", GATEWAY, (NGINX,), cpu)
-
-
-def _kept_even(figures: Figures) -> Spread | None:
-    times = [figures.spread("kept-even", name, p50) for name in (GATEWAY, NGINX)]
+def _kept_even(figures: Figures, gateway: str) -> Spread | None:
+    times = [figures.spread("kept-even", name, p50) for name in (gateway, NGINX)]
     if not all(time is not None and time.greatest <= _IN_TIME for time in times):
         return None
-    return figures.ratio("kept-even", GATEWAY, (NGINX,), cpu)
+    return figures.ratio("kept-even", gateway, (NGINX,), cpu)
 
 
-def _hsm(figures: Figures) -> Spread | None:
-    return figures.ratio("hsm", GATEWAY, (DIRECT,), rate) if figures.rates_count("hsm") else None
+def _hsm(figures: Figures, gateway: str) -> Spread | None:
+    return figures.ratio("hsm", gateway, (DIRECT,), rate) if figures.rates_count("hsm") else None
 
 
-def _added(figures: Figures) -> Spread | None:
-    return figures.difference("kept-1", GATEWAY, DIRECT, p50)
+def _limits(gateway: str, build: str = "") -> tuple[FigureLimit, ...]:
+    """Return the limits of a gateway of one process; ``build`` is a part of their titles."""
 
+    def against(case: str, *others: str) -> Callable[[Figures], Spread | None]:
+        return lambda figures: figures.ratio(case, gateway, others, cpu)
 
-def _idle(figures: Figures) -> Spread | None:
-    return figures.spread("idle", GATEWAY, memory)
+    return (
+        FigureLimit(
+            f"fresh{build}: CPU per Get / best of HAProxy and nginx",
+            *(against("fresh", HAPROXY, NGINX), 0.6, "", "case fresh, HAProxy or nginx"),
+        ),
+        FigureLimit(
+            f"resumed{build}: CPU per Get / best of HAProxy and nginx",
+            *(against("resumed", HAPROXY, NGINX), 0.5, "", "case resumed, HAProxy or nginx"),
+        ),
+        FigureLimit(f"kept{build}: CPU per Get / nginx", against("kept", NGINX), 3.0, "", "case kept, nginx"),
+        FigureLimit(
+            f"kept-even{build}: CPU per Get / nginx at {EVEN_RATE:,} a second",
+            *(lambda figures: _kept_even(figures, gateway), 2.2, ""),
+            needs="case kept-even, nginx, and every p50 at most 1 ms",
+        ),
+        FigureLimit(
+            f"kept-1{build}: p50 added by the gateway",
+            *(lambda figures: _added(figures, gateway), 0.09, " ms", "case kept-1"),
+            factor=1e3,
+        ),
+        FigureLimit(
+            f"hsm{build}: uncached clients' rate / direct",
+            *(lambda figures: _hsm(figures, gateway), 8, " x", "case hsm, and a rate that counts"),
+            is_floor=True,
+        ),
+        FigureLimit(
+            f"idle{build}: memory per client connection",
+            *(lambda figures: figures.spread("idle", gateway, memory), 36, " KiB", "case idle"),
+            factor=1 / 1024,
+        ),
+    )
 
 
 def _workers(case: str, part: Value) -> Callable[[Figures], Spread | None]:
@@ -129,31 +156,17 @@ def _workers(case: str, part: Value) -> Callable[[Figures], Spread | None]:
 _NEEDS_WORKERS: Final = "--tls-workers 0,1,2"
 
 LIMITS: Final = (
-    FigureLimit(
-        "fresh: CPU per Get / best of HAProxy and nginx", _best("fresh"), 0.6, "", "case fresh, HAProxy or nginx"
-    ),
-    FigureLimit(
-        "resumed: CPU per Get / best of HAProxy and nginx", _best("resumed"), 0.5, "", "case resumed, HAProxy or nginx"
-    ),
-    FigureLimit("kept: CPU per Get / nginx", _kept, 3.0, "", "case kept, nginx"),
-    FigureLimit(
-        f"kept-even: CPU per Get / nginx at {EVEN_RATE:,} a second",
-        _kept_even,
-        2.2,
-        "",
-        "case kept-even, nginx, and every p50 at most 1 ms",
-    ),
-    FigureLimit("kept-1: p50 added by the gateway", _added, 0.09, " ms", "case kept-1", factor=1e3),
-    FigureLimit(
-        "hsm: uncached clients' rate / direct", _hsm, 8, " x", "case hsm, and a rate that counts", is_floor=True
-    ),
-    FigureLimit("idle: memory per client connection", _idle, 36, " KiB", "case idle", factor=1 / 1024),
+    *_limits(GATEWAY),
     FigureLimit("fresh: CPU of the core / one process", _workers("fresh", core_cpu), 0.15, "", _NEEDS_WORKERS),
     FigureLimit("kept: CPU of the core / one process", _workers("kept", core_cpu), 0.6, "", _NEEDS_WORKERS),
     FigureLimit("kept: CPU with TLS workers / one process", _workers("kept", cpu), 1.7, "", _NEEDS_WORKERS),
 )
 
 
+_LIMITS_COMPILED: Final = _limits(COMPILED, ", compiled")
+
+
 def checks(figures: Figures) -> list[LimitCheck]:
-    """Check all limits."""
-    return [limit.check(figures) for limit in LIMITS]
+    """Check all limits; those of the compiled build if it was measured."""
+    has_compiled = any(COMPILED in figures.proxies(case) for case in CASES)
+    return [limit.check(figures) for limit in (*LIMITS, *(_LIMITS_COMPILED if has_compiled else ()))]

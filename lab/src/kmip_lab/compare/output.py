@@ -7,7 +7,7 @@ from typing import Any, Final
 from kmip_lab.compare.cases import CASES, LoadCase
 from kmip_lab.compare.figures import HEADROOM, Figures, core_cpu, cpu, memory, p50, p99, rate, worker_cpu
 from kmip_lab.compare.limits import checks
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
+from kmip_lab.compare.proxies import COMPILED, DIRECT, GATEWAY, HAPROXY, NGINX, tls_workers
 from kmip_lab.tools.statistics import Spread
 from kmip_lab.tools.tables import NONE, TextTable, fixed, ranged
 
@@ -130,6 +130,7 @@ _AGAINST: Final = {
     "/ HAProxy": (HAPROXY,),
     "/ the best of both": (NGINX, HAPROXY),
     "/ direct": (DIRECT,),
+    "compiled / source": (GATEWAY,),
 }
 
 
@@ -153,10 +154,14 @@ def _case_ratios(figures: Figures, case: LoadCase) -> Iterator[tuple[str, list[S
             kinds += [("p50", p50, "min"), ("p99", p99, "min")]
         if figures.rates_count(case.name) and case.compares_rates:
             kinds.append(("rate", rate, "max"))
-    for title, value, best in kinds:
-        found = [figures.ratio(case.name, GATEWAY, each, value, best=best) for each in _AGAINST.values()]
-        if any(each is not None for each in found):
-            yield f"{case.name}: {title}", found
+    for gateway, build in ((GATEWAY, ""), (COMPILED, ", compiled")):
+        for title, value, best in kinds:
+            found = [
+                None if others == (gateway,) else figures.ratio(case.name, gateway, others, value, best=best)
+                for others in _AGAINST.values()
+            ]
+            if any(each is not None for each in found):
+                yield f"{case.name}{build}: {title}", found
 
 
 def _limits(figures: Figures) -> TextTable:

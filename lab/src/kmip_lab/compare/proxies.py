@@ -16,6 +16,8 @@ from kmip_lab.compare.configurations import ProxySettings
 
 GATEWAY, HAPROXY, NGINX = "gateway", "haproxy", "nginx"
 _WITH_WORKERS: Final = f"{GATEWAY}-"
+#: The gateway with compiled hot modules.
+COMPILED: Final = "gateway-compiled"
 #: No proxy at all.
 DIRECT: Final = "direct"
 #: The command that installs both on Debian and Ubuntu. Their services are not needed, and may be stopped.
@@ -35,8 +37,15 @@ class CommandLines:
 
 def _gateway(settings: ProxySettings) -> CommandLines:
     file = _write(settings, "toml", configurations.gateway(settings))
-    command = [sys.executable, "-m", "gateway"]
+    command = _gateway_command(settings.package)
     return CommandLines([*command, "run", file], [*command, "check", file])
+
+
+def _gateway_command(package: Path | None) -> list[str]:
+    """Return the command of the gateway, or of the one whose package is in this directory."""
+    if package is None:
+        return [sys.executable, "-m", "gateway"]
+    return ["env", f"PYTHONPATH={package}", sys.executable, "-P", "-m", "gateway"]
 
 
 def _haproxy(settings: ProxySettings) -> CommandLines:
@@ -63,6 +72,7 @@ def _write(settings: ProxySettings, ending: str, text: str) -> str:
 #: The command lines of each proxy, in the order in which proxies are shown.
 PROXIES: Final[dict[str, Callable[[ProxySettings], CommandLines]]] = {
     GATEWAY: _gateway,
+    COMPILED: _gateway,
     HAPROXY: _haproxy,
     NGINX: _nginx,
 }
@@ -80,7 +90,13 @@ def program_name(name: str) -> str:
 
 def tls_workers(name: str) -> int:
     """Return how many TLS workers the proxy of this name has: 0 for all but a gateway with TLS workers."""
-    return int(name.removeprefix(_WITH_WORKERS)) if name.startswith(_WITH_WORKERS) else 0
+    number = name.removeprefix(_WITH_WORKERS)
+    return int(number) if number.isdecimal() else 0
+
+
+def build(package: Path) -> str:
+    """Return what the gateway in this directory says of its version and build; empty if it does not run."""
+    return _output([*_gateway_command(package), "--version"]).strip()
 
 
 def missing(name: str) -> str | None:

@@ -28,7 +28,7 @@ from kmip_lab.compare.cases import CASES, HANDSHAKE_COST, OPERATION_COST, Backen
 from kmip_lab.compare.configurations import ProxySettings
 from kmip_lab.compare.figures import Sample
 from kmip_lab.compare.load import LoadJob, LoadResult
-from kmip_lab.compare.proxies import DIRECT, GATEWAY, PROXIES, program_name, tls_workers
+from kmip_lab.compare.proxies import COMPILED, DIRECT, GATEWAY, PROXIES, program_name, tls_workers
 from kmip_lab.tools.clients import connect, created_key
 from kmip_lab.tools.programs import START_TIMEOUT, free_addresses, key_manager_command, last_line, program
 from kmip_lab.tools.requests import get_key
@@ -51,6 +51,7 @@ class Plan:
     idle: int
     is_tls_1_3: bool = True
     is_pinned: bool = True
+    compiled: Path | None = None  # the directory of the compiled gateway
 
     def phases(self) -> list[tuple[Backends, list[tuple[int, LoadCase, list[str]]]]]:
         """Return backends, and rounds, cases and proxies that run them. Programs are started anew for each phase.
@@ -123,7 +124,7 @@ async def compare(plan: Plan, on_run: Callable[[str], None]) -> list[Sample]:
     with tempfile.TemporaryDirectory(prefix="kmip-gateway-compare-") as temporary, _limits(), _on(processors.load):
         files = write_development_set(Path(temporary))
         for kind, turns in plan.phases():
-            async with _destinations(files, kind, plan.proxies, processors) as (destinations, request):
+            async with _destinations(files, kind, plan, processors) as (destinations, request):
                 for number, case, names in turns:
                     for name in names:
                         on_run(f"round {number + 1}: {case.name}, {name}")
@@ -138,7 +139,7 @@ async def compare(plan: Plan, on_run: Callable[[str], None]) -> list[Sample]:
 
 @asynccontextmanager
 async def _destinations(
-    files: DevelopmentSet, kind: Backends, proxies: Sequence[str], processors: Cores
+    files: DevelopmentSet, kind: Backends, plan: Plan, processors: Cores
 ) -> AsyncIterator[tuple[dict[str, Destination], bytes]]:
     """Run backends of a kind, and every proxy before them, all ready; and yield the request that they answer."""
     async with AsyncExitStack() as stack:
@@ -148,13 +149,15 @@ async def _destinations(
         direct = Destination(DIRECT, backends, "gateway-client", "kms-ca.pem", files.gateway_context(), [])
         destinations = {DIRECT: direct}
         request = await _request(kind, direct)
-        for name in proxies:
+        for name in plan.proxies:
             if name != DIRECT:
                 front, spare = free_addresses(2)
                 workers = tls_workers(name)
-                command = PROXIES[program_name(name)](ProxySettings(files, front, spare, backends, workers)).run
+                package = plan.compiled if name == COMPILED else None
+                settings = ProxySettings(files, front, spare, backends, workers, package)
+                command = PROXIES[program_name(name)](settings).run
                 proxy = await stack.enter_async_context(program(name, command, processors=processors.proxy))
-                admin = spare if program_name(name) == GATEWAY else None
+                admin = spare if program_name(name) in {GATEWAY, COMPILED} else None
                 context = files.client_context()
                 destinations[name] = Destination(
                     *(name, [front], "client", "gateway-ca.pem", context, [proxy.number]),
