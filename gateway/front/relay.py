@@ -110,8 +110,10 @@ class RelayedClient:
             while True:
                 frame = await self._next_frame()
                 if frame is None:
-                    self.stream.close_politely()
                     self._pipe.send(Kind.ENDED, self.number)
+                    if self._ends_when_idle:
+                        await self.stream.aclose(linger=_DRAIN_LINGER)
+                    self.stream.close_politely()
                     return True
                 self._answered = trio.Event()
                 self.asked_at = trio.current_time()

@@ -1,10 +1,13 @@
 """The relay of a TLS worker: the memory and the time that it grants its clients; see test_conversation, too."""
 
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
+import trio
 
 from gateway.config import LimitsConfig
+from gateway.front.channel import Kind, Message
 from gateway.kmip import compose, ttlv
 from gateway.kmip.spec import Operation, ResultReason, Tag
 from tests.kit.front import ENDS_TLS_IN_WORKER, Front, number_of, open_front, request, until
@@ -65,3 +68,24 @@ async def test_a_drain_closes_an_idle_client_and_no_other(front: Front) -> None:
         assert await idle.stream.receive_some() == b""
         await begun.stream.send_all(request(1)[20:])
         assert number_of(await begun.read_response()) == 1
+
+
+async def test_a_request_that_meets_the_end_of_a_drain_resets_nothing(front: Front) -> None:
+    """A reset could destroy the answer before it, and a load balancer counts it as an error of the gateway.
+
+    The core, which took the client for idle, has said so when a request was on its way.
+    """
+    assert front.relay is not None
+    async with front.client() as client:
+        await client.ask(request())
+        await client.stream.send_all(request(1)[:20])
+        await until(lambda: front.is_reading)
+        (number,) = front.relay._clients
+        front.relay.handle(Message(Kind.CLOSE_IF_IDLE, number, b""))
+        await client.stream.send_all(request(1)[20:])
+        assert number_of(await client.read_response()) == 1
+        await trio.sleep(0.05)
+        await client.stream.send_all(request(2))
+        await trio.sleep(0.05)
+        assert await client.stream.receive_some() == b""
+        assert client.stream._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
