@@ -71,6 +71,7 @@ class TlsStream:
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once closed
         self._is_fresh = False  # True after the handshake, until the first read: a client's request has often arrived
+        self._is_unanswered = False  # in a handshake: bytes were received since bytes were last sent
         self._poll: select.poll | None = None
         self._close_poll: select.poll | None = None
         self.before_read: Callable[[], Awaitable[None] | None] | None = None  # called when bytes can be read
@@ -91,7 +92,6 @@ class TlsStream:
         self.connection.set_app_data(self._verification)
         if server_side:
             self.connection.set_accept_state()
-            self.acknowledge()
         else:
             if server_name is not None and not is_ip_address(server_name):
                 self.connection.set_tlsext_host_name(server_name.encode("idna"))
@@ -158,20 +158,22 @@ class TlsStream:
                 with suppress(StreamClosedError):
                     await self._flush()  # the alert
                 raise self._handshake_error(error) from None
-        await self._flush()
+        # In TLS 1.3 no client waits for a session ticket: it is sent with the first answer, or before the first wait.
+        is_ticket = self._server_side and self.connection.get_protocol_version() == SSL.TLS1_3_VERSION
+        await self._flush(socket.MSG_MORE if is_ticket else 0)
         records.attach(self.connection, self._descriptor)
         if self._server_side:
             self._is_fresh = True
-            self.acknowledge()
             if self._verification.ran and isinstance(self._context, ServerContext):
                 self._context.completed(self.connection)
 
-    async def _flush(self) -> None:
+    async def _flush(self, flags: int = 0) -> None:
         """Send the bytes that OpenSSL has written to memory. Raises StreamClosedError if the peer has closed."""
         data = records.take_written(self.connection)
         while data:
             try:
-                data = data[self._socket.send(data) :]
+                data = data[self._socket.send(data, flags) :]
+                self._is_unanswered = False
             except BlockingIOError:
                 await self._wait(wait_writable)
             except OSError as error:
@@ -192,12 +194,15 @@ class TlsStream:
             try:
                 data = self._socket.recv(size - len(received))
             except BlockingIOError:
+                if self._is_unanswered:
+                    self.acknowledge()  # the peer may write the messages of a handshake apart
                 await self._wait(wait_readable)
                 continue
             except OSError as error:
                 raise connection_lost("closed during the handshake", error) from None
             if not data:
                 raise StreamClosedError("closed during the handshake: closed by the peer")
+            self._is_unanswered = True
             received = received + data if received else data
         return received
 
@@ -465,9 +470,11 @@ class TlsStream:
         """Have the kernel acknowledge the received bytes at once: the peer may wait for that before it sends more.
 
         Clients that write header and body apart without TCP_NODELAY would wait 40 ms. The option is set each time,
-        since the kernel resets it; an answer needs no option, since it carries the acknowledgement.
+        since the kernel resets it; an answer needs no option, since it carries the acknowledgement. A session ticket
+        that ``handshake`` has left to the kernel (MSG_MORE) is sent now, because TCP_NODELAY is set again.
         """
         with suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     async def aclose(self, *, linger: float = 0.0) -> None:

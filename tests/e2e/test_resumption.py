@@ -1,4 +1,4 @@
-"""Clients that resume their TLS sessions, and clients that write header and body apart, through a real gateway."""
+"""Clients that resume their TLS sessions, and clients that write in small parts, through a real gateway."""
 
 import ssl
 import statistics
@@ -18,7 +18,7 @@ from tests.kit.processes import (
     running_gateway,
     running_key_managers,
 )
-from tests.kit.resuming import context_of, read_response, session
+from tests.kit.resuming import ask_in_single_records, context_of, read_response, session
 
 HANDSHAKES = "kmip_gateway_client_handshakes_total"
 DELAY = 0.04  # s: the shortest delay of an acknowledgement in Linux
@@ -85,6 +85,18 @@ def test_header_and_body_written_apart_are_answered_without_a_delay(
             talking.sendall(QUERY[HEADER:])
             assert read_response(talking).items[0].status == ResultStatus.SUCCESS
             taken.append(time.perf_counter() - began)
+    assert statistics.median(taken) < PROMPT
+
+
+@each_version
+def test_handshake_messages_that_are_written_apart_meet_no_delay(gateway: Gateway, version: str) -> None:
+    """Without TCP_NODELAY a client's kernel holds the second message back until the first one is acknowledged."""
+    context = context_of(gateway, "client-in-parts", version)
+    taken = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        ask_in_single_records(gateway, context, QUERY)
+        taken.append(time.perf_counter() - began)
     assert statistics.median(taken) < PROMPT
 
 

@@ -1,8 +1,8 @@
-"""Clients of the standard library's ssl, which resume their TLS sessions."""
+"""Clients of the standard library's ssl, which resume their TLS sessions, or write each record apart."""
 
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gateway.kmip.decode import decode_response
@@ -10,6 +10,8 @@ from gateway.kmip.framing import FrameReader
 from gateway.kmip.messages import Response
 from gateway.kmip.spec import Tag
 from tests.kit.processes import Gateway
+
+RECORD_HEAD = 5  # bytes; the last two are the length of the rest
 
 
 def context_of(gateway: Gateway, name: str, version: str) -> ssl.SSLContext:
@@ -29,6 +31,33 @@ def session(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
         with context.wrap_socket(sock, server_hostname="localhost", session=resume) as talking:
             yield talking
+
+
+def ask_in_single_records(gateway: Gateway, context: ssl.SSLContext, request: bytes) -> None:
+    """Shake hands, send a request and read a part of the answer. Each record is written alone, without TCP_NODELAY."""
+    received, written = ssl.MemoryBIO(), ssl.MemoryBIO()
+    talking = context.wrap_bio(received, written, server_hostname="localhost")
+    with socket.create_connection((gateway.address.host, gateway.address.port), timeout=10) as sock:
+
+        def do(step: Callable[[], object]) -> None:
+            while True:
+                is_done = True
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    is_done = False
+                data = written.read()
+                while data:
+                    size = RECORD_HEAD + int.from_bytes(data[3:RECORD_HEAD], "big")
+                    sock.sendall(data[:size])
+                    data = data[size:]
+                if is_done:
+                    return
+                received.write(sock.recv(65536))
+
+        do(talking.do_handshake)
+        do(lambda: talking.write(request))
+        do(lambda: talking.read(1))
 
 
 def read_response(talking: ssl.SSLSocket) -> Response:
