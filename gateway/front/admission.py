@@ -7,6 +7,7 @@ closed. A client over any other limit gets a KMIP error. Every refusal is counte
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from enum import Enum
+from functools import partial
 from typing import Final
 
 from gateway.budget import TokenBucket
@@ -41,7 +42,7 @@ class Limit(Enum):
 class Account:
     """The connections, requests and bytes of one principal, and its share of turns."""
 
-    __slots__ = ("_admission", "_allowance", "_bucket", "buffered", "clients", "requests", "share")
+    __slots__ = ("_admission", "_allowance", "_bucket", "buffered", "clients", "requests", "share", "take_turn")
 
     def __init__(self, admission: "Admission", allowance: AllowanceConfig) -> None:
         self._admission = admission
@@ -51,6 +52,7 @@ class Account:
         self.requests = 0
         self.buffered = 0  # bytes held for this principal
         self.share = Share()
+        self.take_turn = partial(admission.turns.take, self.share)
 
     def __repr__(self) -> str:
         return f"<Account {self.clients} clients, {self.requests} requests>"

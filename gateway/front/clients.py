@@ -201,6 +201,7 @@ class Clients:
         over = self._limit_reached(principal)
         recorder = None if self._trail is None else self._make_recorder(self._trail, certificate, peer)
         fingerprint = None if recorder is None else recorder.fingerprint
+        del certificate  # which would be kept for an idle client, too
         conversation = self._converse(
             stream, principal, peer=peer, over=over, refusal=refusal, chain=chain, recorder=recorder
         )

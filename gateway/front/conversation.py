@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum
-from functools import partial
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -71,6 +71,11 @@ class _PhaseTimes(NamedTuple):
     phase: Phase
     earliest: float
     latest: float
+
+
+@lru_cache(maxsize=64)  # for each listener three, which its conversations share
+def _phase_times(phase: Phase, seconds: float, slack: float = 0.0) -> _PhaseTimes:
+    return _PhaseTimes(phase, seconds * (1 - slack), seconds)
 
 
 _ANSWERING_TIMES: Final = _PhaseTimes(Phase.ANSWERING, _LONGEST_ANSWER, float("inf"))  # the dispatcher has a deadline
@@ -133,6 +138,44 @@ class Conversation:
     and is disconnected. ``peer`` is the client's address, for the log. ``chain`` has the facts of its certificates.
     ``recorder`` writes the requests to the audit trail; None: there is no audit trail. ``taps`` are shown the requests.
     """
+
+    __slots__ = (
+        "_account",
+        "_admission",
+        "_connected",
+        "_counts",
+        "_deadline",
+        "_dispatcher",
+        "_draining",
+        "_held",
+        "_idle",
+        "_is_counted",
+        "_limits",
+        "_log",
+        "_metrics",
+        "_now",
+        "_over",
+        "_payer",
+        "_principal",
+        "_reader",
+        "_reading",
+        "_recorder",
+        "_request_log",
+        "_scope",
+        "_sending",
+        "_settings",
+        "_share",
+        "_take_turn",
+        "_taps",
+        "_throttle",
+        "_turns",
+        "chain",
+        "peer",
+        "phase",
+        "refusal",
+        "requests",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -200,8 +243,8 @@ class Conversation:
         settings = self._settings
         self._reader.max_size = self._limits.max_request_size
         self._idle = self._idle_times()
-        self._reading = _PhaseTimes(Phase.READING, settings.request_timeout, settings.request_timeout)
-        self._sending = _PhaseTimes(Phase.SENDING, settings.send_timeout, settings.send_timeout)
+        self._reading = _phase_times(Phase.READING, settings.request_timeout)
+        self._sending = _phase_times(Phase.SENDING, settings.send_timeout)
 
     def change_principal(self, principal: Principal | None) -> None:
         """Take the client for this principal from its next request on: the identity rules have changed.
@@ -235,7 +278,7 @@ class Conversation:
 
     def _take_turns_of(self, payer: Account) -> None:
         self._share = payer.share
-        self.stream.before_read = self._take_turn = partial(self._turns.take, self._share)
+        self.stream.before_read = self._take_turn = payer.take_turn
 
     @property
     def host(self) -> str:
@@ -459,7 +502,7 @@ class Conversation:
         """Return the deadline of IDLE: shorter for a client that gets an error only, so that it soon frees its slot."""
         is_served = self._principal is not None and self._over is None
         seconds = self._settings.idle_timeout if is_served else self._settings.request_timeout
-        return _PhaseTimes(Phase.IDLE, seconds * (1 - _DEADLINE_SLACK), seconds)
+        return _phase_times(Phase.IDLE, seconds, _DEADLINE_SLACK)
 
     def _check_whole(self) -> None:
         """Raise ProtocolError if the client has closed in the middle of a request."""

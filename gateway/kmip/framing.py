@@ -25,6 +25,16 @@ class FrameReader:
     of one message and the last chunk.
     """
 
+    __slots__ = (
+        "_in_parts",
+        "_parts",
+        "_size",
+        "_tag",
+        "_word",
+        "beginning",
+        "max_size",
+    )
+
     def __init__(self, tag: Tag, max_size: int) -> None:
         self._tag = tag
         self._word = ttlv.word(tag, ttlv.STRUCTURE)

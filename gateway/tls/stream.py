@@ -56,6 +56,26 @@ class TlsStream:
     call that raised or was cancelled, the stream can only be closed.
     """
 
+    __slots__ = (
+        "_allowance",
+        "_close_poll",
+        "_context",
+        "_descriptor",
+        "_is_fresh",
+        "_is_unanswered",
+        "_poll",
+        "_server_side",
+        "_socket",
+        "_ssl",
+        "_verification",
+        "before_read",
+        "connection",
+        "end",
+        "is_flooded",
+        "is_read_delayed",
+        "spoke_unasked",
+    )
+
     def __init__(
         self,
         sock: socket.socket,
