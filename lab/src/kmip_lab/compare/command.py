@@ -1,6 +1,7 @@
 """The command ``compare``: the gateway beside HAProxy, nginx and no proxy at all."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -145,7 +146,8 @@ def compare(
 def _show(comparisons: Sequence[Comparison], *, as_json: bool, markdown: bool) -> None:
     """Print one comparison, or several gathered; and their problems to standard error."""
     figures = Figures(*(comparison.samples for comparison in comparisons))
-    about = [" ".join(comparison.about) for comparison in comparisons]
+    told = Counter(" ".join(comparison.about) for comparison in comparisons)
+    about = [text if number == 1 else f"{number} comparisons. {text}" for text, number in told.items()]
     if as_json:
         click.echo(records.as_json(comparisons), nl=False)
     elif markdown:
