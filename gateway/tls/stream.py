@@ -178,21 +178,21 @@ class TlsStream:
                 with suppress(StreamClosedError):
                     await self._flush()  # the alert
                 raise self._handshake_error(error) from None
-        # In TLS 1.3 no client waits for a session ticket: it is sent with the first answer, or before the first wait.
-        is_ticket = self._server_side and self.connection.get_protocol_version() == SSL.TLS1_3_VERSION
-        await self._flush(socket.MSG_MORE if is_ticket else 0)
+        await self._flush()
         records.attach(self.connection, self._descriptor)
         if self._server_side:
             self._is_fresh = True
+            if self._is_unanswered:  # no session ticket has carried the acknowledgement
+                self.acknowledge()
             if self._verification.ran and isinstance(self._context, ServerContext):
                 self._context.completed(self.connection)
 
-    async def _flush(self, flags: int = 0) -> None:
+    async def _flush(self) -> None:
         """Send the bytes that OpenSSL has written to memory. Raises StreamClosedError if the peer has closed."""
         data = records.take_written(self.connection)
         while data:
             try:
-                data = data[self._socket.send(data, flags) :]
+                data = data[self._socket.send(data) :]
                 self._is_unanswered = False
             except BlockingIOError:
                 await self._wait(wait_writable)
@@ -490,11 +490,9 @@ class TlsStream:
         """Have the kernel acknowledge the received bytes at once: the peer may wait for that before it sends more.
 
         Clients that write header and body apart without TCP_NODELAY would wait 40 ms. The option is set each time,
-        since the kernel resets it; an answer needs no option, since it carries the acknowledgement. A session ticket
-        that ``handshake`` has left to the kernel (MSG_MORE) is sent now, because TCP_NODELAY is set again.
+        since the kernel resets it; an answer needs no option, since it carries the acknowledgement.
         """
         with suppress(OSError):
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     async def aclose(self, *, linger: float = 0.0) -> None:
