@@ -117,7 +117,7 @@ def test_a_check_as_text_has_median_range_limit_and_outcome() -> None:
     assert shown[5] == ("hsm: uncached clients' rate / direct", "8 x", "7.97 to 8", ">= 8 x", "not decided")
 
 
-def test_the_compiled_build_is_held_to_the_limits_of_one_process_if_it_was_measured() -> None:
+def test_the_compiled_build_is_held_to_the_same_limits() -> None:
     compiled = [replace(one, proxy="gateway-compiled") for one in BAD if one.proxy == "gateway"]
     each = [*GOOD, *compiled]
     found = {check.limit.title: check.outcome for check in checks(rounds(each, each, each))}
