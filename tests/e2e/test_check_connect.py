@@ -102,10 +102,20 @@ def test_a_frozen_key_manager_ends_at_the_deadline(
     assert found["attempts"][0]["detail"] == "connected, but no TLS handshake within 0.5 s"
 
 
-def test_an_address_without_handshakes_is_left_alone_after_two(
-    certificates: Certificates, key_managers: list[KeyManagerProcess]
+@pytest.mark.parametrize(
+    ("fault", "detail"),
+    [
+        (Fault.FREEZE, "connected, but no TLS handshake"),
+        (Fault.SLOW, "TLS handshake made, but no answer"),
+    ],
+)
+def test_a_silent_address_is_left_alone_after_two_tries(
+    certificates: Certificates, key_managers: list[KeyManagerProcess], fault: Fault, detail: str
 ) -> None:
-    key_managers[0].freeze()
+    if fault is Fault.FREEZE:
+        key_managers[0].freeze()
+    else:
+        key_managers[0].set_faults(FaultSetting(fault, seconds=60))
     identities = [
         *TWO,
         *(Identity(f"more-{each}", f'{{ subject_cn = "more-{each}" }}', credential="blue") for each in range(30)),
@@ -115,23 +125,8 @@ def test_an_address_without_handshakes_is_left_alone_after_two(
     status, found = check(config)
     assert status == 1
     assert [each[2:] for each in outcomes(found)] == [("failed", "timeout")] * 2 + [("not tried", "silent")] * 30
+    assert detail in found["attempts"][0]["detail"]
     assert "got no answer" in found["attempts"][2]["detail"]
-
-
-def test_an_address_without_answers_is_left_alone_after_two(
-    certificates: Certificates, key_managers: list[KeyManagerProcess]
-) -> None:
-    key_managers[0].set_faults(FaultSetting(Fault.SLOW, seconds=60))
-    identities = [
-        *TWO,
-        *(Identity(f"more-{each}", f'{{ subject_cn = "more-{each}" }}', credential="blue") for each in range(10)),
-    ]
-    config = configured(certificates, [key_managers[0].port], identities=identities)
-    config.write_text(config.read_text() + "[deadlines]\nconnect = 0.5\n")
-    status, found = check(config)
-    assert status == 1
-    assert [each[2:] for each in outcomes(found)] == [("failed", "timeout")] * 2 + [("not tried", "silent")] * 10
-    assert "TLS handshake made, but no answer" in found["attempts"][0]["detail"]
 
 
 def test_no_operation_that_changes_anything_is_sent(

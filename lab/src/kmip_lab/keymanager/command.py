@@ -77,6 +77,10 @@ def _print_error(message: str) -> None:
     click.echo(message, err=True)
 
 
+def _issue_tickets(_connection: SSL.Connection) -> None:
+    """Let OpenSSL issue a ticket for a resumed session, too, as most servers do; the gateway's listeners issue none."""
+
+
 def _addresses(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[Address]:
     try:
         return [Address.parse(value) for value in values]
@@ -202,6 +206,7 @@ def keymanager(
     replications: list[Replication | None] = [None] * len(names)
     try:
         context = tls.server_context(certificate, private_key, client_ca, tls_policy)
+        context.set_tlsext_servername_callback(_issue_tickets)
         if cluster is not None:
             replications = [Replication(cluster, name, on_error=_print_error) for name in names]
         if not resumption:
