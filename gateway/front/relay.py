@@ -113,7 +113,8 @@ class RelayedClient:
                     self._pipe.send(Kind.ENDED, self.number)
                     if self._ends_when_idle:
                         await self.stream.aclose(linger=_DRAIN_LINGER)
-                    self.stream.close_politely()
+                    else:
+                        self.stream.close_politely()
                     return True
                 self._answered = trio.Event()
                 self.asked_at = trio.current_time()
