@@ -42,6 +42,16 @@ def set_timeouts(sock: socket.socket, timeouts: TcpTimeouts) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeouts.tcp_user_timeout * 1000))
 
 
+def acknowledge(sock: socket.socket) -> None:
+    """Have the kernel acknowledge the received bytes at once: the peer may wait for that before it sends more.
+
+    Clients that write header and body apart without TCP_NODELAY would wait 40 ms. The option is set each time, since
+    the kernel resets it; bytes that are sent need no option, since they carry the acknowledgement.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
 def is_unacknowledged(sock: socket.socket, seconds: float) -> bool:
     """Return True if data was sent, and the peer's kernel has acknowledged nothing for so many seconds.
 

@@ -115,7 +115,7 @@ class Handshakes:
                 self._admission.half_open.answer(half_open, trio.current_time())
                 stream = TlsStream(half_open.sock, self._context, server_side=True)
                 try:
-                    await stream.handshake()
+                    await stream.handshake(beginning)
                     failed = ""
                 except TlsError as error:
                     failed = error.reason

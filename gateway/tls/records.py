@@ -3,7 +3,7 @@
 OpenSSL reads on until it has a whole handshake message, or application data. A peer that sends a message in records of
 one byte, or records without application data, would keep a single call busy for seconds. So:
 
-* A handshake reads from memory. TlsStream gives OpenSSL one record at a time, and counts records and bytes.
+* A handshake reads from memory. ``record_feed`` gives OpenSSL one record at a time, and counts records and bytes.
 * After the handshake OpenSSL reads the socket itself, and returns after each message that is not application data
   (SSL_MODE_AUTO_RETRY is off). From the head of such a message on, OpenSSL reads memory again until the message is
   complete, so that a message in several records is bounded as a handshake is.

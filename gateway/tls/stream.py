@@ -1,8 +1,8 @@
 """TlsStream: one TLS connection on a non-blocking socket.
 
 Most of a handshake's time is spent in OpenSSL. During the handshake OpenSSL reads and writes memory, and is given one
-record at a time: see ``records``. Afterwards OpenSSL reads and writes the socket itself, and trio only waits for the
-socket. The order is *wait, then read*: a read that finds nothing costs more than the wait.
+record at a time: see ``record_feed``. Afterwards OpenSSL reads and writes the socket itself, and trio only waits for
+the socket. The order is *wait, then read*: a read that finds nothing costs more than the wait.
 """
 
 import ipaddress
@@ -26,7 +26,6 @@ from gateway.tls.openssl import (
     RECORD,
     WANT_READ,
     allocate,
-    connection_lost,
     from_buffer,
     handshake_reason,
     is_about_certificate,
@@ -40,8 +39,9 @@ from gateway.tls.openssl import (
     text_of,
     to_bytes,
 )
+from gateway.tls.record_feed import RecordFeed
 from gateway.tls.resumption import ServerContext
-from gateway.tls.verification import LARGE_HANDSHAKE, MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
+from gateway.tls.verification import MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
 
 _Wait = Callable[[int], Awaitable[None]]  # for a descriptor
 
@@ -62,7 +62,6 @@ class TlsStream:
         "_context",
         "_descriptor",
         "_is_fresh",
-        "_is_unanswered",
         "_poll",
         "_server_side",
         "_socket",
@@ -91,7 +90,6 @@ class TlsStream:
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once closed
         self._is_fresh = False  # True after the handshake, until the first read: a client's request has often arrived
-        self._is_unanswered = False  # in a handshake: bytes were received since bytes were last sent
         self._poll: select.poll | None = None
         self._close_poll: select.poll | None = None
         self.before_read: Callable[[], Awaitable[None] | None] | None = None  # called when bytes can be read
@@ -154,77 +152,47 @@ class TlsStream:
         chain = self.connection.get_verified_chain() or []
         return tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in chain[1:])
 
-    async def handshake(self) -> None:
-        """Shake hands. Raises TlsError, or StreamClosedError if the peer closes. The caller sets the deadline."""
-        budget = records.HandshakeBudget("handshake failed", "handshake_too_large")
+    async def handshake(self, seen: bytes = b"") -> None:
+        """Shake hands. Raises TlsError, or StreamClosedError if the peer closes. The caller sets the deadline.
+
+        ``seen`` are bytes of the peer that have arrived and were not taken from the kernel.
+        """
+        self._check_open()
+        feed = self._feed(records.HandshakeBudget("handshake failed", "handshake_too_large"), seen)
         turn = 0
-        while True:
-            self._check_open()
-            result = ssl_do_handshake(self._ssl)
-            if result > 0:
-                break
-            if ssl_get_error(self._ssl, result) == WANT_READ:
-                await self._flush()
-                await self._feed_record(budget)
-                turn += 1
-                if turn % _RECORDS_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
-                continue
-            try:
-                raise_error(self.connection, self._ssl, result)
-            except (SSL.SysCallError, SSL.ZeroReturnError) as ended:
-                raise StreamClosedError(f"closed during the handshake: {text_of(ended)}") from None
-            except SSL.Error as error:
-                with suppress(StreamClosedError):
-                    await self._flush()  # the alert
-                raise self._handshake_error(error) from None
-        await self._flush()
+        while (result := ssl_do_handshake(self._ssl)) <= 0:
+            if ssl_get_error(self._ssl, result) != WANT_READ:
+                await self._raise_handshake_error(feed, result)
+            if not feed.give_seen():
+                await feed.flush()
+                await feed.give_next()
+            turn += 1
+            if turn % _RECORDS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+                self._check_open()
+        await feed.flush()
+        feed.take_given()
         records.attach(self.connection, self._descriptor)
         if self._server_side:
             self._is_fresh = True
-            if self._is_unanswered:  # no session ticket has carried the acknowledgement
-                self.acknowledge()
+            feed.acknowledge()  # unless a session ticket has carried that
             if self._verification.ran and isinstance(self._context, ServerContext):
                 self._context.completed(self.connection)
 
-    async def _flush(self) -> None:
-        """Send the bytes that OpenSSL has written to memory. Raises StreamClosedError if the peer has closed."""
-        data = records.take_written(self.connection)
-        while data:
-            try:
-                data = data[self._socket.send(data) :]
-                self._is_unanswered = False
-            except BlockingIOError:
-                await self._wait(wait_writable)
-            except OSError as error:
-                raise connection_lost("closed during the handshake", error) from None
+    def _feed(self, budget: records.HandshakeBudget, seen: bytes = b"") -> RecordFeed:
+        return RecordFeed(self._socket, self.connection, self._verification, budget, self._wait, seen)
 
-    async def _feed_record(self, budget: records.HandshakeBudget) -> None:
-        """Give OpenSSL the next record of the handshake, once the whole record has arrived."""
-        head = await self._receive_exactly(records.HEAD_SIZE)
-        length = records.body_length(head)
-        budget.take(records.HEAD_SIZE + length)
-        self._verification.is_large = budget.size > LARGE_HANDSHAKE
-        records.give(self.connection, head + await self._receive_exactly(length) if length else head)
-
-    async def _receive_exactly(self, size: int) -> bytes:
-        """Return ``size`` bytes from the socket, not through OpenSSL. Raises StreamClosedError at the end."""
-        received = b""
-        while len(received) < size:
-            try:
-                data = self._socket.recv(size - len(received))
-            except BlockingIOError:
-                if self._is_unanswered:
-                    self.acknowledge()  # the peer may write the messages of a handshake apart
-                await self._wait(wait_readable)
-                continue
-            except OSError as error:
-                raise connection_lost("closed during the handshake", error) from None
-            if not data:
-                raise StreamClosedError("closed during the handshake: closed by the peer")
-            self._is_unanswered = True
-            received = received + data if received else data
-        return received
+    async def _raise_handshake_error(self, feed: RecordFeed, result: int) -> None:
+        """Raise TlsError for a result of ``ssl_do_handshake``, or StreamClosedError if the peer has closed."""
+        try:
+            raise_error(self.connection, self._ssl, result)
+        except (SSL.SysCallError, SSL.ZeroReturnError) as ended:
+            raise StreamClosedError(f"closed during the handshake: {text_of(ended)}") from None
+        except SSL.Error as error:
+            feed.take_given()  # unread bytes would make the close a reset, which could destroy the alert
+            with suppress(StreamClosedError):
+                await feed.flush()  # the alert
+            raise self._handshake_error(error) from None
 
     def _handshake_error(self, error: SSL.Error) -> TlsError:
         if self._verification.is_too_large:
@@ -318,14 +286,15 @@ class TlsStream:
 
     async def _read_message(self) -> None:
         """Read the rest of a message without data, record by record, such as a session ticket of more than 16 KiB."""
-        budget = records.HandshakeBudget("connection broken: a message without data", "records")
+        feed = self._feed(records.HandshakeBudget("connection broken: a message without data", "records"))
         with self._noting_flood():
             while not self._finish_message():
                 try:
-                    await self._feed_record(budget)
+                    await feed.give_next()
                 except StreamInterruptedError:  # perhaps within a record: its beginning is lost
                     self.close()
                     raise StreamClosedError(CLOSED_HERE) from None
+                feed.take_given()
                 with suppress(SSL.WantReadError):
                     self.connection.recv(RECORD)
 
@@ -487,13 +456,8 @@ class TlsStream:
             return True
 
     def acknowledge(self) -> None:
-        """Have the kernel acknowledge the received bytes at once: the peer may wait for that before it sends more.
-
-        Clients that write header and body apart without TCP_NODELAY would wait 40 ms. The option is set each time,
-        since the kernel resets it; an answer needs no option, since it carries the acknowledgement.
-        """
-        with suppress(OSError):
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        """Have the kernel acknowledge the received bytes at once: see ``tcp.acknowledge``."""
+        tcp.acknowledge(self._socket)
 
     async def aclose(self, *, linger: float = 0.0) -> None:
         """Send close_notify and close.
