@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 from cryptography import x509
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from trio.lowlevel import wait_readable, wait_writable
 
 from gateway import tcp
@@ -39,6 +39,7 @@ from gateway.tls.openssl import (
     text_of,
     to_bytes,
 )
+from gateway.tls.peer import certificate_der, issuers_der
 from gateway.tls.record_feed import RecordFeed
 from gateway.tls.resumption import ServerContext
 from gateway.tls.verification import MAX_CERTIFICATE, UNREADABLE_CERTIFICATE, Verification
@@ -142,15 +143,11 @@ class TlsStream:
 
     def peer_certificate_der(self) -> bytes | None:
         """Return the peer's certificate in DER, unparsed, which is much cheaper than ``peer_certificate``."""
-        certificate = self.connection.get_peer_certificate()
-        return None if certificate is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        return certificate_der(self._ssl)
 
     def issuers_der(self) -> tuple[bytes, ...] | None:
         """Return the CA certificates above the peer's, as verified, in DER, the root last; None if resumed."""
-        if self.resumed:
-            return None
-        chain = self.connection.get_verified_chain() or []
-        return tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in chain[1:])
+        return None if self.resumed else issuers_der(self._ssl)
 
     async def handshake(self, seen: bytes = b"") -> None:
         """Shake hands. Raises TlsError, or StreamClosedError if the peer closes. The caller sets the deadline.

@@ -12,8 +12,8 @@ from gateway.tls import records
 from gateway.tls.record_feed import RecordFeed
 from gateway.tls.verification import Verification
 
-_LIB = SSL._lib
-_FFI = SSL._ffi
+_LIB = SSL._lib  # type: ignore[attr-defined]
+_FFI = SSL._ffi  # type: ignore[attr-defined]
 
 
 def record(body: bytes) -> bytes:

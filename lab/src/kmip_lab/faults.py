@@ -327,9 +327,9 @@ class FaultyStream(TlsStream):
         if (setting := faults.get(Fault.WRONG_CERTIFICATE)) is not None:
             self._disguise(setting.names or _ELSEWHERE)
 
-    async def handshake(self) -> None:
+    async def handshake(self, seen: bytes = b"") -> None:
         """Complete the handshake, and reject an unwanted client only after it, in TLS 1.3 by an alert."""
-        await super().handshake()
+        await super().handshake(seen)
         if self.resumed and common_name(self.peer_certificate()) in self._unwanted:  # nothing was verified
             raise StreamClosedError("unwanted")
 
