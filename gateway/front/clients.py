@@ -1,7 +1,7 @@
 """Clients: the clients of one listener after their handshake: identity, limits, conversation, drain."""
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from functools import partial
 from typing import Final
 
@@ -187,12 +187,13 @@ class Clients:
     async def receive(self, stream: ClientStream, peer: str, _seconds: float = 0.0) -> None:
         """Serve a client until either side ends the connection. ``peer`` is its address, for the log."""
         try:
-            await self._serve(stream, peer)
+            await self._serving(stream, peer)
         except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
             self._errors.count("internal", peer)
             self._log.error("internal error: client connection closed; report this bug", peer=peer, exc_info=error)
 
-    async def _serve(self, stream: ClientStream, peer: str) -> None:
+    def _serving(self, stream: ClientStream, peer: str) -> Awaitable[None]:
+        """Identify a client. Return the coroutine that serves or refuses it, without what only its start needs."""
         certificate = stream.peer_certificate_der()
         principal = self._identify(certificate, peer)
         chain, refusal = self._judge(certificate, stream.issuers_der())
@@ -201,54 +202,57 @@ class Clients:
         over = self._limit_reached(principal)
         recorder = None if self._trail is None else self._make_recorder(self._trail, certificate, peer)
         fingerprint = None if recorder is None else recorder.fingerprint
-        del certificate  # which would be kept for an idle client, too
         conversation = self._converse(
             stream, principal, peer=peer, over=over, refusal=refusal, chain=chain, recorder=recorder
         )
         if principal is None or over is not None:
-            await self._refuse(conversation, stream, over, peer, fingerprint)
-            return
+            return self._refuse(conversation, stream, over, fingerprint)
+        return self._serve(conversation, fingerprint)
+
+    async def _serve(self, conversation: Conversation, fingerprint: str | None) -> None:
         self._clients += 1
         self._admission.clients += 1
+        ended = "internal"
+        began = self._begin(conversation)
         try:
-            ended = await self._run(conversation)
+            ended = await conversation.run()
         finally:
+            self._end(conversation, began, ended)
             self._clients -= 1
             self._admission.clients -= 1
         if ended not in _ORDINARY_ENDS:
-            self._errors.count(ended, peer, certificate=fingerprint)
+            self._errors.count(ended, conversation.peer, certificate=fingerprint)
 
     def _make_recorder(self, trail: Trail, certificate: bytes | None, peer: str) -> RequestRecorder:
         return RequestRecorder(
             trail, self._dispatcher, listener=self._settings.name, client=peer, certificate=certificate
         )
 
-    async def _run(self, conversation: Conversation) -> str:
+    def _begin(self, conversation: Conversation) -> float:
+        """Count a conversation that begins. Return the time."""
         if self._draining:
             conversation.drain()
         self._conversations.add(conversation)
-        began = trio.current_time()
-        ended = "internal"
         if shows_debug():  # to drop a line in structlog costs as much as to decode a request
             self._log.debug("client connected", peer=conversation.peer, identity=conversation.identity_name)
-        try:
-            ended = await conversation.run()
-            return ended
-        finally:
-            self._conversations.discard(conversation)
-            self._connection_duration.observe(trio.current_time() - began)
-            self._requests_per_connection.observe(conversation.requests)
-            if shows_debug():
-                self._log.debug(
-                    "client connection ended",
-                    peer=conversation.peer,
-                    identity=conversation.identity_name,
-                    reason=ended,
-                    requests=conversation.requests,
-                )
+        return trio.current_time()
+
+    def _end(self, conversation: Conversation, began: float, ended: str) -> None:
+        """Count the end of a conversation."""
+        self._conversations.discard(conversation)
+        self._connection_duration.observe(trio.current_time() - began)
+        self._requests_per_connection.observe(conversation.requests)
+        if shows_debug():
+            self._log.debug(
+                "client connection ended",
+                peer=conversation.peer,
+                identity=conversation.identity_name,
+                reason=ended,
+                requests=conversation.requests,
+            )
 
     async def _refuse(
-        self, conversation: Conversation, stream: ClientStream, over: Limit | None, peer: str, certificate: str | None
+        self, conversation: Conversation, stream: ClientStream, over: Limit | None, certificate: str | None
     ) -> None:
         """Send an error to a client that exceeds a limit or has no identity, and disconnect it.
 
@@ -256,13 +260,17 @@ class Clients:
         """
         if self._refused < MAX_REFUSED_CLIENTS:
             self._refused += 1
+            ended = "internal"
+            began = self._begin(conversation)
             try:
                 with trio.move_on_after(_REFUSAL_TIMEOUT):
-                    await self._run(conversation)
+                    ended = await conversation.run()
             finally:
+                self._end(conversation, began, ended)
                 self._refused -= 1
         else:
             stream.close_politely()
+        peer = conversation.peer
         if over is None:
             self._errors.count(conversation.refusal or "not_authenticated", peer, certificate=certificate)
         elif conversation.requests:  # the conversation has counted the limit when it sent the error

@@ -324,9 +324,20 @@ class Conversation:
         self._is_counted = True
         self._now = trio.current_time()
         self._enter(self._idle, self._now)  # before the scope is entered: to move its deadline later costs more
+        ended = ""
         try:
             with self._scope:
-                ended = await self._converse()
+                try:
+                    while not ended:
+                        request = await self._next_request()
+                        if request is None:
+                            ended = "drain" if self._draining else "client"
+                        else:
+                            self.requests += 1
+                            ended = await self._serve(request)
+                            del request  # a large request must not stay in memory until the next, perhaps for an hour
+                except GatewayError as error:
+                    ended = await self._end_for(error)
             if self._scope.cancelled_caught:
                 ended = "drain" if self._draining else f"{self.phase.value}_timeout"
             ended = self.refusal or ended
@@ -340,25 +351,16 @@ class Conversation:
                 self._connected.disconnect()
         return ended
 
-    async def _converse(self) -> str:
-        try:
-            while True:
-                request = await self._next_request()
-                if request is None:
-                    return "drain" if self._draining else "client"
-                self.requests += 1
-                ended = await self._serve(request)
-                del request  # a large request must not stay in memory until the next, perhaps for an hour
-                if ended:
-                    return ended
-        except ProtocolError as mistake:
-            return await self._refuse_message(mistake)
-        except StreamClosedError:  # between requests, unread session tickets are enough for a reset: no error
-            return "client" if self.phase is Phase.IDLE else self._client_closed()
-        except ClientAbandonedError as abandoned:
-            return self._client_closed() if str(abandoned) == "client_closed" else str(abandoned)
-        except GatewayError as error:
-            return self._break_off(error)
+    async def _end_for(self, error: GatewayError) -> str:
+        """Return why the conversation ends with an error, after an answer if the client's message is to blame."""
+        match error:
+            case ProtocolError():
+                return await self._refuse_message(error)
+            case StreamClosedError():  # between requests, unread session tickets are enough for a reset: no error
+                return "client" if self.phase is Phase.IDLE else self._client_closed()
+            case ClientAbandonedError():
+                return self._client_closed() if str(error) == "client_closed" else str(error)
+        return self._break_off(error)
 
     def _client_closed(self) -> str:
         """Count a request whose client has disconnected. Return why the conversation ended."""

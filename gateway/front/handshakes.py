@@ -103,8 +103,8 @@ class Handshakes:
         """
         began = time.perf_counter()
         failed: str | None = None
-        scope = half_open.scope
-        scope.deadline = trio.current_time() + (0 if self._draining else self._timeout)
+        seconds = 0 if self._draining or half_open.evicted else self._timeout
+        scope = half_open.scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self._scopes.add(scope)
         self._half_open.inc()
         try:
@@ -125,6 +125,7 @@ class Handshakes:
                     failed = "client_closed"
         finally:
             self._scopes.discard(scope)
+            half_open.scope = None
             self._half_open.inc(-1)
             self._admission.end_handshake(half_open)
         if failed is None:
@@ -132,8 +133,8 @@ class Handshakes:
         if failed:
             self._errors.count(failed, half_open.peer)
             return None
-        seconds = half_open.handshake_seconds = time.perf_counter() - began
-        self._metrics.handshake_succeeded(self._listener, stream.version, seconds, resumed=stream.resumed)
+        took = half_open.handshake_seconds = time.perf_counter() - began
+        self._metrics.handshake_succeeded(self._listener, stream.version, took, resumed=stream.resumed)
         return stream
 
     async def _take_proxy_header(self, half_open: HalfOpen) -> bool:

@@ -196,17 +196,19 @@ class Listener:
 
     async def _serve_client(self, half_open: HalfOpen) -> None:
         self._connections.inc()
+        stream = None
         try:
             stream = await self._handshakes.shake_hands(half_open)
             if stream is not None:
-                with closing(stream):
-                    await self._receive(stream, half_open.peer, half_open.handshake_seconds)
+                await self._receive(stream, half_open.peer, half_open.handshake_seconds)
         except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
             self._errors.count("internal", half_open.peer)
             self._log.error(
                 "internal error: client connection closed; report this bug", peer=half_open.peer, exc_info=error
             )
         finally:
+            if stream is not None:
+                stream.close()
             half_open.sock.close()
             self._admission.disconnect(half_open)
             self._connections.inc(-1)

@@ -259,6 +259,14 @@ class Relay:
         self, stream: TlsStream, peer: str, seconds: float, *, listener: str, limits: RelayLimits
     ) -> None:
         """Relay one client whose handshake took ``seconds``, from its opening to its end."""
+        client = self._open(stream, peer, seconds, listener, limits)
+        try:
+            await client.run()
+        finally:
+            del self._clients[client.number]
+
+    def _open(self, stream: TlsStream, peer: str, seconds: float, listener: str, limits: RelayLimits) -> RelayedClient:
+        """Tell the core about a client. Apart from ``receive``, whose frame would keep the client's certificates."""
         certificate = stream.peer_certificate_der() or b""
         account = self._admission.account_of(hashlib.sha256(certificate).hexdigest())
         self._last += 1
@@ -268,10 +276,7 @@ class Relay:
         issuers = stream.issuers_der() or ()
         opening = Opening(listener, peer, stream.version, stream.resumed, seconds, certificate, issuers)
         self._pipe.send(Kind.OPENED, client.number, opening.encode())
-        try:
-            await client.run()
-        finally:
-            del self._clients[client.number]
+        return client
 
     def handle(self, message: Message) -> None:
         """Take a message of the core about a connection; one that has ended meanwhile is ignored."""

@@ -21,7 +21,8 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2: an IPv4 a
 class HalfOpen:
     """A connection whose TLS handshake is not finished, from ``host`` and ``port``.
 
-    ``scope`` ends the connection; ``evicted`` is True if the connection was ended for a newer connection.
+    ``scope`` ends the handshake, and is None before and after it; ``evicted`` is True if the connection was ended, or
+    must be, for a newer connection.
     """
 
     __slots__ = ("answered_at", "evicted", "handshake_seconds", "host", "port", "scope", "sock", "source")
@@ -31,7 +32,7 @@ class HalfOpen:
         self.host = host
         self.port = port
         self.source = BEHIND_BALANCER
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope | None = None
         self.answered_at = float("inf")  # trio's time; infinity while the first TLS record is awaited
         self.evicted = False
         self.handshake_seconds = 0.0  # once the handshake has succeeded
@@ -47,7 +48,8 @@ class HalfOpen:
     def evict(self) -> None:
         """End this connection in favour of a newer connection."""
         self.evicted = True
-        self.scope.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
 
 
 class Source:
