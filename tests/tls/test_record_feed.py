@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import trio
+import trio.testing
 from OpenSSL import SSL
 
 from gateway.errors import StreamClosedError, TlsError
@@ -94,14 +95,13 @@ async def test_what_was_seen_before_is_not_waited_for(sockets: tuple[socket.sock
     assert feed.given() == record(b"hello") + record(b"next")
 
 
-@pytest.mark.usefixtures("autojump_clock")
 async def test_a_record_in_parts_is_given_once_it_is_whole(feed: Feed) -> None:
     whole = record(bytes(range(100)))
 
     async def send() -> None:
         for byte in whole[:-1]:
             feed.theirs.sendall(bytes([byte]))
-            await trio.sleep(1)
+            await trio.testing.wait_all_tasks_blocked()
             assert feed.given() == b""
         feed.theirs.sendall(whole[-1:] + record(b"next"))
 
