@@ -20,6 +20,7 @@ ssl_pending: Final = _lib.SSL_pending
 ssl_do_handshake: Final = _lib.SSL_do_handshake
 ssl_get_error: Final = _lib.SSL_get_error
 WANT_READ: Final = _lib.SSL_ERROR_WANT_READ
+ZERO_RETURN: Final = _lib.SSL_ERROR_ZERO_RETURN
 raise_error: Final = SSL.Connection._raise_ssl_error  # noqa: SLF001
 to_bytes: Final = _ffi.unpack
 from_buffer: Final = _ffi.from_buffer

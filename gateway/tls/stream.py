@@ -25,6 +25,7 @@ from gateway.tls.openssl import (
     READ_BUFFER,
     RECORD,
     WANT_READ,
+    ZERO_RETURN,
     allocate,
     from_buffer,
     handshake_reason,
@@ -232,6 +233,8 @@ class TlsStream:
                 size = ssl_read(self._ssl, buffer, RECORD)
                 if size > 0:
                     return to_bytes(buffer, size)  # type: ignore[no-any-return]
+                if ssl_get_error(self._ssl, size) == ZERO_RETURN:  # the end, without the price of an exception
+                    return b""
                 raise_error(self.connection, self._ssl, size)
             except trio.ClosedResourceError:
                 raise self._woken() from None
