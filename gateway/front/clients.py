@@ -1,7 +1,7 @@
 """Clients: the clients of one listener after their handshake: identity, limits, conversation, drain."""
 
 import time
-from collections.abc import Awaitable, Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Final
 
@@ -185,15 +185,33 @@ class Clients:
         return None
 
     async def receive(self, stream: ClientStream, peer: str, _seconds: float = 0.0) -> None:
-        """Serve a client until either side ends the connection. ``peer`` is its address, for the log."""
+        """Serve a client until either side ends the connection. ``peer`` is its address, for the log.
+
+        Here is all that a served client awaits: each further coroutine would cost an idle client 300 bytes.
+        """
         try:
-            await self._serving(stream, peer)
+            conversation, fingerprint = self._conversation(stream, peer)
+            if not conversation.is_served:
+                await self._refuse(conversation, fingerprint)
+                return
+            self._clients += 1
+            self._admission.clients += 1
+            ended = "internal"
+            began = self._begin(conversation)
+            try:
+                ended = await conversation.run()
+            finally:
+                self._end(conversation, began, ended)
+                self._clients -= 1
+                self._admission.clients -= 1
+            if ended not in _ORDINARY_ENDS:
+                self._errors.count(ended, peer, certificate=fingerprint)
         except Exception as error:  # noqa: BLE001 - a bug that affects one client must not end the gateway
             self._errors.count("internal", peer)
             self._log.error("internal error: client connection closed; report this bug", peer=peer, exc_info=error)
 
-    def _serving(self, stream: ClientStream, peer: str) -> Awaitable[None]:
-        """Identify a client. Return the coroutine that serves or refuses it, without what only its start needs."""
+    def _conversation(self, stream: ClientStream, peer: str) -> tuple[Conversation, str | None]:
+        """Identify a client. Return its conversation, and the fingerprint of its certificate if there is a trail."""
         certificate = stream.peer_certificate_der()
         principal = self._identify(certificate, peer)
         chain, refusal = self._judge(certificate, stream.issuers_der())
@@ -201,27 +219,10 @@ class Clients:
             principal = None
         over = self._limit_reached(principal)
         recorder = None if self._trail is None else self._make_recorder(self._trail, certificate, peer)
-        fingerprint = None if recorder is None else recorder.fingerprint
         conversation = self._converse(
             stream, principal, peer=peer, over=over, refusal=refusal, chain=chain, recorder=recorder
         )
-        if principal is None or over is not None:
-            return self._refuse(conversation, stream, over, fingerprint)
-        return self._serve(conversation, fingerprint)
-
-    async def _serve(self, conversation: Conversation, fingerprint: str | None) -> None:
-        self._clients += 1
-        self._admission.clients += 1
-        ended = "internal"
-        began = self._begin(conversation)
-        try:
-            ended = await conversation.run()
-        finally:
-            self._end(conversation, began, ended)
-            self._clients -= 1
-            self._admission.clients -= 1
-        if ended not in _ORDINARY_ENDS:
-            self._errors.count(ended, conversation.peer, certificate=fingerprint)
+        return conversation, None if recorder is None else recorder.fingerprint
 
     def _make_recorder(self, trail: Trail, certificate: bytes | None, peer: str) -> RequestRecorder:
         return RequestRecorder(
@@ -251,9 +252,7 @@ class Clients:
                 requests=conversation.requests,
             )
 
-    async def _refuse(
-        self, conversation: Conversation, stream: ClientStream, over: Limit | None, certificate: str | None
-    ) -> None:
+    async def _refuse(self, conversation: Conversation, certificate: str | None) -> None:
         """Send an error to a client that exceeds a limit or has no identity, and disconnect it.
 
         Such clients are not counted by ``max_clients``. If there are 64 of them already, only close the connection.
@@ -269,8 +268,8 @@ class Clients:
                 self._end(conversation, began, ended)
                 self._refused -= 1
         else:
-            stream.close_politely()
-        peer = conversation.peer
+            conversation.stream.close_politely()
+        peer, over = conversation.peer, conversation.over
         if over is None:
             self._errors.count(conversation.refusal or "not_authenticated", peer, certificate=certificate)
         elif conversation.requests:  # the conversation has counted the limit when it sent the error

@@ -154,7 +154,6 @@ class Conversation:
         "_log",
         "_metrics",
         "_now",
-        "_over",
         "_payer",
         "_principal",
         "_reader",
@@ -170,6 +169,7 @@ class Conversation:
         "_throttle",
         "_turns",
         "chain",
+        "over",
         "peer",
         "phase",
         "refusal",
@@ -204,7 +204,7 @@ class Conversation:
         self._admission = admission
         self._principal = principal
         self._account = None if principal is None else admission.account(principal)
-        self._over = over
+        self.over = over
         self.refusal = refusal  # a key of REFUSALS, or ""
         self.chain = chain
         self._turns = admission.turns
@@ -232,6 +232,11 @@ class Conversation:
 
     def __repr__(self) -> str:
         return f"<Conversation of {self.identity_name}, {self.phase.value}, {self.requests} requests>"
+
+    @property
+    def is_served(self) -> bool:
+        """False for a client that gets an error for its first request."""
+        return self._principal is not None and self.over is None
 
     @property
     def identity_name(self) -> str:
@@ -314,9 +319,9 @@ class Conversation:
 
     async def run(self) -> str:
         """Answer requests until either side ends the connection; close it. Return the reason, as a label."""
-        if self._account is not None and self._over is None:
-            self._over = self._account.connect()
-            if self._over is None:
+        if self._account is not None and self.over is None:
+            self.over = self._account.connect()
+            if self.over is None:
                 self._connected = self._account
             else:
                 self._idle = self._idle_times()
@@ -387,8 +392,8 @@ class Conversation:
         principal, account = self._principal, self._account
         if principal is None or account is None or not principal.is_valid_at(time.time()):
             return await self._reject(request, principal)
-        if self._over is not None:
-            await self._refuse_over(self._over, request)
+        if self.over is not None:
+            await self._refuse_over(self.over, request)
             return "limit"
         began = self._now = trio.current_time()
         self._enter(_ANSWERING_TIMES, began)
@@ -502,8 +507,7 @@ class Conversation:
 
     def _idle_times(self) -> _PhaseTimes:
         """Return the deadline of IDLE: shorter for a client that gets an error only, so that it soon frees its slot."""
-        is_served = self._principal is not None and self._over is None
-        seconds = self._settings.idle_timeout if is_served else self._settings.request_timeout
+        seconds = self._settings.idle_timeout if self.is_served else self._settings.request_timeout
         return _phase_times(Phase.IDLE, seconds, _DEADLINE_SLACK)
 
     def _check_whole(self) -> None:
