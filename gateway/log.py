@@ -317,7 +317,7 @@ def end_debug() -> None:
 
 def shows_debug() -> bool:
     """Return True if lines of level debug may be logged now."""
-    return _lowest[0] == logging.DEBUG or (bool(_debug) and any(each.seconds for each in _debug))
+    return _lowest[0] == logging.DEBUG or (bool(_debug) and any(each.seconds for each in _debug))  # mostly of none
 
 
 def debugs(about: Mapping[str, Any]) -> bool:

@@ -187,7 +187,7 @@ class Clients:
     async def receive(self, stream: ClientStream, peer: str, _seconds: float = 0.0) -> None:
         """Serve a client until either side ends the connection. ``peer`` is its address, for the log.
 
-        Here is all that a served client awaits: each further coroutine would cost an idle client 300 bytes.
+        A served client's conversation is run from here: each coroutine between would cost an idle client 300 bytes.
         """
         try:
             conversation, fingerprint = self._conversation(stream, peer)
@@ -230,7 +230,7 @@ class Clients:
         )
 
     def _begin(self, conversation: Conversation) -> float:
-        """Count a conversation that begins. Return the time."""
+        """Count and log a conversation that begins; end it if the gateway drains. Return the time."""
         if self._draining:
             conversation.drain()
         self._conversations.add(conversation)
@@ -239,7 +239,7 @@ class Clients:
         return trio.current_time()
 
     def _end(self, conversation: Conversation, began: float, ended: str) -> None:
-        """Count the end of a conversation."""
+        """Count and log the end of a conversation."""
         self._conversations.discard(conversation)
         self._connection_duration.observe(trio.current_time() - began)
         self._requests_per_connection.observe(conversation.requests)

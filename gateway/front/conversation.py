@@ -73,7 +73,7 @@ class _PhaseTimes(NamedTuple):
     latest: float
 
 
-@lru_cache(maxsize=64)  # for each listener three, which its conversations share
+@lru_cache(maxsize=64)  # for each listener four, which its conversations share
 def _phase_times(phase: Phase, seconds: float, slack: float = 0.0) -> _PhaseTimes:
     return _PhaseTimes(phase, seconds * (1 - slack), seconds)
 
@@ -204,7 +204,7 @@ class Conversation:
         self._admission = admission
         self._principal = principal
         self._account = None if principal is None else admission.account(principal)
-        self.over = over
+        self.over = over  # also set if the principal has too many connections
         self.refusal = refusal  # a key of REFUSALS, or ""
         self.chain = chain
         self._turns = admission.turns
@@ -235,7 +235,7 @@ class Conversation:
 
     @property
     def is_served(self) -> bool:
-        """False for a client that gets an error for its first request."""
+        """False for a client that has no principal or exceeds a limit: it gets an error for its first request."""
         return self._principal is not None and self.over is None
 
     @property

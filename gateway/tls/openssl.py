@@ -1,4 +1,4 @@
-"""OpenSSL's version, and its errors in this package's words: a text for the log, a short reason for metrics."""
+"""OpenSSL: its own functions, its version, and its errors in words: a text for the log, a short reason for metrics."""
 
 import errno
 from typing import Final

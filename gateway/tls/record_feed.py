@@ -2,8 +2,8 @@
 
 OpenSSL reads and writes memory meanwhile. Not a byte after the last record may be taken from the kernel: it may belong
 to a request, which OpenSSL reads from the socket itself. So the feed looks at all bytes that have arrived (MSG_PEEK),
-gives OpenSSL whole records of them, and takes from the kernel afterwards what it has given. A record that has arrived
-only in part is taken at once: OpenSSL needs it, or the feed would not have been asked for it.
+gives OpenSSL whole records of them, and takes from the kernel afterwards what it has given. A record of which only a
+part is seen is taken as it arrives: OpenSSL needs it, or the feed would not have been asked for it.
 """
 
 import socket
@@ -20,9 +20,11 @@ from gateway.tls import records
 from gateway.tls.openssl import connection_lost
 from gateway.tls.verification import LARGE_HANDSHAKE, Verification
 
-_SEEN: Final = 8192  # bytes at most that are looked at in the kernel at a time
+_LOOK: Final = 8192  # bytes at most that are looked at in the kernel at a time
 
-_Wait = Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
+_CLOSED: Final = "closed during the handshake"
+
+_WaitFor = Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
 
 
 class RecordFeed:
@@ -40,7 +42,7 @@ class RecordFeed:
         connection: SSL.Connection,
         verification: Verification,
         budget: records.HandshakeBudget,
-        wait: _Wait,
+        wait: _WaitFor,
         seen: bytes = b"",
     ) -> None:
         self._socket = sock
@@ -49,7 +51,7 @@ class RecordFeed:
         self._budget = budget
         self._wait = wait
         self._seen = seen
-        self._given = 0  # bytes of these that OpenSSL has been given
+        self._given = 0  # number of the seen bytes that OpenSSL has been given
         self._is_unanswered = bool(seen)  # bytes have arrived since bytes were last sent
 
     def __repr__(self) -> str:
@@ -58,7 +60,7 @@ class RecordFeed:
     def give_seen(self) -> bool:
         """Give OpenSSL the next record, if all of it was seen already; else return False. Costs no system call.
 
-        Raises TlsError above the bounds.
+        Raises TlsError if the handshake has too many records or bytes.
         """
         seen, begin = self._seen, self._given
         body = begin + records.HEAD_SIZE
@@ -75,7 +77,7 @@ class RecordFeed:
     async def give_next(self) -> None:
         """Wait for the next record, and give it to OpenSSL. Raises StreamClosedError at the end, TlsError."""
         self.take_given()
-        self._seen = await self._receive(_SEEN, socket.MSG_PEEK)
+        self._seen = await self._receive(_LOOK, socket.MSG_PEEK)
         if not self.give_seen():
             self._seen = b""
             head = await self._receive_exactly(records.HEAD_SIZE)
@@ -101,7 +103,7 @@ class RecordFeed:
             except BlockingIOError:
                 await self._wait(wait_writable)
             except OSError as error:
-                raise connection_lost("closed during the handshake", error) from None
+                raise connection_lost(_CLOSED, error) from None
 
     def acknowledge(self) -> None:
         """Have the kernel acknowledge received bytes, unless bytes that were sent since have carried that."""
@@ -130,8 +132,8 @@ class RecordFeed:
                 await self._wait(wait_readable)
                 continue
             except OSError as error:
-                raise connection_lost("closed during the handshake", error) from None
+                raise connection_lost(_CLOSED, error) from None
             if not data:
-                raise StreamClosedError("closed during the handshake: closed by the peer")
+                raise StreamClosedError(f"{_CLOSED}: closed by the peer")
             self._is_unanswered = True
             return data

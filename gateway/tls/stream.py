@@ -160,7 +160,7 @@ class TlsStream:
         turn = 0
         while (result := ssl_do_handshake(self._ssl)) <= 0:
             if ssl_get_error(self._ssl, result) != WANT_READ:
-                await self._raise_handshake_error(feed, result)
+                raise await self._handshake_failure(feed, result)
             if not feed.give_seen():
                 await feed.flush()
                 await feed.give_next()
@@ -180,17 +180,18 @@ class TlsStream:
     def _feed(self, budget: records.HandshakeBudget, seen: bytes = b"") -> RecordFeed:
         return RecordFeed(self._socket, self.connection, self._verification, budget, self._wait, seen)
 
-    async def _raise_handshake_error(self, feed: RecordFeed, result: int) -> None:
-        """Raise TlsError for a result of ``ssl_do_handshake``, or StreamClosedError if the peer has closed."""
+    async def _handshake_failure(self, feed: RecordFeed, result: int) -> TlsError | StreamClosedError:
+        """Return the error for a result of ``ssl_do_handshake``, after the alert for the peer was sent."""
         try:
             raise_error(self.connection, self._ssl, result)
-        except (SSL.SysCallError, SSL.ZeroReturnError) as ended:
-            raise StreamClosedError(f"closed during the handshake: {text_of(ended)}") from None
         except SSL.Error as error:
-            feed.take_given()  # unread bytes would make the close a reset, which could destroy the alert
-            with suppress(StreamClosedError):
-                await feed.flush()  # the alert
-            raise self._handshake_error(error) from None
+            if isinstance(error, SSL.SysCallError | SSL.ZeroReturnError):
+                return StreamClosedError(f"closed during the handshake: {text_of(error)}")
+            failure = self._handshake_error(error)
+        feed.take_given()  # unread bytes would make the close a reset, which could destroy the alert
+        with suppress(StreamClosedError):
+            await feed.flush()  # the alert
+        return failure
 
     def _handshake_error(self, error: SSL.Error) -> TlsError:
         if self._verification.is_too_large:
@@ -214,8 +215,8 @@ class TlsStream:
         An end without close_notify is an end, too. Raises StreamClosedError on a reset, TlsError on a broken record or
         an alert.
         """
-        ready: _Wait | None = wait_readable
-        while ready is not None:
+        ready: _Wait = wait_readable
+        while True:
             if self._descriptor < 0:
                 raise StreamClosedError(CLOSED_HERE)
             try:
@@ -240,10 +241,9 @@ class TlsStream:
                 raise self._woken() from None
             except SSL.Error as error:
                 ready = await self._wait_after(error)
-        return b""
 
-    async def _wait_after(self, error: SSL.Error) -> _Wait | None:
-        """Return the wait after which to read again, or None at the end of the stream. Raises as ``receive_some``."""
+    async def _wait_after(self, error: SSL.Error) -> _Wait:
+        """Return the wait after which to read again. Raises as ``receive_some``."""
         match error:
             case SSL.WantReadError():  # a part of a record, or a message without data
                 if self._count_record():
@@ -253,8 +253,6 @@ class TlsStream:
                 return wait_readable
             case SSL.WantWriteError():
                 return wait_writable
-            case SSL.ZeroReturnError():
-                return None
             case SSL.SysCallError():
                 raise StreamClosedError(f"connection lost: {text_of(error)}") from None
         raise TlsError(f"connection broken: {text_of(error)}", reason=record_reason(error)) from None
