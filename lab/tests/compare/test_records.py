@@ -37,7 +37,7 @@ def test_numbers_are_rounded_and_every_run_has_a_line() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[", "Expecting value"),
+        ("[", "not the output of kmip-lab compare --json"),
         ("[]", "not the output of kmip-lab compare --json"),
         ('{"runs": [{"case": "kept"}], "about": []}', "not the output of kmip-lab compare --json"),
         ("{}", "not the output of kmip-lab compare --json"),

@@ -66,9 +66,9 @@ def _read(path: Path) -> list[Comparison]:
     try:
         data = json.loads(path.read_text())
         return [_comparison(each) for each in data.get("gathered", [data])]
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise click.ClickException(f"{path}: not the output of kmip-lab compare --json") from None
 
 
