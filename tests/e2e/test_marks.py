@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from kmip_lab.keymanager.roles import Member, Role, write_roles
+from kmip_lab.keymanager.roles import Link, Member, Role, write_roles
 from kmip_lab.tools.clients import Client, connect
 from kmip_lab.tools.requests import activate, create_key, get_key, key_value
 
@@ -29,7 +29,11 @@ def key_managers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cer
     certificates = Certificates(tmp_path_factory.mktemp("marks"))
     cluster = certificates.path("cluster")
     cluster.mkdir()
-    write_roles(cluster, {name: Member(Role.MASTER) for name in MASTERS})
+    shared = {name: Link(synchronous=True, timeout=60) for name in MASTERS}  # as the gateways take it for granted
+    write_roles(
+        cluster,
+        {name: Member(Role.MASTER, {to: link for to, link in shared.items() if to != name}) for name in MASTERS},
+    )
     options = ("--cluster", str(cluster), "--pending-for", str(PENDING))
     with running_key_managers(certificates, MASTERS, *options) as ports:
         yield certificates, ports
@@ -166,7 +170,7 @@ def data_in(response: Response) -> bytes:
 async def test_a_stream_of_ten_parts_goes_through_two_gateways_in_turn(gateways: list[Gateway]) -> None:
     """The joined answers are equal to the answer to the whole data at once."""
     uid = (await ask(gateways[0], create_key((1, 4)))).items[0].unique_identifiers[0].decode()
-    await ask(gateways[0], activate(uid, (1, 4)))
+    assert (await ask(gateways[0], activate(uid, (1, 4)))).items[0].status == ResultStatus.SUCCESS
     key = key_value(await ask(gateways[0], get_key(uid)))
     parts = [bytes([number]) * 41 for number in range(10)]
     turns = itertools.cycle(gateways)
